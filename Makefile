@@ -1,0 +1,41 @@
+# `make audit` and `make test` are each the one command on a bare machine (Python 3.11 or 3.12).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: setup audit test faults lint clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, found {v}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch and torchvision first and unpinned: only so do their builds match
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Two sample dumps (one to learn from, one for the night), a small bundle, the audit.
+audit: setup
+	$(BIN)/python -m jobs.sample --output-uri $(DEMO)/learn --num-bins 1500 --seed 1 --record-error-rate 0
+	$(BIN)/python -m jobs.sample --output-uri $(DEMO)/night --num-bins 400 --seed 2 --record-error-rate 0.05
+	$(BIN)/python -m jobs.ingest --images-uri $(DEMO)/learn/bin-images --records-uri $(DEMO)/learn/metadata --manifest-uri $(DEMO)/learn-manifest
+	$(BIN)/python -m jobs.ingest --images-uri $(DEMO)/night/bin-images --records-uri $(DEMO)/night/metadata --manifest-uri $(DEMO)/night-manifest
+	$(BIN)/python -m jobs.train --manifest-uri $(DEMO)/learn-manifest --bundle-uri $(DEMO)/bundle --architecture resnet18 --weights none --image-size 64 --max-epochs 4
+	$(BIN)/python -m jobs.audit --manifest-uri $(DEMO)/night-manifest --bundle-uri $(DEMO)/bundle --output-uri $(DEMO)/audits --replace
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup lint
+	$(BIN)/pytest -m 'not slow'
+
+faults: setup
+	$(BIN)/pytest tests/faults
+
+clean:
+	rm -rf $(DEMO) build *.egg-info
