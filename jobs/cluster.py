@@ -1,0 +1,40 @@
+"""Joining the cluster: the one that a submitted job runs in, or a local one started for this command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+
+@contextmanager
+def connect() -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), else starts a local one.
+
+    A cluster that this process already joined is used and left as it is (tests, notebooks).
+    """
+    if ray.is_initialized():
+        _configure_data()
+        yield
+        return
+    options: dict = {"log_to_driver": True, "logging_level": logging.WARNING}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"include_dashboard": False}
+    ray.init(**options)
+    _configure_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _configure_data() -> None:
+    context = ray.data.DataContext.get_current()
+    # Our own progress lines say images, rate and remaining time; Ray's bars would overwrite them.
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,47 @@
+"""From a command line to an exit code, the same for every job.
+
+0: complete (whatever the verdicts); 1: could not complete, or a quality gate failed; 2: bad arguments or inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from jobs.config.base import JobConfig
+from schemas.errors import GateError, InputError
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+def run_command(
+    config_type: type[Config],
+    run: Callable[[Config], None],
+    *,
+    job: str,
+    description: str,
+    argv: Sequence[str] | None,
+) -> int:
+    """Parses `argv`, runs the job and returns its exit code (2 also for flags that don't parse)."""
+    try:
+        # prog: under `ray job submit` the default is a long temporary path
+        config = tyro.cli(config_type, prog=f"python -m jobs.{job}", description=description, args=argv)
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    # Ray's own usage and token hints would bury the job's progress in its log.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        run(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except GateError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return 0

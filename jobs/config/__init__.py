@@ -1,0 +1,1 @@
+"""One module per job: its settings, whose docstrings are the `--help`."""
