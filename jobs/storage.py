@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import boto3
@@ -25,8 +26,11 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 
 from schemas.errors import InputError
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
 # Outlasts a storage server that is away for a minute; throttling (503, SLOW_DOWN) backs off within it.
-RETRIES = {
+RETRIES: RetryConfig = {
     "max_retries": 40,
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
@@ -53,9 +57,7 @@ def absolute(uri: str) -> str:
     if uri.startswith("file://"):
         uri = unquote(uri.removeprefix("file://"))
     if "://" in uri:
-        raise InputError(
-            f"{uri}: expected a local path, file:///path or s3://bucket/key, found another scheme"
-        )
+        raise InputError(f"{uri}: expected a local path, file:///path or s3://bucket/key, found another scheme")
     return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 - Path.resolve would follow links
 
 
@@ -97,18 +99,14 @@ def _s3_store(bucket: str, anonymous: bool) -> S3Store:
         )
     else:
         options["credential_provider"] = Boto3CredentialProvider(session)
-    return S3Store(
-        bucket,
-        client_options={
-            "allow_http": endpoint is not None and endpoint.startswith("http://"),
-            "timeout": "60s",
-            "connect_timeout": "5s",
-            # Photos of many bins come from one host: let the pool keep their connections.
-            "pool_max_idle_per_host": 256,
-        },
-        retry_config=RETRIES,
-        **options,
-    )
+    client: ClientConfig = {
+        "allow_http": endpoint is not None and endpoint.startswith("http://"),
+        "timeout": "60s",
+        "connect_timeout": "5s",
+        # Photos of many bins come from one host: let the pool keep their connections.
+        "pool_max_idle_per_host": "256",
+    }
+    return S3Store(bucket, client_options=client, retry_config=RETRIES, **options)
 
 
 def explain(error: BaseError) -> str:
@@ -163,9 +161,7 @@ def exists(uri: str) -> bool:
     return True
 
 
-def list_objects(
-    uri: str, *, anonymous: bool = False, start_after: str | None = None
-) -> Iterator[StoredObject]:
+def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None = None) -> Iterator[StoredObject]:
     """All objects below `uri`, streamed page by page; none where the folder doesn't exist."""
     store, prefix = locate(uri, anonymous=anonymous)
     root = uri.removesuffix(prefix) if is_s3(uri) else "/"

@@ -1,0 +1,82 @@
+"""Arrow schemas whose columns say what they mean, and the message for a table that doesn't fit one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+
+def column(name: str, kind: pa.DataType, description: str, *, required: bool = False) -> pa.Field:
+    """One column; `required` columns are never null. The description travels in the field's metadata."""
+    return pa.field(name, kind, nullable=not required, metadata={"description": description})
+
+
+def describe(field: pa.Field) -> str:
+    """The description given to `column`."""
+    return (field.metadata or {}).get(b"description", b"").decode()
+
+
+def schema_problems(found: pa.Schema, expected: pa.Schema) -> list[str]:
+    """What keeps a table of schema `found` from being read as `expected`: one line per column, all at once.
+
+    Optional columns may be missing; other columns are ignored; a type fits where a safe cast exists
+    (int64 for int32, large_string for string, another time unit).
+    """
+    problems = []
+    for field in expected:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            if not field.nullable:
+                problems.append(f"column {field.name}: expected {field.type}, found no such column")
+            continue
+        if not _castable(found.field(index).type, field.type):
+            problems.append(f"column {field.name}: expected {field.type}, found {found.field(index).type}")
+    return problems
+
+
+def conform(table: pa.Table, expected: pa.Schema) -> pa.Table:
+    """`table` with exactly the columns of `expected`, in its order and types; missing optional ones are null.
+
+    Raises pa.ArrowInvalid where a value doesn't fit (an int64 that is no int32). File metadata is kept.
+    """
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in expected
+    ]
+    return pa.Table.from_arrays(columns, schema=expected.with_metadata(table.schema.metadata))
+
+
+def file_metadata(schema: pa.Schema) -> dict[str, str]:
+    """The file's own key-value metadata as text, without Arrow's and pandas' entries."""
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    return {
+        key.decode(): value.decode()
+        for key, value in metadata.items()
+        if key not in (b"ARROW:schema", b"pandas") and not key.startswith(b"PARQUET:")
+    }
+
+
+def _castable(found: pa.DataType, expected: pa.DataType) -> bool:
+    if found.equals(expected) or pa.types.is_null(found):
+        return True
+    if pa.types.is_dictionary(found):
+        return _castable(found.value_type, expected)
+    if pa.types.is_struct(expected):
+        return pa.types.is_struct(found) and not schema_problems(pa.schema(list(found)), pa.schema(list(expected)))
+    if pa.types.is_list(expected):
+        lists = pa.types.is_list(found) or pa.types.is_large_list(found)
+        return lists and _castable(found.value_type, expected.value_type)
+    kinds = (
+        lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind),
+        pa.types.is_integer,
+        pa.types.is_boolean,
+        lambda kind: pa.types.is_timestamp(kind) and kind.tz is not None,
+    )
+    if any(kind(found) and kind(expected) for kind in kinds):
+        return True
+    return pa.types.is_floating(expected) and (pa.types.is_floating(found) or pa.types.is_integer(found))

@@ -1,0 +1,45 @@
+"""Recounts: the plan that a night makes, the file that comes back, and the append-only table of counted bins."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from schemas.arrow import TIMESTAMP, column
+
+RECOUNT_PLAN_SCHEMA = pa.schema(
+    [
+        column("run_id", pa.string(), "The run that made the plan.", required=True),
+        column("bin_id", pa.string(), "The bin to count.", required=True),
+        column("recount", pa.string(), "priority (from the ranking) or random (the audit sample).", required=True),
+        column("rank", pa.int32(), "Place in the priority list, 1 first; null for random."),
+        column("inclusion_probability", pa.float32(), "1 for priority, else sample size over eligible.", required=True),
+        column("zone", pa.string(), "Part of the warehouse."),
+        column("expected_qty", pa.int32(), "Pieces that the record expects.", required=True),
+    ]
+)
+
+COUNTS_SCHEMA = pa.schema(
+    [
+        column("bin_id", pa.string(), "The bin that was counted.", required=True),
+        column("audit_date", pa.string(), "The night whose plan asked for it, YYYY-MM-DD.", required=True),
+        column("counted_qty", pa.int32(), "Pieces that the person found.", required=True),
+        column("counted_at", TIMESTAMP, "When it was counted.", required=True),
+        column("counter_id", pa.string(), "Who counted."),
+        column("confirmed", pa.bool_(), "Whether a second blind count agreed."),
+        column("reason_code", pa.string(), "The warehouse's own code for what was found."),
+    ]
+)
+"""What comes back from the floor (CSV or Parquet)."""
+
+COUNTED_SCHEMA = pa.schema(
+    [
+        *COUNTS_SCHEMA,
+        column("run_id", pa.string(), "The run whose plan asked for it.", required=True),
+        column("expected_qty", pa.int32(), "What the record expected that night.", required=True),
+        column("probabilities", pa.list_(pa.float32()), "The camera's answer that night."),
+        column("recount", pa.string(), "priority or random.", required=True),
+        column("inclusion_probability", pa.float32(), "As the plan stored it.", required=True),
+        column("bundle_id", pa.string(), "The bundle that scored the photo.", required=True),
+    ]
+)
+"""`counted`: append-only."""

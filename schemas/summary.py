@@ -1,0 +1,68 @@
+"""The summary: one row per night and scope; its Parquet file is the one object that commits a night."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from schemas.arrow import column
+
+_COUNT, _SHARE, _VALUE = pa.int64(), pa.float32(), pa.float64()
+
+SUMMARY_SCHEMA = pa.schema(
+    [
+        column("audit_date", pa.string(), "The night, YYYY-MM-DD.", required=True),
+        column("run_id", pa.string(), "The run that the night was committed by.", required=True),
+        column("scope", pa.string(), "all, zone, abc_class or expected_qty.", required=True),
+        column("scope_value", pa.string(), "Which zone, class or quantity; null for all."),
+        column("num_bins", _COUNT, "Bins in the manifest.", required=True),
+        column("num_scored", _COUNT, "Bins whose photo was scored.", required=True),
+        column("num_missing_image", _COUNT, "Bins without a photo.", required=True),
+        column("num_fetch_failed", _COUNT, "Bins whose photo could not be fetched.", required=True),
+        column("num_unreadable_image", _COUNT, "Bins whose photo is no whole image.", required=True),
+        column("num_image_rejected", _COUNT, "Bins whose photo is beyond the limits or allowed roots.", required=True),
+        column("num_assessed", _COUNT, "Bins with a verdict other than not_assessed.", required=True),
+        column("coverage", _SHARE, "num_assessed over num_bins."),
+        column("recorded_units", _COUNT, "Sum of expected_qty.", required=True),
+        column("recorded_value", _VALUE, "Sum of expected_qty times unit_value, where given."),
+        column("num_suspect", _COUNT, "Bins with verdict suspect.", required=True),
+        column("num_certified", _COUNT, "Bins with verdict certified.", required=True),
+        column("num_priority", _COUNT, "Priority recounts in tonight's plan.", required=True),
+        column("num_random", _COUNT, "Random recounts in tonight's plan.", required=True),
+        column("alpha", _SHARE, "Largest false-discovery rate that certificates were given at."),
+        column("exp_wrong_in_list", _SHARE, "Sum of p_record_wrong over the priority list: hits it claims."),
+        column("naive_mismatch_share", _SHARE, "Share of scored bins where camera and record differ; for comparison."),
+        column("record_model", pa.string(), "assumed (no random recounts yet) or learned.", required=True),
+        column("error_rate", _SHARE, "Estimated share of wrong records; null without random recounts."),
+        column("error_rate_low", _SHARE, "Lower end of its 95 % interval."),
+        column("error_rate_high", _SHARE, "Upper end of its 95 % interval."),
+        column("ira", _SHARE, "Inventory record accuracy, exact, share of bins: 1 - error_rate."),
+        column("estimator", pa.string(), "stratified_difference, wilson or none.", required=True),
+        column("window_nights", _COUNT, "Nights whose recounts are pooled.", required=True),
+        column("num_random_window", _COUNT, "Resolved random recounts in the window.", required=True),
+        column("num_priority_window", _COUNT, "Resolved priority recounts in the window.", required=True),
+        column("num_pending_window", _COUNT, "Planned recounts in the window not yet resolved.", required=True),
+        column("net_variance_units", _VALUE, "Estimated sum of true - recorded pieces."),
+        column("net_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
+        column("net_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
+        column("gross_variance_units", _VALUE, "Sum of E|true - recorded| over assessed bins."),
+        column("net_variance_value", _VALUE, "Sum of E(true - recorded) times unit_value."),
+        column("shortage_value", _VALUE, "Expected value of missing pieces."),
+        column("overage_value", _VALUE, "Expected value of surplus pieces."),
+        column("value_at_risk", _VALUE, "Sum of value_at_risk over assessed bins."),
+        column("found_value_window", _VALUE, "Value of differences that priority recounts found in the window."),
+        column("claimed_over_found", _SHARE, "Hits claimed by the window's priority lists over hits found."),
+        column("list_precision_window", _SHARE, "Share of the window's priority recounts that found a wrong record."),
+        column("list_precision_window_low", _SHARE, "Lower end of its 95 % interval."),
+        column("list_precision_window_high", _SHARE, "Upper end of its 95 % interval."),
+        column("naive_precision_window", _SHARE, "The same for random bins where camera and record differed."),
+        column("ece_window", _SHARE, "Calibration error of p_record_wrong on the window's random recounts."),
+        column("record_outside_set_share", _SHARE, "Share of records outside the camera's 90 % set."),
+        column("drift_alarm", pa.bool_(), "Whether that share left its range; certificates are then suspended."),
+        column("record_error_rate_used", _SHARE, "Error rate of the record model in force."),
+        column("label_noise_used", _SHARE, "Assumed share of wrong training labels."),
+        column("bundle_id", pa.string(), "The bundle that scored the photos.", required=True),
+        column("calibration_id", pa.string(), "Record model and calibration in force.", required=True),
+        column("images_per_second", _SHARE, "Scored images over the seconds of scoring; null when all were staged."),
+        column("price_per_1000_images", _VALUE, "From --node-price, seconds and nodes; null without it."),
+    ]
+)
