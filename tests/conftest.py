@@ -1,0 +1,102 @@
+"""Real parts for the tests: a local Ray cluster and a real S3 server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Workers inherit these; a test never reaches real AWS.
+S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "tester-secret", "AWS_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated_environment() -> Iterator[None]:
+    """Settled before Ray starts, since its workers keep the environment of their start."""
+    patch = pytest.MonkeyPatch()
+    for name, value in S3_ENVIRONMENT.items():
+        patch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "RAY_ADDRESS"):
+        patch.delenv(name, raising=False)
+    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_free_port()}")
+    patch.setenv("AWS_CONFIG_FILE", os.devnull)
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(_isolated_environment: None) -> Iterator[None]:
+    """One Ray cluster of this machine for all tests, with eight logical CPUs whatever the machine has."""
+    import ray
+
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server(_isolated_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a real S3 server (SeaweedFS), where AWS_ENDPOINT_URL points."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    process = start_s3_server(tmp_path_factory.mktemp("s3"), int(endpoint.rsplit(":", 1)[1]))
+    yield endpoint
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """`s3://…` of a fresh bucket."""
+    import boto3
+
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def start_s3_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Starts `weed mini` with its data in `folder` and waits until it answers."""
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    ports = {name: _free_port() for name in ("master", "volume", "filer", "webdav", "admin")}
+    command = [
+        str(weed),
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={port}",
+        "-admin.ui=false",
+        *(f"-{name}.port={number}" for name, number in ports.items()),
+    ]
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **S3_ENVIRONMENT})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2)
+        except urllib.error.HTTPError:
+            return process  # refused for want of a signature: it is there
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return process
+    process.kill()
+    raise RuntimeError(f"the S3 server did not start: {(folder / 'weed.log').read_text()[-2000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

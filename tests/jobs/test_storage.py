@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import storage
+from schemas.errors import InputError
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket") + "/folder"
+
+
+def test_bytes_come_back_as_written_under_odd_names(folder: str) -> None:
+    uri = storage.join(folder, "a b", "c%20é<&>.txt")
+    storage.write_bytes(uri, b"photo")
+    assert storage.read_bytes(uri) == b"photo"
+    assert [(entry.uri, entry.num_bytes) for entry in storage.list_objects(folder)] == [(uri, 5)]
+
+
+def test_only_one_of_two_creates_an_object(folder: str) -> None:
+    uri = storage.join(folder, "lock")
+    assert storage.create_bytes(uri, b"first")
+    assert not storage.create_bytes(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_what_is_absent_is_said_to_be_absent(folder: str) -> None:
+    uri = storage.join(folder, "nothing")
+    assert not storage.exists(uri)
+    assert list(storage.list_objects(uri)) == []
+    storage.delete([uri])
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        storage.read_bytes(uri)
+
+
+def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
+    uri = storage.join(folder, "t", "part.parquet")
+    table = pa.table({"bin_id": [str(n) for n in range(1000)]})
+    storage.write_table(uri, table, row_group_size=100)
+    assert storage.read_table(uri).equals(table)
+    parquet = storage.open_parquet(uri)
+    assert parquet.metadata.num_row_groups == 10
+    assert parquet.read_row_group(9).equals(table.slice(900))
+    assert [entry.uri for entry in storage.parquet_files(storage.join(folder, "t"))] == [uri]
+
+
+def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:
+    uri = storage.join(folder, "t.parquet")
+    storage.write_bytes(uri, b"bin_id,sku\n1,2\n")
+    with pytest.raises(InputError, match=r"t\.parquet.*expected a Parquet file"):
+        storage.open_parquet(uri)
+
+
+def test_folders_are_copied_both_ways(folder: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "weights").write_bytes(b"w")
+    (source / "bundle.json").write_bytes(b"{}")
+    storage.upload_folder(source, storage.join(folder, "bundle"), last="bundle.json")
+    storage.download_folder(storage.join(folder, "bundle"), target)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {"weights": b"w", "bundle.json": b"{}"}
+
+
+def test_another_scheme_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="another scheme"):
+        storage.absolute("https://example.org/a")
+
+
+@pytest.mark.s3
+def test_without_credentials_the_message_says_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage._s3_store.cache_clear()
+    with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID"):
+        storage.read_bytes(f"{bucket}/key")
+    storage._s3_store.cache_clear()
