@@ -1,0 +1,72 @@
+"""Settings of the nightly audit."""
+
+from datetime import date
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat
+
+from jobs.config.base import JobConfig
+
+
+class AuditConfig(JobConfig):
+    """Scores a night's photos, reconciles each count with the record and publishes the night."""
+
+    manifest_uri: str
+    """The night's work list, as `jobs.ingest` writes it (or your WMS: see the README's columns)."""
+
+    bundle_uri: str
+    """The trained counter, as `jobs.train` writes it. Nothing picks the latest one for you."""
+
+    output_uri: str
+    """Where all nights go: results/, recount_plan/, summary/, counted/, runs/."""
+
+    audit_date: date | None = None
+    """The night. It comes from the manifest; one that disagrees is an error."""
+
+    recount_budget: NonNegativeInt = 100
+    """How many bins can be counted by people tomorrow; 0 writes an empty plan."""
+
+    random_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of the budget drawn at random (at least 10 bins); without it nothing can be claimed, only ranked."""
+
+    alpha: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
+    """False-discovery rates at which bins are certified, given enough random recounts."""
+
+    objective: Literal["probability", "value"] = "probability"
+    """What the priority list ranks by; `value` needs unit_value in every row and one currency."""
+
+    count_valid_nights: NonNegativeInt = 14
+    """A bin counted and found right stays off the priority list for so many nights, while its record is unchanged."""
+
+    replace: bool = False
+    """Replace a night that is already committed."""
+
+    replace_counted: bool = False
+    """Replace it even though counts against its plan have come in (they are kept)."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto is bf16 where the hardware computes it natively, else fp32."""
+
+    max_unreadable_share: float = Field(default=0.05, ge=0, le=1)
+    """Nothing is committed beyond this share of unreadable or rejected images."""
+
+    max_missing_share: float = Field(default=0.05, ge=0, le=1)
+    """Nothing is committed beyond this share of missing or unfetched images."""
+
+    allowed_root: tuple[str, ...] = ()
+    """Photos are only read below these URIs; by default below the manifest's images_uri."""
+
+    max_photo_age_hours: PositiveFloat | None = None
+    """A photo taken longer before the record was read is `stale_photo`; by default photos do not age."""
+
+    anonymous: bool = False
+    """Read photos from a public bucket without credentials."""
+
+    seed: int = 0
+    """Of the nightly random draw, with the night and the bin."""
+
+    node_price: PositiveFloat | None = None
+    """Price of one node hour: puts the price of 1,000 images into the summary."""
+
+    report_uri: str | None = None
+    """Write the planner's page and lists there at the end, as `jobs.report` does."""

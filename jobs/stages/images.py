@@ -1,0 +1,197 @@
+"""Fetches and decodes the photos of a shard on CPU workers: many requests in flight, each photo decoded as it comes.
+
+Ray's `download()` expression is not used: it turns every failure into a null and has lost existing files at random
+(references, C1). Here every row keeps a status and an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from jobs import storage
+from jobs.stages.manifest import Shard, read_shard
+from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
+from schemas.bundle import Preprocessing
+from schemas.errors import InputError
+from schemas.manifest import MANIFEST_SCHEMA
+from schemas.results import ImageStatus
+
+IN_FLIGHT = 32
+"""Requests at once per worker process: enough to hide latency, and at most IN_FLIGHT * MAX_IMAGE_BYTES of memory."""
+
+BODY_TRIES = 6
+"""A body that breaks off is asked for again so often (connection errors and throttling are retried below this)."""
+
+PHOTO_COLUMNS = [
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("training_photo", pa.bool_(), nullable=False),
+    pa.field("contrast", pa.float32()),
+    pa.field("pixels", pa.binary()),
+]
+"""Added to a shard's rows; `pixels` is (S, S, 3) uint8 in row-major order, null where there is no whole photo."""
+
+FETCHED_SCHEMA = pa.schema([*MANIFEST_SCHEMA, *PHOTO_COLUMNS])
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """What every worker must know to fetch."""
+
+    preprocessing: Preprocessing
+    allowed_roots: tuple[str, ...]
+    anonymous: bool
+    training_photos: ray.ObjectRef | None
+    """(n, 32) uint8: SHA-256 of the photos that the bundle has learned from."""
+
+
+@dataclass
+class Photo:
+    """What became of one row's image."""
+
+    status: ImageStatus
+    error: str | None = None
+    pixels: np.ndarray | None = None
+    sha256: bytes = b""
+
+
+def fetch_shard(shard: Shard, plan: FetchPlan) -> pa.Table:
+    """The rows of a shard, FETCHED_SCHEMA."""
+    rows = read_shard(shard.uri, shard.row_group)
+    return fetch_rows(rows, plan)
+
+
+def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
+    """Adds PHOTO_COLUMNS to manifest rows: one photo per row, in the same order."""
+    photos = asyncio.run(_fetch_all(rows["image_uri"].to_pylist(), rows["image_etag"].to_pylist(), plan))
+    known = _training_photos(plan.training_photos)
+    columns = [
+        pa.array([str(photo.status) for photo in photos], pa.string()),
+        pa.array([photo.error for photo in photos], pa.string()),
+        pa.array([photo.sha256 in known for photo in photos], pa.bool_()),
+        pa.array([None if photo.pixels is None else float(photo.pixels.std()) for photo in photos], pa.float32()),
+        pa.array([None if photo.pixels is None else photo.pixels.tobytes() for photo in photos], pa.binary()),
+    ]
+    return pa.Table.from_arrays([*rows.select(MANIFEST_SCHEMA.names).columns, *columns], schema=FETCHED_SCHEMA)
+
+
+def pixels_of(rows: pa.Table, preprocessing: Preprocessing) -> np.ndarray:
+    """The photos of the rows that have one: (n, S, S, 3) uint8, in the order of the rows."""
+    side = preprocessing.image_size
+    whole = rows["pixels"].drop_null().combine_chunks()
+    if len(whole) == 0:
+        return np.empty((0, side, side, 3), np.uint8)
+    flat = b"".join(value.as_buffer() for value in whole)
+    return np.frombuffer(flat, np.uint8).reshape(len(whole), side, side, 3)
+
+
+def is_allowed(uri: str, roots: tuple[str, ...]) -> bool:
+    """Whether `uri` lies below one of `roots`: no `..`, no other bucket, and no link that leads out of a folder."""
+    if storage.is_s3(uri):
+        parts = uri.removeprefix("s3://").split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            return False
+        return any(storage.is_s3(root) and uri.startswith(root.rstrip("/") + "/") for root in roots)
+    if "\0" in uri:
+        return False
+    try:
+        real = os.path.realpath(storage.absolute(uri))
+    except InputError:
+        return False
+    return any(not storage.is_s3(root) and real.startswith(_real_root(root)) for root in roots)
+
+
+@lru_cache(maxsize=64)
+def _real_root(root: str) -> str:
+    return os.path.realpath(root).rstrip("/") + "/"
+
+
+async def _fetch_all(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
+    slots = asyncio.Semaphore(IN_FLIGHT)
+
+    async def fetch(uri: str, etag: str | None) -> Photo:
+        async with slots:
+            found = await _fetch(uri, etag, plan)
+            if isinstance(found, Photo):
+                return found
+            # decoded while the other requests are under way
+            return _decode(found, plan.preprocessing)
+
+    return list(await asyncio.gather(*(fetch(uri, etag) for uri, etag in zip(uris, etags, strict=True))))
+
+
+async def _fetch(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
+    if not is_allowed(uri, plan.allowed_roots):
+        return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")
+    store, key = storage.locate(uri, anonymous=plan.anonymous)
+    options = {"if_match": etag} if etag and storage.is_s3(uri) else None
+    for attempt in range(BODY_TRIES):
+        try:
+            answer = await store.get_async(key, options=options)  # type: ignore[arg-type]
+            size = answer.meta["size"]
+            if size > MAX_IMAGE_BYTES:
+                return Photo(ImageStatus.IMAGE_REJECTED, f"{size} bytes, more than {MAX_IMAGE_BYTES}")
+            data = bytes(await answer.bytes_async())
+            if len(data) == size:
+                return data
+            error = f"{len(data)} of {size} bytes came"
+        except (NotFoundError, FileNotFoundError):
+            return Photo(ImageStatus.MISSING_IMAGE, "not found")
+        except (PermissionDeniedError, UnauthenticatedError, PermissionError):
+            return Photo(ImageStatus.FETCH_FAILED, "access denied")
+        except PreconditionError:
+            return Photo(ImageStatus.FETCH_FAILED, "changed since it was listed; ingest again")
+        except InvalidPathError:
+            return Photo(ImageStatus.IMAGE_REJECTED, "not a valid key")
+        except (BaseError, OSError) as failure:
+            error = _failure(failure)
+        await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
+    return Photo(ImageStatus.FETCH_FAILED, f"after {BODY_TRIES} tries: {error}")
+
+
+def _failure(error: Exception) -> str:
+    """Kind of a storage error in a few words that are the same for many photos (request ids would not be)."""
+    text = str(error)
+    for sign in ("timed out", "Connection refused", "connection closed", "503", "500", "SlowDown", "Is a directory"):
+        if sign.lower() in text.lower():
+            return f"{type(error).__name__}: {sign}"
+    return storage.explain_any(error)
+
+
+def _decode(data: bytes, preprocessing: Preprocessing) -> Photo:
+    digest = hashlib.sha256(data).digest()
+    try:
+        return Photo(ImageStatus.SCORED, None, decode_image(data, preprocessing), digest)
+    except UnreadableImage as error:
+        return Photo(ImageStatus.UNREADABLE_IMAGE, str(error), None, digest)
+    except RejectedImage as error:
+        return Photo(ImageStatus.IMAGE_REJECTED, str(error), None, digest)
+
+
+@lru_cache(maxsize=2)
+def _training_photos(reference: ray.ObjectRef | None) -> frozenset[bytes]:
+    if reference is None:
+        return frozenset()
+    return frozenset(digest.tobytes() for digest in ray.get(reference))
+
+
+def unscored(rows: pa.Table) -> pa.ChunkedArray:
+    """Mask of the rows whose image was not scored."""
+    return pc.not_equal(rows["status"], str(ImageStatus.SCORED))

@@ -1,0 +1,228 @@
+"""The night's work list: checked whole before anything is scored, then cut into shards.
+
+A shard is a fixed range of rows (one row group of the run's own copy of the manifest). It is the unit of work and
+of resume: one staged file each. The copy is needed because a foreign manifest may be one row group of a million rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from jobs import storage
+from jobs.duplicates import find_duplicates
+from schemas.arrow import conform, file_metadata, schema_problems
+from schemas.errors import InputError
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
+
+MAX_PROBLEMS = 10
+"""So many problems are listed in one message; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the whole run must know of a checked manifest."""
+
+    uri: str
+    files: list[str]
+    rows_per_file: list[int]
+    audit_date: str
+    images_uri: str | None
+    fingerprint: str
+    """SHA-256 over the files' contents, in the order of their names."""
+    has_all_unit_values: bool
+    currencies: list[str]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.rows_per_file)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One row group of the run's copy of the manifest."""
+
+    index: int
+    uri: str
+    row_group: int
+    num_rows: int
+
+
+def check_manifest(uri: str, audit_date: date | None) -> Manifest:
+    """Reads every row once. Raises InputError with all kinds of problems that it found, by file, row and field."""
+    uri = storage.absolute(uri)
+    files = [entry.uri for entry in storage.parquet_files(uri)]
+    found = ray.data.from_items([{"uri": file} for file in files], override_num_blocks=len(files)).map(
+        _check_file, num_cpus=0.25
+    )
+    reports = sorted(
+        (json.loads(row["report"]) for row in found.iter_rows()), key=lambda report: str(report["uri"])
+    )
+    problems = [problem for report in reports for problem in report["problems"]]
+    if not problems and not sum(report["num_rows"] for report in reports):
+        problems = [f"{uri}: expected at least one bin, found no rows"]
+    metadata = [report["metadata"] for report in reports]
+    night = _agreed("audit_date", metadata, uri, problems)
+    images_uri = _agreed("images_uri", metadata, uri, problems)
+    version = _agreed("format_version", metadata, uri, problems)
+    if version not in (None, FORMAT_VERSION):
+        problems.append(f"{uri}: expected manifest format_version {FORMAT_VERSION}, found {version}")
+    if night is not None:
+        try:
+            date.fromisoformat(night)
+        except ValueError:
+            problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD, found {night!r}")
+    if night is None and audit_date is None:
+        problems.append(f"{uri}: no audit_date in the file metadata; give the night with --audit-date")
+    if night is not None and audit_date is not None and night != audit_date.isoformat():
+        problems.append(f"{uri}: the manifest is of {night}, --audit-date says {audit_date}; drop the flag or re-ingest")
+    if not problems:
+        problems = [
+            f"{uri}: bin_id {bin_id!r} stands in {count} rows; every bin must stand in exactly one"
+            for bin_id, count in find_duplicates(files, "bin_id", limit=MAX_PROBLEMS)
+        ]
+    if problems:
+        rest = len(problems) - MAX_PROBLEMS
+        raise InputError(
+            "\n  ".join(["the manifest can't be audited:", *problems[:MAX_PROBLEMS]])
+            + (f"\n  and {rest} more problems" if rest > 0 else "")
+        )
+    digest = hashlib.sha256()
+    for report in reports:
+        digest.update(report["sha256"].encode())
+    return Manifest(
+        uri=uri,
+        files=files,
+        rows_per_file=[report["num_rows"] for report in reports],
+        audit_date=night or str(audit_date),
+        images_uri=images_uri,
+        fingerprint=digest.hexdigest(),
+        has_all_unit_values=all(report["has_all_unit_values"] for report in reports),
+        currencies=sorted({currency for report in reports for currency in report["currencies"]}),
+    )
+
+
+def write_worklist(manifest: Manifest, folder_uri: str) -> list[Shard]:
+    """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote are kept."""
+    rows = shard_rows(manifest.num_rows)
+    copies = [storage.join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
+    there = {entry.uri for entry in storage.list_objects(folder_uri)}
+    missing = [
+        {"source": source, "target": target, "rows": rows}
+        for source, target in zip(manifest.files, copies, strict=True)
+        if target not in there
+    ]
+    if missing:
+        ray.data.from_items(missing, override_num_blocks=len(missing)).map(_copy_file, num_cpus=0.25).materialize()
+    shards: list[Shard] = []
+    for target, num_rows in zip(copies, manifest.rows_per_file, strict=True):
+        for row_group, start in enumerate(range(0, num_rows, rows)):
+            shards.append(Shard(len(shards), target, row_group, min(rows, num_rows - start)))
+    return shards
+
+
+def shard_rows(num_rows: int) -> int:
+    """Rows of a shard: small ones give progress and cheap resume, large ones keep the staged files few."""
+    return int(np.clip(2 ** np.ceil(np.log2(max(1, num_rows) / 4096)), 256, 2048))
+
+
+def read_shard(uri: str, row_group: int) -> pa.Table:
+    return storage.open_parquet(uri).read_row_group(row_group)
+
+
+def _check_file(row: dict) -> dict:
+    return {"report": json.dumps(_file_report(row["uri"]))}
+
+
+def _file_report(uri: str) -> dict:
+    data = storage.read_bytes(uri)
+    report: dict = {
+        "uri": uri,
+        "num_rows": 0,
+        "problems": [],
+        "metadata": {},
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "has_all_unit_values": True,
+        "currencies": [],
+    }
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(data))
+    except pa.ArrowInvalid as error:
+        report["problems"] = [f"{uri}: expected a Parquet file, found something else ({error})"]
+        return report
+    schema = parquet.schema_arrow
+    report["metadata"] = file_metadata(schema)
+    report["problems"] = [f"{uri}: {problem}" for problem in schema_problems(schema, MANIFEST_SCHEMA)]
+    if report["problems"]:
+        return report
+    currencies: set[str] = set()
+    present = [field.name for field in MANIFEST_SCHEMA if field.name in schema.names]
+    for batch in parquet.iter_batches(batch_size=65536, columns=present):
+        try:
+            table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA)
+        except pa.ArrowInvalid as error:
+            start = report["num_rows"]
+            report["problems"].append(f"{uri}: rows {start} to {start + batch.num_rows - 1}: {error}")
+            return report
+        report["problems"] += list(_row_problems(table, uri, report["num_rows"]))
+        report["num_rows"] += table.num_rows
+        report["has_all_unit_values"] &= table["unit_value"].null_count == 0
+        currencies.update(pc.unique(table["currency"].drop_null()).to_pylist())
+        if len(report["problems"]) > MAX_PROBLEMS:
+            break
+    report["currencies"] = sorted(currencies)[:MAX_PROBLEMS]
+    return report
+
+
+def _row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
+    checks = [
+        (field.name, pc.is_null(table[field.name]), "a value", "none") for field in MANIFEST_SCHEMA if not field.nullable
+    ]
+    checks += [
+        (name, pc.equal(pc.utf8_length(table[name]), 0), "a text", "an empty one") for name in ("bin_id", "image_uri")
+    ]
+    checks += [(name, pc.less(table[name], 0), "0 or more", "a negative one") for name in ("expected_qty", "num_skus")]
+    for name, mask, expected, found in checks:
+        rows = np.flatnonzero(pc.fill_null(mask, False).to_numpy())
+        if rows.size:
+            value = table[name][int(rows[0])].as_py()
+            shown = found if value in (None, "") else repr(value)
+            more = f" (and {rows.size - 1} rows more)" if rows.size > 1 else ""
+            yield f"{uri}: row {first_row + int(rows[0])}: {name}: expected {expected}, found {shown}{more}"
+
+
+def _agreed(key: str, metadata: list[dict[str, str]], uri: str, problems: list[str]) -> str | None:
+    values = sorted({found[key] for found in metadata if key in found})
+    if len(values) > 1:
+        problems.append(f"{uri}: the files disagree on {key}: {', '.join(values[:3])}; ingest into an empty place")
+    return values[0] if values else None
+
+
+def _copy_file(row: dict) -> dict:
+    parquet = storage.open_parquet(row["source"])
+    present = [field.name for field in MANIFEST_SCHEMA if field.name in parquet.schema_arrow.names]
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, MANIFEST_SCHEMA, compression="zstd") as writer:
+        held: pa.Table | None = None
+        for batch in parquet.iter_batches(batch_size=65536, columns=present):
+            table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA).replace_schema_metadata(None)
+            held = table if held is None else pa.concat_tables([held, table])
+            whole = held.num_rows // row["rows"] * row["rows"]
+            if whole:
+                writer.write_table(held.slice(0, whole), row_group_size=row["rows"])
+                held = held.slice(whole)
+        if held is not None and held.num_rows:
+            writer.write_table(held, row_group_size=row["rows"])
+    storage.write_bytes(row["target"], sink.getvalue())
+    return {"target": row["target"]}
