@@ -1,0 +1,99 @@
+"""Certificates: bins whose record is declared wrong with a promised false share.
+
+Conformal selection (Jin & Candes 2023, arXiv 2210.01408). n bins were counted at random; q is p_record_wrong:
+
+    p_j = (1 + #{random bins whose record was right and q_i >= q_j}) / (n + 1)
+
+then Benjamini-Hochberg at alpha. The expected false share is at most alpha for any score q, however badly
+calibrated, if tonight's bins and the random ones are exchangeable. It is an average over nights. p takes only
+n + 1 values, so Benjamini-Hochberg runs on their histogram: pass 1 adds up `p_value_histogram` over shards,
+`certificate_thresholds` reads the sum, pass 2 asks `certified_at` per shard.
+
+Rules: no counts, no certificates (records never stand in for counts); fewer than `resolution_limit` bins are
+never certified, because no p-value is that small; on a drift alarm all certificates are suspended.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from model.record_errors import Floats
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """Ascending scores of the randomly counted bins whose record was right, and how many were counted in all."""
+
+    right_scores: Floats
+    num_counted: int
+
+
+def build_reference(
+    scores: ArrayLike, expected_qty: ArrayLike, counted_qty: ArrayLike, top_class: int
+) -> ReferenceScores:
+    """Reference from bins counted *at random*: arrays (n,), scores by the same assessor as tonight's.
+
+    Right means the classes agree (K or more is one class). Raises ValueError where a count or score is missing:
+    leaving out bins that are not counted yet would leave out the wrong ones.
+    """
+    score = np.asarray(scores, dtype=np.float64)
+    counted = np.asarray(counted_qty, dtype=np.float64)
+    expected = np.asarray(expected_qty)
+    if not score.shape == counted.shape == expected.shape or score.ndim != 1:
+        raise ValueError("scores, expected_qty and counted_qty must have one length")
+    if not (np.all(np.isfinite(score)) and np.all(np.isfinite(counted)) and np.all(counted >= 0)):
+        raise ValueError("certificates need a score and a counted_qty of 0 or more for every random bin")
+    right = np.minimum(counted, top_class) == np.minimum(expected, top_class)
+    return ReferenceScores(np.sort(score[right]), len(score))
+
+
+def conformal_p_values(scores: ArrayLike, reference: ReferenceScores) -> Floats:
+    """p-values (m,) of tonight's scores (m,); NaN stays NaN (not assessed). Ties count against us."""
+    score = np.asarray(scores, dtype=np.float64)
+    at_least = _count_at_least(score, reference)
+    return np.where(np.isnan(score), np.nan, (1.0 + at_least) / (reference.num_counted + 1))
+
+
+def p_value_histogram(scores: ArrayLike, reference: ReferenceScores) -> NDArray[np.int64]:
+    """How many of the scores (m,) have p = (1 + k) / (n + 1), for k = 0..n; NaN left out. Shards add up."""
+    score = np.asarray(scores, dtype=np.float64)
+    at_least = _count_at_least(score[~np.isnan(score)], reference)
+    return np.bincount(at_least, minlength=reference.num_counted + 1).astype(np.int64)
+
+
+def bh_threshold(histogram: ArrayLike, alpha: float) -> float:
+    """Largest p-value certified by Benjamini-Hochberg (1995) at `alpha`; 0.0 where none is.
+
+    `histogram` (n + 1,) as `p_value_histogram`: equal to sorting all p-values, at constant size.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha lies between 0 and 1, found {alpha}")
+    counts = np.asarray(histogram, dtype=np.int64)
+    p_values = np.arange(1, len(counts) + 1) / len(counts)
+    passing = np.flatnonzero((p_values * counts.sum() <= alpha * np.cumsum(counts)) & (counts > 0))
+    return float(p_values[passing[-1]]) if passing.size else 0.0
+
+
+def certificate_thresholds(histogram: ArrayLike, alphas: Sequence[float], drift_alarm: bool) -> dict[float, float]:
+    """p-value threshold of each configured alpha, all 0.0 (nothing certified) while the drift alarm is on."""
+    return {alpha: 0.0 if drift_alarm else bh_threshold(histogram, alpha) for alpha in sorted(alphas)}
+
+
+def certified_at(p_values: ArrayLike, thresholds: dict[float, float]) -> Floats:
+    """Smallest alpha (m,) at which each bin is certified, NaN where at none. p-values in double precision."""
+    p_value = np.asarray(p_values, dtype=np.float64)
+    level = np.full(p_value.shape, np.nan)
+    for alpha in sorted(thresholds, reverse=True):
+        level[p_value <= thresholds[alpha]] = alpha
+    return level
+
+
+def resolution_limit(num_assessed: int, num_counted: int, alpha: float) -> int:
+    """Fewest bins that can be certified at once: m / (alpha (n + 1)), because 1 / (n + 1) is the smallest p-value."""
+    return int(np.ceil(num_assessed / (alpha * (num_counted + 1))))
+
+
+def _count_at_least(score: Floats, reference: ReferenceScores) -> NDArray[np.intp]:
+    return len(reference.right_scores) - np.searchsorted(reference.right_scores, score, side="left")

@@ -1,0 +1,166 @@
+"""What may be said about all bins, from the few that were counted; always with an interval.
+
+Stratified difference estimator (survey sampling's difference estimator; prediction-powered inference with
+lambda = 1, Angelopoulos et al. 2023, arXiv 2301.09633). With A the bins in reach of a night's priority list (all
+counted), B the rest, S the random sample in B, Y the counted outcome and f its prediction:
+
+    total = sum_A Y + sum_B f + N_B mean_S(Y - f)
+
+Unbiased for any f. Below 400 pooled random counts the plain sample mean is shorter and safer, and shown instead.
+A night's random bins in reach of the list belong to A; by symmetry the others are a simple random sample of B.
+
+Nights are pooled over a window (the operation is taken as steady). A bin not yet counted, or with an unconfirmed
+mismatch, is pending and never absent: matches arrive at once and mismatches wait, so leaving them out would drive
+every error rate to 0. A night enters only with 90 % of its random bins resolved, and within it an unconfirmed
+mismatch must be passed on as it was first counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from model.record_errors import Floats
+
+MIN_DIFFERENCE_COUNTS = 400
+MIN_RESOLVED_SHARE = 0.9
+WINDOW_NIGHTS = 30
+
+
+@dataclass(frozen=True)
+class NightSample:
+    """One night in one scope. `num_assessed` N and `prediction_total` (sum of f over all N) come from pass 1;
+    the arrays (m,) are its recounts: outcome Y, prediction f, `is_random`, and `in_reach` (carries a rank)."""
+
+    num_assessed: int
+    prediction_total: float
+    outcome: Floats
+    prediction: Floats
+    is_random: NDArray[np.bool_]
+    in_reach: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; `estimator` is stratified_difference, wilson, expansion or none (all NaN)."""
+
+    value: float
+    low: float
+    high: float
+    estimator: str
+    num_random: int
+    num_priority: int
+
+
+def wilson_interval(share: float, sample_size: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's (1927) score interval of a share seen in `sample_size` draws, which need not be whole."""
+    if sample_size <= 0:
+        return 0.0, 1.0
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    shrink = 1 + z * z / sample_size
+    centre = (share + z * z / (2 * sample_size)) / shrink
+    half = z / shrink * np.sqrt(share * (1 - share) / sample_size + z * z / (4 * sample_size**2))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def choose_window(
+    num_planned: ArrayLike, num_resolved: ArrayLike, window_nights: int = WINDOW_NIGHTS
+) -> NDArray[np.bool_]:
+    """Which of the nights (t,), in order of date, are pooled: of the last `window_nights`, those with random bins
+    planned and at least 90 % of them resolved."""
+    planned, resolved = np.asarray(num_planned), np.asarray(num_resolved)
+    if np.any(resolved > planned):
+        raise ValueError("more random bins resolved than planned")
+    recent = np.arange(len(planned)) >= len(planned) - window_nights
+    return recent & (planned > 0) & (resolved >= MIN_RESOLVED_SHARE * planned)
+
+
+def estimate_share(nights: Sequence[NightSample], confidence: float = 0.95) -> Estimate:
+    """Share of bins with outcome 1 (a wrong record) over the pooled nights; prediction is p_record_wrong.
+
+    Interval: Wilson on the effective sample n_eff = share (1 - share) / se^2, so a rare share never leaves [0, 1].
+    """
+    num_random, num_priority = _count_recounts(nights)
+    if num_random == 0:
+        return Estimate(np.nan, np.nan, np.nan, "none", 0, num_priority)
+    total, variance, size = _pool(nights, use_prediction=num_random >= MIN_DIFFERENCE_COUNTS)
+    num_bins = sum(night.num_assessed for night in nights if np.any(night.is_random))
+    share = float(np.clip(total / num_bins, 0, 1))
+    if num_random < MIN_DIFFERENCE_COUNTS:
+        return Estimate(share, *wilson_interval(share, size, confidence), "wilson", num_random, num_priority)
+    squared_error = variance / num_bins**2
+    if 0 < share < 1 and squared_error > 0:
+        size = share * (1 - share) / squared_error
+    low, high = wilson_interval(share, size, confidence)
+    return Estimate(share, low, high, "stratified_difference", num_random, num_priority)
+
+
+def estimate_total(nights: Sequence[NightSample], confidence: float = 0.95) -> Estimate:
+    """Total of an outcome (pieces or money, net or gross) in one night, averaged over the pooled nights.
+
+    Outcome counted - expected with prediction expected_variance_qty for net, the absolute values for gross; both
+    times unit_value for money. Interval: Student's t on the pooled residuals. Needs two random recounts.
+    """
+    num_random, num_priority = _count_recounts(nights)
+    if num_random < 2:
+        return Estimate(np.nan, np.nan, np.nan, "none", num_random, num_priority)
+    powered = num_random >= MIN_DIFFERENCE_COUNTS
+    total, variance, size = _pool(nights, use_prediction=powered)
+    counted_nights = sum(bool(np.any(night.is_random)) for night in nights)
+    value, error = total / counted_nights, float(np.sqrt(variance)) / counted_nights
+    half = float(stats.t.ppf((1 + confidence) / 2, max(size - 1, 1))) * error
+    name = "stratified_difference" if powered else "expansion"
+    return Estimate(value, value - half, value + half, name, num_random, num_priority)
+
+
+def estimate_precision(wrong: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Share of counted priority bins (m,) whose record was wrong, with Wilson's interval: promises kept."""
+    outcome = np.asarray(wrong, dtype=np.float64)
+    if outcome.size == 0:
+        return Estimate(np.nan, np.nan, np.nan, "none", 0, 0)
+    share = float(outcome.mean())
+    return Estimate(share, *wilson_interval(share, outcome.size, confidence), "wilson", 0, outcome.size)
+
+
+def claimed_over_found(claimed: ArrayLike, found: ArrayLike) -> float:
+    """What the priority list promised over what was found in it (wrong records, or money); NaN where nothing was.
+
+    Above 1 is the winner's curse: the list is made of the largest estimates.
+    """
+    total = float(np.sum(found))
+    return float(np.sum(claimed)) / total if total > 0 else float("nan")
+
+
+def _count_recounts(nights: Sequence[NightSample]) -> tuple[int, int]:
+    num_random = sum(int(np.sum(night.is_random)) for night in nights)
+    return num_random, sum(len(night.outcome) for night in nights) - num_random
+
+
+def _pool(nights: Sequence[NightSample], use_prediction: bool) -> tuple[float, float, float]:
+    """Total over the nights, its variance (residuals pooled over nights, finite populations), effective sample."""
+    totals, residuals, multipliers, spread = [], [], [], 0.0
+    for night in nights:
+        census = night.in_reach if use_prediction else np.zeros(len(night.outcome), dtype=bool)
+        sample = night.is_random & ~census
+        size = int(sample.sum())
+        if not np.any(night.is_random):
+            continue
+        rest = night.num_assessed - int(census.sum())
+        prediction = night.prediction if use_prediction else np.zeros(len(night.outcome))
+        residual = (night.outcome - prediction)[sample]
+        base = float(night.outcome[census].sum())
+        if use_prediction:
+            base += night.prediction_total - float(night.prediction[census].sum())
+        if size:
+            base += rest * float(residual.mean())
+            spread += rest * (rest - size) / size
+            residuals.append(residual)
+            multipliers.append(np.full(size, rest / size))
+        totals.append(base)
+    pooled = np.concatenate(residuals) if residuals else np.zeros(0)
+    weight = np.concatenate(multipliers) if multipliers else np.zeros(0)
+    variance = float(pooled.var(ddof=1)) * spread if pooled.size > 1 else float("inf")
+    effective = float(weight.sum() ** 2 / np.square(weight).sum()) if weight.size else 0.0
+    return float(np.sum(totals)), variance, effective

@@ -1,0 +1,193 @@
+"""What is really in each bin, given its photo and its record.
+
+    p~(r | photo)       calibrated probabilities of a network trained on records, (n, K + 1)
+    p(y | photo)        = p~ N^-1, clipped at 1e-5 and renormalised: label noise taken out
+    P(y | photo, r)     proportional to p(y | photo) / share(y) * P(y | r)
+    p_record_wrong      = 1 - P(y = r | photo, r)
+
+Assumption: photo and record are independent given what is in the bin. It fails for photos the network was
+trained on, for records in other units, and for photos older than the record.
+
+Two passes over the night's shards of rows use this module and its neighbours; nothing holds all rows:
+
+1. per shard `Assessor.assess` -> posterior columns (staged), and small mergeable parts: the p-value histogram
+   (`certificates`), the best candidates of the random and the priority list (`recount_plan`), counts of records
+   outside the prediction set (`drift`), sums per scope (`estimators`). The parts are merged.
+2. per shard the staged columns -> `certificate_p`, `certified_at`, `recount`, `rank`, `inclusion_probability`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from model.prediction_sets import build_prediction_sets
+from model.record_errors import DEFAULT_SIZES, Floats, noise_matrix, record_rows
+from model.record_model import RecordModel, scale_to_effective_size
+
+ASSUMED_NOISE_RATE = 0.02
+_PROBABILITY_FLOOR = 1e-5
+_NOISE_GRID = np.linspace(0, 0.12, 25)
+
+Columns = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Assessor:
+    """Everything but the photo and the record that the posterior needs; built by `build_assessor`.
+
+    `noise` (K + 1, K + 1), `class_shares` (K + 1,) of the true quantities in training, `record_table` (K + 3, K + 1).
+    """
+
+    noise: Floats
+    class_shares: Floats
+    record_table: Floats
+
+    @property
+    def top_class(self) -> int:
+        return len(self.class_shares) - 1
+
+    def posterior(self, probabilities: ArrayLike, expected_qty: ArrayLike) -> Floats:
+        """P(true class | photo, record), (n, K + 1), from calibrated probabilities and unclipped records."""
+        return truth_posterior(denoise(probabilities, self.noise), expected_qty, self.class_shares, self.record_table)
+
+    def assess(self, probabilities: ArrayLike, expected_qty: ArrayLike, unit_value: ArrayLike | None = None) -> Columns:
+        """The results columns "camera and record together", each (n,); see `posterior_columns`."""
+        return posterior_columns(self.posterior(probabilities, expected_qty), expected_qty, unit_value)
+
+
+def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> Assessor:
+    """Assessor for a network trained on labels with `label_histogram` (K + 1,), wrong at `noise_rate`."""
+    noise = label_noise(label_histogram, noise_rate)
+    shares = true_class_shares(label_histogram, noise)
+    if record_model.top_class != len(shares) - 1:
+        raise ValueError(f"record model has top class {record_model.top_class}, the labels {len(shares) - 1}")
+    return Assessor(noise, shares, record_model.table())
+
+
+def label_noise(label_histogram: ArrayLike, noise_rate: float) -> Floats:
+    """N (K + 1, K + 1) of labels that are wrong at `noise_rate` with the default sizes."""
+    return noise_matrix(noise_rate, DEFAULT_SIZES, _label_shares(label_histogram))
+
+
+def true_class_shares(label_histogram: ArrayLike, noise: Floats) -> Floats:
+    """Shares (K + 1,) of the true classes behind a histogram of noisy labels: shares N^-1, kept positive."""
+    return denoise(_label_shares(label_histogram)[None, :], noise)[0]
+
+
+def _label_shares(label_histogram: ArrayLike) -> Floats:
+    counts = np.asarray(label_histogram, dtype=np.float64) + 1  # no class is impossible because none was seen
+    return counts / counts.sum()
+
+
+def denoise(probabilities: ArrayLike, noise: Floats) -> Floats:
+    """p(true | photo) = p~ N^-1 (n, K + 1), clipped at 1e-5 and renormalised (backward correction, Patrini 2017)."""
+    true = np.asarray(probabilities, dtype=np.float64) @ np.linalg.inv(noise)
+    np.maximum(true, _PROBABILITY_FLOOR, out=true)
+    true /= true.sum(axis=1, keepdims=True)
+    return true
+
+
+def truth_posterior(
+    true_given_photo: Floats, expected_qty: ArrayLike, class_shares: ArrayLike, record_table: Floats
+) -> Floats:
+    """P(true class | photo, record), (n, K + 1): Bayes with the photo's likelihood ratio p(y | photo) / share(y).
+
+    `class_shares` (K + 1,) must be the shares the network was trained with; `record_table` (K + 3, K + 1).
+    """
+    rows = record_rows(expected_qty, true_given_photo.shape[1] - 1)
+    chance = true_given_photo * (record_table / np.asarray(class_shares))[rows]
+    chance /= chance.sum(axis=1, keepdims=True)
+    return chance
+
+
+def posterior_columns(posterior: Floats, expected_qty: ArrayLike, unit_value: ArrayLike | None = None) -> Columns:
+    """The results columns of a posterior (n, K + 1) and unclipped records (n,); pieces, and money for value_at_risk.
+
+    For a record of K or more the one claim is "fewer than K are there": p_record_wrong = p_short = P(y < K),
+    p_over = 0, class K counts as no variance. For smaller records "K or more" counts as K, a lower bound.
+    value_at_risk = expected_abs_variance_qty * unit_value, NaN where there is no unit value.
+    """
+    top = posterior.shape[1] - 1
+    expected = np.asarray(expected_qty, dtype=np.int64)
+    rows = np.arange(len(posterior))
+    record = np.minimum(expected, top)
+    below = np.concatenate([np.zeros((len(posterior), 1)), np.cumsum(posterior, axis=1)], axis=1)[rows, record]
+    above = np.where(record == top, 0.0, 1 - below - posterior[rows, record])
+    short, over = np.clip(below, 0, 1), np.clip(above, 0, 1)
+    others = posterior.copy()
+    others[rows, record] = -1.0
+    # quantity above a record of K or more is unknown, so class K stands for the record itself there
+    top_qty = np.where(expected >= top, expected, top)
+    moments = np.arange(top) * 1.0
+    kept = posterior[:, :top]
+    mean = kept @ moments + posterior[:, top] * top_qty - expected
+    up = np.zeros(len(posterior))
+    for qty in range(1, top + 1):  # over classes, not bins
+        size = (top_qty if qty == top else qty) - expected
+        up += posterior[:, qty] * np.maximum(size, 0)
+    absolute = 2 * up - mean
+    value = np.full(len(posterior), np.nan) if unit_value is None else np.asarray(unit_value, dtype=np.float64)
+    absolute = np.maximum(absolute, np.abs(mean))
+    return {
+        "p_record_wrong": np.minimum(short + over, 1.0),
+        "p_short": short,
+        "p_over": over,
+        "p_empty": posterior[:, 0].copy(),
+        "likely_qty": others.argmax(axis=1).astype(np.int32),
+        "expected_variance_qty": mean,
+        "expected_abs_variance_qty": absolute,
+        "value_at_risk": absolute * value,
+    }
+
+
+def camera_columns(probabilities: ArrayLike, expected_qty: ArrayLike, set_threshold: float) -> Columns:
+    """The results columns of the camera alone, each (n,), and `set_size`, `record_in_set` for rules and drift.
+
+    variance_qty = camera - expected, 0 where both are at K or above; a camera at K is taken as K, a bound.
+    """
+    probability = np.asarray(probabilities)
+    top = probability.shape[1] - 1
+    expected = np.asarray(expected_qty, dtype=np.int64)
+    camera = probability.argmax(axis=1)
+    sets = build_prediction_sets(probability, expected, set_threshold)
+    both_top = (camera == top) & (expected >= top)
+    return {
+        "camera_qty": camera.astype(np.int32),
+        "camera_is_top_class": camera == top,
+        "qty_low": sets.low,
+        "qty_high": sets.high,
+        "variance_qty": np.where(both_top, 0, camera - expected).astype(np.int32),
+        "p_expected": probability[np.arange(len(probability)), np.minimum(expected, top)],
+        "set_size": sets.size,
+        "record_in_set": sets.has_record,
+    }
+
+
+def fit_noise_rate(
+    probabilities: ArrayLike,
+    expected_qty: ArrayLike,
+    counted_qty: ArrayLike,
+    weights: ArrayLike,
+    label_histogram: ArrayLike,
+    record_model: RecordModel,
+    assumed_rate: float = ASSUMED_NOISE_RATE,
+) -> float:
+    """Label noise rate from recounts: posterior mean on a grid of the likelihood of what was counted.
+
+    `probabilities` (n, K + 1) from the bundle whose labels are meant; quantities and `weights` (n,) as in
+    `fit_record_model`. The prior is exponential with mean `assumed_rate`: an overstated rate hurts the ranking
+    and an understated one only the claims, so few recounts leave it low. No recounts: `assumed_rate`.
+    """
+    counted = np.asarray(counted_qty)
+    if counted.size == 0 or record_model.assumed:
+        return assumed_rate
+    weight = scale_to_effective_size(weights)
+    rows, true = np.arange(len(counted)), np.minimum(counted, record_model.top_class)
+    log_chance = np.empty(len(_NOISE_GRID))
+    for place, rate in enumerate(_NOISE_GRID):
+        assessor = build_assessor(label_histogram, float(rate), record_model)
+        log_chance[place] = np.log(assessor.posterior(probabilities, expected_qty)[rows, true]) @ weight
+    log_chance -= _NOISE_GRID / assumed_rate
+    chance = np.exp(log_chance - log_chance.max())
+    return float((_NOISE_GRID * chance).sum() / chance.sum())

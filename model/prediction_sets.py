@@ -1,0 +1,52 @@
+"""Prediction sets for the count: the quantities the camera alone cannot rule out.
+
+Split conformal with the LAC score s = 1 - p(true class | photo) (Sadinle, Lei & Wasserman 2019): the set
+{k : 1 - p(k | photo) <= t} holds the true class with probability >= coverage when tonight's bins and the
+calibration bins are exchangeable. Calibrated on recorded labels it covers the *record*; with few wrong labels
+that errs on the wide side. It is for the planner's eyes and the drift meter, never a flag.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class PredictionSets:
+    """Smallest and largest member, number of members (n,), and whether the record's class is one (n,) bool.
+
+    A set never is empty: where no class reaches the threshold the most probable one stands alone.
+    """
+
+    low: NDArray[np.int32]
+    high: NDArray[np.int32]
+    size: NDArray[np.int32]
+    has_record: NDArray[np.bool_]
+
+
+def fit_set_threshold(probabilities: ArrayLike, label: ArrayLike, coverage: float = 0.9) -> float:
+    """Threshold t on 1 - p: the ceil((n + 1) coverage)-th smallest score of n held-out bins; 1.0 where n is too small.
+
+    `probabilities` (n, K + 1) calibrated, `label` (n,) classes 0..K.
+    """
+    probability = np.asarray(probabilities, dtype=np.float64)
+    score = np.sort(1 - probability[np.arange(len(probability)), np.asarray(label)])
+    place = int(np.ceil((len(score) + 1) * coverage))
+    return float(score[place - 1]) if place <= len(score) else 1.0
+
+
+def build_prediction_sets(probabilities: ArrayLike, expected_qty: ArrayLike, threshold: float) -> PredictionSets:
+    """Sets of `probabilities` (n, K + 1) at `threshold`; `expected_qty` (n,) unclipped, K or more is class K."""
+    probability = np.asarray(probabilities)
+    classes = probability.shape[1]
+    # compared as 1 - p <= t in double precision, exactly as the threshold was fitted
+    member = 1 - probability.astype(np.float64) <= threshold
+    rows = np.arange(len(probability))
+    member[rows, probability.argmax(axis=1)] = True
+    low = member.argmax(axis=1)
+    high = classes - 1 - member[:, ::-1].argmax(axis=1)
+    record = np.minimum(np.asarray(expected_qty), classes - 1)
+    return PredictionSets(
+        low.astype(np.int32), high.astype(np.int32), member.sum(axis=1).astype(np.int32), member[rows, record]
+    )

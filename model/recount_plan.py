@@ -1,0 +1,152 @@
+"""The recount plan: which bins a person counts next.
+
+The random bins are drawn first, from all assessed bins, and feed every estimate; the priority bins are the best
+of the rest by the objective. Randomness is a keyed hash of (seed, night, bin_id): the same on every machine,
+for any order and any number of shards. Both lists are top-K reductions: `best_candidates` per shard,
+`merge_candidates` over shards, `plan_recounts` once, and `RecountPlan.locate` per shard in the second pass.
+
+Inclusion probability: 1 for priority, n_random / N for random; stored when planned, it cannot be rebuilt.
+`rank` is the place in the night's ranking by the objective. Random bins that rank within the list's reach carry
+a rank too: they would have been counted anyway, which estimators must know (`estimators`, `record_model`).
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from model.record_errors import Floats
+
+MIN_RANDOM = 10
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best bins of a shard or of several: largest score first, ties by smallest key. All arrays (k,)."""
+
+    bin_id: NDArray[np.object_]
+    score: Floats
+    key: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class RecountPlan:
+    """The night's plan, arrays (b,), random bins first: `recount` is "random" or "priority", `rank` 0 where none."""
+
+    bin_id: NDArray[np.object_]
+    key: NDArray[np.uint64]
+    recount: NDArray[np.object_]
+    rank: NDArray[np.int32]
+    inclusion_probability: Floats
+    score: Floats
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def locate(self, bin_id: Sequence[str], key: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """Row of this plan (m,) for each bin of a shard, -1 where the bin is not in it."""
+        place = np.full(len(key), -1, dtype=np.intp)
+        if not len(self):
+            return place
+        order = np.argsort(self.key, kind="stable")
+        slot = np.searchsorted(self.key[order], key)
+        slot[slot == len(order)] = 0
+        ids = np.asarray(bin_id, dtype=object)
+        for row in np.flatnonzero(self.key[order][slot] == key):  # as many as the plan is long
+            same_key = np.flatnonzero(self.key == key[row])
+            matching = same_key[self.bin_id[same_key] == ids[row]]
+            place[row] = matching[0] if matching.size else -1
+        return place
+
+
+def draw_keys(bin_id: Iterable[str], seed: int, night: str) -> NDArray[np.uint64]:
+    """Uniform 64-bit keys (m,) of the bins: BLAKE2b keyed with seed and night. Sampling without replacement is
+    taking the smallest keys (permanent random numbers; Ohlsson 1995)."""
+    secret = hashlib.blake2b(f"{seed}\n{night}".encode(), digest_size=32).digest()
+    seeded = hashlib.blake2b(key=secret, digest_size=8)
+
+    def digest(name: str) -> bytes:
+        state = seeded.copy()
+        state.update(name.encode())
+        return state.digest()
+
+    return np.frombuffer(b"".join(map(digest, bin_id)), dtype=">u8").astype(np.uint64)
+
+
+def best_candidates(bin_id: Sequence[str], key: NDArray[np.uint64], score: ArrayLike, size: int) -> Candidates:
+    """The `size` bins of a shard with the largest score (m,); with all scores 0 a random sample by key.
+
+    Raises ValueError for a NaN score: who is not assessed cannot be ranked and must be left out before.
+    """
+    scores = np.asarray(score, dtype=np.float64)
+    if np.isnan(scores).any():
+        raise ValueError("a bin without a score cannot be ranked")
+    size = min(size, len(scores))
+    if size <= 0:
+        return Candidates(np.empty(0, dtype=object), np.empty(0), np.empty(0, dtype=np.uint64))
+    worst = np.partition(scores, len(scores) - size)[len(scores) - size]
+    better = np.flatnonzero(scores > worst)
+    tied = np.flatnonzero(scores == worst)
+    missing = size - len(better)
+    if missing < len(tied):
+        tied = tied[np.argpartition(key[tied], missing - 1)[:missing]]
+    chosen = np.concatenate([better, tied])
+    ids = np.array([bin_id[row] for row in chosen.tolist()], dtype=object)
+    return _sort_candidates(ids, scores[chosen], key[chosen])
+
+
+def merge_candidates(parts: Sequence[Candidates], size: int) -> Candidates:
+    """The best `size` of several shards' candidates, each part made with at least this size."""
+    ids = np.concatenate([part.bin_id for part in parts]) if parts else np.empty(0, dtype=object)
+    score = np.concatenate([part.score for part in parts]) if parts else np.empty(0)
+    key = np.concatenate([part.key for part in parts]) if parts else np.empty(0, dtype=np.uint64)
+    merged = _sort_candidates(ids, score, key)
+    return Candidates(merged.bin_id[:size], merged.score[:size], merged.key[:size])
+
+
+def count_random(budget: int, random_share: float, num_assessed: int) -> int:
+    """How many of the `budget` bins are drawn at random: the share, at least 10; 0 only for a share of 0."""
+    if budget < 0 or not 0 <= random_share <= 1:
+        raise ValueError(f"budget {budget} must be 0 or more and the random share {random_share} in [0, 1]")
+    wanted = max(MIN_RANDOM, round(random_share * budget)) if random_share > 0 else 0
+    return min(wanted, budget, num_assessed)
+
+
+def plan_recounts(
+    random: Candidates, ranked: Candidates, *, num_assessed: int, budget: int, random_share: float
+) -> RecountPlan:
+    """Join the merged lists: the first `count_random` of `random`, then the best of `ranked` not among them.
+
+    Both lists need `budget` candidates where there are that many: `random` with score 0 from all assessed bins,
+    `ranked` by the objective from those that may stand on the priority list.
+    """
+    num_random = count_random(budget, random_share, num_assessed)
+    drawn = random.bin_id[:num_random]
+    rank_of = {name: place for place, name in enumerate(ranked.bin_id.tolist(), start=1)}
+    in_sample = np.array([name in set(drawn.tolist()) for name in ranked.bin_id.tolist()], dtype=bool)
+    chosen = np.flatnonzero(~in_sample)[: budget - num_random]
+    reach = int(chosen[-1]) + 1 if chosen.size else 0
+    random_rank = [rank_of.get(name, 0) for name in drawn.tolist()]
+    random_rank = [rank if rank <= reach else 0 for rank in random_rank]
+    score_of = dict(zip(ranked.bin_id.tolist(), ranked.score.tolist(), strict=True))
+    return RecountPlan(
+        bin_id=np.concatenate([drawn, ranked.bin_id[chosen]]),
+        key=np.concatenate([random.key[:num_random], ranked.key[chosen]]),
+        recount=np.array(["random"] * num_random + ["priority"] * len(chosen), dtype=object),
+        rank=np.concatenate([np.array(random_rank, dtype=np.int32), (chosen + 1).astype(np.int32)]),
+        inclusion_probability=np.concatenate(
+            [np.full(num_random, num_random / max(num_assessed, 1)), np.ones(len(chosen))]
+        ),
+        score=np.array([score_of.get(name, np.nan) for name in drawn.tolist()] + ranked.score[chosen].tolist()),
+    )
+
+
+def _sort_candidates(bin_id: NDArray[np.object_], score: Floats, key: NDArray[np.uint64]) -> Candidates:
+    # the id settles the (practically impossible) tie of both score and key
+    order = np.array(sorted(range(len(key)), key=lambda row: (-score[row], key[row], bin_id[row])), dtype=np.intp)
+    return Candidates(bin_id[order], score[order], key[order])
