@@ -1,0 +1,83 @@
+"""Scoring: from pixels to calibrated probabilities, the same in the audit, the endpoint and the evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.bundle import Bundle
+from model.calibration import apply_calibration
+from schemas.bundle import Preprocessing
+from schemas.errors import InputError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Scorer:
+    """Holds a bundle's network on a device. Batches are padded to one fixed shape, so a photo's row is
+    bit-identical alone and in any company (same hardware, precision and batch size)."""
+
+    def __init__(self, bundle: Bundle, *, device: str, precision: Precision, batch_size: int) -> None:
+        """Raises InputError for fp16 on a CPU (its convolutions are emulated and lose precision)."""
+        if precision == "fp16" and torch.device(device).type == "cpu":
+            raise InputError("precision: expected fp32 or bf16 on a CPU, found fp16")
+        self.info = bundle.info
+        self.batch_size = batch_size
+        self._device = torch.device(device)
+        self._dtype = DTYPES[precision]
+        # the head stays in float32: a few thousand products, and the probabilities' tails hang on them
+        self._network = bundle.network.to(self._device).to(memory_format=torch.channels_last).eval()
+        self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)
+
+    def score(self, pixels: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities, float32 (n, K + 1), of photos, uint8 (n, S, S, 3) RGB."""
+        return apply_calibration(self.logits(pixels), self.info.calibration).astype(np.float32)
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """Uncalibrated logits, float32 (n, K + 1): the mean over photo and mirror image if the bundle says so."""
+        side = self.info.preprocessing.image_size
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
+            raise ValueError(f"pixels: expected uint8 (n, {side}, {side}, 3), found {pixels.dtype} {pixels.shape}")
+        rows = [
+            self._padded_logits(pixels[start : start + self.batch_size])
+            for start in range(0, len(pixels), self.batch_size)
+        ]
+        return np.concatenate(rows) if rows else np.empty((0, self.info.num_classes), np.float32)
+
+    def _padded_logits(self, pixels: np.ndarray) -> np.ndarray:
+        batch = np.ascontiguousarray(pixels)
+        if len(pixels) < self.batch_size:
+            batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
+            batch[: len(pixels)] = pixels
+        with torch.inference_mode():
+            inputs = to_inputs(torch.from_numpy(batch).to(self._device), self._scale, self._shift)
+            logits = self._forward(inputs)
+            if self.info.test_time_flip:
+                logits = (logits + self._forward(inputs.flip(3))) / 2
+        return logits[: len(pixels)].float().cpu().numpy()
+
+    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        enabled = self._dtype != torch.float32
+        with torch.autocast(self._device.type, dtype=self._dtype if enabled else None, enabled=enabled):
+            return forward_rows(self._network, inputs)
+
+
+def forward_rows(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Logits of a ResNet, float32."""
+    return network(inputs).float()
+
+
+def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`scale` and `shift`, (1, 3, 1, 1), so that the network's input is pixels * scale - shift."""
+    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+    return 1 / (255 * std), mean / std
+
+
+def to_inputs(pixels: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """uint8 (n, S, S, 3) to normalised float32 (n, 3, S, S) in channels_last layout, without a copy of the layout."""
+    return pixels.permute(0, 3, 1, 2).float() * scale - shift

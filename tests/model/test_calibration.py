@@ -1,0 +1,96 @@
+"""Calibration finds what was distorted, and its 90 % sets cover 90 %."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.calibration import (
+    apply_calibration,
+    assign_folds,
+    calibrate,
+    fit_calibration,
+    lac_quantile,
+    log_softmax,
+    negative_log_likelihood,
+)
+
+
+def world(n: int, seed: int, distort: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits that a known affine map of the true log probabilities distorts, labels drawn from the truth, groups."""
+    generator = np.random.default_rng(seed)
+    true_logits = log_softmax(generator.normal(0, 1.5, (n, 7)))
+    cumulative = np.exp(true_logits).cumsum(axis=1)
+    labels = np.minimum((cumulative < generator.random((n, 1))).sum(axis=1), 6)
+    if distort == "temperature":
+        logits = true_logits * 2.5
+    elif distort == "vector":
+        logits = true_logits * 1.3 + np.array([1.5, 0, -1, 0.5, 0, -0.5, 1])
+    else:
+        logits = true_logits @ (np.eye(7) + np.diag(np.full(6, 0.7), 1))
+    return logits, labels, np.array([f"g{i % 40}" for i in range(n)])
+
+
+@pytest.mark.parametrize("distort", ["temperature", "vector", "matrix"])
+def test_the_method_that_undoes_the_distortion_wins_on_held_out_bins(distort: str) -> None:
+    fitted = calibrate(*world(3000, 1, distort))
+    nll = fitted.calibration.held_out_nll
+    assert nll[fitted.calibration.method] == min(nll.values())
+    if distort != "temperature":
+        assert fitted.calibration.method == distort
+        assert nll["temperature"] - nll[distort] > 0.01
+    logits, labels, _ = world(20_000, 2, distort)
+    calibrated = negative_log_likelihood(apply_calibration(logits, fitted.calibration), labels)
+    raw = negative_log_likelihood(np.exp(log_softmax(logits)), labels)
+    truth, labels_again, _ = world(20_000, 2, "temperature")
+    assert np.array_equal(labels, labels_again)
+    best = negative_log_likelihood(np.exp(log_softmax(truth / 2.5)), labels)
+    assert calibrated < best + 0.04 < raw
+
+
+def test_few_bins_do_not_overfit_the_matrix() -> None:
+    logits, labels, _ = world(150, 3, "temperature")
+    fitted = fit_calibration(logits, labels, "matrix")
+    others, other_labels, _ = world(20_000, 4, "temperature")
+    temperature = fit_calibration(logits, labels, "temperature")
+    excess = negative_log_likelihood(apply_calibration(others, fitted), other_labels) - negative_log_likelihood(
+        apply_calibration(others, temperature), other_labels
+    )
+    assert excess < 0.05
+
+
+def test_the_90_percent_set_covers_90_percent_of_new_bins() -> None:
+    fitted = calibrate(*world(2000, 5, "vector"))
+    logits, labels, _ = world(20_000, 6, "vector")
+    probabilities = apply_calibration(logits, fitted.calibration)
+    inside = probabilities[np.arange(len(labels)), labels] >= 1 - fitted.prediction_set_threshold
+    assert inside.mean() == pytest.approx(0.9, abs=0.02)
+    assert fitted.record_outside_set_share == pytest.approx(0.1, abs=0.03)
+
+
+def test_too_few_bins_give_the_whole_set() -> None:
+    assert lac_quantile(np.full(8, 0.5)) == 1.0
+    assert lac_quantile(np.arange(9) / 10) == 0.8
+
+
+def test_bins_of_one_group_share_a_fold_and_every_fold_is_used() -> None:
+    groups = np.array([f"g{i // 7}" for i in range(210)])
+    folds = assign_folds(groups)
+    assert set(folds) == set(range(5))
+    for group in set(groups):
+        assert len(set(folds[groups == group])) == 1
+    shuffled = np.random.default_rng(0).permutation(210)
+    assert np.array_equal(assign_folds(groups[shuffled]), folds[shuffled])
+
+
+def test_one_group_cannot_be_cross_fitted() -> None:
+    with pytest.raises(ValueError, match="at least 2 groups"):
+        calibrate(np.zeros((10, 7)), np.zeros(10, int), np.array(["a"] * 10))
+
+
+def test_a_row_is_calibrated_the_same_in_any_company() -> None:
+    logits, labels, _ = world(500, 7, "matrix")
+    calibration = fit_calibration(logits, labels, "matrix")
+    together = apply_calibration(logits, calibration)
+    alone = np.concatenate([apply_calibration(logits[i : i + 1], calibration) for i in range(500)])
+    assert np.array_equal(together, alone)

@@ -1,0 +1,143 @@
+"""decode_image: odd files are read, damaged ones are refused, and nothing is half-grey."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.images import RejectedImage, UnreadableImage, decode_image, read_pixels
+from schemas.bundle import Preprocessing
+
+PREPROCESSING = Preprocessing(image_size=64)
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    rows, columns = np.mgrid[0:120, 0:160]
+    pixels = np.stack([rows * 2, columns, 255 - rows], axis=2).astype(np.uint8)
+    pixels[10:30, 10:50] = (250, 20, 20)
+    return Image.fromarray(pixels)
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def test_a_jpeg_has_the_pixels_that_pillow_reads(photo: Image.Image) -> None:
+    data = encode(photo, quality=85)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
+
+
+def test_the_result_is_a_contiguous_square_of_bytes(photo: Image.Image) -> None:
+    pixels = decode_image(encode(photo), PREPROCESSING)
+    assert pixels.shape == (64, 64, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("ending", [b"", b"\xff\xd9", bytes(3000)], ids=["cut", "cut with end mark", "zeros"])
+def test_a_truncated_jpeg_is_unreadable_and_never_half_grey(
+    photo: Image.Image, progressive: bool, ending: bytes
+) -> None:
+    data = encode(photo, quality=95, progressive=progressive)
+    with pytest.raises(UnreadableImage):
+        decode_image(data[: len(data) // 2] + ending, PREPROCESSING)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_truncated_png_or_webp_is_unreadable(photo: Image.Image, kind: str) -> None:
+    data = encode(photo, kind)
+    with pytest.raises(UnreadableImage):
+        decode_image(data[: len(data) // 2], PREPROCESSING)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8", b"%PDF-1.7 ..."])
+def test_what_is_no_image_is_unreadable(data: bytes) -> None:
+    with pytest.raises(UnreadableImage):
+        decode_image(data, PREPROCESSING)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_png_and_webp_are_read_whatever_their_name(photo: Image.Image, kind: str) -> None:
+    data = encode(photo, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    assert np.array_equal(read_pixels(data), np.asarray(photo))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L"])
+def test_cmyk_and_grey_jpegs_are_read_as_pillow_does(photo: Image.Image, mode: str) -> None:
+    data = encode(photo.convert(mode), quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
+
+
+def test_transparent_pixels_do_not_show_what_they_hide(photo: Image.Image) -> None:
+    with_alpha = photo.copy()
+    with_alpha.putalpha(Image.new("L", photo.size, 0))
+    assert (read_pixels(encode(with_alpha, "PNG")) == 255).all()
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    wide = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = read_pixels(encode(Image.fromarray(wide), "PNG"))
+    assert np.abs(pixels[..., 0].astype(float) - wide / 257).max() <= 0.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_the_exif_orientation_is_applied(photo: Image.Image, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encode(photo, kind, exif=exif)
+    from PIL import ImageOps
+
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
+
+
+def test_bytes_after_the_end_and_tiny_photos_are_fine(photo: Image.Image) -> None:
+    data = encode(photo)
+    assert np.array_equal(read_pixels(data + bytes(4096)), read_pixels(data))
+    assert decode_image(encode(photo.resize((3, 2))), PREPROCESSING).shape == (64, 64, 3)
+
+
+def _png_header_of(width: int, height: int) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_rejected_from_its_header() -> None:
+    with pytest.raises(RejectedImage, match="pixels"):
+        decode_image(_png_header_of(60_000, 60_000), PREPROCESSING)
+
+
+def test_a_jpeg_bomb_is_rejected_from_its_header(photo: Image.Image) -> None:
+    data = bytearray(encode(photo))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
+    with pytest.raises(RejectedImage, match="pixels"):
+        decode_image(bytes(data), PREPROCESSING)
+
+
+def test_a_file_that_is_too_large_is_rejected() -> None:
+    with pytest.raises(RejectedImage, match="bytes"):
+        decode_image(b"\xff\xd8" + bytes(33 * 1024 * 1024), PREPROCESSING)
+
+
+def test_area_and_linear_resampling_differ(photo: Image.Image) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8))
+    data = encode(noise, "PNG")
+    area = decode_image(data, PREPROCESSING)
+    linear = decode_image(data, Preprocessing(image_size=64, resampling="linear"))
+    assert area.std() < linear.std()

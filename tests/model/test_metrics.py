@@ -1,0 +1,88 @@
+"""Figures of a counter: scopes, intervals and calibration error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.metrics import (
+    bootstrap_by_group,
+    calibration_error,
+    confusion,
+    count_metrics,
+    evaluate_counts,
+    evaluate_scope,
+)
+
+
+def onehot(counts: list[int], share: float = 0.9) -> np.ndarray:
+    probabilities = np.full((len(counts), 7), (1 - share) / 6)
+    probabilities[np.arange(len(counts)), counts] = share
+    return probabilities
+
+
+def test_count_metrics_by_hand() -> None:
+    figures = count_metrics(np.array([1, 2, 5, 3]), np.array([1, 3, 3, 3]))
+    assert figures["exact"] == 0.5
+    assert figures["within_one"] == 0.75
+    assert figures["mae"] == 0.75
+    assert figures["rmse"] == pytest.approx(np.sqrt(5 / 4))
+    assert figures["bias"] == pytest.approx(0.25)
+
+
+def test_predictions_are_restricted_to_the_scope() -> None:
+    """A bin of 5 that looks like 6 or more, and like 5 before 4, counts as 5 in scope 1..5."""
+    probabilities = np.array([[0, 0, 0, 0, 0.1, 0.2, 0.7], [0.8, 0.15, 0.05, 0, 0, 0, 0]])
+    labels, groups = np.array([5, 1]), np.array(["a", "b"])
+    scope = evaluate_scope(probabilities, labels, groups, "1..5")
+    assert scope is not None
+    assert scope["exact"]["value"] == 1.0
+    everything = evaluate_scope(probabilities, labels, groups, "all")
+    assert everything is not None
+    assert everything["exact"]["value"] == 0.0
+
+
+def test_scopes_take_their_bins_only() -> None:
+    labels = np.array([0, 1, 5, 6, 6])
+    figures = evaluate_counts(onehot([0, 1, 5, 6, 0]), labels, np.array(list("abcde")))
+    assert figures["1..5"]["num_bins"] == 2
+    assert figures["0..5"]["num_bins"] == 3
+    assert figures["all"]["num_bins"] == 5
+    assert figures["all"]["exact"]["value"] == 0.8
+    assert figures["all"]["majority"]["says"] == 6
+    assert figures["all"]["majority"]["exact"] == 0.4
+
+
+def test_an_empty_scope_is_absent() -> None:
+    assert evaluate_scope(onehot([6]), np.array([6]), np.array(["a"]), "1..5") is None
+
+
+def test_intervals_widen_when_bins_of_a_group_agree() -> None:
+    generator = np.random.default_rng(1)
+    values = generator.random(400) < 0.4
+
+    def mean(rows: np.ndarray) -> list[float]:
+        return [float(values[rows].mean())]
+
+    (low, high), *_ = bootstrap_by_group(np.array([f"g{i}" for i in range(400)]), mean, seed=0)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.24 / 400), rel=0.15)
+    values = np.repeat(generator.random(20) < 0.4, 20)
+    (low_b, high_b), *_ = bootstrap_by_group(np.array([f"g{i // 20}" for i in range(400)]), mean, seed=0)
+    assert high_b - low_b > 3 * (high - low)
+
+
+def test_the_calibration_error_of_a_perfect_camera_is_its_noise_floor() -> None:
+    generator = np.random.default_rng(2)
+    probabilities = generator.dirichlet(np.full(7, 0.6), 1500)
+    labels = (probabilities.cumsum(axis=1) < generator.random((1500, 1))).sum(axis=1)
+    figures = calibration_error(probabilities, labels)
+    assert 0.015 < figures["raw"] < 0.05
+    assert figures["excess"] < 0.012
+    sharper = probabilities**2 / (probabilities**2).sum(axis=1, keepdims=True)
+    assert calibration_error(sharper, labels)["excess"] > 0.1
+
+
+def test_confusion_counts_records_by_row() -> None:
+    table = confusion(np.array([1, 1, 2]), np.array([1, 2, 2]), 3)
+    assert table.tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]

@@ -1,0 +1,72 @@
+"""Weights either fit and load, or the message says what to do."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.network import build_network, load_weights
+from schemas.errors import InputError
+
+
+def test_the_head_has_one_output_per_class() -> None:
+    network = build_network("resnet18", 7).eval()
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_an_unknown_architecture_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="resnet18"):
+        build_network("vgg", 7)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file_fill_all_but_a_head_of_another_size(tmp_path: Path, suffix: str) -> None:
+    source = build_network("resnet18", 1000)
+    path = tmp_path / f"weights{suffix}"
+    state = {name: value.contiguous() for name, value in source.state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    network = build_network("resnet18", 7)
+    head = network.fc.weight.clone()
+    load_weights(network, str(path), "resnet18")
+    assert torch.equal(network.conv1.weight, source.conv1.weight)
+    assert torch.equal(network.fc.weight, head)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({n: v.contiguous() for n, v in build_network("resnet34", 7).state_dict().items()}, path)
+    with pytest.raises(InputError, match="don't fit resnet18"):
+        load_weights(build_network("resnet18", 7), str(path), "resnet18")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    network = build_network("resnet18", 7)
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    state["conv1.weight"] = torch.full_like(state["conv1.weight"], float("nan"))
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    with pytest.raises(InputError, match="not finite"):
+        load_weights(network, str(path), "resnet18")
+
+
+class _Exploit:
+    def __reduce__(self) -> tuple:
+        return (print, ("executed",))
+
+
+def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps(_Exploit(), protocol=2))
+    with pytest.raises(InputError):
+        load_weights(build_network("resnet18", 7), str(path), "resnet18")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("weights", ["IMAGENET9", "missing.pth", "missing.safetensors"])
+def test_weights_that_are_nowhere_are_an_input_error(weights: str) -> None:
+    with pytest.raises(InputError, match="none"):
+        load_weights(build_network("resnet18", 7), weights, "resnet18")
