@@ -1,0 +1,92 @@
+"""Progress that a person can follow, in a terminal and in a job's log: one line every few seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from jobs.stages.staging import MAX_FINDINGS, SCORED, StagedShard
+from schemas.errors import GateError
+from schemas.results import ImageStatus
+
+logger = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 5.0
+
+MISSING = (str(ImageStatus.MISSING_IMAGE), str(ImageStatus.FETCH_FAILED))
+UNREADABLE = (str(ImageStatus.UNREADABLE_IMAGE), str(ImageStatus.IMAGE_REJECTED))
+
+
+@dataclass
+class Progress:
+    """Counts of the first pass, added up shard by shard; enforces the quality gates."""
+
+    num_bins: int
+    max_unreadable_share: float
+    max_missing_share: float
+    started: float = field(default_factory=time.monotonic)
+    first_scored: float | None = None
+    num_done: int = 0
+    num_fresh: int = 0
+    num_fresh_after_first: int = 0
+    statuses: Counter = field(default_factory=Counter)
+    findings: Counter = field(default_factory=Counter)
+    _last_line: float = 0.0
+
+    def add(self, shard: StagedShard) -> None:
+        """Counts a staged shard, and says so when it is time. Raises GateError as soon as a gate can't be met."""
+        now = time.monotonic()
+        if shard.num_fresh:
+            if self.first_scored is None:
+                self.first_scored = now
+            else:
+                self.num_fresh_after_first += shard.num_fresh
+        self.num_done += shard.num_rows
+        self.num_fresh += shard.num_fresh
+        self.statuses.update(shard.statuses)
+        self.findings.update(shard.findings)
+        if len(self.findings) > 2 * MAX_FINDINGS:
+            self.findings = Counter(dict(self.findings.most_common(MAX_FINDINGS)))
+        if now - self._last_line > SECONDS_BETWEEN_LINES or self.num_done == self.num_bins:
+            self._last_line = now
+            logger.info("%s", self.line(now))
+        self.check_gates()
+
+    def images_per_second(self) -> float | None:
+        """Steady state: from the first staged shard on, so that start-up is left out; null for a single shard."""
+        if self.first_scored is None or not self.num_fresh_after_first:
+            return None
+        return self.num_fresh_after_first / max(1e-9, time.monotonic() - self.first_scored)
+
+    def line(self, now: float) -> str:
+        rate = self.num_done / max(1e-9, now - self.started)
+        left = (self.num_bins - self.num_done) / rate if rate else 0.0
+        failed = {status: count for status, count in self.statuses.items() if status != SCORED}
+        rejects = ", ".join(f"{count} {status}" for status, count in sorted(failed.items())) or "none"
+        return (
+            f"{self.num_done:,} of {self.num_bins:,} bins ({self.num_done / self.num_bins:.0%}), {rate:.1f} images/s, "
+            f"{_duration(left)} left, without a score: {rejects}"
+        )
+
+    def check_gates(self) -> None:
+        """Raises GateError when the share of failed images is beyond a gate, whatever the rest of the night brings."""
+        for statuses, limit, flag in (
+            (MISSING, self.max_missing_share, "--max-missing-share"),
+            (UNREADABLE, self.max_unreadable_share, "--max-unreadable-share"),
+        ):
+            failed = sum(self.statuses[status] for status in statuses)
+            if failed > limit * self.num_bins:
+                worst = Counter({key: count for key, count in self.findings.items() if key[0] in statuses}).most_common(1)
+                (status, error, prefix), count = worst[0]
+                raise GateError(
+                    f"{failed} of {self.num_bins} images are {' or '.join(statuses)}, {flag} allows {limit:.1%} "
+                    f"(seen so far: {self.num_done} bins). Most of them, {count}, are {status} below {prefix}: {error}. "
+                    "Nothing was committed; mend it and run the same command again, which retries them"
+                )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,94 @@
+"""Scores fetched shards on a pool of actors: one bundle load each, batches padded to one shape."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from jobs.bundles import local_bundle
+from jobs.stages.images import FETCHED_SCHEMA, pixels_of
+from jobs.stages.resources import Resources
+from schemas.errors import InputError
+
+SCORED_SCHEMA = pa.schema(
+    [
+        *(field for field in FETCHED_SCHEMA if field.name != "pixels"),
+        pa.field("probabilities", pa.list_(pa.float32())),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("fresh", pa.bool_(), nullable=False),
+    ]
+)
+"""Manifest columns, what became of the photo, the calibrated probabilities. `fresh`: computed in this try of the run,
+so the shard has to be staged (again)."""
+
+
+class ShardScorer:
+    """A Ray Data actor that holds one network; called with blocks of fetched rows that may already have answers."""
+
+    def __init__(self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int):
+        # Ray gives a worker as many threads as logical CPUs that it asked for; the network can use every core.
+        import torch
+
+        from model.bundle import load_bundle
+        from model.scoring import Scorer
+
+        if device == "cpu":
+            torch.set_num_threads(max(1, min(threads, os.cpu_count() or 1)))
+        with local_bundle(bundle_uri) as folder:
+            bundle = load_bundle(folder)
+        if bundle.info.bundle_id != bundle_id:
+            raise InputError(f"{bundle_uri}: the run began with bundle {bundle_id}, found {bundle.info.bundle_id}")
+        self._preprocessing = bundle.info.preprocessing
+        self._scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        pixels = pixels_of(rows, self._preprocessing)
+        return with_probabilities(rows, self._scorer.score(pixels)) if len(pixels) else without_pixels(rows)
+
+
+def with_probabilities(rows: pa.Table, probabilities: np.ndarray) -> pa.Table:
+    """Puts (n, K + 1) `probabilities` into the n rows that have pixels; the other rows keep theirs, or null."""
+    answers = np.empty(rows.num_rows, dtype=object)
+    answers[:] = rows["probabilities"].to_pylist()
+    places = np.flatnonzero(pc.is_valid(rows["pixels"]).to_numpy())
+    for place, answer in zip(places, probabilities, strict=True):
+        answers[place] = answer
+    column = pa.array(list(answers), pa.list_(pa.float32()))
+    index = rows.schema.get_field_index("probabilities")
+    return without_pixels(rows.set_column(index, SCORED_SCHEMA.field("probabilities"), column))
+
+
+def without_pixels(rows: pa.Table) -> pa.Table:
+    return rows.select(SCORED_SCHEMA.names)
+
+
+def score_shards(
+    fetched: ray.data.Dataset, *, bundle_uri: str, bundle_id: str, precision: str, resources: Resources
+) -> ray.data.Dataset:
+    """Fetched shards in, scored shards out: SCORED_SCHEMA, one block a shard."""
+    environment = {}
+    if resources.device == "cpu":
+        # read when torch is first imported, so it must be there before the actor starts
+        environment = {"OMP_NUM_THREADS": str(resources.scorer_threads)}
+    return fetched.map_batches(
+        ShardScorer,
+        fn_constructor_kwargs={
+            "bundle_uri": bundle_uri,
+            "bundle_id": bundle_id,
+            "device": resources.device,
+            "precision": precision,
+            "batch_size": resources.batch_size,
+            "threads": resources.scorer_threads,
+        },
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=resources.num_scorers),
+        num_cpus=resources.scorer_cpus,
+        num_gpus=resources.scorer_gpus or None,
+        runtime_env={"env_vars": environment} if environment else None,
+    )

@@ -1,0 +1,151 @@
+"""Fetch, score and stage: the streaming first pass, shard by shard, resumable.
+
+Every shard ends as one staged file. A shard that is staged already is taken from there, and only its rows without a
+score are tried again; so the same command after a crash loses at most the shards that were under way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from jobs import storage
+from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
+from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.resources import Resources
+from jobs.stages.score import SCORED_SCHEMA, score_shards
+from schemas.manifest import MANIFEST_SCHEMA
+from schemas.results import ImageStatus
+
+STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh")])
+FETCHED_SHARD_SCHEMA = pa.schema(
+    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh"))]
+)
+SCORED = str(ImageStatus.SCORED)
+MAX_FINDINGS = 200
+"""Kinds of failure that one shard reports, and that the driver keeps."""
+
+
+@dataclass(frozen=True)
+class StagedShard:
+    """What the driver learns of a staged shard."""
+
+    shard: int
+    num_rows: int
+    num_fresh: int
+    """Images scored in this try of the run."""
+    statuses: dict[str, int]
+    findings: Counter
+    """(status, error, where the images lie) -> how many."""
+
+
+def staged_uri(folder_uri: str, shard: int) -> str:
+    return storage.join(folder_uri, f"{shard:07d}.parquet")
+
+
+def stage_shards(
+    shards: list[Shard],
+    folder_uri: str,
+    plan: FetchPlan,
+    *,
+    bundle_uri: str,
+    bundle_id: str,
+    precision: str,
+    resources: Resources,
+) -> Iterator[StagedShard]:
+    """Runs the pass; yields each shard once it is staged, in the order of completion."""
+    side = plan.preprocessing.image_size
+    context = ray.data.DataContext.get_current()
+    # A shard must stay one block: Ray would split it at the default of 128 MiB.
+    context.target_max_block_size = max(1 << 28, 4 * max(shard.num_rows for shard in shards) * side * side * 3)
+    work = ray.data.from_items(
+        [{"index": s.index, "uri": s.uri, "row_group": s.row_group, "num_rows": s.num_rows} for s in shards],
+        override_num_blocks=len(shards),
+    )
+    fetched = work.map_batches(
+        _fetch_or_resume,
+        fn_kwargs={"folder_uri": folder_uri, "plan": plan},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=resources.num_fetchers),
+        num_cpus=resources.fetcher_cpus,
+    )
+    scored = score_shards(
+        fetched, bundle_uri=bundle_uri, bundle_id=bundle_id, precision=precision, resources=resources
+    )
+    staged = scored.map_batches(
+        _stage,
+        fn_kwargs={"folder_uri": folder_uri},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=resources.small_task_cpus,
+    )
+    for row in staged.iter_rows():
+        report = json.loads(row["report"])
+        report["findings"] = Counter({tuple(key): count for key, count in report["findings"]})
+        yield StagedShard(**report)
+
+
+def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Iterator[pa.Table]:
+    for item in items.to_pylist():
+        shard = Shard(item["index"], item["uri"], item["row_group"], item["num_rows"])
+        try:
+            staged = storage.read_table(staged_uri(folder_uri, shard.index))
+        except FileNotFoundError:
+            yield _shard_table(fetch_rows(read_shard(shard.uri, shard.row_group), plan), shard.index, fresh=True)
+            continue
+        again = pc.not_equal(staged["status"], SCORED)
+        if not pc.any(again).as_py():
+            yield _shard_table(staged, shard.index, fresh=False)
+            continue
+        retried = fetch_rows(staged.filter(again).select(MANIFEST_SCHEMA.names), plan)
+        # the shard's own order again: rows that were scored, rows tried now
+        order = np.argsort(np.concatenate([np.flatnonzero(~again.to_numpy()), np.flatnonzero(again.to_numpy())]))
+        both = pa.concat_tables(
+            [
+                _shard_table(staged.filter(pc.invert(again)), shard.index, fresh=True),
+                _shard_table(retried, shard.index, fresh=True),
+            ]
+        )
+        yield both.take(pa.array(order))
+
+
+def _shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
+    """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more)."""
+    added = {
+        "pixels": pa.nulls(rows.num_rows, pa.binary()),
+        "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
+        "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
+        "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
+    }
+    columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
+    return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
+
+
+def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
+    shards = pc.unique(rows["shard"]).to_pylist()
+    assert len(shards) == 1, f"a block holds one shard, found {shards}"
+    fresh = rows["fresh"][0].as_py()
+    if fresh:
+        storage.write_table(staged_uri(folder_uri, shards[0]), rows.select(STAGED_SCHEMA.names))
+    statuses = Counter(rows["status"].to_pylist())
+    failed = rows.filter(pc.not_equal(rows["status"], SCORED))
+    findings: Counter = Counter(
+        (status, error or "", uri.rsplit("/", 1)[0])
+        for status, error, uri in zip(*(failed[name].to_pylist() for name in ("status", "error", "image_uri")), strict=True)
+    )
+    report = {
+        "shard": shards[0],
+        "num_rows": rows.num_rows,
+        "num_fresh": statuses[SCORED] if fresh else 0,
+        "statuses": dict(statuses),
+        "findings": [[list(key), count] for key, count in findings.most_common(MAX_FINDINGS)],
+    }
+    return {"report": [json.dumps(report)]}
