@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import duplicates, storage
+from jobs.duplicates import find_duplicates
+
+pytestmark = pytest.mark.ray
+
+
+def write_ids(folder: str, *files: list[str | None]) -> list[str]:
+    uris = []
+    for index, ids in enumerate(files):
+        uris.append(storage.join(folder, f"part-{index}.parquet"))
+        table = pa.table({"bin_id": pa.array(ids, pa.string()), "other": pa.nulls(len(ids), pa.int32())})
+        storage.write_table(uris[-1], table, row_group_size=1000)
+    return uris
+
+
+def test_an_id_that_stands_twice_is_found_across_files_and_within_one(ray_cluster: None, tmp_path: Path) -> None:
+    first = [f"bin-{number:05d}" for number in range(5000)]
+    files = write_ids(str(tmp_path), first, ["bin-00007", "other", "", ""], ["bin-00007", None, None])
+    assert find_duplicates(files, "bin_id") == [("", 2), ("bin-00007", 3)]
+
+
+def test_ids_that_differ_only_a_little_are_no_duplicates(ray_cluster: None, tmp_path: Path) -> None:
+    files = write_ids(str(tmp_path), ["1", "01", "001", "1 ", "é", "e\u0301", "A", "a", "\x00", "\x00\x00"])
+    assert find_duplicates(files, "bin_id") == []
+
+
+def test_more_duplicates_than_asked_for_give_as_many_as_asked_for(ray_cluster: None, tmp_path: Path) -> None:
+    ids = [f"bin-{number:05d}" for number in range(5000)]
+    found = find_duplicates(write_ids(str(tmp_path), ids, ids), "bin_id", limit=3)
+    assert len(found) == 3
+    assert all(count == 2 for _, count in found)
+
+
+def test_no_rows_hold_no_duplicates(ray_cluster: None, tmp_path: Path) -> None:
+    assert find_duplicates(write_ids(str(tmp_path), []), "bin_id") == []
+
+
+def test_many_ranges_and_pieces_find_what_one_finds(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"bin-{number:05d}" for number in range(5000)]
+    files = write_ids(str(tmp_path), ids, ids[123:124] * 2, ids[4000:4002])
+    expected = [("bin-00123", 3), ("bin-04000", 2), ("bin-04001", 2)]
+    assert find_duplicates(files, "bin_id") == expected
+    # Only the driver decides on the number of ranges; the tasks take it as it comes.
+    monkeypatch.setattr(duplicates, "PIECE_ROWS", 700)
+    assert find_duplicates(files, "bin_id") == expected
+
+
+def test_ids_that_share_a_hash_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    piece = duplicates._Piece(write_ids(str(tmp_path), ["a", "b", "a"])[0], (0,), 3)
+    collided = duplicates._hash(pa.array(["a", "b"]))
+    assert duplicates._count_ids._function(piece, "bin_id", collided) == {"a": 2, "b": 1}
