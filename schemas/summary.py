@@ -1,4 +1,8 @@
-"""The summary: one row per night and scope; its Parquet file is the one object that commits a night."""
+"""The summary: one row per night and scope; its Parquet file is the one object that commits a night.
+
+As in the other tables, `audit_date` is the partition (`summary/audit_date=D/summary.parquet`) and not in the file: Athena
+refuses a column that is both, and readers give the partition one type in all tables.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ _COUNT, _SHARE, _VALUE = pa.int64(), pa.float32(), pa.float64()
 
 SUMMARY_SCHEMA = pa.schema(
     [
-        column("audit_date", pa.string(), "The night, YYYY-MM-DD.", required=True),
         column("run_id", pa.string(), "The run that the night was committed by.", required=True),
         column("scope", pa.string(), "all, zone, abc_class or expected_qty.", required=True),
         column("scope_value", pa.string(), "Which zone, class or quantity; null for all."),
@@ -30,6 +33,7 @@ SUMMARY_SCHEMA = pa.schema(
         column("num_random", _COUNT, "Random recounts in tonight's plan.", required=True),
         column("alpha", _SHARE, "Largest false-discovery rate that certificates were given at."),
         column("exp_wrong_in_list", _SHARE, "Sum of p_record_wrong over the priority list: hits it claims."),
+        column("expected_wrong", _VALUE, "Sum of p_record_wrong over the assessed bins."),
         column("naive_mismatch_share", _SHARE, "Share of scored bins where camera and record differ; for comparison."),
         column("record_model", pa.string(), "assumed (no random recounts yet) or learned.", required=True),
         column("error_rate", _SHARE, "Estimated share of wrong records; null without random recounts."),
@@ -41,6 +45,7 @@ SUMMARY_SCHEMA = pa.schema(
         column("num_random_window", _COUNT, "Resolved random recounts in the window.", required=True),
         column("num_priority_window", _COUNT, "Resolved priority recounts in the window.", required=True),
         column("num_pending_window", _COUNT, "Planned recounts in the window not yet resolved.", required=True),
+        column("net_variance_predicted", _VALUE, "Sum of expected_variance_qty over the assessed bins."),
         column("net_variance_units", _VALUE, "Estimated sum of true - recorded pieces."),
         column("net_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
         column("net_variance_units_high", _VALUE, "Upper end of its 95 % interval."),

@@ -1,0 +1,340 @@
+"""The second pass: what needs the whole night (ranks, certificates, the recount plan), in constant-size reductions.
+
+Pass 2a reduces every group of staged shards to candidates and histograms, which the driver merges; pass 2b writes the
+final rows, part by part. Neither holds more than one group of shards in a process.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from jobs import storage
+from jobs.stages.reconcile import Reconciler
+from model.certificates import ReferenceScores, certificate_thresholds, certified_at, conformal_p_values, p_value_histogram
+from model.drift import DriftCheck, check_drift
+from model.recount_plan import (
+    Candidates,
+    RecountPlan,
+    best_candidates,
+    draw_keys,
+    merge_candidates,
+    plan_recounts,
+)
+from schemas.bundle import BundleInfo
+from schemas.recount import PLANNED_SCHEMA
+from schemas.results import RESULTS_SCHEMA, Reason, Recount, Verdict
+
+GROUP_BYTES = 96 * 1024 * 1024
+"""Staged bytes that make one part of the results: parts of 64 to 512 MB where there is that much."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings of the second pass."""
+
+    run_id: str
+    audit_date: str
+    seed: int
+    budget: int
+    random_share: float
+    objective: str
+    alphas: tuple[float, ...]
+    bundle_id: str
+    calibration_id: str
+
+
+@dataclass
+class Reduction:
+    """What pass 2a knows of some rows; reductions of disjoint rows merge."""
+
+    num_assessed: int = 0
+    num_outside: int = 0
+    random: list[Candidates] = field(default_factory=list)
+    ranked: list[Candidates] = field(default_factory=list)
+    p_values: np.ndarray | None = None
+
+    def merge(self, other: Reduction, budget: int) -> None:
+        self.num_assessed += other.num_assessed
+        self.num_outside += other.num_outside
+        self.random = [merge_candidates([*self.random, *other.random], budget)]
+        self.ranked = [merge_candidates([*self.ranked, *other.ranked], budget)]
+        if other.p_values is not None:
+            self.p_values = other.p_values if self.p_values is None else self.p_values + other.p_values
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What the whole night decided; the same for every part."""
+
+    plan: RecountPlan
+    thresholds: dict[float, float]
+    drift: DriftCheck
+    num_assessed: int
+
+
+@dataclass
+class Night:
+    """What pass 2b adds up: sums per (scope, value), and the planned bins with what learning from them will need."""
+
+    sums: dict[tuple[str, str | None], np.ndarray]
+    planned: pa.Table
+    part_uris: list[str]
+
+
+def decide_night(
+    groups: list[list[str]],
+    reconciler: Reconciler,
+    reference: ReferenceScores | None,
+    rules: Rules,
+    bundle: BundleInfo,
+    task_cpus: float,
+) -> Decisions:
+    """Pass 2a over groups of staged files."""
+    shared = ray.put((reconciler, reference, rules))
+    merged = Reduction(random=[], ranked=[])
+    for row in _over_groups(groups, _reduce_group, {"shared": shared}, task_cpus):
+        merged.merge(pickle.loads(row["reduction"]), rules.budget)  # noqa: S301 - written by our own worker
+    drift = check_drift(
+        merged.num_outside, merged.num_assessed, bundle.record_outside_set_share, max(1, bundle.num_calibration)
+    )
+    empty = Candidates(np.empty(0, dtype=object), np.empty(0), np.empty(0, dtype=np.uint64))
+    plan = plan_recounts(
+        merged.random[0] if merged.random else empty,
+        merged.ranked[0] if merged.ranked else empty,
+        num_assessed=merged.num_assessed,
+        budget=rules.budget,
+        random_share=rules.random_share,
+    )
+    thresholds: dict[float, float] = {}
+    if merged.p_values is not None:
+        thresholds = certificate_thresholds(merged.p_values, rules.alphas, drift.alarm)
+    return Decisions(plan, thresholds, drift, merged.num_assessed)
+
+
+def write_parts(
+    groups: list[list[str]],
+    reconciler: Reconciler,
+    reference: ReferenceScores | None,
+    rules: Rules,
+    decisions: Decisions,
+    results_uri: str,
+    task_cpus: float,
+) -> Night:
+    """Pass 2b: one part of the results per group, `part-<run_id>-NNNNN.parquet` below `results_uri`."""
+    shared = ray.put((reconciler, reference, rules, decisions))
+    options = {"shared": shared, "results_uri": results_uri}
+    sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
+    planned: list[pa.Table] = []
+    parts: list[str] = []
+    for row in _over_groups(groups, _write_group, options, task_cpus):
+        found = pickle.loads(row["written"])  # noqa: S301 - written by our own worker
+        for scope, values in found["sums"].items():
+            sums[scope] += values
+        planned.append(found["planned"])
+        parts.append(found["uri"])
+    table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *planned]).sort_by("bin_id")
+    return Night(dict(sums), table, sorted(parts))
+
+
+def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
+    """Consecutive staged files, about GROUP_BYTES together."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for entry in staged:
+        if filled > GROUP_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(entry.uri)
+        filled += entry.num_bytes
+    return groups
+
+
+def _over_groups(groups, function, options, task_cpus):  # type: ignore[no-untyped-def]
+    work = ray.data.from_items(
+        [{"group": index, "uris": uris} for index, uris in enumerate(groups)], override_num_blocks=len(groups)
+    )
+    return work.map(function, fn_kwargs=options, num_cpus=task_cpus).iter_rows()
+
+
+def _read_group(row: dict) -> list[pa.Table]:
+    return [storage.read_table(uri) for uri in row["uris"]]
+
+
+def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
+    reconciler, reference, rules = ray.get(shared)
+    total = Reduction()
+    for staged in _read_group(row):
+        total.merge(_reduce(reconciler.reconcile(staged), reference, rules), rules.budget)
+    return {"reduction": pickle.dumps(total)}
+
+
+def _reduce(rows: pa.Table, reference: ReferenceScores | None, rules: Rules) -> Reduction:
+    assessed = rows.filter(rows["assessed"])
+    bin_ids = assessed["bin_id"].to_pylist()
+    keys = draw_keys(bin_ids, rules.seed, rules.audit_date)
+    rankable = pc.fill_null(pc.not_equal(assessed["reason"], str(Reason.COUNTED)), True).to_numpy()
+    score = assessed["p_record_wrong" if rules.objective == "probability" else "value_at_risk"].to_numpy()
+    ids = np.array(bin_ids, dtype=object)
+    histogram = None
+    if reference is not None:
+        histogram = p_value_histogram(assessed["p_record_wrong"].to_numpy()[rankable], reference)
+    return Reduction(
+        num_assessed=assessed.num_rows,
+        num_outside=pc.sum(pc.invert(assessed["record_in_set"])).as_py() or 0,
+        random=[best_candidates(bin_ids, keys, np.zeros(len(bin_ids)), rules.budget)],
+        ranked=[best_candidates(ids[rankable].tolist(), keys[rankable], score[rankable], rules.budget)],
+        p_values=histogram,
+    )
+
+
+def _write_group(row: dict, shared: ray.ObjectRef, results_uri: str) -> dict:
+    reconciler, reference, rules, decisions = ray.get(shared)
+    tables, planned = [], []
+    sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
+    for staged in _read_group(row):
+        rows = reconciler.reconcile(staged)
+        results = _conclude(rows, reference, rules, decisions)
+        planned.append(_planned(rows, results))
+        _add_sums(sums, results, reconciler.assessor.top_class)
+        tables.append(results)
+    uri = storage.join(results_uri, f"part-{rules.run_id}-{row['group']:05d}.parquet")
+    storage.write_table(uri, pa.concat_tables(tables), row_group_size=65536)
+    written = {"sums": dict(sums), "planned": pa.concat_tables(planned), "uri": uri}
+    return {"written": pickle.dumps(written)}
+
+
+def _conclude(
+    rows: pa.Table, reference: ReferenceScores | None, rules: Rules, decisions: Decisions
+) -> pa.Table:
+    """RESULTS_SCHEMA from reconciled rows."""
+    n = rows.num_rows
+    assessed = rows["assessed"].to_numpy()
+    counted = pc.fill_null(pc.equal(rows["reason"], str(Reason.COUNTED)), False).to_numpy()
+    p_wrong = rows["p_record_wrong"].to_numpy(zero_copy_only=False).astype(np.float64)
+    bin_ids = rows["bin_id"].to_pylist()
+    plan = decisions.plan
+    place = plan.locate(bin_ids, draw_keys(bin_ids, rules.seed, rules.audit_date))
+    planned = place >= 0
+    recount, rank, inclusion = np.full(n, None, dtype=object), np.zeros(n, np.int32), np.full(n, np.nan)
+    recount[planned] = plan.recount[place[planned]]
+    rank[planned] = plan.rank[place[planned]]
+    inclusion[planned] = plan.inclusion_probability[place[planned]]
+    p_value, level = np.full(n, np.nan), np.full(n, np.nan)
+    if reference is not None:
+        p_value = conformal_p_values(np.where(counted, np.nan, p_wrong), reference)
+        level = certified_at(p_value, decisions.thresholds)
+    suspect = (recount == str(Recount.PRIORITY)) | ((p_wrong >= 0.5) & ~counted)
+    verdict = np.select(
+        [~assessed, ~np.isnan(level), suspect],
+        [str(Verdict.NOT_ASSESSED), str(Verdict.CERTIFIED), str(Verdict.SUSPECT)],
+        str(Verdict.OK),
+    )
+    added = {
+        "run_id": pa.repeat(pa.scalar(rules.run_id), n),
+        "verdict": pa.array(verdict, pa.string()),
+        "rank": pa.array(rank, mask=rank == 0),
+        "recount": pa.array(recount, pa.string(), from_pandas=True),
+        "inclusion_probability": pa.array(inclusion, pa.float32(), from_pandas=True),
+        "certificate_p": pa.array(p_value, pa.float32(), from_pandas=True),
+        "certified_at": pa.array(level, pa.float32(), from_pandas=True),
+        "bundle_id": pa.repeat(pa.scalar(rules.bundle_id), n),
+        "calibration_id": pa.repeat(pa.scalar(rules.calibration_id), n),
+    }
+    columns = [added[name] if name in added else rows[name] for name in RESULTS_SCHEMA.names]
+    return pa.Table.from_arrays(columns, schema=RESULTS_SCHEMA)
+
+
+def _planned(rows: pa.Table, results: pa.Table) -> pa.Table:
+    mask = pc.is_valid(results["recount"])
+    chosen, from_rows = results.filter(mask), rows.filter(mask)
+    columns = [
+        chosen[name] if name in chosen.column_names else from_rows[name] for name in PLANNED_SCHEMA.names
+    ]
+    return pa.Table.from_arrays(columns, schema=PLANNED_SCHEMA)
+
+
+SUMS = (
+    "num_bins",
+    "num_scored",
+    "num_missing_image",
+    "num_fetch_failed",
+    "num_unreadable_image",
+    "num_image_rejected",
+    "num_assessed",
+    "recorded_units",
+    "recorded_value",
+    "num_suspect",
+    "num_certified",
+    "num_priority",
+    "num_random",
+    "exp_wrong_in_list",
+    "num_mismatch",
+    "expected_wrong",
+    "net_variance_predicted",
+    "gross_variance_units",
+    "net_variance_value",
+    "shortage_value",
+    "overage_value",
+    "value_at_risk",
+)
+"""What is summed per scope; the summary's columns, and the numerators of its shares."""
+
+
+def _add_sums(sums: dict[tuple[str, str | None], np.ndarray], results: pa.Table, top_class: int) -> None:
+    """Adds a results table to the sums of its scopes: all, each zone, each class, each recorded quantity."""
+
+    def column(name: str) -> np.ndarray:
+        return np.nan_to_num(results[name].to_numpy(zero_copy_only=False).astype(np.float64))
+
+    def equal(name: str, value: str) -> np.ndarray:
+        return pc.fill_null(pc.equal(results[name], value), False).to_numpy()
+
+    expected, value = column("expected_qty"), column("unit_value")
+    scored = equal("status", "scored")
+    priority = equal("recount", str(Recount.PRIORITY))
+    net = column("expected_variance_qty") * value
+    # at K or more on both sides the counts can't be told apart
+    differs = scored & (np.minimum(expected, top_class) != column("camera_qty"))
+    columns = {
+        "num_bins": np.ones(results.num_rows),
+        **{f"num_{status}": equal("status", status) for status in _STATUSES},
+        "num_assessed": ~equal("verdict", str(Verdict.NOT_ASSESSED)),
+        "recorded_units": expected,
+        "recorded_value": expected * value,
+        "num_suspect": equal("verdict", str(Verdict.SUSPECT)),
+        "num_certified": equal("verdict", str(Verdict.CERTIFIED)),
+        "num_priority": priority,
+        "num_random": equal("recount", str(Recount.RANDOM)),
+        "exp_wrong_in_list": np.where(priority, column("p_record_wrong"), 0.0),
+        "num_mismatch": differs,
+        "expected_wrong": column("p_record_wrong"),
+        "net_variance_predicted": column("expected_variance_qty"),
+        "gross_variance_units": column("expected_abs_variance_qty"),
+        "net_variance_value": net,
+        "shortage_value": np.maximum(-net, 0),
+        "overage_value": np.maximum(net, 0),
+        "value_at_risk": column("value_at_risk"),
+    }
+    matrix = np.stack([np.asarray(columns[name], dtype=np.float64) for name in SUMS])
+    sums["all", None] += matrix.sum(axis=1)
+    quantity = [str(int(qty)) if qty < top_class else f"{top_class}+" for qty in expected]
+    for scope, values in (
+        ("zone", results["zone"].to_pylist()),
+        ("abc_class", results["abc_class"].to_pylist()),
+        ("expected_qty", quantity),
+    ):
+        names, place = np.unique([name if name is not None else "" for name in values], return_inverse=True)
+        for index, name in enumerate(names.tolist()):
+            if name:
+                sums[scope, name] += matrix[:, place == index].sum(axis=1)
+
+
+_STATUSES = ("scored", "missing_image", "fetch_failed", "unreadable_image", "image_rejected")

@@ -1,0 +1,193 @@
+"""One execution of the audit: its name, what it froze when it began, and the night that it holds.
+
+`run_id` is the night and a hash of everything that affects results, so the same command continues the same run.
+The record model and calibration in force are written to `run.json` when the run starts: a recount that comes in
+between a crash and its restart does not change a night halfway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jobs import storage
+from jobs.config.audit import AuditConfig
+from schemas.errors import GateError
+
+RESULT_SETTINGS = (
+    "recount_budget",
+    "random_share",
+    "alpha",
+    "objective",
+    "count_valid_nights",
+    "max_photo_age_hours",
+    "seed",
+)
+"""Settings that change a row of the results; the quality gates only decide whether there are any."""
+
+HEARTBEAT_SECONDS, EXPIRY_SECONDS = 10.0, 45.0
+
+
+def name_run(
+    config: AuditConfig,
+    *,
+    audit_date: str,
+    manifest_fingerprint: str,
+    weights_sha256: str,
+    bundle_id: str,
+    precision: str,
+    allowed_roots: tuple[str, ...],
+    replaces: str | None,
+) -> str:
+    """`<audit_date>-<12 hex digits>`. A replacement is another run than the one that it replaces, so that readers
+    never see both under one name."""
+    facts = {name: getattr(config, name) for name in RESULT_SETTINGS} | {
+        "audit_date": audit_date,
+        "manifest": manifest_fingerprint,
+        "weights": weights_sha256,
+        "bundle": bundle_id,
+        "precision": precision,
+        "allowed_roots": sorted(allowed_roots),
+        "replaces": replaces,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return f"{audit_date}-{digest[:12]}"
+
+
+def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes `run.json` where none is yet, and returns what stands there: this try's facts or an earlier one's."""
+    uri = storage.join(run_uri, "run.json")
+    storage.create_bytes(uri, _document(facts))
+    return json.loads(storage.read_bytes(uri))
+
+
+def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:
+    """Adds timings and counts to `run.json`; what was frozen stays."""
+    storage.write_bytes(storage.join(run_uri, "run.json"), _document({**frozen, "outcome": outcome}))
+
+
+def provenance() -> dict[str, Any]:
+    """Library versions and the git commit, where there is one."""
+    libraries = ("ray", "torch", "torchvision", "numpy", "pyarrow", "obstore", "simplejpeg", "opencv-python-headless")
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+        "git_commit": commit.stdout.strip() or None,
+    }
+
+
+@contextmanager
+def hold_night(output_uri: str, audit_date: str, run_id: str) -> Iterator[NightLock]:
+    """Holds the night for one process, by a conditional PUT. Raises GateError naming the holder while one is alive.
+
+    The lock is a series of generations: whoever creates the next one has it, so that two that find an expired lock
+    can't both take it. A holder is alive while its heartbeat moves; it is judged by change, not by clocks.
+    """
+    lock = NightLock(storage.join(output_uri, "locks", f"audit_date={audit_date}"), run_id)
+    lock.acquire()
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+class NightLock:
+    """One process's hold on a night; see hold_night."""
+
+    def __init__(self, folder_uri: str, run_id: str) -> None:
+        self._folder, self._generation = folder_uri, -1
+        self._holder = {
+            "run_id": run_id,
+            "host": socket.gethostname(),
+            "boot": _boot_id(),
+            "pid": os.getpid(),
+            "token": uuid.uuid4().hex,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._beats = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="night-lock", daemon=True)
+
+    def acquire(self) -> None:
+        while True:
+            generation, holder = self._latest()
+            if holder is not None and not holder.get("released") and not self._is_dead(generation, holder):
+                raise GateError(
+                    f"the night is held by run {holder['run_id']} on {holder['host']} (pid {holder['pid']}, since "
+                    f"{holder['since']}); wait for it to end, or stop it"
+                )
+            if storage.create_bytes(self._uri(generation + 1), self._content()):
+                self._generation = generation + 1
+                self._thread.start()
+                return
+
+    def check(self) -> None:
+        """Raises GateError where another process has taken the night (this one was paused for too long)."""
+        generation, holder = self._latest()
+        if generation != self._generation or holder is None or holder["token"] != self._holder["token"]:
+            raise GateError("another run has taken the night since this one was last heard of; nothing was committed")
+
+    def release(self) -> None:
+        self._stopped.set()
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout=60)
+        self._holder["released"] = True
+        storage.write_bytes(self._uri(self._generation), self._content())
+        storage.delete(self._uri(earlier) for earlier in range(self._generation))
+
+    def _uri(self, generation: int) -> str:
+        return storage.join(self._folder, f"{generation:06d}.json")
+
+    def _content(self) -> bytes:
+        return _document({**self._holder, "beats": self._beats})
+
+    def _latest(self) -> tuple[int, dict[str, Any] | None]:
+        names = [entry.uri for entry in storage.list_objects(self._folder)]
+        if not names:
+            return -1, None
+        latest = max(names)
+        return int(latest.rsplit("/", 1)[1].removesuffix(".json")), json.loads(storage.read_bytes(latest))
+
+    def _is_dead(self, generation: int, holder: dict[str, Any]) -> bool:
+        here = holder["host"] == self._holder["host"] and holder["boot"] == self._holder["boot"]
+        if here and not Path(f"/proc/{holder['pid']}").exists():
+            return True
+        deadline = time.monotonic() + EXPIRY_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(1.0)
+            latest, found = self._latest()
+            if latest != generation or found is None or found.get("released"):
+                return True  # look again: it changed hands or was let go
+            if found["beats"] != holder["beats"]:
+                return False
+        return True
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_SECONDS):
+            self._beats += 1
+            storage.write_bytes(self._uri(self._generation), self._content())
+
+
+def _boot_id() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _document(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, sort_keys=True, default=str) + "\n").encode()
