@@ -39,9 +39,10 @@ def run_command(
     try:
         run(config)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Ray raises a worker's error with the worker's traceback as its text; `cause` is the error itself.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
         return 2
     except GateError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {getattr(error, 'cause', error)}", file=sys.stderr)
         return 1
     return 0

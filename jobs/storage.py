@@ -37,6 +37,10 @@ RETRIES: RetryConfig = {
 }
 
 
+INCOMPLETE = "_incomplete"
+"""Stands in a folder of Parquet files from before its first file until after its last one is written."""
+
+
 @dataclass(frozen=True)
 class StoredObject:
     """One object of a listing."""
@@ -164,7 +168,7 @@ def exists(uri: str) -> bool:
 def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None = None) -> Iterator[StoredObject]:
     """All objects below `uri`, streamed page by page; none where the folder doesn't exist."""
     store, prefix = locate(uri, anonymous=anonymous)
-    root = uri.removesuffix(prefix) if is_s3(uri) else "/"
+    root = "/".join(uri.split("/", 3)[:3]) + "/" if is_s3(uri) else "/"
     try:
         for page in store.list(prefix or None, offset=start_after, chunk_size=1000):
             for entry in page:
@@ -188,15 +192,20 @@ def delete(uris: Iterable[str]) -> None:
 def parquet_files(uri: str) -> list[StoredObject]:
     """The Parquet files of a data set (one file, or a folder of them), sorted by URI.
 
-    Raises InputError where there is none.
+    Raises InputError where there is none, and where the folder is marked as not yet whole.
     """
     if uri.endswith(".parquet") and exists(uri):
         store, key = locate(uri)
         meta = store.head(key)
         return [StoredObject(uri=uri, num_bytes=meta["size"], etag=meta["e_tag"])]
+    listed = list(list_objects(uri))
+    if any(entry.uri == join(absolute(uri), INCOMPLETE) for entry in listed):
+        raise InputError(
+            f"{uri}: expected a whole data set, found one being written or cut short; run the job that writes it again"
+        )
     found = [
         entry
-        for entry in list_objects(uri)
+        for entry in listed
         if entry.uri.endswith(".parquet") and not entry.uri.rsplit("/", 1)[1].startswith(("_", "."))
     ]
     if not found:

@@ -1,0 +1,44 @@
+"""Settings of `jobs.ingest`."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from pydantic import Field, model_validator
+
+from jobs.config.base import JobConfig
+
+
+class IngestConfig(JobConfig):
+    images_uri: str = Field(min_length=1)
+    """Folder of bin photos (.jpg, .jpeg, .png, .webp, at any depth), local or s3://. A photo belongs to the record
+    with the same stem: bin-images/00001.jpg to 00001."""
+
+    records_uri: str = Field(min_length=1)
+    """Folder of ABID records (one NNNNN.json a bin), or a WMS export: a .csv or .csv.gz file, or a .parquet file or
+    folder, one line per bin and SKU. Columns: bin_id, sku, quantity; optional: name, zone, abc_class, unit_value,
+    currency, image_uri (else the photo's stem is the bin_id), photo_at, expected_as_of, moves_since_photo. An empty
+    bin is one line without a sku and with quantity 0."""
+
+    manifest_uri: str = Field(min_length=1)
+    """Folder that the manifest is written to. What could not be used goes to <manifest-uri>.rejects."""
+
+    audit_date: date | None = None
+    """The night, YYYY-MM-DD; today (UTC) if left out."""
+
+    inventory_uri: tuple[str, ...] = ()
+    """S3 Inventory to take the keys from instead of listing (worth it from millions of photos on): its manifest.json,
+    or its Parquet or CSV files. It stands for the images and, where they are a folder of the same bucket, the
+    records."""
+
+    anonymous: bool = False
+    """Read images and records without credentials (public buckets)."""
+
+    replace: bool = False
+    """Replace the manifest that is already at --manifest-uri."""
+
+    @model_validator(mode="after")
+    def _check_inventory(self) -> IngestConfig:
+        if self.inventory_uri and not self.images_uri.startswith("s3://"):
+            raise ValueError(f"--inventory-uri lists an S3 bucket, but --images-uri is {self.images_uri}")
+        return self

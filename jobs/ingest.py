@@ -1,0 +1,157 @@
+r"""Builds the night's manifest: one row per bin, its photo beside its record.
+
+    python -m jobs.ingest --images-uri dump/bin-images --records-uri dump/metadata --manifest-uri night-manifest
+
+    ray job submit --working-dir . -- python -m jobs.ingest --images-uri s3://bucket/bin-images \
+        --records-uri s3://bucket/metadata --manifest-uri s3://bucket/manifests/2026-01-31
+
+Writes Parquet files below the manifest's URI (one row per bin, sorted by bin_id) and below `<manifest-uri>.rejects`
+(`key, kind, reason, detail`: every image and every record that is no bin). Every image and every record is found in
+one of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from jobs import storage
+from jobs.cluster import connect
+from jobs.command import run_command
+from jobs.config.ingest import IngestConfig
+from jobs.ingesting import parts
+from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
+from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
+from jobs.ingesting.matching import Matched, match_range
+from jobs.ingesting.parts import Target
+from schemas.errors import InputError
+
+log = logging.getLogger("jobs.ingest")
+
+
+def ingest(config: IngestConfig) -> None:
+    images_uri = storage.absolute(config.images_uri)
+    manifest_uri = storage.absolute(config.manifest_uri)
+    target = Target(
+        manifest_uri=manifest_uri,
+        rejects_uri=f"{manifest_uri}.rejects",
+        audit_date=(config.audit_date or datetime.now(UTC).date()).isoformat(),
+        images_uri=images_uri,
+        anonymous=config.anonymous,
+    )
+    parts.check_target(target, replace=config.replace)
+    with connect():
+        images, records = list_inputs(config)
+        num_images, num_records = images.num_rows, records.num_rows
+        bounds = choose_bounds(images, records)
+        slice_rows = choose_slice_rows(min(num_images, num_records))
+        image_ranges, record_ranges = exchange(images, bounds), exchange(records, bounds)
+        mark = parts.begin(target)
+        matched, slices = match_ranges(target, slice_rows, image_ranges, record_ranges)
+        counts = write_parts(target, sum(found.num_bins for found in matched), slices)
+        for found in matched:
+            counts.update(found.rejects)
+        if not counts["bins"]:
+            raise InputError(
+                f"{images_uri}: no image has a readable record of its stem ({num_images:,} images, {num_records:,} "
+                f"records); compare the names in {target.rejects_uri}"
+            )
+        parts.finish(target, mark)
+    rejects = ", ".join(f"{counts[reason]:,} {reason}" for reason in sorted(counts) if reason not in ("bins", "odd"))
+    log.info(
+        "%s bins of %s images and %s records, %s with a record that contradicts itself; rejects: %s",
+        *(f"{number:,}" for number in (counts["bins"], num_images, num_records, counts["odd"])),
+        rejects or "none",
+    )
+    log.info("manifest of %s: %s; rejects: %s", target.audit_date, target.manifest_uri, target.rejects_uri)
+
+
+def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
+    """The keys of all images and records. Raises InputError where there are none."""
+    folders = [
+        Folder(storage.absolute(config.images_uri), IMAGE_SUFFIXES, config.anonymous),
+        Folder(storage.absolute(config.records_uri), RECORD_SUFFIXES, config.anonymous),
+    ]
+    started = [list_keys.remote(folder) for folder in folders]
+    found = []
+    for what, folder, source in zip(("images", "records"), folders, started, strict=True):
+        chunks = collect(what, [source])
+        others = f"{chunks.num_others:,} other objects (such as {', '.join(chunks.others)})"
+        if not chunks.num_rows:
+            raise InputError(
+                f"{folder.uri}: expected {what} ({', '.join(folder.suffixes)}), found "
+                f"{others if chunks.num_others else 'nothing'}; check --{what}-uri"
+            )
+        if chunks.num_others:
+            log.info("%s: %s passed over", what, others)
+        found.append(chunks)
+    return found[0], found[1]
+
+
+def choose_slice_rows(num_bins: int) -> int:
+    """Rows of one manifest file: a task each, so many for little work, and few files for much."""
+    rows = max(parts.ROW_GROUP_ROWS, min(num_bins // 64, 64 * parts.ROW_GROUP_ROWS))
+    return rows // parts.ROW_GROUP_ROWS * parts.ROW_GROUP_ROWS
+
+
+def match_ranges(
+    target: Target, slice_rows: int, image_ranges: list[list[Any]], record_ranges: list[list[Any]]
+) -> tuple[list[Matched], list[Any]]:
+    """Matches every range of keys; gives what was found and references of the slices of bins."""
+    generators = [
+        match_range.remote(index, target.rejects_uri, slice_rows, len(images), *images, *records)
+        for index, (images, records) in enumerate(zip(image_ranges, record_ranges, strict=True))
+    ]
+    image_ranges.clear()
+    record_ranges.clear()
+    matched, slices = [], []
+    for generator in generators:
+        matched.append(ray.get(next(generator)))
+        slices += list(generator)
+    return matched, slices
+
+
+def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str]:
+    """Reads the slices' records and writes their manifest files; gives counts of bins and of rejects by reason."""
+    counts: Counter[str] = Counter()
+    if not slices:
+        return counts
+    write: Any = _write_part  # ray's annotation knows no function with further arguments
+    dataset = ray.data.from_arrow_refs(slices).map_batches(
+        write, batch_size=None, batch_format="pyarrow", fn_kwargs={"target": target}
+    )
+    started = told = time.monotonic()
+    num_read = 0
+    for row in dataset.iter_rows():
+        num_read += row["num_read"]
+        counts.update(json.loads(row["counts"]))
+        now = time.monotonic()
+        if now - told > 5:
+            told = now
+            log.info(
+                "records: %s of %s read (%s/s)", f"{num_read:,}", f"{num_bins:,}", f"{num_read / (now - started):,.0f}"
+            )
+    return counts
+
+
+def _write_part(bins: pa.Table, target: Target) -> pa.Table:
+    report = parts.write_part(bins, target)
+    counts = {"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects}
+    return pa.table({"num_read": [bins.num_rows], "counts": [json.dumps(counts)]})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(IngestConfig, ingest, job="ingest", description=__doc__.splitlines()[0], argv=argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,145 @@
+"""The manifest's files: claimed, written part by part, and declared whole at the end.
+
+A folder that holds `_incomplete` is no manifest: it stands there from before the first part until after the last one,
+readers refuse the folder for it (`storage.parquet_files`), and the same command writes it anew.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs import storage
+from jobs.ingesting.matching import count_reasons, make_rejects
+from jobs.ingesting.records import read_records, record_columns
+from schemas.abid import BinRecord
+from schemas.arrow import conform
+from schemas.errors import GateError, InputError
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
+
+ROW_GROUP_ROWS = 1024
+"""Also what is fetched and parsed at a time."""
+
+_OUR_PARTS = re.compile(r"part-\d{5}(-\d{5})?\.parquet")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the parts go and what every one of them says."""
+
+    manifest_uri: str
+    rejects_uri: str
+    audit_date: str
+    images_uri: str
+    anonymous: bool
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What the driver learns of one part."""
+
+    num_bins: int
+    num_inconsistent: int
+    rejects: dict[str, int]
+
+
+def check_target(target: Target, *, replace: bool) -> None:
+    """Raises InputError where the manifest may not or can't be written, before anything is read."""
+    for uri in (target.manifest_uri, target.rejects_uri):
+        foreign = [entry.uri for entry in _parquet_below(uri) if not _is_ours(uri, entry.uri)]
+        if foreign:
+            raise InputError(
+                f"{uri}: expected a folder of this job's own, found {foreign[0]}; choose another --manifest-uri"
+            )
+    incomplete = storage.exists(storage.join(target.manifest_uri, storage.INCOMPLETE))
+    if not replace and not incomplete and _parquet_below(target.manifest_uri):
+        raise InputError(f"{target.manifest_uri}: a manifest is already there; choose another place or give --replace")
+    for uri in (target.manifest_uri, target.rejects_uri):
+        probe = storage.join(uri, "_writable")
+        storage.write_bytes(probe, b"")
+        storage.delete([probe])
+
+
+def begin(target: Target) -> str:
+    """Marks the folder as incomplete, then clears it of a former manifest. Returns the mark."""
+    mark = uuid.uuid4().hex
+    storage.write_bytes(storage.join(target.manifest_uri, storage.INCOMPLETE), mark.encode())
+    for uri in (target.manifest_uri, target.rejects_uri):
+        storage.delete(entry.uri for entry in _parquet_below(uri))
+    return mark
+
+
+def finish(target: Target, mark: str) -> None:
+    """Declares the manifest whole. Raises GateError where another run began meanwhile in the same folder."""
+    uri = storage.join(target.manifest_uri, storage.INCOMPLETE)
+    if not storage.exists(uri) or storage.read_bytes(uri) != mark.encode():
+        raise GateError(
+            f"{target.manifest_uri}: another ingest wrote into the same folder meanwhile; run one at a time"
+        )
+    storage.delete([uri])
+
+
+def write_part(bins: pa.Table, target: Target) -> PartReport:
+    """Writes one slice of bins (from `match_range`) as one manifest file, and the rejects for its unreadable records."""
+    tables, reject_rows = [], []
+    for start in range(0, bins.num_rows, ROW_GROUP_ROWS):
+        rows = bins.slice(start, ROW_GROUP_ROWS)
+        if "skus" not in bins.column_names:
+            rows, unreadable = _add_records(rows, target.anonymous)
+            reject_rows += unreadable
+        tables.append(conform(rows.append_column("group", _find_groups(rows)), MANIFEST_SCHEMA))
+    name = f"part-{bins['range'][0].as_py():05d}-{bins['slice'][0].as_py():05d}.parquet"
+    manifest = pa.concat_tables(tables).replace_schema_metadata(
+        {"audit_date": target.audit_date, "images_uri": target.images_uri, "format_version": FORMAT_VERSION}
+    )
+    rejects = make_rejects(reject_rows)
+    if rejects.num_rows:
+        storage.write_table(storage.join(target.rejects_uri, name), rejects)
+    if manifest.num_rows:
+        storage.write_table(storage.join(target.manifest_uri, name), manifest, row_group_size=ROW_GROUP_ROWS)
+    num_inconsistent = Counter(manifest["record_inconsistent"].to_pylist())[True]
+    return PartReport(manifest.num_rows, num_inconsistent, count_reasons(rejects))
+
+
+def _add_records(rows: pa.Table, anonymous: bool) -> tuple[pa.Table, list[tuple[str, str, str, str]]]:
+    """Bins with their record columns, and two reject rows for each unreadable record: its own and its image's."""
+    uris = rows["record_uri"].to_pylist()
+    found = read_records(uris, anonymous=anonymous)
+    readable = [isinstance(record, BinRecord) for record in found]
+    rejects = []
+    for bin_id, uri, image_uri, record in zip(
+        rows["bin_id"].to_pylist(), uris, rows["image_uri"].to_pylist(), found, strict=True
+    ):
+        if not isinstance(record, BinRecord):
+            rejects.append((bin_id, "image", "no_record", f"{image_uri}: its record can't be read"))
+            rejects.append((bin_id, "record", "unreadable_record", f"{uri}: {record}"))
+    rows = rows.filter(pa.array(readable, pa.bool_()))
+    for name, values in record_columns([record for record in found if isinstance(record, BinRecord)]).items():
+        rows = rows.append_column(name, values)
+    return rows, rejects
+
+
+def _find_groups(rows: pa.Table) -> pa.Array:
+    """What must not be split between training and test: neighbours by number show the same goods, else the first SKU.
+
+    Numbers are ABID's: `00123` is in block `1` with 100 to 199.
+    """
+    groups = []
+    for bin_id, lines in zip(rows["bin_id"].to_pylist(), rows["skus"].to_pylist(), strict=True):
+        if bin_id.isascii() and bin_id.isdecimal():
+            groups.append(bin_id[:-2].lstrip("0") or "0")
+        else:
+            groups.append(lines[0]["sku"] if lines else bin_id)
+    return pa.array(groups, pa.string())
+
+
+def _parquet_below(uri: str) -> list[storage.StoredObject]:
+    return [entry for entry in storage.list_objects(uri) if entry.uri.endswith(".parquet")]
+
+
+def _is_ours(folder_uri: str, uri: str) -> bool:
+    return _OUR_PARTS.fullmatch(uri.removeprefix(folder_uri + "/")) is not None
