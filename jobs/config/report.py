@@ -1,0 +1,18 @@
+"""Settings of the planner's page and lists."""
+
+from datetime import date
+
+from jobs.config.base import JobConfig
+
+
+class ReportConfig(JobConfig):
+    """Writes a committed night's page, recount lists and discrepancies."""
+
+    output_uri: str
+    """Where all nights are, as given to `jobs.audit`."""
+
+    audit_date: date
+    """The night; it must be committed."""
+
+    report_uri: str
+    """The folder to write into: report.html, the lists as CSV and XLSX, report.json."""

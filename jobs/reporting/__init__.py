@@ -1,0 +1,1 @@
+"""What planners and analysts get in the morning: the page, the lists, and the tables behind them."""

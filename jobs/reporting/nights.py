@@ -1,0 +1,132 @@
+"""Committed nights as tables: a night is read only through its summary, which names the run that committed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import storage
+from schemas.arrow import conform
+from schemas.errors import InputError
+from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
+from schemas.results import RESULTS_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
+
+BATCH_ROWS = 16_384
+"""Results are read so many rows at a time, whatever the size of the night."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """A committed night: `summary` is its table (SUMMARY_SCHEMA), one row per scope."""
+
+    output_uri: str
+    audit_date: str
+    run_id: str
+    summary: pa.Table
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The summary's row of the whole night."""
+        return next(row for row in self.summary.to_pylist() if row["scope"] == "all")
+
+    def scopes(self, scope: str) -> list[dict[str, Any]]:
+        return [row for row in self.summary.to_pylist() if row["scope"] == scope]
+
+
+def committed_dates(output_uri: str) -> list[str]:
+    """The committed nights below `output_uri`, earliest first."""
+    prefix = storage.join(output_uri, "summary")
+    keys = (entry.uri.rsplit("/", 2) for entry in storage.list_objects(prefix))
+    return sorted(
+        folder.removeprefix("audit_date=")
+        for _, folder, name in keys
+        if name == "summary.parquet" and folder.startswith("audit_date=")
+    )
+
+
+def read_night(output_uri: str, audit_date: str) -> Night:
+    """Raises InputError, naming the nights there are, where `audit_date` is not committed."""
+    uri = storage.join(output_uri, "summary", f"audit_date={audit_date}", "summary.parquet")
+    try:
+        summary = conform(storage.read_table(uri), SUMMARY_SCHEMA)
+    except FileNotFoundError as error:
+        raise InputError(f"{output_uri}: night {audit_date} is not committed; {_found(output_uri)}") from error
+    return Night(output_uri, audit_date, summary["run_id"][0].as_py(), summary)
+
+
+def read_nights(output_uri: str, until: str, limit: int) -> list[Night]:
+    """The last `limit` committed nights up to and with `until`, earliest first."""
+    dates = [found for found in committed_dates(output_uri) if found <= until][-limit:]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return list(pool.map(lambda found: read_night(output_uri, found), dates))
+
+
+def read_results(night: Night, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The night's rows in its parts' order, BATCH_ROWS at a time, with `columns` of RESULTS_SCHEMA (all of them).
+
+    Raises InputError where the committed run's parts are gone.
+    """
+    schema = RESULTS_SCHEMA if columns is None else pa.schema([RESULTS_SCHEMA.field(name) for name in columns])
+    prefix = storage.join(night.output_uri, "results", f"audit_date={night.audit_date}")
+    parts = _parts(prefix, night.run_id)
+    if not parts:
+        raise InputError(f"{prefix}: expected the parts of run {night.run_id}, found none; audit the night again")
+    for part in parts:
+        with storage.open_parquet(part) as file:
+            present = [name for name in schema.names if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=present):
+                yield conform(pa.Table.from_batches([batch]), schema)
+
+
+def read_plan(night: Night) -> pa.Table:
+    """The night's recount plan, RECOUNT_PLAN_SCHEMA."""
+    prefix = storage.join(night.output_uri, "recount_plan", f"audit_date={night.audit_date}")
+    tables = [conform(storage.read_table(part), RECOUNT_PLAN_SCHEMA) for part in _parts(prefix, night.run_id)]
+    return pa.concat_tables([RECOUNT_PLAN_SCHEMA.empty_table(), *tables])
+
+
+def read_counted(nights: list[Night]) -> pa.Table:
+    """What people counted for these nights and their committed runs, COUNTED_SCHEMA without the probabilities."""
+    schema = pa.schema([field for field in COUNTED_SCHEMA if field.name != "probabilities"])
+    if not nights:
+        return schema.empty_table()
+    run_ids = pa.array([night.run_id for night in nights])
+    tables = [schema.empty_table()]
+    for entry in storage.list_objects(storage.join(nights[0].output_uri, "counted")):
+        if entry.uri.endswith(".parquet"):
+            table = conform(storage.read_table(entry.uri), schema)
+            tables.append(table.filter(pc.is_in(table["run_id"], run_ids)))
+    return pa.concat_tables(tables)
+
+
+def read_run(night: Night) -> dict[str, Any]:
+    """What the run says of itself: settings, bundle, versions, timings."""
+    uri = storage.join(night.output_uri, "runs", night.run_id, "run.json")
+    try:
+        return json.loads(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected the committed run's own record, found none") from error
+
+
+def _parts(prefix: str, run_id: str) -> list[str]:
+    return sorted(
+        entry.uri for entry in storage.list_objects(prefix) if entry.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-")
+    )
+
+
+def _found(output_uri: str) -> str:
+    dates = committed_dates(output_uri)
+    if not dates:
+        return "no night is, so audit one first (jobs.audit)"
+    shown = dates[-10:]
+    more = f"{len(dates) - len(shown)} earlier ones and " if len(dates) > len(shown) else ""
+    return f"committed are {more}{', '.join(shown)}"
+
+

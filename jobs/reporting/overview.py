@@ -1,0 +1,75 @@
+"""One pass over a night's rows: the top of the list, what the list is worth, and examples of what was not assessed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.reporting.nights import Night, read_results
+from jobs.reporting.ordering import key_histogram, top_rows
+from schemas.results import ImageStatus, Recount, Verdict
+
+TOP_ROWS = 1000
+"""Bins on the page; the tables hold the rest."""
+
+EXAMPLES = 5
+UNREADABLE_ROWS = 50
+
+
+@dataclass
+class Overview:
+    """What the page says of the whole night beyond its summary."""
+
+    top: pa.Table | None = None
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    """Of the sort keys, see `ordering`."""
+    num_rows: int = 0
+    list_value: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Value at risk over tonight's priority list by currency; empty where no unit values are given."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Bins not assessed by reason."""
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    """The first bins (in the tables' order) of each reason: bin_id, zone, error."""
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
+    """The first unreadable or rejected images: bin_id, zone, status, error, image_uri."""
+
+
+def survey_night(night: Night) -> Overview:
+    """Reads every row once; what it keeps does not grow with the night."""
+    overview = Overview()
+
+    def batches():  # type: ignore[no-untyped-def]
+        for rows in read_results(night):
+            _add(overview, rows)
+            yield rows
+
+    overview.top = top_rows(batches(), TOP_ROWS)
+    return overview
+
+
+def _add(overview: Overview, rows: pa.Table) -> None:
+    overview.num_rows += rows.num_rows
+    overview.histogram = overview.histogram + key_histogram(rows)
+    listed = rows.filter(pc.equal(rows["recount"], str(Recount.PRIORITY)))
+    for value, currency in zip(listed["value_at_risk"].to_pylist(), listed["currency"].to_pylist(), strict=True):
+        if value is not None:
+            overview.list_value[currency or ""] += value
+
+    left_out = rows.filter(pc.equal(rows["verdict"], str(Verdict.NOT_ASSESSED)))
+    columns = left_out.select(["bin_id", "zone", "status", "reason", "error", "image_uri"])
+    for reason in pc.unique(columns["reason"]).to_pylist():
+        same = columns.filter(pc.equal(columns["reason"], reason))
+        overview.reasons[reason or "unknown"] += same.num_rows
+        kept = overview.examples[reason or "unknown"]
+        kept += same.slice(0, EXAMPLES - len(kept)).to_pylist()
+    room = UNREADABLE_ROWS - len(overview.unreadable)
+    if room:
+        broken = pc.is_in(
+            columns["status"], pa.array([str(ImageStatus.UNREADABLE_IMAGE), str(ImageStatus.IMAGE_REJECTED)])
+        )
+        overview.unreadable += columns.filter(broken).slice(0, room).to_pylist()

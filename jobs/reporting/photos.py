@@ -1,0 +1,90 @@
+"""Photos of the listed bins as small JPEG data URIs; one that can't be had shows why instead."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from obstore.exceptions import BaseError, NotFoundError
+from PIL import Image
+
+from jobs import storage
+from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, read_pixels
+from schemas.results import ImageStatus
+
+LARGE_SIDE, SMALL_SIDE = 320, 96
+"""Longest side in pixels of the photos at the top of the list, which open larger, and of the rest."""
+
+LARGE_PHOTOS = 150
+
+MAX_PHOTO_BYTES = 5_000_000
+"""Of data URIs on one page; photos further down the list stay out beyond it."""
+
+MAX_SECONDS = 120.0
+"""Spent on photos in all: a storage server that is away must not hold up the list."""
+
+IN_FLIGHT = 16
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """`source` is a data URI, or None with the `problem` in words."""
+
+    source: str | None
+    problem: str | None = None
+
+
+def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thumbnail]:
+    """One per row (`image_uri`, `status`), in order. Only photos that the audit scored are fetched: it has checked
+    that they lie below the allowed roots."""
+    thumbnails = asyncio.run(_fetch_all(rows, anonymous))
+    spent, kept = 0, []
+    for thumbnail in thumbnails:
+        spent += len(thumbnail.source or "")
+        kept.append(Thumbnail(None, "left out to keep the page small") if spent > MAX_PHOTO_BYTES else thumbnail)
+    return kept
+
+
+async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbnail]:
+    slots = asyncio.Semaphore(IN_FLIGHT)
+    deadline = time.monotonic() + MAX_SECONDS
+
+    async def fetch(place: int, row: dict[str, Any]) -> Thumbnail:
+        if row["status"] != ImageStatus.SCORED:
+            return Thumbnail(None, str(row["status"]).replace("_", " "))
+        async with slots:
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    data = await _read(row["image_uri"], anonymous)
+                side = LARGE_SIDE if place < LARGE_PHOTOS else SMALL_SIDE
+                return Thumbnail(await asyncio.to_thread(_shrink, data, side))
+            except TimeoutError:
+                return Thumbnail(None, "not fetched in time")
+            except (NotFoundError, FileNotFoundError):
+                return Thumbnail(None, "no longer there")
+            except (UnreadableImage, RejectedImage) as error:
+                return Thumbnail(None, str(error))
+            except (BaseError, OSError) as error:
+                return Thumbnail(None, storage.explain_any(error))
+
+    return list(await asyncio.gather(*(fetch(place, row) for place, row in enumerate(rows))))
+
+
+async def _read(uri: str, anonymous: bool) -> bytes:
+    store, key = storage.locate(uri, anonymous=anonymous)
+    answer = await store.get_async(key)
+    if answer.meta["size"] > MAX_IMAGE_BYTES:
+        raise RejectedImage(f"{answer.meta['size']} bytes, more than {MAX_IMAGE_BYTES}")
+    return bytes(await answer.bytes_async())
+
+
+def _shrink(data: bytes, side: int) -> str:
+    photo = Image.fromarray(read_pixels(data))
+    photo.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    sink = io.BytesIO()
+    photo.save(sink, "JPEG", quality=62, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()

@@ -1,0 +1,431 @@
+"""Synthetic committed nights on disk, in the layout that the audit publishes: for tests of what reads nights.
+
+    write_nights(tmp_path, ["2026-03-01", "2026-03-02"], num_bins=500)
+
+Everything is vectorised (a night of 100,000 bins takes seconds). The camera's evidence is a normal deviate around the
+true quantity and the posterior is Bayes with the record model that drew the records, so claims are calibrated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from model.estimators import wilson_interval
+from schemas.arrow import TIMESTAMP, conform
+from schemas.manifest import SKU_LINE
+from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
+from schemas.results import RESULTS_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
+
+TOP_CLASS = 6
+ERROR_RATE = 0.05
+OUTSIDE_SET_SHARE = 0.1
+
+NASTY_TEXTS = (
+    "<script>alert(1)</script>",
+    '=HYPERLINK("http://evil.example","x")',
+    '"; DROP TABLE bins; --',
+    "+1+1",
+    "-2+3",
+    "@SUM(A1:A9)",
+    "\t=1+1",
+    "</script><img src=x onerror=alert(1)>",
+    "📦 box of 🧸🧸",
+    "صندوق أحمر كبير",
+    "‮right to left override",
+    "line\u2028separator\u2029paragraph",
+    "control\x00\x07\x1b[31mcharacters",
+    "two\r\nlines, \"quoted\", 'single' & ampersand; {{ 7 * 7 }} {% raw %}",
+    "x" * 500,
+)
+"""Names that have broken a page, a CSV file or a spreadsheet somewhere."""
+
+Rows = dict[str, np.ndarray | pa.Array]
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """What stays the same from night to night. All arrays (n,)."""
+
+    bin_id: np.ndarray
+    image_uri: np.ndarray
+    expected_qty: np.ndarray
+    unit_value: np.ndarray
+    zone: np.ndarray
+    abc_class: np.ndarray
+    num_skus: np.ndarray
+    sku: np.ndarray
+    names: np.ndarray
+    leaky: np.ndarray
+    """Bins whose record goes wrong again and again."""
+
+
+def write_nights(
+    output: Path,
+    audit_dates: Sequence[str],
+    *,
+    num_bins: int = 300,
+    recount_budget: int = 100,
+    seed: int = 0,
+    count_recounts: bool = True,
+    photos: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    drift_from: str | None = None,
+) -> None:
+    """Commits one night per date below `output`; every night but the last is counted unless `count_recounts` is off.
+
+    `photos` are URIs given to the bins in turn, `texts` become names, SKUs, zones and bin ids of the first bins;
+    from `drift_from` on the camera disagrees with far more records and the alarm is on.
+    """
+    warehouse = make_warehouse(num_bins, seed, photos, texts)
+    counted: list[pa.Table] = []
+    for number, audit_date in enumerate(audit_dates):
+        rng = np.random.default_rng([seed, number])
+        drifts = drift_from is not None and audit_date >= drift_from
+        rows, true_qty = audit_bins(warehouse, audit_date, rng, recount_budget, learned=bool(counted), drifts=drifts)
+        write_night(output, audit_date, rows, pa.concat_tables(counted) if counted else None, drifts)
+        if count_recounts and number < len(audit_dates) - 1:
+            counted.append(_count(rows, audit_date, true_qty, rng))
+            _write(output / "counted" / f"counts-{audit_date}.parquet", counted[-1])
+
+
+def make_warehouse(num_bins: int, seed: int, photos: Sequence[str] = (), texts: Sequence[str] = ()) -> Warehouse:
+    rng = np.random.default_rng(seed)
+    number = np.arange(num_bins)
+    zone = np.char.add("Z", (1 + number * 8 // num_bins).astype(str)).astype(object)
+    bin_id = np.char.add("B-", np.char.zfill((number + 1).astype(str), 6)).astype(object)
+    num_skus = np.minimum(1 + rng.geometric(0.65, num_bins), 5) - 1
+    num_skus[num_skus == 0] = 1
+    sku = np.char.add("SKU", rng.integers(0, max(20, num_bins // 10), num_bins).astype(str)).astype(object)
+    names = np.char.add("Product ", rng.integers(100, 999, num_bins).astype(str)).astype(object)
+    for place, text in enumerate(texts[: num_bins // 3]):
+        row = 3 * place
+        names[row], sku[row] = text, text
+        zone[row + 1] = text
+        bin_id[row + 2] = f"{text} {place}"
+    image_uri = np.array([f"missing/{name}.jpg" for name in number], dtype=object)
+    if photos:
+        image_uri = np.array(photos, dtype=object)[number % len(photos)]
+    return Warehouse(
+        bin_id=bin_id,
+        image_uri=image_uri,
+        expected_qty=rng.choice(13, num_bins, p=_QUANTITIES).astype(np.int32),
+        unit_value=np.round(rng.lognormal(2.7, 1, num_bins), 2),
+        zone=zone,
+        abc_class=rng.choice(np.array(["A", "B", "C"], dtype=object), num_bins, p=(0.2, 0.3, 0.5)),
+        num_skus=num_skus.astype(np.int32),
+        sku=sku,
+        names=names,
+        leaky=rng.random(num_bins) < 0.004,
+    )
+
+
+_QUANTITIES = np.array([2, 8, 14, 17, 15, 12, 9, 7, 5, 4, 3, 2, 2]) / 100
+
+
+def audit_bins(
+    warehouse: Warehouse,
+    audit_date: str,
+    rng: np.random.Generator,
+    recount_budget: int,
+    *,
+    learned: bool,
+    drifts: bool = False,
+) -> tuple[Rows, np.ndarray]:
+    """The night's results as columns (n,) and what is really in the bins (n,)."""
+    size, expected = len(warehouse.bin_id), warehouse.expected_qty
+    wrong = (rng.random(size) < ERROR_RATE) | (warehouse.leaky & (rng.random(size) < 0.7))
+    difference = rng.choice([-1, 1, -2, 2, -3, 3], size, p=(0.4, 0.25, 0.12, 0.08, 0.08, 0.07))
+    true_qty = np.where(wrong, np.maximum(expected + difference, 0), expected)
+    probabilities = _camera(np.minimum(true_qty, TOP_CLASS), rng, blur=2.5 if drifts else 1.0)
+    posterior = _posterior(probabilities, np.minimum(expected, TOP_CLASS))
+    status = rng.choice(
+        np.array(["scored", "missing_image", "fetch_failed", "unreadable_image", "image_rejected"], dtype=object),
+        size,
+        p=(0.98, 0.01, 0.003, 0.005, 0.002),
+    )
+    scored = status == "scored"
+    moved = scored & (rng.random(size) < 0.01)
+    assessed = scored & ~moved
+
+    classes, record = np.arange(TOP_CLASS + 1), np.minimum(expected, TOP_CLASS)
+    short = np.where(classes < record[:, None], posterior, 0).sum(1).astype(np.float32)
+    over = np.where(classes > record[:, None], posterior, 0).sum(1).astype(np.float32)
+    p_wrong = short + over
+    shift = classes - record[:, None]
+    absolute = (posterior * abs(shift)).sum(1)
+    camera = probabilities.argmax(1).astype(np.int32)
+    in_set = probabilities >= 0.1 * probabilities.max(1, keepdims=True)
+    other = np.where(classes == record[:, None], -1, posterior).argmax(1)
+
+    num_random = min(max(10, round(0.3 * recount_budget)), recount_budget)
+    draw = np.where(assessed, rng.random(size), 2.0)
+    is_random = draw <= np.sort(draw)[num_random - 1] if num_random else np.zeros(size, bool)
+    doubt = np.where(assessed & ~is_random, p_wrong, -1)
+    order = np.argsort(-doubt, kind="stable")[: recount_budget - num_random]
+    rank = np.zeros(size, np.int32)
+    rank[order] = np.arange(1, len(order) + 1)
+    recount = np.where(is_random, "random", np.where(rank > 0, "priority", None))
+    certified = (rank > 0) & (rank <= len(order) // 4) & learned
+    suspect = assessed & ((rank > 0) | (p_wrong >= 0.5))
+    verdict = np.where(
+        ~assessed, "not_assessed", np.where(certified, "certified", np.where(suspect, "suspect", "ok"))
+    ).astype(object)
+
+    def given(values: np.ndarray, mask: np.ndarray, kind: pa.DataType) -> pa.Array:
+        return pa.array(values, kind, mask=~mask)
+
+    midnight = np.datetime64(audit_date, "us")
+    errors = np.array(["not found", "access denied", "truncated or damaged JPEG: Premature end of file", "too large"])
+    error = errors[np.maximum(np.searchsorted(_STATUS_ORDER, status.astype(str)) - 0, 0) % 4].astype(object)
+    rows: Rows = {
+        "bin_id": warehouse.bin_id,
+        "image_uri": warehouse.image_uri,
+        "expected_qty": expected,
+        "num_skus": warehouse.num_skus,
+        "skus": _sku_lines(warehouse),
+        "sku": given(warehouse.sku, warehouse.num_skus == 1, pa.string()),
+        "zone": warehouse.zone,
+        "abc_class": warehouse.abc_class,
+        "unit_value": warehouse.unit_value,
+        "currency": np.full(size, "EUR", dtype=object),
+        "photo_at": pa.array(midnight + rng.integers(0, 3_600_000_000, size).astype("m8[us]"), TIMESTAMP),
+        "expected_as_of": pa.array(np.full(size, midnight), TIMESTAMP),
+        "run_id": np.full(size, run_name(audit_date), dtype=object),
+        "status": status,
+        "error": given(error, ~scored, pa.string()),
+        "camera_qty": given(camera, scored, pa.int32()),
+        "camera_is_top_class": given(camera == TOP_CLASS, scored, pa.bool_()),
+        "qty_low": given(in_set.argmax(1), scored, pa.int32()),
+        "qty_high": given(TOP_CLASS - in_set[:, ::-1].argmax(1), scored, pa.int32()),
+        "variance_qty": given(camera - record, scored, pa.int32()),
+        "probabilities": _lists(probabilities, scored),
+        "p_expected": given(np.take_along_axis(probabilities, record[:, None], 1)[:, 0], scored, pa.float32()),
+        "p_record_wrong": given(p_wrong, scored, pa.float32()),
+        "p_short": given(short, scored, pa.float32()),
+        "p_over": given(over, scored, pa.float32()),
+        "p_empty": given(posterior[:, 0], scored, pa.float32()),
+        "likely_qty": given(other, scored, pa.int32()),
+        "expected_variance_qty": given((posterior * shift).sum(1), scored, pa.float32()),
+        "expected_abs_variance_qty": given(absolute, scored, pa.float32()),
+        "value_at_risk": given(absolute * warehouse.unit_value, scored, pa.float64()),
+        "verdict": verdict,
+        "reason": given(np.where(moved, "moved", status), ~assessed, pa.string()),
+        "rank": given(rank, rank > 0, pa.int32()),
+        "recount": pa.array(recount, pa.string()),
+        "inclusion_probability": given(
+            np.where(is_random, num_random / max(1, assessed.sum()), 1), recount != None, pa.float32()  # noqa: E711
+        ),
+        "certificate_p": given(np.full(size, 0.01), certified, pa.float32()),
+        "certified_at": given(np.full(size, 0.3), certified, pa.float32()),
+        "num_counted": np.zeros(size, np.int32),
+        "bundle_id": np.full(size, "0123456789ab", dtype=object),
+        "calibration_id": np.full(size, "cal-1", dtype=object),
+    }
+    return rows, true_qty
+
+
+_STATUS_ORDER = ["fetch_failed", "image_rejected", "missing_image", "scored", "unreadable_image"]
+
+
+def run_name(audit_date: str) -> str:
+    return f"{audit_date}-abcdef012345"
+
+
+def write_night(
+    output: Path, audit_date: str, rows: Rows, counted: pa.Table | None, drifts: bool = False, num_parts: int = 2
+) -> None:
+    """Publishes a night in the audit's order: parts and plan first, the summary last."""
+    results = conform(pa.table(rows), RESULTS_SCHEMA)
+    partition, run_id = f"audit_date={audit_date}", run_name(audit_date)
+    step = -(-results.num_rows // num_parts) or 1
+    for number in range(num_parts):
+        part = results.slice(number * step, step)
+        _write(output / "results" / partition / f"part-{run_id}-{number:05d}.parquet", part)
+    planned = results.filter(pa.compute.is_valid(results["recount"]))
+    _write(
+        output / "recount_plan" / partition / f"part-{run_id}-00000.parquet", conform(planned, RECOUNT_PLAN_SCHEMA)
+    )
+    run = {
+        "run_id": run_id,
+        "audit_date": audit_date,
+        "config": {"manifest_uri": "s3://stock/manifest", "bundle_uri": "s3://stock/bundle", "recount_budget": 100},
+        "bundle": {"bundle_id": "0123456789ab", "architecture": "resnet18", "top_class": TOP_CLASS},
+        "versions": {"python": "3.11.2"},
+        "outcome": {"seconds": {"score": 12.5}, "status": {"scored": results.num_rows}},
+    }
+    path = output / "runs" / run_id / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run))
+    _write(output / "summary" / partition / "summary.parquet", summarise(results, counted, drifts))
+
+
+def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False) -> pa.Table:
+    """SUMMARY_SCHEMA: all, then one row per zone, class and recorded quantity."""
+    columns = ("zone", "abc_class", "expected_qty", "status", "verdict", "recount", "unit_value", "p_record_wrong")
+    frame = results.select(columns).to_pandas()
+    frame["at_risk"] = results["value_at_risk"].to_pandas().where(frame["verdict"] != "not_assessed")
+    frame["expected_scope"] = frame["expected_qty"].astype(str)
+    accuracy = _accuracy(counted)
+    scopes = [("all", None, frame)]
+    for scope, column in (("zone", "zone"), ("abc_class", "abc_class"), ("expected_qty", "expected_scope")):
+        scopes += [(scope, value, group) for value, group in frame.groupby(column)]
+    rng = np.random.default_rng(len(frame))
+    rows = []
+    for scope, value, group in scopes:
+        num_bins, assessed = len(group), int((group["verdict"] != "not_assessed").sum())
+        priority = group["recount"] == "priority"
+        share = (0.31 if drifts else OUTSIDE_SET_SHARE) + rng.normal(0, 0.3 / np.sqrt(num_bins + 100))
+        rows.append(
+            {
+                "run_id": results["run_id"][0].as_py(),
+                "scope": scope,
+                "scope_value": value,
+                "num_bins": num_bins,
+                **{f"num_{name}": int((group["status"] == name).sum()) for name in _STATUS_ORDER},
+                "num_assessed": assessed,
+                "coverage": assessed / num_bins,
+                "recorded_units": int(group["expected_qty"].sum()),
+                "recorded_value": float((group["expected_qty"] * group["unit_value"]).sum()),
+                "num_suspect": int((group["verdict"] == "suspect").sum()),
+                "num_certified": int((group["verdict"] == "certified").sum()),
+                "num_priority": int(priority.sum()),
+                "num_random": int((group["recount"] == "random").sum()),
+                "alpha": 0.3 if counted is not None else None,
+                "exp_wrong_in_list": float(group["p_record_wrong"][priority].sum()),
+                "naive_mismatch_share": 0.47,
+                "record_model": "assumed" if counted is None else "learned",
+                "window_nights": 0 if counted is None else len(set(counted["audit_date"].to_pylist())),
+                "num_pending_window": 0,
+                "value_at_risk": float(group["at_risk"].sum()),
+                "record_outside_set_share": share,
+                "drift_alarm": bool(drifts),
+                "record_error_rate_used": ERROR_RATE,
+                "label_noise_used": 0.02,
+                "bundle_id": "0123456789ab",
+                "calibration_id": "cal-1",
+                "images_per_second": 50.0 if scope == "all" else None,
+                **(accuracy if scope == "all" else _accuracy(None)),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
+
+
+def _accuracy(counted: pa.Table | None) -> dict:
+    none = {"estimator": "none", "num_random_window": 0, "num_priority_window": 0}
+    if counted is None:
+        return none
+    frame = counted.select(["recount", "expected_qty", "counted_qty", "audit_date"]).to_pandas()
+    frame = frame[frame["audit_date"].isin(sorted(set(frame["audit_date"]))[-30:])]
+    frame["wrong"] = frame["expected_qty"] != frame["counted_qty"]
+    is_random = frame["recount"] == "random"
+    drawn, listed = frame[is_random], frame[~is_random]
+    rate, precision = float(drawn["wrong"].mean()), float(listed["wrong"].mean())
+    low, high = wilson_interval(rate, len(drawn))
+    listed_low, listed_high = wilson_interval(precision, len(listed))
+    return {
+        "estimator": "wilson",
+        "num_random_window": len(drawn),
+        "num_priority_window": len(listed),
+        "error_rate": rate,
+        "error_rate_low": low,
+        "error_rate_high": high,
+        "ira": 1 - rate,
+        "list_precision_window": precision,
+        "list_precision_window_low": listed_low,
+        "list_precision_window_high": listed_high,
+        "naive_precision_window": 0.09,
+        "claimed_over_found": 1.05,
+        "found_value_window": 1234.5,
+    }
+
+
+def _camera(true_class: np.ndarray, rng: np.random.Generator, blur: float) -> np.ndarray:
+    """Calibrated probabilities (n, K+1); `blur` > 1 widens the evidence without telling the camera (drift)."""
+    classes = np.arange(TOP_CLASS + 1)
+    spread = 0.25 + 0.12 * classes
+    evidence = true_class + rng.normal(size=len(true_class)) * spread[true_class] * blur
+    log = -(((evidence[:, None] - classes) / spread) ** 2) / 2 - np.log(spread)
+    share = np.exp(log - log.max(1, keepdims=True))
+    return (share / share.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _posterior(probabilities: np.ndarray, record: np.ndarray) -> np.ndarray:
+    """P(true class | photo, record) (n, K+1) with the size pattern that audit_bins draws."""
+    shift = np.arange(TOP_CLASS + 1) - record[:, None]
+    weights = np.array([0.08, 0.12, 0.40, 0, 0.25, 0.08, 0.07]) * ERROR_RATE
+    weights[3] = 1 - ERROR_RATE
+    prior = np.where(abs(shift) <= 3, weights[np.clip(shift, -3, 3) + 3], 1e-6)
+    prior = np.where((record[:, None] == TOP_CLASS) & (shift == 0), 1.0, prior)
+    posterior = probabilities * prior
+    return posterior / posterior.sum(1, keepdims=True)
+
+
+def _sku_lines(warehouse: Warehouse) -> pa.ListArray:
+    counts = warehouse.num_skus
+    owner = np.repeat(np.arange(len(counts)), counts)
+    first = np.r_[True, owner[1:] != owner[:-1]] if len(owner) else np.zeros(0, bool)
+    skus = np.where(first, warehouse.sku[owner], np.char.add("MIX", (owner % 97).astype(str)).astype(object))
+    share = warehouse.expected_qty[owner] // counts[owner]
+    quantity = np.where(first, warehouse.expected_qty[owner] - share * (counts[owner] - 1), share).astype(np.int32)
+    lines = pa.StructArray.from_arrays(
+        [pa.array(skus, pa.string()), pa.array(warehouse.names[owner], pa.string()), pa.array(quantity)],
+        fields=list(SKU_LINE),
+    )
+    return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(counts)], pa.int32()), lines)
+
+
+def _lists(values: np.ndarray, mask: np.ndarray) -> pa.ListArray:
+    lengths = np.where(mask, values.shape[1], 0)
+    offsets = pa.array(np.r_[0, np.cumsum(lengths)], pa.int32())
+    flat = pa.array(values[mask].ravel(), pa.float32())
+    return pa.ListArray.from_arrays(offsets, flat, mask=pa.array(~mask))
+
+
+def _count(rows: Rows, audit_date: str, true_qty: np.ndarray, rng: np.random.Generator) -> pa.Table:
+    """COUNTED_SCHEMA: what people found in the night's planned bins; a few mismatches are not yet confirmed."""
+    results = pa.table({name: rows[name] for name in _COUNTED_FROM_RESULTS})
+    planned = pa.compute.is_valid(results["recount"])
+    counted = true_qty[planned.to_numpy()].astype(np.int32)
+    taken = results.filter(planned)
+    wrong = counted != taken["expected_qty"].to_numpy()
+    size = len(counted)
+    table = taken.append_column("counted_qty", pa.array(counted))
+    table = table.append_column("audit_date", pa.array([audit_date] * size))
+    at = np.datetime64(audit_date, "us") + np.timedelta64(34, "h") + np.arange(size).astype("m8[m]")
+    table = table.append_column("counted_at", pa.array(at, TIMESTAMP))
+    table = table.append_column("counter_id", pa.array(rng.choice(["ann", "bob"], size)))
+    table = table.append_column("confirmed", pa.array(~wrong | (rng.random(size) < 0.97)))
+    table = table.append_column("reason_code", pa.array(np.where(wrong, "MISPICK", None), pa.string()))
+    return conform(table, COUNTED_SCHEMA)
+
+
+_COUNTED_FROM_RESULTS = (
+    "bin_id",
+    "run_id",
+    "expected_qty",
+    "probabilities",
+    "recount",
+    "inclusion_probability",
+    "bundle_id",
+    "rank",
+    "p_record_wrong",
+    "expected_variance_qty",
+    "expected_abs_variance_qty",
+    "unit_value",
+    "camera_qty",
+    "expected_as_of",
+)
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", row_group_size=20_000)
