@@ -32,7 +32,8 @@ WINDOW_NIGHTS = 30
 @dataclass(frozen=True)
 class NightSample:
     """One night in one scope. `num_assessed` N and `prediction_total` (sum of f over all N) come from pass 1;
-    the arrays (m,) are its recounts: outcome Y, prediction f, `is_random`, and `in_reach` (carries a rank)."""
+    the arrays (m,) are its recounts: outcome Y, prediction f, `is_random`, and `in_reach`
+    (`recount_plan.find_reach`)."""
 
     num_assessed: int
     prediction_total: float

@@ -16,13 +16,13 @@ Two passes over the night's shards of rows use this module and its neighbours; n
 2. per shard the staged columns -> `certificate_p`, `certified_at`, `recount`, `rank`, `inclusion_probability`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from model.prediction_sets import build_prediction_sets
-from model.record_errors import DEFAULT_SIZES, Floats, noise_matrix, record_rows
+from model.record_errors import Floats, record_rows
 from model.record_model import RecordModel, scale_to_effective_size
 
 ASSUMED_NOISE_RATE = 0.02
@@ -58,21 +58,23 @@ class Assessor:
 
 def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> Assessor:
     """Assessor for a network trained on labels with `label_histogram` (K + 1,), wrong at `noise_rate`."""
-    noise = label_noise(label_histogram, noise_rate)
-    shares = true_class_shares(label_histogram, noise)
-    if record_model.top_class != len(shares) - 1:
-        raise ValueError(f"record model has top class {record_model.top_class}, the labels {len(shares) - 1}")
+    classes = np.asarray(label_histogram).shape
+    if classes != (record_model.top_class + 1,):
+        raise ValueError(f"record model has {record_model.top_class + 1} classes, the label histogram {classes}")
+    noise, shares = label_noise(label_histogram, noise_rate, record_model)
     return Assessor(noise, shares, record_model.table())
 
 
-def label_noise(label_histogram: ArrayLike, noise_rate: float) -> Floats:
-    """N (K + 1, K + 1) of labels that are wrong at `noise_rate` with the default sizes."""
-    return noise_matrix(noise_rate, DEFAULT_SIZES, _label_shares(label_histogram))
+def label_noise(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> tuple[Floats, Floats]:
+    """N[y, r] = P(label r | true y), shape (K + 1, K + 1), and the true class shares (K + 1,) behind the labels.
 
-
-def true_class_shares(label_histogram: ArrayLike, noise: Floats) -> Floats:
-    """Shares (K + 1,) of the true classes behind a histogram of noisy labels: shares N^-1, kept positive."""
-    return denoise(_label_shares(label_histogram)[None, :], noise)[0]
+    Labels are records, wrong as the record model's are but at `noise_rate`: the joint distribution is
+    share(label) * P(true | label). Transition matrix of label noise: Natarajan et al. 2013, Patrini et al. 2017.
+    """
+    table = replace(record_model, error_rate=noise_rate).class_table()
+    joint = _label_shares(label_histogram)[:, None] * table
+    shares = joint.sum(axis=0)
+    return (joint / shares).T, shares
 
 
 def _label_shares(label_histogram: ArrayLike) -> Floats:

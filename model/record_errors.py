@@ -1,13 +1,13 @@
-"""How far records are off: the size pattern, and the matrices that follow from it.
+"""How far records are off: the size pattern, and the tables that follow from it.
 
 `d = true - recorded`. One pattern serves both directions: something left or entered the bin after it was
 recorded (recorded -> true, `true = recorded + d`), or the record itself was mistaken (true -> recorded,
-`recorded = true - d`). Matrices are over classes 0..K ("K or more" last); records stay unclipped, and every
-record of K + 2 and above behaves alike, because one or two pieces off it still leaves the top class.
+`recorded = true - d`). Tables are over classes 0..K ("K or more" last); records stay unclipped, and every record
+of K + 2 and above behaves alike, because one or two pieces off it still leave the top class.
 
-Assumptions: an error of three or more pieces ("further") is equally likely to end in each class that far away;
-inside the top class quantities fall off geometrically, continuing from class K - 1. The default pattern is an
-assumption without a public source; it is replaced as recounts come in.
+Assumptions: an error of three or more pieces ("further") ends in each class that far away equally likely, except
+that of the stock that moved so far half has left an empty bin. The default pattern has no public source; it is
+replaced as recounts come in.
 """
 
 import numpy as np
@@ -18,7 +18,9 @@ Floats = NDArray[np.float64]
 SIZE_STEPS = (-1, 1, -2, 2)
 # shares of d = -1, +1, -2, +2 and of everything further off
 DEFAULT_SIZES = (0.40, 0.25, 0.12, 0.08, 0.15)
-_TAIL_LENGTH = 200
+EMPTIED_SHARE = 0.5
+# exact quantities carried beyond the top class
+_TAIL_LENGTH = 60
 
 
 def size_index(difference: ArrayLike) -> NDArray[np.intp]:
@@ -38,57 +40,51 @@ def record_rows(expected_qty: ArrayLike, top_class: int) -> NDArray[np.intp]:
     return np.minimum(expected, top_class + 2).astype(np.intp)
 
 
-def recorded_to_true(error_rate: float, sizes: ArrayLike, class_shares: ArrayLike) -> Floats:
+def assume_top_shares(class_shares: ArrayLike) -> Floats:
+    """Shares (3,) of K, K + 1 and more within the top class if quantities fall off geometrically from K - 1 on."""
+    shares = np.asarray(class_shares, dtype=np.float64)
+    ratio = _tail_ratio(shares)
+    return np.array([1 - ratio, (1 - ratio) * ratio, ratio * ratio])
+
+
+def recorded_to_true(error_rate: float, sizes: ArrayLike, class_shares: ArrayLike, top_shares: ArrayLike) -> Floats:
     """P(true class | record), shape (K + 3, K + 1), when stock moved after it was recorded.
 
-    (1 - error_rate) at the record itself, error_rate times the size pattern around it, restricted to
-    quantities of 0 or more. `class_shares` (K + 1,) only shapes the top class.
+    (1 - error_rate) at the record itself, error_rate times the size pattern around it, restricted to quantities
+    of 0 or more. `class_shares` (K + 1,) and `top_shares` (3,) only shape the top class.
     """
-    quantities = _quantity_shares(class_shares)
-    kernel = _error_kernel(sizes, quantities, len(np.asarray(class_shares)) - 1, sign=1)
-    top = len(np.asarray(class_shares)) - 1
-    return _fold(_mix_with_right(kernel, error_rate)[: top + 3], top)
+    top, quantities = _exact_shares(class_shares, top_shares)
+    return _fold(_with_right(_error_kernel(sizes, quantities, top, sign=1), error_rate)[: top + 3], top)
 
 
-def true_to_recorded(error_rate: float, sizes: ArrayLike, class_shares: ArrayLike) -> Floats:
+def true_to_recorded(error_rate: float, sizes: ArrayLike, class_shares: ArrayLike, top_shares: ArrayLike) -> Floats:
     """P(true class | record), shape (K + 3, K + 1), when the record was mistaken when written.
 
     Bayes: proportional to share(true) * P(record | true), with the mirrored size pattern.
     """
-    top = len(np.asarray(class_shares)) - 1
-    quantities = _quantity_shares(class_shares)
-    chance = _mix_with_right(_error_kernel(sizes, quantities, top, sign=-1), error_rate)
+    top, quantities = _exact_shares(class_shares, top_shares)
+    chance = _with_right(_error_kernel(sizes, quantities, top, sign=-1), error_rate)
     joint = _fold((quantities[:, None] * chance).T[: top + 3], top)
     return joint / joint.sum(axis=1, keepdims=True)
 
 
-def noise_matrix(noise_rate: float, sizes: ArrayLike, class_shares: ArrayLike) -> Floats:
-    """N[y, r] = P(recorded class r | true class y), shape (K + 1, K + 1), of labels wrong at `noise_rate`.
-
-    The label noise of a network trained on records (Natarajan et al. 2013, Patrini et al. 2017: the transition
-    matrix), with the truth -> record direction of the size pattern.
-    """
-    top = len(np.asarray(class_shares)) - 1
-    quantities = _quantity_shares(class_shares)
-    chance = _mix_with_right(_error_kernel(sizes, quantities, top, sign=-1), noise_rate)
-    by_class = _fold((quantities[:, None] * _fold(chance, top)).T, top).T
-    return by_class / by_class.sum(axis=1, keepdims=True)
+def _tail_ratio(class_shares: Floats) -> float:
+    return float(np.clip(class_shares[-1] / (class_shares[-1] + class_shares[-2]), 0.05, 0.95))
 
 
-def _quantity_shares(class_shares: ArrayLike) -> Floats:
-    """Shares of the exact quantities 0..K+200: the top class continued geometrically from class K - 1."""
-    shares = np.asarray(class_shares, dtype=np.float64)
-    if shares.ndim != 1 or shares.size < 2 or not np.all(shares > 0):
-        raise ValueError("class shares must be positive, one for each class")
-    shares = shares / shares.sum()
-    ratio = np.clip(shares[-1] / (shares[-1] + shares[-2]), 0.05, 0.95)
-    tail = ratio ** np.arange(_TAIL_LENGTH)
-    return np.concatenate([shares[:-1], shares[-1] * tail / tail.sum()])
+def _exact_shares(class_shares: ArrayLike, top_shares: ArrayLike) -> tuple[int, Floats]:
+    """K and the shares of the exact quantities 0..K + 59."""
+    shares, first = np.asarray(class_shares, dtype=np.float64), np.asarray(top_shares, dtype=np.float64)
+    if shares.ndim != 1 or shares.size < 2 or first.shape != (3,) or not (np.all(shares > 0) and np.all(first > 0)):
+        raise ValueError("class shares (K + 1,) and top shares (3,) must be positive")
+    tail = _tail_ratio(shares) ** np.arange(_TAIL_LENGTH - 2)
+    within = np.concatenate([first[:2], first[2] * tail / tail.sum()]) / first.sum()
+    exact = np.concatenate([shares[:-1], shares[-1] * within])
+    return len(shares) - 1, exact / exact.sum()
 
 
 def _error_kernel(sizes: ArrayLike, quantities: Floats, top: int, sign: int) -> Floats:
-    """P(where an error ends | exact quantity where it starts), square over the exact quantities, zero diagonal
-    below the top class."""
+    """P(where an error ends | exact quantity where it starts), square over the exact quantities, zero diagonal."""
     pattern = np.asarray(sizes, dtype=np.float64)
     if pattern.shape != (len(SIZE_STEPS) + 1,) or np.any(pattern < 0) or not np.isclose(pattern.sum(), 1):
         raise ValueError("a size pattern is five shares that sum to 1")
@@ -97,18 +93,19 @@ def _error_kernel(sizes: ArrayLike, quantities: Floats, top: int, sign: int) -> 
     for step, share in zip(SIZE_STEPS, pattern[:-1], strict=True):
         end = start + sign * step
         inside = (end >= 0) & (end < len(start))
-        kernel[start[inside], end[inside]] += share
-    # further off: each class with a quantity three or more away is equally likely; the top class always has one
-    far_classes = np.abs(start[:, None] - np.arange(top + 1)[None, :]) >= 3
-    far_classes[:, top] = True
-    far = far_classes / far_classes.sum(axis=1, keepdims=True) * pattern[-1]
-    kernel[:, :top] += far[:, :top]
-    in_top = quantities[top:] / quantities[top:].sum()
-    kernel[:, top:] += far[:, top, None] * in_top[None, :]
+        kernel[start[inside], end[inside]] = share
+    # each class weighs the same, the top class by how much of it lies three or more away
+    weight = np.where(start < top, 1.0, quantities / quantities[top:].sum())
+    far = (np.abs(start[:, None] - start[None, :]) >= 3) * weight
+    even = pattern[-1] * far / far.sum(axis=1, keepdims=True)
+    if sign > 0:
+        even[3:] *= 1 - EMPTIED_SHARE
+        even[3:, 0] += EMPTIED_SHARE * pattern[-1]
+    kernel += even
     return kernel / kernel.sum(axis=1, keepdims=True)
 
 
-def _mix_with_right(kernel: Floats, error_rate: float) -> Floats:
+def _with_right(kernel: Floats, error_rate: float) -> Floats:
     if not 0 <= error_rate < 1:
         raise ValueError(f"an error rate lies in [0, 1), found {error_rate}")
     return (1 - error_rate) * np.eye(len(kernel)) + error_rate * kernel

@@ -10,7 +10,7 @@ the error rate from 5 % to 50 % within days. Without random recounts the model i
 References: DeHoratius, Mersereau & Schrage 2008 (a distribution for every record); Horvitz & Thompson 1952.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from model.record_errors import (
     DEFAULT_SIZES,
     Floats,
+    assume_top_shares,
     record_rows,
     recorded_to_true,
     size_index,
@@ -30,6 +31,9 @@ PRIOR_ERROR_RATE = 0.05
 PRIOR_ERROR_COUNTS = 50.0
 # how many wrong records the default size pattern is worth
 PRIOR_SIZE_COUNTS = 20.0
+# how many bins in the top class its assumed shares are worth
+PRIOR_TOP_COUNTS = 20.0
+_SHARE_LISTS = ("sizes", "class_shares", "top_shares")
 _DIRECTION_GRID = np.linspace(0, 1, 41)
 
 
@@ -38,7 +42,8 @@ class RecordModel:
     """A frozen, JSON-serialisable record model.
 
     `error_rate`: share of records wrong. `sizes`: shares of d = true - recorded at -1, +1, -2, +2 and further,
-    among the wrong. `recorded_to_true_weight`: lambda. `class_shares` (K + 1): how common each true quantity is.
+    among the wrong. `recorded_to_true_weight`: lambda. `class_shares` (K + 1): how common each quantity is;
+    `top_shares`: within the top class, how common K, K + 1 and more are.
     `assumed`: no random recount stands behind it.
     """
 
@@ -46,6 +51,7 @@ class RecordModel:
     sizes: tuple[float, ...]
     recorded_to_true_weight: float
     class_shares: tuple[float, ...]
+    top_shares: tuple[float, ...]
     num_recounts: int
     num_random: int
     assumed: bool
@@ -57,16 +63,21 @@ class RecordModel:
     def table(self) -> Floats:
         """P(true class | record), shape (K + 3, K + 1); rows as `record_errors.record_rows`."""
         weight = self.recorded_to_true_weight
-        moved = recorded_to_true(self.error_rate, self.sizes, self.class_shares)
-        mistaken = true_to_recorded(self.error_rate, self.sizes, self.class_shares)
+        moved = recorded_to_true(self.error_rate, self.sizes, self.class_shares, self.top_shares)
+        mistaken = true_to_recorded(self.error_rate, self.sizes, self.class_shares, self.top_shares)
         return weight * moved + (1 - weight) * mistaken
+
+    def class_table(self) -> Floats:
+        """P(true class | recorded class), shape (K + 1, K + 1)."""
+        table, top = self.table(), self.top_class
+        return np.vstack([table[:top], np.array(self.top_shares) @ table[top:]])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RecordModel":
-        lists = {name: tuple(float(share) for share in values[name]) for name in ("sizes", "class_shares")}
+        lists = {name: tuple(float(share) for share in values[name]) for name in _SHARE_LISTS}
         return cls(**{**values, **lists})
 
 
@@ -79,6 +90,7 @@ def assume_record_model(class_shares: ArrayLike, error_rate: float = PRIOR_ERROR
         sizes=DEFAULT_SIZES,
         recorded_to_true_weight=0.5,
         class_shares=tuple(shares.tolist()),
+        top_shares=tuple(assume_top_shares(shares).tolist()),
         num_recounts=0,
         num_random=0,
         assumed=True,
@@ -88,8 +100,8 @@ def assume_record_model(class_shares: ArrayLike, error_rate: float = PRIOR_ERROR
 def recount_weights(inclusion_probability: ArrayLike, in_reach: ArrayLike) -> Floats:
     """Weights (n,) of one or several nights' recounts: 1 in the priority list's reach, else 1 / inclusion probability.
 
-    `in_reach` (n,) bool: the bin has a rank in the plan, so it was counted with certainty, as a priority or as
-    a random bin. Without this the random bins would stand for the priority list a second time.
+    `in_reach` (n,) bool, as `recount_plan.find_reach`: the bin was certain to be counted, as a priority or as a
+    random bin. Without it the random bins would stand for the priority list a second time.
     """
     probability = np.asarray(inclusion_probability, dtype=np.float64)
     if probability.size and (probability.min() <= 0 or probability.max() > 1):
@@ -135,35 +147,31 @@ def fit_record_model(
     weight = scale_to_effective_size(raw_weights)
     wrong = counted != expected
     error_rate = (PRIOR_ERROR_COUNTS * prior_error_rate + weight[wrong].sum()) / (PRIOR_ERROR_COUNTS + weight.sum())
-    size_counts: Floats = np.bincount(
-        size_index(counted[wrong].astype(np.int64) - expected[wrong]), weights=weight[wrong], minlength=5
-    )
-    size_counts = size_counts + PRIOR_SIZE_COUNTS * np.array(DEFAULT_SIZES)
-    sizes = tuple((size_counts / size_counts.sum()).tolist())
-    return RecordModel(
+    sizes = np.array(DEFAULT_SIZES) * PRIOR_SIZE_COUNTS
+    np.add.at(sizes, size_index(counted[wrong].astype(np.int64) - expected[wrong]), weight[wrong])
+    # the top class is shaped by records, which are known for every bin, so each random bin counts in full
+    top = assumed.top_class
+    top_shares = np.array(assumed.top_shares) * PRIOR_TOP_COUNTS
+    in_top = random & (expected >= top)
+    np.add.at(top_shares, record_rows(expected[in_top], top) - top, 1.0)
+    fitted = replace(
+        assumed,
         error_rate=float(error_rate),
-        sizes=sizes,
-        recorded_to_true_weight=_fit_direction(expected, counted, weight, error_rate, sizes, assumed.class_shares),
-        class_shares=assumed.class_shares,
+        sizes=tuple((sizes / sizes.sum()).tolist()),
+        top_shares=tuple((top_shares / top_shares.sum()).tolist()),
         num_recounts=len(expected),
         num_random=int(random.sum()),
         assumed=False,
     )
+    return replace(fitted, recorded_to_true_weight=_fit_direction(fitted, expected, counted, weight))
 
 
-def _fit_direction(
-    expected: NDArray[Any],
-    counted: NDArray[Any],
-    weight: Floats,
-    error_rate: float,
-    sizes: tuple[float, ...],
-    class_shares: tuple[float, ...],
-) -> float:
+def _fit_direction(fitted: RecordModel, expected: NDArray[Any], counted: NDArray[Any], weight: Floats) -> float:
     """Posterior mean of lambda under a flat prior."""
-    top = len(class_shares) - 1
+    top = fitted.top_class
     cell = record_rows(expected, top), np.minimum(counted, top)
-    moved = recorded_to_true(error_rate, sizes, class_shares)[cell]
-    mistaken = true_to_recorded(error_rate, sizes, class_shares)[cell]
+    moved = replace(fitted, recorded_to_true_weight=1.0).table()[cell]
+    mistaken = replace(fitted, recorded_to_true_weight=0.0).table()[cell]
     mixed = _DIRECTION_GRID[:, None] * moved + (1 - _DIRECTION_GRID[:, None]) * mistaken
     log_likelihood = np.log(mixed) @ weight
     chance = np.exp(log_likelihood - log_likelihood.max())

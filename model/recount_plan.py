@@ -5,9 +5,9 @@ of the rest by the objective. Randomness is a keyed hash of (seed, night, bin_id
 for any order and any number of shards. Both lists are top-K reductions: `best_candidates` per shard,
 `merge_candidates` over shards, `plan_recounts` once, and `RecountPlan.locate` per shard in the second pass.
 
-Inclusion probability: 1 for priority, n_random / N for random; stored when planned, it cannot be rebuilt.
-`rank` is the place in the night's ranking by the objective. Random bins that rank within the list's reach carry
-a rank too: they would have been counted anyway, which estimators must know (`estimators`, `record_model`).
+Inclusion probability: 1 for priority, n_random / N for random; stored when planned, it cannot be rebuilt. Random
+bins that score as high as the priority list would have been counted anyway; estimates must know which they are
+(`find_reach`), or the random sample stands for the priority list a second time.
 """
 
 import hashlib
@@ -36,14 +36,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class RecountPlan:
-    """The night's plan, arrays (b,), random bins first: `recount` is "random" or "priority", `rank` 0 where none."""
+    """The night's plan, arrays (b,), random bins first: `recount` is "random" or "priority"; `rank` counts the priority
+    list from 1 and is 0 for random bins."""
 
     bin_id: NDArray[np.object_]
     key: NDArray[np.uint64]
     recount: NDArray[np.object_]
     rank: NDArray[np.int32]
     inclusion_probability: Floats
-    score: Floats
 
     def __len__(self) -> int:
         return len(self.key)
@@ -127,23 +127,26 @@ def plan_recounts(
     """
     num_random = count_random(budget, random_share, num_assessed)
     drawn = random.bin_id[:num_random]
-    rank_of = {name: place for place, name in enumerate(ranked.bin_id.tolist(), start=1)}
-    in_sample = np.array([name in set(drawn.tolist()) for name in ranked.bin_id.tolist()], dtype=bool)
-    chosen = np.flatnonzero(~in_sample)[: budget - num_random]
-    reach = int(chosen[-1]) + 1 if chosen.size else 0
-    random_rank = [rank_of.get(name, 0) for name in drawn.tolist()]
-    random_rank = [rank if rank <= reach else 0 for rank in random_rank]
-    score_of = dict(zip(ranked.bin_id.tolist(), ranked.score.tolist(), strict=True))
+    names = set(drawn.tolist())
+    rest = np.array([name not in names for name in ranked.bin_id.tolist()], dtype=bool)
+    chosen = np.flatnonzero(rest)[: budget - num_random]
+    chance = num_random / max(num_assessed, 1)
     return RecountPlan(
         bin_id=np.concatenate([drawn, ranked.bin_id[chosen]]),
         key=np.concatenate([random.key[:num_random], ranked.key[chosen]]),
         recount=np.array(["random"] * num_random + ["priority"] * len(chosen), dtype=object),
-        rank=np.concatenate([np.array(random_rank, dtype=np.int32), (chosen + 1).astype(np.int32)]),
-        inclusion_probability=np.concatenate(
-            [np.full(num_random, num_random / max(num_assessed, 1)), np.ones(len(chosen))]
-        ),
-        score=np.array([score_of.get(name, np.nan) for name in drawn.tolist()] + ranked.score[chosen].tolist()),
+        rank=np.concatenate([np.zeros(num_random), np.arange(1, len(chosen) + 1)]).astype(np.int32),
+        inclusion_probability=np.concatenate([np.full(num_random, chance), np.ones(len(chosen))]),
     )
+
+
+def find_reach(score: ArrayLike, is_priority: ArrayLike) -> NDArray[np.bool_]:
+    """Which of one night's planned bins (m,) are in reach of its priority list, and so were certain to be counted:
+    the list itself, and the random bins scoring at least its lowest `score` (the objective of that night)."""
+    scores, priority = np.asarray(score, dtype=np.float64), np.asarray(is_priority, dtype=bool)
+    if not priority.any():
+        return priority.copy()
+    return priority | (scores >= scores[priority].min())
 
 
 def _sort_candidates(bin_id: NDArray[np.object_], score: Floats, key: NDArray[np.uint64]) -> Candidates:
