@@ -18,7 +18,13 @@ import ray.data
 
 from jobs import storage
 from jobs.stages.reconcile import Reconciler
-from model.certificates import ReferenceScores, certificate_thresholds, certified_at, conformal_p_values, p_value_histogram
+from model.certificates import (
+    ReferenceScores,
+    certificate_thresholds,
+    certified_at,
+    conformal_p_values,
+    p_value_histogram,
+)
 from model.drift import DriftCheck, check_drift
 from model.recount_plan import (
     Candidates,
@@ -87,6 +93,10 @@ class Night:
     sums: dict[tuple[str, str | None], np.ndarray]
     planned: pa.Table
     part_uris: list[str]
+
+    @property
+    def num_bins(self) -> int:
+        return round(self.sums["all", None][SUMS.index("num_bins")])
 
 
 def decide_night(
@@ -211,9 +221,7 @@ def _write_group(row: dict, shared: ray.ObjectRef, results_uri: str) -> dict:
     return {"written": pickle.dumps(written)}
 
 
-def _conclude(
-    rows: pa.Table, reference: ReferenceScores | None, rules: Rules, decisions: Decisions
-) -> pa.Table:
+def _conclude(rows: pa.Table, reference: ReferenceScores | None, rules: Rules, decisions: Decisions) -> pa.Table:
     """RESULTS_SCHEMA from reconciled rows."""
     n = rows.num_rows
     assessed = rows["assessed"].to_numpy()
@@ -255,9 +263,7 @@ def _conclude(
 def _planned(rows: pa.Table, results: pa.Table) -> pa.Table:
     mask = pc.is_valid(results["recount"])
     chosen, from_rows = results.filter(mask), rows.filter(mask)
-    columns = [
-        chosen[name] if name in chosen.column_names else from_rows[name] for name in PLANNED_SCHEMA.names
-    ]
+    columns = [chosen[name] if name in chosen.column_names else from_rows[name] for name in PLANNED_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=PLANNED_SCHEMA)
 
 

@@ -98,7 +98,7 @@ def pixels_of(rows: pa.Table, preprocessing: Preprocessing) -> np.ndarray:
     whole = rows["pixels"].drop_null().combine_chunks()
     if len(whole) == 0:
         return np.empty((0, side, side, 3), np.uint8)
-    flat = b"".join(value.as_buffer() for value in whole)
+    flat = bytearray().join(value.as_buffer() for value in whole)  # writable, as torch wants it
     return np.frombuffer(flat, np.uint8).reshape(len(whole), side, side, 3)
 
 

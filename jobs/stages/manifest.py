@@ -66,9 +66,7 @@ def check_manifest(uri: str, audit_date: date | None) -> Manifest:
     found = ray.data.from_items([{"uri": file} for file in files], override_num_blocks=len(files)).map(
         _check_file, num_cpus=0.25
     )
-    reports = sorted(
-        (json.loads(row["report"]) for row in found.iter_rows()), key=lambda report: str(report["uri"])
-    )
+    reports = sorted((json.loads(row["report"]) for row in found.iter_rows()), key=lambda report: str(report["uri"]))
     problems = [problem for report in reports for problem in report["problems"]]
     if not problems and not sum(report["num_rows"] for report in reports):
         problems = [f"{uri}: expected at least one bin, found no rows"]
@@ -86,7 +84,9 @@ def check_manifest(uri: str, audit_date: date | None) -> Manifest:
     if night is None and audit_date is None:
         problems.append(f"{uri}: no audit_date in the file metadata; give the night with --audit-date")
     if night is not None and audit_date is not None and night != audit_date.isoformat():
-        problems.append(f"{uri}: the manifest is of {night}, --audit-date says {audit_date}; drop the flag or re-ingest")
+        problems.append(
+            f"{uri}: the manifest is of {night}, --audit-date says {audit_date}; drop the flag or re-ingest"
+        )
     if not problems:
         problems = [
             f"{uri}: bin_id {bin_id!r} stands in {count} rows; every bin must stand in exactly one"
@@ -187,7 +187,9 @@ def _file_report(uri: str) -> dict:
 
 def _row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
     checks = [
-        (field.name, pc.is_null(table[field.name]), "a value", "none") for field in MANIFEST_SCHEMA if not field.nullable
+        (field.name, pc.is_null(table[field.name]), "a value", "none")
+        for field in MANIFEST_SCHEMA
+        if not field.nullable
     ]
     checks += [
         (name, pc.equal(pc.utf8_length(table[name]), 0), "a text", "an empty one") for name in ("bin_id", "image_uri")

@@ -77,7 +77,9 @@ class Progress:
         ):
             failed = sum(self.statuses[status] for status in statuses)
             if failed > limit * self.num_bins:
-                worst = Counter({key: count for key, count in self.findings.items() if key[0] in statuses}).most_common(1)
+                worst = Counter({key: count for key, count in self.findings.items() if key[0] in statuses}).most_common(
+                    1
+                )
                 (status, error, prefix), count = worst[0]
                 raise GateError(
                     f"{failed} of {self.num_bins} images are {' or '.join(statuses)}, {flag} allows {limit:.1%} "

@@ -55,7 +55,8 @@ class Reconciler:
         assessed = scored & pd.isna(reason)
         expected = staged["expected_qty"].to_numpy().astype(np.int64)
         columns: dict[str, pa.Array | pa.ChunkedArray] = {
-            name: staged[name] for name in (*(field.name for field in RECORD_COLUMNS), "status", "error", "probabilities")
+            name: staged[name]
+            for name in (*(field.name for field in RECORD_COLUMNS), "status", "error", "probabilities")
         }
         probabilities = probability_matrix(staged["probabilities"], self.assessor.top_class)
         camera = camera_columns(probabilities, expected[scored], self.prediction_set_threshold)
@@ -69,8 +70,12 @@ class Reconciler:
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
         recently_right = assessed & self._counted_right(counts, expected)
         columns["assessed"] = pa.array(assessed)
-        columns["reason"] = pa.array(np.where(recently_right, str(Reason.COUNTED), reason), pa.string(), from_pandas=True)
-        columns["last_counted_at"] = pa.array(counts["last_counted_at"], RECONCILED_SCHEMA.field("last_counted_at").type)
+        columns["reason"] = pa.array(
+            np.where(recently_right, str(Reason.COUNTED), reason), pa.string(), from_pandas=True
+        )
+        columns["last_counted_at"] = pa.array(
+            counts["last_counted_at"], RECONCILED_SCHEMA.field("last_counted_at").type
+        )
         columns["last_counted_qty"] = pa.array(counts["last_counted_qty"], pa.int32(), from_pandas=True)
         columns["num_counted"] = pa.array(counts["num_counted"].fillna(0).astype(np.int32))
         return pa.Table.from_arrays([columns[name] for name in RECONCILED_SCHEMA.names], schema=RECONCILED_SCHEMA)

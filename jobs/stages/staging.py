@@ -77,9 +77,7 @@ def stage_shards(
         compute=ray.data.TaskPoolStrategy(size=resources.num_fetchers),
         num_cpus=resources.fetcher_cpus,
     )
-    scored = score_shards(
-        fetched, bundle_uri=bundle_uri, bundle_id=bundle_id, precision=precision, resources=resources
-    )
+    scored = score_shards(fetched, bundle_uri=bundle_uri, bundle_id=bundle_id, precision=precision, resources=resources)
     staged = scored.map_batches(
         _stage,
         fn_kwargs={"folder_uri": folder_uri},
@@ -139,7 +137,9 @@ def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
     failed = rows.filter(pc.not_equal(rows["status"], SCORED))
     findings: Counter = Counter(
         (status, error or "", uri.rsplit("/", 1)[0])
-        for status, error, uri in zip(*(failed[name].to_pylist() for name in ("status", "error", "image_uri")), strict=True)
+        for status, error, uri in zip(
+            *(failed[name].to_pylist() for name in ("status", "error", "image_uri")), strict=True
+        )
     )
     report = {
         "shard": shards[0],

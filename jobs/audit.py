@@ -1,0 +1,228 @@
+"""The nightly audit: from a manifest to results, recount plan and summary, committed as one night.
+
+    python -m jobs.audit --manifest-uri demo/night-manifest --bundle-uri demo/bundle --output-uri demo/audits
+
+    ray job submit --working-dir . -- python -m jobs.audit --manifest-uri s3://stock/manifests/2026-11-22 \
+        --bundle-uri s3://stock/bundles/2026-11 --output-uri s3://stock/audits
+
+Writes below --output-uri: results/, recount_plan/ and summary/ (one folder a night), views.sql, and runs/<run_id>/,
+which is private to the run. The same command after a crash continues the run. Exit codes: 0 the night is committed,
+1 it could not be completed or a quality gate failed, 2 bad arguments or inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+
+import ray
+
+from jobs import storage
+from jobs.cluster import connect
+from jobs.command import run_command
+from jobs.config.audit import AuditConfig
+from jobs.counting.belief import Belief, learn_belief
+from jobs.counting.history import History, read_history
+from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
+from jobs.stages.images import FetchPlan
+from jobs.stages.manifest import write_worklist
+from jobs.stages.progress import Progress
+from jobs.stages.publish import partition_uri, publish_night, summarize
+from jobs.stages.reconcile import Reconciler
+from jobs.stages.run import finish_run, freeze_run, hold_night, provenance
+from jobs.stages.staging import stage_shards
+from jobs.stages.tonight import Tonight, settle_night
+from model.posterior import build_assessor
+from schemas.errors import GateError
+
+logger = logging.getLogger("jobs.audit")
+
+
+def run_audit(config: AuditConfig) -> None:
+    """The whole job. Raises InputError (nothing was scored) or GateError (nothing was committed)."""
+    started = time.monotonic()
+    with connect():
+        tonight = settle_night(config)
+        logger.info(
+            "run %s: %s bins of %s, bundle %s, %s on %s",
+            tonight.run_id,
+            f"{tonight.manifest.num_rows:,}",
+            tonight.manifest.uri,
+            tonight.bundle.bundle_id,
+            tonight.precision,
+            tonight.resources.device,
+        )
+        with hold_night(tonight.output_uri, tonight.audit_date, tonight.run_id) as lock:
+            history = read_history(tonight.output_uri, tonight.audit_date)
+            frozen = freeze_run(tonight.run_uri, _facts(tonight, learn_belief(history, tonight.bundle)))
+            belief = Belief.from_dict(frozen["belief"])
+            progress = _score(tonight)
+            night, decisions = _conclude(tonight, belief, history)
+            seconds = time.monotonic() - started
+            summary = summarize(
+                night, _common(tonight, belief, decisions), _estimates(tonight, belief, decisions, progress, seconds)
+            )
+            publish_night(
+                night,
+                summary,
+                output_uri=tonight.output_uri,
+                audit_date=tonight.audit_date,
+                run_id=tonight.run_id,
+                replaces=tonight.replaces,
+                lock=lock,
+            )
+            outcome = {
+                "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - started, 1),
+                "scored_in_this_try": progress.num_fresh,
+                "statuses": dict(progress.statuses),
+            }
+            finish_run(tonight.run_uri, frozen, outcome)
+        _tell(tonight, progress, summary.to_pylist()[0])
+
+
+def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
+    return {
+        "run_id": tonight.run_id,
+        "audit_date": tonight.audit_date,
+        "config": tonight.config.model_dump(mode="json"),
+        "manifest": {
+            "uri": tonight.manifest.uri,
+            "fingerprint": tonight.manifest.fingerprint,
+            "num_bins": tonight.manifest.num_rows,
+        },
+        "bundle": {
+            "uri": tonight.config.bundle_uri,
+            "bundle_id": tonight.bundle.bundle_id,
+            "weights_sha256": tonight.bundle.weights_sha256,
+        },
+        "device": tonight.resources.device,
+        "precision": tonight.precision,
+        "replaces": tonight.replaces,
+        "belief": belief.to_dict(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(),
+    }
+
+
+def _score(tonight: Tonight) -> Progress:
+    """Pass 1. Raises GateError, with the findings written to the run's folder, where a quality gate fails."""
+    config = tonight.config
+    shards = write_worklist(tonight.manifest, storage.join(tonight.run_uri, "worklist"))
+    progress = Progress(tonight.manifest.num_rows, config.max_unreadable_share, config.max_missing_share)
+    plan = FetchPlan(
+        tonight.bundle.preprocessing, tonight.allowed_roots, config.anonymous, ray.put(tonight.training_photos)
+    )
+    staged = stage_shards(
+        shards,
+        storage.join(tonight.run_uri, "staged"),
+        plan,
+        bundle_uri=config.bundle_uri if storage.is_s3(config.bundle_uri) else storage.absolute(config.bundle_uri),
+        bundle_id=tonight.bundle.bundle_id,
+        precision=tonight.precision,
+        resources=tonight.resources,
+    )
+    try:
+        for shard in staged:
+            progress.add(shard)
+    except GateError as error:
+        findings = [
+            {"status": status, "error": text, "below": below, "images": count}
+            for (status, text, below), count in progress.findings.most_common()
+        ]
+        text = json.dumps({"failed": str(error), "findings": findings}, indent=1)
+        storage.write_bytes(storage.join(tonight.run_uri, "findings.json"), text.encode())
+        raise
+    if progress.num_done != tonight.manifest.num_rows:
+        raise GateError(f"{progress.num_done} of {tonight.manifest.num_rows} bins were staged; nothing was committed")
+    return progress
+
+
+def _conclude(tonight: Tonight, belief: Belief, history: History) -> tuple[Night, Decisions]:
+    """Pass 2. Raises GateError should the parts not hold every bin exactly once."""
+    config = tonight.config
+    rules = Rules(
+        run_id=tonight.run_id,
+        audit_date=tonight.audit_date,
+        seed=config.seed,
+        budget=config.recount_budget,
+        random_share=config.random_share,
+        objective=config.objective,
+        alphas=config.alpha,
+        bundle_id=tonight.bundle.bundle_id,
+        calibration_id=belief.calibration_id,
+    )
+    reconciler = Reconciler(
+        assessor=build_assessor(tonight.bundle.label_histogram, belief.noise_rate, belief.record_model),
+        prediction_set_threshold=tonight.bundle.prediction_set_threshold,
+        audit_date=date.fromisoformat(tonight.audit_date),
+        max_photo_age_hours=config.max_photo_age_hours,
+        count_valid_nights=config.count_valid_nights,
+        last_counts=history.last_counts,
+    )
+    staged = sorted(storage.list_objects(storage.join(tonight.run_uri, "staged")), key=lambda entry: entry.uri)
+    groups = group_shards(staged)
+    cpus = tonight.resources.small_task_cpus
+    decisions = decide_night(groups, reconciler, belief.reference, rules, tonight.bundle, cpus)
+    results_uri = partition_uri(tonight.output_uri, "results", tonight.audit_date)
+    night = write_parts(groups, reconciler, belief.reference, rules, decisions, results_uri, cpus)
+    if night.num_bins != tonight.manifest.num_rows:
+        raise GateError(
+            f"{night.num_bins} rows for {tonight.manifest.num_rows} bins were written; nothing was committed"
+        )
+    return night, decisions
+
+
+def _common(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str, object]:
+    """What stands in every row of the summary."""
+    return {
+        "run_id": tonight.run_id,
+        "bundle_id": tonight.bundle.bundle_id,
+        "calibration_id": belief.calibration_id,
+        "record_model": belief.state,
+        "record_error_rate_used": belief.record_model.error_rate,
+        "label_noise_used": belief.noise_rate,
+        "alpha": max((alpha for alpha, limit in decisions.thresholds.items() if limit > 0), default=None),
+        "drift_alarm": decisions.drift.alarm,
+        "estimator": "none",
+    }
+
+
+def _tell(tonight: Tonight, progress: Progress, summary: dict) -> None:
+    """The night in a few lines, on standard output."""
+    share = summary["coverage"] or 0
+    lines = [
+        f"night {tonight.audit_date} is committed by run {tonight.run_id}",
+        "images: " + ", ".join(f"{count:,} {status}" for status, count in sorted(progress.statuses.items())),
+        f"assessed: {summary['num_assessed']:,} of {summary['num_bins']:,} bins ({share:.1%})",
+        f"tonight's list: {summary['num_priority']} priority recounts (claims {summary['exp_wrong_in_list']:.1f} wrong "
+        f"records), {summary['num_random']} random ones; record model: {summary['record_model']}",
+    ]
+    if summary["error_rate"] is None:
+        lines.append("record accuracy: no random counts yet: ranking only")
+    else:
+        low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
+        lines.append(f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%})")
+    if summary["drift_alarm"]:
+        lines.append("drift alarm: records leave the camera's 90 % set more often than when it was calibrated")
+    lines.append(
+        f"results: {tonight.output_uri}/results/audit_date={tonight.audit_date}/, views: {tonight.output_uri}/views.sql"
+    )
+    print("\n".join(lines))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(
+        AuditConfig,
+        run_audit,
+        job="audit",
+        description="Scores a night's bin photos, reconciles each count with its record and commits the night.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""The commit protocol: parts and plan first, then one object that commits the night, then what it replaced goes.
+
+`summary/audit_date=D/summary.parquet` is a fixed key, one PUT, the last write; readers follow its `run_id`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+import jobs
+from jobs import storage
+from jobs.stages.conclude import SUMS, Night
+from jobs.stages.run import NightLock
+from schemas.arrow import conform
+from schemas.recount import RECOUNT_PLAN_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
+
+
+def partition_uri(output_uri: str, table: str, audit_date: str) -> str:
+    return storage.join(output_uri, table, f"audit_date={audit_date}")
+
+
+def summary_uri(output_uri: str, audit_date: str) -> str:
+    return storage.join(partition_uri(output_uri, "summary", audit_date), "summary.parquet")
+
+
+def run_uri(output_uri: str, run_id: str) -> str:
+    return storage.join(output_uri, "runs", run_id)
+
+
+def committed_run(output_uri: str, audit_date: str) -> str | None:
+    """The run that the night is committed by, None for a night that isn't."""
+    try:
+        return storage.read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
+    except FileNotFoundError:
+        return None
+
+
+def summarize(night: Night, facts: dict[str, object], estimates: dict[str, object]) -> pa.Table:
+    """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `estimates` in the row of the whole night."""
+    rows = []
+    for (scope, value), totals in sorted(night.sums.items(), key=lambda item: (item[0][0] != "all", str(item[0]))):
+        sums = dict(zip(SUMS, totals.tolist(), strict=True))
+        row = {
+            name: round(total) if name.startswith("num_") or name == "recorded_units" else total
+            for name, total in sums.items()
+        }
+        row |= facts | {"scope": scope, "scope_value": value}
+        row["coverage"] = sums["num_assessed"] / sums["num_bins"]
+        row["naive_mismatch_share"] = sums["num_mismatch"] / sums["num_scored"] if sums["num_scored"] else None
+        if scope == "all":
+            row |= estimates
+        rows.append({name: _plain(row.get(name)) for name in SUMMARY_SCHEMA.names})
+    return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
+
+
+def publish_night(
+    night: Night,
+    summary: pa.Table,
+    *,
+    output_uri: str,
+    audit_date: str,
+    run_id: str,
+    replaces: str | None,
+    lock: NightLock,
+) -> None:
+    """Commits a night whose results parts are written. Crash-safe: before the summary's PUT nothing is readable
+    through the views, after it everything is; running again finishes what is left."""
+    private = run_uri(output_uri, run_id)
+    storage.write_table(storage.join(private, "plan.parquet"), night.planned)
+    plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
+    plan_uri = storage.join(partition_uri(output_uri, "recount_plan", audit_date), f"part-{run_id}-00000.parquet")
+    storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
+    views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
+    storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri).encode())
+    if replaces is not None:
+        # its summary, the other sign that its plan was once committed, is about to go
+        mark_committed(output_uri, replaces)
+    # an earlier try of this run may have cut its parts otherwise
+    here = storage.list_objects(partition_uri(output_uri, "results", audit_date))
+    own = {part.uri for part in here if part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-")}
+    storage.delete(own - set(night.part_uris))
+    lock.check()
+    storage.write_table(summary_uri(output_uri, audit_date), summary)
+    clean_up(output_uri, audit_date, run_id)
+
+
+def mark_committed(output_uri: str, run_id: str) -> None:
+    storage.write_bytes(storage.join(run_uri(output_uri, run_id), "committed"), b"")
+
+
+def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
+    """After the commit by `run_id`: parts of other runs of the night and the run's own staging go."""
+    mark_committed(output_uri, run_id)
+    for table in ("results", "recount_plan"):
+        parts = storage.list_objects(partition_uri(output_uri, table, audit_date))
+        storage.delete(part.uri for part in parts if not part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-"))
+    for folder in ("staged", "worklist"):
+        objects = storage.list_objects(storage.join(run_uri(output_uri, run_id), folder))
+        storage.delete(entry.uri for entry in objects)
+
+
+def _plain(value: object) -> object:
+    """NaN, which an estimate without evidence is, as null."""
+    if isinstance(value, float | np.floating):
+        return None if np.isnan(value) else float(value)
+    return value

@@ -1,0 +1,95 @@
+"""Small dumps for the tests: photos, a manifest over them, a bundle with random weights."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from jobs import storage
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
+
+NIGHT = "2026-11-22"
+
+
+def photo(count: int, seed: int, *, size: tuple[int, int] = (96, 72), kind: str = "JPEG", **options: Any) -> bytes:
+    """A photo of `count` bright blobs on a dark, noisy ground."""
+    generator = np.random.default_rng(seed)
+    ground = generator.integers(20, 70, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(ground)
+    draw = ImageDraw.Draw(image)
+    for _ in range(count):
+        x, y = generator.integers(8, size[0] - 8), generator.integers(8, size[1] - 8)
+        draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=tuple(generator.integers(150, 255, 3).tolist()))
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def write_photos(images_uri: str, quantities: list[int]) -> None:
+    """One photo per bin, `00000.jpg` and so on."""
+    for number, quantity in enumerate(quantities):
+        storage.write_bytes(storage.join(images_uri, f"{number:05d}.jpg"), photo(quantity, number))
+
+
+def manifest_table(images_uri: str, quantities: list[int], **columns: list) -> pa.Table:
+    """MANIFEST_SCHEMA for the bins of `write_photos`; `columns` replace or add values."""
+    n = len(quantities)
+    values: dict[str, list] = {name: [None] * n for name in MANIFEST_SCHEMA.names}
+    values |= {
+        "bin_id": [f"{number:05d}" for number in range(n)],
+        "image_uri": [storage.join(images_uri, f"{number:05d}.jpg") for number in range(n)],
+        "expected_qty": quantities,
+        "num_skus": [min(1, quantity) for quantity in quantities],
+        "skus": [
+            [{"sku": "S1", "name": "a thing", "quantity": quantity}] if quantity else [] for quantity in quantities
+        ],
+        "record_inconsistent": [False] * n,
+        "group": [str(number // 10) for number in range(n)],
+    }
+    values |= columns
+    metadata = {"audit_date": NIGHT, "images_uri": images_uri, "format_version": FORMAT_VERSION}
+    return pa.Table.from_pydict(values, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
+
+
+def write_night(folder: str, num_bins: int, **columns: list) -> str:
+    """Photos and their manifest below `folder`; the manifest's URI."""
+    quantities = [number % 8 for number in range(num_bins)]
+    write_photos(storage.join(folder, "bin-images"), quantities)
+    uri = storage.join(folder, "manifest")
+    storage.write_table(
+        storage.join(uri, "part-0.parquet"), manifest_table(storage.join(folder, "bin-images"), quantities, **columns)
+    )
+    return uri
+
+
+def write_bundle(folder: Path, *, image_size: int = 32, top_class: int = 6, seen: pa.Table | None = None) -> Path:
+    """A ResNet18 with random weights (the same ones every time)."""
+    import torch
+
+    from model.bundle import TRAINING_IMAGES_SCHEMA, save_bundle
+    from model.network import build_network
+
+    torch.manual_seed(0)
+    network = build_network("resnet18", top_class + 1)
+    identity = np.eye(top_class + 1).tolist()
+    save_bundle(
+        folder,
+        network=network,
+        training_images=seen if seen is not None else TRAINING_IMAGES_SCHEMA.empty_table(),
+        fields={
+            "architecture": "resnet18",
+            "top_class": top_class,
+            "preprocessing": {"image_size": image_size},
+            "calibration": {"method": "none", "weight": identity, "bias": [0.0] * (top_class + 1)},
+            "prediction_set_threshold": 0.9,
+            "num_calibration": 500,
+            "record_outside_set_share": 0.1,
+            "label_histogram": [20, 80, 140, 170, 150, 120, 320][: top_class + 1],
+        },
+    )
+    return folder

@@ -1,0 +1,132 @@
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import storage
+from jobs.stages.images import FetchPlan, fetch_rows, is_allowed, pixels_of
+from schemas.bundle import Preprocessing
+from tests.dump import manifest_table, photo
+
+PREPROCESSING = Preprocessing(image_size=32)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def images_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "bin-images") if request.param == "local" else request.getfixturevalue("bucket") + "/images"
+
+
+def _plan(images_uri: str) -> FetchPlan:
+    return FetchPlan(PREPROCESSING, (images_uri,), False, None)
+
+
+def _bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header announces `width` x `height` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+
+
+def _variant(**options: object) -> bytes:
+    sink = io.BytesIO()
+    image = Image.open(io.BytesIO(photo(3, 3)))
+    mode = options.pop("mode", None)
+    image = image.convert(str(mode)) if mode else image
+    image.save(sink, **options)  # type: ignore[arg-type]
+    return sink.getvalue()
+
+
+GOOD = {
+    "png": _variant(format="PNG"),
+    "webp": _variant(format="WEBP"),
+    "cmyk": _variant(format="JPEG", mode="CMYK"),
+    "grey": _variant(format="JPEG", mode="L"),
+    "alpha": _variant(format="PNG", mode="RGBA"),
+    "deep": _variant(format="PNG", mode="I;16"),
+    "progressive": _variant(format="JPEG", progressive=True),
+    "padded": photo(3, 3) + b"\0" * 500,
+    "small": photo(1, 3, size=(24, 20)),
+}
+BAD = {
+    "empty": (b"", "unreadable_image"),
+    "truncated": (photo(3, 3)[:-400], "unreadable_image"),
+    "text": (b"<html>not found</html>", "unreadable_image"),
+    "bomb": (_bomb(50_000, 50_000), "image_rejected"),
+}
+
+
+def test_each_row_gets_a_status_and_none_is_lost(images_uri: str) -> None:
+    names = [*GOOD, *BAD, "absent"]
+    for name, data in {**GOOD, **{name: data for name, (data, _) in BAD.items()}}.items():
+        storage.write_bytes(f"{images_uri}/{name}.jpg", data)
+    rows = manifest_table(images_uri, [1] * len(names), image_uri=[f"{images_uri}/{name}.jpg" for name in names])
+    fetched = fetch_rows(rows, _plan(images_uri))
+    expected = ["scored"] * len(GOOD) + [status for _, status in BAD.values()] + ["missing_image"]
+    assert dict(zip(names, fetched["status"].to_pylist(), strict=True)) == dict(zip(names, expected, strict=True))
+    assert fetched["bin_id"].to_pylist() == rows["bin_id"].to_pylist()
+    errors = fetched["error"].to_pylist()
+    assert all(error is None for error in errors[: len(GOOD)])
+    assert all(errors[len(GOOD) :])
+    assert pixels_of(fetched, PREPROCESSING).shape == (len(GOOD), 32, 32, 3)
+
+
+def test_a_photo_outside_the_roots_is_rejected_unread(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(photo(1, 1))
+    (root / "link.jpg").symlink_to(secret)
+    outside = [
+        "file:///etc/passwd",
+        str(secret),
+        f"{root}/../secret.jpg",
+        f"{root}/link.jpg",
+        "http://169.254.169.254/a",
+    ]
+    rows = manifest_table(str(root), [1] * len(outside), image_uri=outside)
+    fetched = fetch_rows(rows, _plan(str(root)))
+    assert set(fetched["status"].to_pylist()) == {"image_rejected"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "allowed"),
+    [
+        ("s3://bins/photos/1.jpg", True),
+        ("s3://bins/photos-other/1.jpg", False),
+        ("s3://other/photos/1.jpg", False),
+        ("s3://bins/photos/../secret.jpg", False),
+        ("s3://bins/photos//1.jpg", False),
+    ],
+)
+def test_s3_roots_are_whole_folders(uri: str, allowed: bool) -> None:
+    assert is_allowed(uri, ("s3://bins/photos",)) is allowed
+
+
+def test_a_photo_the_bundle_has_learned_from_is_recognised(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    storage.write_bytes(f"{tmp_path}/00000.jpg", photo(1, 1))
+    storage.write_bytes(f"{tmp_path}/00001.jpg", photo(2, 2))
+    digest = np.frombuffer(hashlib.sha256(photo(2, 2)).digest(), np.uint8).reshape(1, 32)
+    plan = FetchPlan(PREPROCESSING, (str(tmp_path),), False, ray.put(digest))
+    assert fetch_rows(manifest_table(str(tmp_path), [1, 2]), plan)["training_photo"].to_pylist() == [False, True]
+
+
+@pytest.mark.s3
+def test_a_photo_that_changed_since_it_was_listed_is_not_scored(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/images/00000.jpg", photo(1, 1))
+    listed = next(iter(storage.list_objects(f"{bucket}/images")))
+    same = manifest_table(f"{bucket}/images", [1], image_etag=[listed.etag])
+    assert fetch_rows(same, _plan(f"{bucket}/images"))["status"].to_pylist() == ["scored"]
+    storage.write_bytes(f"{bucket}/images/00000.jpg", photo(5, 9))
+    fetched = fetch_rows(same, _plan(f"{bucket}/images"))
+    assert fetched["status"].to_pylist() == ["fetch_failed"]
+    assert "changed since it was listed" in fetched["error"][0].as_py()

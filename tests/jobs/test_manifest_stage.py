@@ -1,0 +1,95 @@
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs import storage
+from jobs.stages.manifest import check_manifest, read_shard, shard_rows, write_worklist
+from schemas.errors import InputError
+from schemas.manifest import MANIFEST_SCHEMA
+from tests.dump import NIGHT, manifest_table
+
+pytestmark = pytest.mark.ray
+
+
+def _write(folder: Path, *tables: pa.Table) -> str:
+    uri = str(folder / "manifest")
+    for index, table in enumerate(tables):
+        storage.write_table(f"{uri}/part-{index}.parquet", table)
+    return uri
+
+
+def _rows(count: int, **columns: list) -> pa.Table:
+    return manifest_table("/photos", [number % 8 for number in range(count)], **columns)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (_rows(3).drop_columns(["expected_qty", "bin_id"]), r"bin_id: expected string, found no such column"),
+        (_rows(3).drop_columns(["expected_qty", "bin_id"]), r"expected_qty: expected int32, found no such column"),
+        (
+            _rows(3).set_column(2, "expected_qty", pa.array(["1", "2", "3"])),
+            r"part-0\.parquet: column expected_qty: expected int32, found string",
+        ),
+        (_rows(3, expected_qty=[0, 1, -2]), r"row 2: expected_qty: expected 0 or more, found -2"),
+        (_rows(3, bin_id=["a", "b", "a"]), r"bin_id 'a' stands in 2 rows"),
+        (_rows(3, bin_id=["a", "", "c"]), r"row 1: bin_id: expected a text"),
+        (_rows(0), r"expected at least one bin, found no rows"),
+        (_rows(3).replace_schema_metadata(None), r"no audit_date in the file metadata"),
+    ],
+    ids=["missing-key", "missing-quantity", "mistyped", "negative", "twice", "empty-key", "empty", "no-night"],
+)
+def test_a_broken_manifest_is_refused_by_file_row_and_field(
+    ray_cluster: None, tmp_path: Path, table: pa.Table, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_manifest(_write(tmp_path, table), None)
+
+
+def test_a_null_quantity_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    schema = pa.schema([pa.field(field.name, field.type) for field in MANIFEST_SCHEMA])
+    table = pa.Table.from_pylist([{**row, "expected_qty": None} for row in _rows(2).to_pylist()], schema=schema)
+    with pytest.raises(InputError, match=r"row 0: expected_qty: expected a value, found none \(and 1 rows more\)"):
+        check_manifest(_write(tmp_path, table), date(2026, 11, 22))
+
+
+def test_a_bin_in_two_files_is_found(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bin_id '00001' stands in 2 rows"):
+        check_manifest(_write(tmp_path, _rows(2), _rows(4).slice(1, 2)), None)
+
+
+def test_a_flag_that_disagrees_with_the_manifest_is_an_error(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"the manifest is of {NIGHT}, --audit-date says 2026-01-01"):
+        check_manifest(_write(tmp_path, _rows(2)), date(2026, 1, 1))
+
+
+def test_something_else_than_parquet_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "manifest.parquet").write_text("bin_id,image_uri")
+    with pytest.raises(InputError, match=r"manifest\.parquet: expected a Parquet file"):
+        check_manifest(str(tmp_path / "manifest.parquet"), None)
+    with pytest.raises(InputError, match="found none"):
+        check_manifest(str(tmp_path / "nowhere"), None)
+
+
+def test_the_worklist_holds_every_row_once_in_shards_of_fixed_size(ray_cluster: None, tmp_path: Path) -> None:
+    first, second = _rows(300), _rows(700).slice(300)
+    # other integer and string types, as pandas and Spark write them
+    wide = second.set_column(0, "bin_id", second["bin_id"].cast(pa.large_string()))
+    manifest = check_manifest(_write(tmp_path, first, wide), None)
+    shards = write_worklist(manifest, str(tmp_path / "worklist"))
+    assert [shard.num_rows for shard in shards] == [256, 44, 256, 144]
+    ids = [bin_id for shard in shards for bin_id in read_shard(shard.uri, shard.row_group)["bin_id"].to_pylist()]
+    assert ids == [f"{number:05d}" for number in range(700)]
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(ray_cluster: None, tmp_path: Path) -> None:
+    here = check_manifest(_write(tmp_path / "a", _rows(5)), None)
+    there = check_manifest(_write(tmp_path / "b", _rows(5)), None)
+    other = check_manifest(_write(tmp_path / "c", _rows(6)), None)
+    assert here.fingerprint == there.fingerprint != other.fingerprint
+
+
+def test_shards_grow_with_the_manifest_but_stay_small() -> None:
+    assert [shard_rows(count) for count in (1, 10_000, 2_000_000, 100_000_000)] == [256, 256, 512, 2048]
