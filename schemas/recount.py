@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import pyarrow as pa
 
 from schemas.arrow import TIMESTAMP, column
@@ -17,6 +19,31 @@ RECOUNT_PLAN_SCHEMA = pa.schema(
         column("expected_qty", pa.int32(), "Pieces that the record expects.", required=True),
     ]
 )
+
+_ASSESSED_COLUMNS = [
+    column("rank", pa.int32(), "Place in the priority list, 1 first; null for random."),
+    column("p_record_wrong", pa.float32(), "P(true quantity differs from the record) that night.", required=True),
+    column("expected_variance_qty", pa.float32(), "E(true - recorded pieces) that night.", required=True),
+    column("expected_abs_variance_qty", pa.float32(), "E|true - recorded pieces| that night.", required=True),
+    column("unit_value", pa.float64(), "Value of one piece that night."),
+    column("camera_qty", pa.int32(), "The camera's most probable count that night.", required=True),
+    column("expected_as_of", TIMESTAMP, "When that night's record was read from the inventory system."),
+]
+
+PLANNED_SCHEMA = pa.schema(
+    [
+        column("bin_id", pa.string(), "The bin to count.", required=True),
+        column("recount", pa.string(), "priority (from the ranking) or random (the audit sample).", required=True),
+        column("inclusion_probability", pa.float32(), "1 for priority, else sample size over eligible.", required=True),
+        column("zone", pa.string(), "Part of the warehouse."),
+        column("expected_qty", pa.int32(), "Pieces that the record expects.", required=True),
+        column("probabilities", pa.list_(pa.float32()), "The camera's answer, calibrated.", required=True),
+        column("bundle_id", pa.string(), "The bundle that scored the photo.", required=True),
+        *_ASSESSED_COLUMNS,
+        column("reason", pa.string(), "`counted` for a random bin that was kept off the priority list; else null."),
+    ]
+)
+"""`runs/<run_id>/plan.parquet`: every planned recount with what learning from it will need; kept for good."""
 
 COUNTS_SCHEMA = pa.schema(
     [
@@ -40,6 +67,25 @@ COUNTED_SCHEMA = pa.schema(
         column("recount", pa.string(), "priority or random.", required=True),
         column("inclusion_probability", pa.float32(), "As the plan stored it.", required=True),
         column("bundle_id", pa.string(), "The bundle that scored the photo.", required=True),
+        *(field.with_nullable(True) for field in _ASSESSED_COLUMNS),
     ]
 )
-"""`counted`: append-only."""
+"""`counted`: append-only, one object per call of jobs.recount."""
+
+
+class RejectReason(StrEnum):
+    """Why a row of a counts file was not taken in."""
+
+    MALFORMED_ROW = "malformed_row"
+    MISSING_VALUE = "missing_value"
+    BAD_DATE = "bad_date"
+    BAD_QUANTITY = "bad_quantity"
+    NEGATIVE_QUANTITY = "negative_quantity"
+    BAD_FLAG = "bad_flag"
+    UNKNOWN_NIGHT = "unknown_night"
+    UNKNOWN_BIN = "unknown_bin"
+    NOT_PLANNED = "not_planned"
+    BEFORE_NIGHT = "before_night"
+    IN_FUTURE = "in_future"
+    RECORD_CHANGED = "record_changed"
+    COUNTED_TWICE = "counted_twice"

@@ -1,0 +1,144 @@
+"""What a night believes, from all recounts before it: record model, label noise, certificates' reference, estimates.
+
+Frozen into `run.json` when a run starts. Rules of honesty: without random recounts there is no estimate and no
+reference, only a ranking by an assumed record model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jobs.counting.estimates import Estimates, estimate_window
+from jobs.counting.history import History
+from jobs.counting.samples import samples_to_learn_from
+from model.certificates import ReferenceScores, build_reference
+from model.posterior import Assessor, build_assessor, fit_noise_rate, label_noise
+from model.record_model import RecordModel, assume_record_model, fit_record_model
+from schemas.bundle import BundleInfo
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Everything that recounts decide about a run. `calibration_id` names record model, noise rate and bundle."""
+
+    state: Literal["assumed", "learned"]
+    record_model: RecordModel
+    noise_rate: float
+    bundle_id: str
+    calibration_id: str
+    reference: ReferenceScores | None
+    """p_record_wrong of bins counted at random, rounded to float32 as the results hold it: compare like with like."""
+    estimates: Estimates
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; `from_dict` gives an equal belief."""
+        reference = None
+        if self.reference is not None:
+            scores = self.reference.right_scores.tolist()
+            reference = {"right_scores": scores, "num_counted": self.reference.num_counted}
+        return {
+            "state": self.state,
+            "record_model": self.record_model.to_dict(),
+            "noise_rate": self.noise_rate,
+            "bundle_id": self.bundle_id,
+            "calibration_id": self.calibration_id,
+            "reference": reference,
+            "estimates": asdict(self.estimates),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Belief:
+        reference = values["reference"]
+        if reference is not None:
+            scores = np.array(reference["right_scores"], dtype=np.float64)
+            reference = ReferenceScores(scores, reference["num_counted"])
+        return cls(
+            **{
+                **values,
+                "record_model": RecordModel.from_dict(values["record_model"]),
+                "reference": reference,
+                "estimates": Estimates(**values["estimates"]),
+            }
+        )
+
+
+def learn_belief(history: History, bundle: BundleInfo) -> Belief:
+    """The belief for a run with this bundle, deterministic in its inputs."""
+    # no quantity is impossible because none was seen in training
+    assumed = assume_record_model(np.asarray(bundle.label_histogram) + 1)
+    _, class_shares = label_noise(bundle.label_histogram, bundle.label_noise.rate, assumed)
+    record_model = learn_record_model(history, class_shares)
+    noise_rate = _learn_noise_rate(history, bundle, record_model)
+    assessor = build_assessor(bundle.label_histogram, noise_rate, record_model)
+    return Belief(
+        state="assumed" if record_model.assumed else "learned",
+        record_model=record_model,
+        noise_rate=noise_rate,
+        bundle_id=bundle.bundle_id,
+        calibration_id=_name_calibration(record_model, noise_rate, bundle.bundle_id),
+        reference=_build_reference(history, bundle.bundle_id, assessor),
+        estimates=estimate_window(history),
+    )
+
+
+def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel:
+    """The record model of the window's recounts; assumed where there is no random sample among them."""
+    samples = samples_to_learn_from(history)
+    if not samples:
+        return assume_record_model(class_shares)
+    return fit_record_model(
+        np.concatenate([sample.expected_qty for sample in samples]),
+        np.concatenate([sample.counted_qty for sample in samples]),
+        np.concatenate([sample.weight for sample in samples]),
+        np.concatenate([sample.is_random for sample in samples]),
+        class_shares,
+    )
+
+
+def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: RecordModel) -> float:
+    """Of this bundle's training labels, from recounts of bins that this bundle scored."""
+    assumed = bundle.label_noise.rate
+    parts = [(sample, sample.is_of_bundle(bundle.bundle_id)) for sample in samples_to_learn_from(history)]
+    parts = [(sample, rows) for sample, rows in parts if rows.any()]
+    if not parts or assumed == 0:
+        return assumed  # a rate of exactly 0 is a statement, not a guess
+    return fit_noise_rate(
+        np.concatenate([sample.probabilities(rows) for sample, rows in parts]),
+        np.concatenate([sample.expected_qty[rows] for sample, rows in parts]),
+        np.concatenate([sample.counted_qty[rows] for sample, rows in parts]),
+        np.concatenate([sample.weight[rows] for sample, rows in parts]),
+        bundle.label_histogram,
+        record_model,
+        assumed,
+    )
+
+
+def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> ReferenceScores | None:
+    """Resolved random recounts of bins that this bundle scored, scored anew by tonight's assessor.
+
+    Leaving out the few that are pending lowers only the number counted, so it errs against certificates.
+    """
+    parts = []
+    for sample in samples_to_learn_from(history):
+        # tonight, too, bins that were counted right not long ago are not up for a certificate
+        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.resolved & sample.was_listable()
+        if rows.any():
+            parts.append((sample, rows))
+    if not parts:
+        return None
+    expected_qty = np.concatenate([sample.expected_qty[rows] for sample, rows in parts])
+    counted_qty = np.concatenate([sample.counted_qty[rows] for sample, rows in parts])
+    probabilities = np.concatenate([sample.probabilities(rows) for sample, rows in parts])
+    scores = assessor.assess(probabilities, expected_qty)["p_record_wrong"]
+    return build_reference(scores.astype(np.float32), expected_qty, counted_qty, assessor.top_class)
+
+
+def _name_calibration(record_model: RecordModel, noise_rate: float, bundle_id: str) -> str:
+    facts = {"record_model": record_model.to_dict(), "noise_rate": noise_rate, "bundle_id": bundle_id}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

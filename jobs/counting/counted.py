@@ -1,0 +1,42 @@
+"""The table `counted`: append-only, one object per call of jobs.recount, named by what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import storage
+from schemas.arrow import conform
+from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA
+
+
+def read_counted(output_uri: str, columns: list[str] | None = None) -> pa.Table:
+    """All counts ever taken in, in the order of the objects' names. Raises InputError for a foreign file."""
+    names = columns or COUNTED_SCHEMA.names
+    schema = pa.schema([COUNTED_SCHEMA.field(name) for name in names])
+    folder = storage.join(output_uri, "counted")
+    uris = sorted(
+        entry.uri
+        for entry in storage.list_objects(folder)
+        if entry.uri.endswith(".parquet") and "/" not in entry.uri.removeprefix(folder + "/")
+    )
+    with ThreadPoolExecutor(16) as pool:  # small objects, so it is their latency that counts
+        tables = list(pool.map(lambda uri: conform(storage.read_table(uri), schema), uris))
+    return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def add_counted(output_uri: str, rows: pa.Table) -> str:
+    """Adds one object of COUNTED_SCHEMA rows and returns its URI; the same rows twice are one object."""
+    rows = rows.sort_by([(name, "ascending") for name in ("audit_date", "bin_id", "counted_at", "counted_qty")])
+    about = rows.select([*COUNTS_SCHEMA.names, "run_id"]).to_pylist()
+    digest = hashlib.sha256(json.dumps(about, default=str, sort_keys=True).encode()).hexdigest()
+    uri = storage.join(output_uri, "counted", f"{digest[:32]}.parquet")
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd")
+    storage.create_bytes(uri, sink.getvalue())
+    return uri

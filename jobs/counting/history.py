@@ -1,0 +1,241 @@
+"""What people have found so far, as of a night: the recounts of the window, and what is known of each bin.
+
+Only committed nights before the given one count. Nothing here reads results: it is as large as budget times nights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from jobs import storage
+from jobs.counting.counted import read_counted
+from jobs.counting.plans import NightSummary, list_nights, list_replaced_runs, read_night, read_plan
+from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
+from jobs.stages.publish import run_uri
+from model.estimators import WINDOW_NIGHTS, choose_window
+from model.recount_plan import find_reach
+from schemas.results import Recount
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_COUNT_COLUMNS = ["audit_date", "bin_id", "expected_qty", "counted_at", "counted_qty", "counter_id", "confirmed"]
+
+
+@dataclass(frozen=True)
+class PlanRecounts:
+    """Every recount that one committed run planned, with what came of it. All arrays (b,), as `planned`.
+
+    `counted_qty`: the finding; an unconfirmed mismatch as it was first counted; NaN where nobody counted.
+    `resolved`: counted and right, or a mismatch that a second count confirmed. The rest is pending.
+    `in_reach`: certain to be counted, as a priority or as a random bin (`recount_plan.find_reach`).
+    """
+
+    audit_date: str
+    run_id: str
+    planned: pa.Table
+    counted_qty: Floats
+    resolved: Mask
+    in_reach: Mask
+    summary: NightSummary | None
+    """The whole night's figures; None for a plan that was replaced."""
+
+    def column(self, name: str) -> Floats:
+        """A numeric column of the plan, nulls as NaN."""
+        return self.planned[name].to_numpy().astype(np.float64)
+
+    @property
+    def whole_night(self) -> NightSummary:
+        """`summary`, of a plan in force. Raises ValueError for one that was replaced."""
+        if self.summary is None:
+            raise ValueError(f"run {self.run_id}: a plan that was replaced doesn't stand for its night")
+        return self.summary
+
+    @cached_property
+    def is_random(self) -> Mask:
+        return pc.equal(self.planned["recount"], str(Recount.RANDOM)).to_numpy()
+
+    @cached_property
+    def counted(self) -> Mask:
+        return ~np.isnan(self.counted_qty)
+
+    @property
+    def num_random_planned(self) -> int:
+        return int(self.is_random.sum())
+
+    @property
+    def num_random_resolved(self) -> int:
+        return int((self.is_random & self.resolved).sum())
+
+    @property
+    def num_priority_planned(self) -> int:
+        return int((~self.is_random).sum())
+
+    @property
+    def num_priority_resolved(self) -> int:
+        return int((~self.is_random & self.resolved).sum())
+
+    @property
+    def num_pending(self) -> int:
+        return int((~self.resolved).sum())
+
+    @property
+    def has_random_sample(self) -> bool:
+        """Whether so many of the random bins are resolved that the plan may enter the window (90 %)."""
+        return bool(choose_window([self.num_random_planned], [self.num_random_resolved])[0])
+
+    @property
+    def has_priority_list(self) -> bool:
+        """The same for the priority bins."""
+        return bool(choose_window([self.num_priority_planned], [self.num_priority_resolved])[0])
+
+
+@dataclass(frozen=True)
+class History:
+    """What is known before a night.
+
+    `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
+    `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
+    of the night of the last count `night`, `expected_qty`, `expected_as_of` and `found_right` (resolved, and the record
+    was right); `repeat_offender` (found wrong, and later found wrong in another way).
+    """
+
+    audit_date: str
+    window_nights: int
+    nights: tuple[PlanRecounts, ...]
+    replaced: tuple[PlanRecounts, ...]
+    last_counts: pd.DataFrame
+
+    @property
+    def num_pending(self) -> int:
+        return sum(night.num_pending for night in self.nights)
+
+
+def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_NIGHTS) -> History:
+    """What was counted by the plans of committed nights before `audit_date`; the window is that many days long."""
+    output_uri = storage.absolute(output_uri)
+    counted = read_counted(output_uri, [*_COUNT_COLUMNS, "expected_as_of"])
+    counted = counted.filter(pc.less(counted["audit_date"], audit_date))
+    rows = counted.to_pylist()
+    groups = group_counts(rows)
+    first = (date.fromisoformat(audit_date) - timedelta(days=window_nights)).isoformat()
+    marked = list_replaced_runs(output_uri, first)
+    nights, replaced = [], []
+    for night in (name for name in list_nights(output_uri, first) if first <= name < audit_date):
+        summary = read_night(output_uri, night)
+        nights.append(_match_plan(output_uri, night, summary.run_id, groups, summary))
+        others = (run_id for run_id in marked.get(night, []) if run_id != summary.run_id)
+        replaced += [_match_plan(output_uri, night, run_id, groups, None) for run_id in others]
+    return History(
+        audit_date=audit_date,
+        window_nights=window_nights,
+        nights=tuple(nights),
+        replaced=tuple(replaced),
+        last_counts=_last_counts(groups, rows),
+    )
+
+
+def has_counts(output_uri: str, audit_date: str, run_id: str) -> bool:
+    """Whether counts against this run's plan have come in."""
+    counted = read_counted(storage.absolute(output_uri), ["audit_date", "run_id"])
+    mask = pc.and_(pc.equal(counted["audit_date"], audit_date), pc.equal(counted["run_id"], run_id))
+    return bool(pc.any(mask).as_py())
+
+
+def _match_plan(
+    output_uri: str,
+    audit_date: str,
+    run_id: str,
+    groups: dict[Recorded, list[Count]],
+    summary: NightSummary | None,
+) -> PlanRecounts:
+    """A count says something about every plan of its night in which the record said the same, whichever asked."""
+    planned = read_plan(output_uri, run_id)
+    counted_qty, resolved = np.full(planned.num_rows, np.nan), np.zeros(planned.num_rows, dtype=bool)
+    bins = zip(planned["bin_id"].to_pylist(), planned["expected_qty"].to_pylist(), strict=True)
+    for row, (bin_id, expected) in enumerate(bins):
+        finding = resolve_counts(groups.get(Recorded(audit_date, bin_id, expected), []), expected)
+        if finding is not None:
+            counted_qty[row], resolved[row] = finding.qty, finding.resolved
+    return PlanRecounts(
+        audit_date=audit_date,
+        run_id=run_id,
+        planned=planned,
+        counted_qty=counted_qty,
+        resolved=resolved,
+        in_reach=_reach(planned, _objective(output_uri, run_id)),
+        summary=summary,
+    )
+
+
+def _objective(output_uri: str, run_id: str) -> str:
+    document = json.loads(storage.read_bytes(storage.join(run_uri(output_uri, run_id), "run.json")))
+    return document["config"]["objective"]
+
+
+def _reach(planned: pa.Table, objective: str) -> Mask:
+    priority = pc.equal(planned["recount"], str(Recount.PRIORITY)).to_numpy()
+    score = planned["p_record_wrong"].to_numpy().astype(np.float64)
+    if objective == "value":
+        score = (planned["expected_abs_variance_qty"].to_numpy() * planned["unit_value"].to_numpy()).astype(np.float64)
+    # a bin that was counted right not long ago stays off the list whatever its score
+    listable = pc.is_null(planned["reason"]).to_numpy()
+    return find_reach(score, priority) & (priority | listable)
+
+
+def _last_counts(groups: dict[Recorded, list[Count]], rows: Iterable[dict]) -> pd.DataFrame:
+    as_of = {Recorded(row["audit_date"], row["bin_id"], row["expected_qty"]): row["expected_as_of"] for row in rows}
+    by_bin: dict[str, list[tuple[Count, Recorded]]] = {}
+    for about, counts in groups.items():
+        by_bin.setdefault(about.bin_id, []).append((sort_counts(counts)[-1], about))
+    facts = []
+    for bin_id in sorted(by_bin):
+        latest = sorted(by_bin[bin_id], key=lambda item: (item[0].counted_at, item[1]))
+        last, about = latest[-1]
+        findings = {entry: resolve_counts(groups[entry], entry.expected_qty) for _, entry in latest}
+        wrong = {
+            (entry.expected_qty, finding.qty)
+            for entry, finding in findings.items()
+            if finding is not None and finding.resolved and finding.qty != entry.expected_qty
+        }
+        finding = findings[about]
+        facts.append(
+            {
+                "bin_id": bin_id,
+                "last_counted_at": last.counted_at,
+                "last_counted_qty": last.counted_qty,
+                "num_counted": sum(len(groups[entry]) for _, entry in latest),
+                "night": about.audit_date,
+                "expected_qty": about.expected_qty,
+                "expected_as_of": as_of[about],
+                "found_right": finding is not None and finding.resolved and finding.qty == about.expected_qty,
+                # the same finding twice is one error that nobody corrected
+                "repeat_offender": len(wrong) > 1,
+            }
+        )
+    return pa.Table.from_pylist(facts, schema=LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
+
+
+LAST_COUNTS_SCHEMA = pa.schema(
+    [
+        ("bin_id", pa.string()),
+        ("last_counted_at", pa.timestamp("us", tz="UTC")),
+        ("last_counted_qty", pa.int32()),
+        ("num_counted", pa.int32()),
+        ("night", pa.string()),
+        ("expected_qty", pa.int32()),
+        ("expected_as_of", pa.timestamp("us", tz="UTC")),
+        ("found_right", pa.bool_()),
+        ("repeat_offender", pa.bool_()),
+    ]
+)

@@ -1,0 +1,74 @@
+"""The recount plans of committed nights, those of replaced runs included: people may still be counting by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs import storage
+from jobs.stages.publish import run_uri, summary_uri
+from schemas.arrow import conform
+from schemas.errors import InputError
+from schemas.recount import PLANNED_SCHEMA
+
+COMMITTED_MARKER = "committed"
+
+
+@dataclass(frozen=True)
+class NightSummary:
+    """What a night's commit says about the whole night."""
+
+    audit_date: str
+    run_id: str
+    num_assessed: int
+    expected_wrong: float
+    net_variance_predicted: float
+
+
+def list_nights(output_uri: str, first: str | None = None) -> list[str]:
+    """The committed nights, oldest first, from `first` (YYYY-MM-DD) on."""
+    names = _list_below(output_uri, "summary", f"audit_date={first}" if first else None)
+    return sorted(name.split("/")[0].removeprefix("audit_date=") for name in names if name.endswith("/summary.parquet"))
+
+
+def read_night(output_uri: str, audit_date: str) -> NightSummary:
+    """Raises FileNotFoundError for a night that isn't committed."""
+    columns = ["scope", "run_id", "num_assessed", "expected_wrong", "net_variance_predicted"]
+    rows = storage.read_table(summary_uri(output_uri, audit_date), columns).to_pylist()
+    night = next(row for row in rows if row.pop("scope") == "all")
+    return NightSummary(
+        audit_date,
+        night["run_id"],
+        night["num_assessed"],
+        night["expected_wrong"] or 0.0,
+        night["net_variance_predicted"] or 0.0,
+    )
+
+
+def list_replaced_runs(output_uri: str, first: str | None = None) -> dict[str, list[str]]:
+    """Night -> runs marked as committed, sorted; the run in force is among them or not (it may lack its marker)."""
+    runs: dict[str, list[str]] = {}
+    for name in _list_below(output_uri, "runs", first):
+        run_id, _, rest = name.partition("/")
+        if rest == COMMITTED_MARKER:
+            runs.setdefault(run_id.rsplit("-", 1)[0], []).append(run_id)
+    return {night: sorted(names) for night, names in runs.items()}
+
+
+def read_plan(output_uri: str, run_id: str) -> pa.Table:
+    """PLANNED_SCHEMA: every recount that a committed run planned. Raises InputError where it is gone."""
+    uri = storage.join(run_uri(output_uri, run_id), "plan.parquet")
+    try:
+        return conform(storage.read_table(uri), PLANNED_SCHEMA)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected the plan of a committed run, found nothing; restore it") from error
+
+
+def _list_below(output_uri: str, table: str, first: str | None) -> Iterator[str]:
+    """Names of the objects below a folder; those before `first` may be left out."""
+    folder = storage.join(output_uri, table)
+    start_after = storage.locate(storage.join(folder, first))[1] if first else None
+    for entry in storage.list_objects(folder, start_after=start_after):
+        yield entry.uri.removeprefix(folder + "/")

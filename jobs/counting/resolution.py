@@ -1,0 +1,81 @@
+"""From the counts of one bin and night to one finding: right, wrong, or pending.
+
+People miscount too, and one in a hundred miscounts among right records looks like as many wrong ones. So a count that
+agrees with the record stands, and one that doesn't waits for a second blind count that agrees with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+
+class Recorded(NamedTuple):
+    """What counts are about: that the record of this bin said so many pieces that night."""
+
+    audit_date: str
+    bin_id: str
+    expected_qty: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """One person's count. `confirmed`: the warehouse's own system says that a second blind count agreed."""
+
+    counted_at: datetime
+    counted_qty: int
+    counter_id: str | None = None
+    confirmed: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the counts of a bin come to. Unresolved: `qty` is the first mismatch, as it was counted."""
+
+    qty: int
+    resolved: bool
+
+
+def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None:
+    """The finding of one bin's counts against the quantity its record expected; None where nobody counted.
+
+    Right where every count equals the record. A mismatch is resolved by a `confirmed` count or by two counts that
+    agree; the latest agreement wins.
+    """
+    ordered = sort_counts(counts)
+    if not ordered:
+        return None
+    seen: set[int] = set()
+    settled: int | None = None
+    for count in ordered:
+        if count.confirmed or count.counted_qty in seen:
+            settled = count.counted_qty
+        seen.add(count.counted_qty)
+    if settled is not None:
+        return Finding(settled, resolved=True)
+    if seen == {expected_qty}:
+        return Finding(expected_qty, resolved=True)
+    return Finding(next(count.counted_qty for count in ordered if count.counted_qty != expected_qty), resolved=False)
+
+
+def sort_counts(counts: Iterable[Count]) -> list[Count]:
+    """In the order of counting; ties in an order that doesn't depend on how they came in."""
+    return sorted(counts, key=lambda count: (count.counted_at, count.counter_id or "", count.counted_qty))
+
+
+def group_counts(rows: Iterable[dict[str, Any]]) -> dict[Recorded, list[Count]]:
+    """The counts of every recorded quantity, from rows of `counted` (or dicts like them).
+
+    One count that was taken in twice (two processes at once, or again once confirmed) is one count.
+    """
+    merged: dict[tuple[Recorded, datetime, int, str | None], bool] = {}
+    for row in rows:
+        about = Recorded(row["audit_date"], row["bin_id"], row["expected_qty"])
+        key = (about, row["counted_at"], row["counted_qty"], row["counter_id"])
+        merged[key] = merged.get(key, False) or bool(row["confirmed"])
+    groups: dict[Recorded, list[Count]] = {}
+    for (about, counted_at, counted_qty, counter_id), confirmed in merged.items():
+        groups.setdefault(about, []).append(Count(counted_at, counted_qty, counter_id, confirmed))
+    return groups

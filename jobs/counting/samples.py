@@ -1,0 +1,87 @@
+"""Which recounts of a plan stand for its whole night, and with which weight.
+
+Matches come in at once and mismatches wait for a second count, so a plan is learned from only when 90 % of its random
+bins are resolved, and then with its unconfirmed mismatches as they were first counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from jobs.counting.history import Floats, History, Mask, PlanRecounts
+from model.record_model import recount_weights
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The recounts of one plan that stand for its whole night: `rows` (m,) of the plan; all arrays (m,)."""
+
+    plan: PlanRecounts
+    rows: NDArray[np.intp]
+    in_reach: Mask
+
+    @property
+    def expected_qty(self) -> NDArray[np.int64]:
+        return self.column("expected_qty").astype(np.int64)
+
+    @property
+    def counted_qty(self) -> NDArray[np.int64]:
+        return self.plan.counted_qty[self.rows].astype(np.int64)
+
+    @property
+    def wrong(self) -> Mask:
+        return self.counted_qty != self.expected_qty
+
+    @property
+    def is_random(self) -> Mask:
+        return self.plan.is_random[self.rows]
+
+    @property
+    def resolved(self) -> Mask:
+        return self.plan.resolved[self.rows]
+
+    @property
+    def weight(self) -> Floats:
+        return recount_weights(self.column("inclusion_probability"), self.in_reach)
+
+    def column(self, name: str) -> Floats:
+        """A numeric column of the plan, nulls as NaN."""
+        return self.plan.column(name)[self.rows]
+
+    def is_of_bundle(self, bundle_id: str) -> Mask:
+        return pc.equal(self.plan.planned["bundle_id"], bundle_id).to_numpy()[self.rows]
+
+    def was_listable(self) -> Mask:
+        """Not kept off the priority list for having been counted right not long before."""
+        return pc.is_null(self.plan.planned["reason"]).to_numpy()[self.rows]
+
+    def probabilities(self, mask: Mask) -> Floats:
+        """(k, K + 1) where the mask holds."""
+        return np.array(self.plan.planned["probabilities"].take(self.rows[mask]).to_pylist(), dtype=np.float64)
+
+
+def take_sample(plan: PlanRecounts) -> Sample:
+    """All counted bins where the priority list was counted too; else the random ones alone, as a plain sample."""
+    if plan.has_priority_list:
+        rows = np.flatnonzero(plan.counted)
+        return Sample(plan, rows, plan.in_reach[rows])
+    rows = np.flatnonzero(plan.counted & plan.is_random)
+    return Sample(plan, rows, np.zeros(len(rows), dtype=bool))
+
+
+def samples_in_force(history: History) -> list[Sample]:
+    """Of the window's nights whose plan in force has a random sample: what estimates rest on."""
+    return [take_sample(plan) for plan in history.nights if plan.has_random_sample]
+
+
+def samples_to_learn_from(history: History) -> list[Sample]:
+    """One sample a night: of the plan in force or, while that isn't counted, of one that it replaced."""
+    samples: dict[str, Sample] = {}
+    for plan in (*history.nights, *history.replaced):
+        if plan.has_random_sample:
+            samples.setdefault(plan.audit_date, take_sample(plan))
+    return [samples[night] for night in sorted(samples)]
