@@ -59,8 +59,11 @@ class Shard:
     num_rows: int
 
 
-def check_manifest(uri: str, audit_date: date | None) -> Manifest:
-    """Reads every row once. Raises InputError with all kinds of problems that it found, by file, row and field."""
+def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = True) -> Manifest:
+    """Reads every row once. Raises InputError with all kinds of problems that it found, by file, row and field.
+
+    Without `needs_night` a manifest may name none (its `audit_date` is then empty): training doesn't care.
+    """
     uri = storage.absolute(uri)
     files = [entry.uri for entry in storage.parquet_files(uri)]
     found = ray.data.from_items([{"uri": file} for file in files], override_num_blocks=len(files)).map(
@@ -81,7 +84,7 @@ def check_manifest(uri: str, audit_date: date | None) -> Manifest:
             date.fromisoformat(night)
         except ValueError:
             problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD, found {night!r}")
-    if night is None and audit_date is None:
+    if night is None and audit_date is None and needs_night:
         problems.append(f"{uri}: no audit_date in the file metadata; give the night with --audit-date")
     if night is not None and audit_date is not None and night != audit_date.isoformat():
         problems.append(
@@ -95,7 +98,7 @@ def check_manifest(uri: str, audit_date: date | None) -> Manifest:
     if problems:
         rest = len(problems) - MAX_PROBLEMS
         raise InputError(
-            "\n  ".join(["the manifest can't be audited:", *problems[:MAX_PROBLEMS]])
+            "\n  ".join(["the manifest can't be used:", *problems[:MAX_PROBLEMS]])
             + (f"\n  and {rest} more problems" if rest > 0 else "")
         )
     digest = hashlib.sha256()
@@ -105,7 +108,7 @@ def check_manifest(uri: str, audit_date: date | None) -> Manifest:
         uri=uri,
         files=files,
         rows_per_file=[report["num_rows"] for report in reports],
-        audit_date=night or str(audit_date),
+        audit_date=night or (audit_date.isoformat() if audit_date else ""),
         images_uri=images_uri,
         fingerprint=digest.hexdigest(),
         has_all_unit_values=all(report["has_all_unit_values"] for report in reports),
