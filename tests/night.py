@@ -222,7 +222,9 @@ def audit_bins(
         "rank": given(rank, rank > 0, pa.int32()),
         "recount": pa.array(recount, pa.string()),
         "inclusion_probability": given(
-            np.where(is_random, num_random / max(1, assessed.sum()), 1), recount != None, pa.float32()  # noqa: E711
+            np.where(is_random, num_random / max(1, assessed.sum()), 1),
+            recount != None,
+            pa.float32(),  # noqa: E711
         ),
         "certificate_p": given(np.full(size, 0.01), certified, pa.float32()),
         "certified_at": given(np.full(size, 0.3), certified, pa.float32()),
@@ -251,9 +253,7 @@ def write_night(
         part = results.slice(number * step, step)
         _write(output / "results" / partition / f"part-{run_id}-{number:05d}.parquet", part)
     planned = results.filter(pa.compute.is_valid(results["recount"]))
-    _write(
-        output / "recount_plan" / partition / f"part-{run_id}-00000.parquet", conform(planned, RECOUNT_PLAN_SCHEMA)
-    )
+    _write(output / "recount_plan" / partition / f"part-{run_id}-00000.parquet", conform(planned, RECOUNT_PLAN_SCHEMA))
     run = {
         "run_id": run_id,
         "audit_date": audit_date,

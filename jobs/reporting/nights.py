@@ -128,5 +128,3 @@ def _found(output_uri: str) -> str:
     shown = dates[-10:]
     more = f"{len(dates) - len(shown)} earlier ones and " if len(dates) > len(shown) else ""
     return f"committed are {more}{', '.join(shown)}"
-
-

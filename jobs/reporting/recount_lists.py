@@ -1,0 +1,79 @@
+"""The list that goes to the floor, blind: where to count and nothing else.
+
+No quantities, no SKUs (lines of a record hint at quantities), no rank and no reason, since a counter who knows that a
+bin is suspect counts it differently. Walk order: zone, then bin_id with numbers in it compared as numbers. The CSV
+has the columns that `jobs.recount` takes in, empty, so that the list itself can be filled in and given back.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import pyarrow as pa
+import xlsxwriter
+
+from jobs.reporting.texts import csv_text, visible_text
+from schemas.recount import COUNTS_SCHEMA
+
+FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date")]
+"""Columns that the counter fills in."""
+
+COLUMNS = ["stop", "zone", "bin_id", "audit_date", *FILLED_IN]
+
+
+def walk_order(plan: pa.Table) -> list[tuple[str | None, str]]:
+    """(zone, bin_id) of every planned bin in walk order; bins without a zone last."""
+    places = zip(plan["zone"].to_pylist(), plan["bin_id"].to_pylist(), strict=True)
+    return sorted(places, key=lambda place: (place[0] is None, natural_key(place[0] or ""), natural_key(place[1])))
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sorts B-2 before B-10."""
+    pieces = re.split(r"([0-9]+)", text)
+    return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
+
+
+def recount_csv(places: list[tuple[str | None, str]], audit_date: str) -> bytes:
+    zones = csv_text(pa.array([zone for zone, _ in places], pa.string())).to_pylist()
+    bins = csv_text(pa.array([bin_id for _, bin_id in places], pa.string())).to_pylist()
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for stop, (zone, bin_id) in enumerate(zip(zones, bins, strict=True), start=1):
+        writer.writerow([stop, zone or "", bin_id, audit_date, *[""] * len(FILLED_IN)])
+    return text.getvalue().encode()
+
+
+def recount_xlsx(places: list[tuple[str | None, str]], audit_date: str) -> bytes:
+    """A sheet for a clipboard: A4, the header on every page, ruled rows, an empty column for the count."""
+    sink = io.BytesIO()
+    book = xlsxwriter.Workbook(sink, {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False})
+    sheet = book.add_worksheet("Recount")
+    title = book.add_format({"bold": True, "font_size": 14})
+    head = book.add_format({"bold": True, "border": 1, "bg_color": "#E8E8E8", "text_wrap": True})
+    cell = book.add_format({"border": 1, "valign": "vcenter", "text_wrap": True})
+    empty = book.add_format({"border": 2, "valign": "vcenter"})
+    sheet.write_string(0, 0, f"Recount list for night {audit_date}: {len(places)} bins in walk order", title)
+    sheet.write_string(
+        1, 0, "Count every piece in the bin. Write 0 for an empty bin. Counted by: ____________  Date: ________"
+    )
+    for column, (name, width) in enumerate((("Stop", 6), ("Zone", 14), ("Bin", 32), ("Count", 12), ("Remarks", 28))):
+        sheet.write_string(3, column, name, head)
+        sheet.set_column(column, column, width)
+    for stop, (zone, bin_id) in enumerate(places, start=1):
+        row = stop + 3
+        sheet.set_row(row, 24)
+        sheet.write_number(row, 0, stop, cell)
+        sheet.write_string(row, 1, visible_text(zone or ""), cell)
+        sheet.write_string(row, 2, visible_text(bin_id), cell)
+        sheet.write_blank(row, 3, None, empty)
+        sheet.write_blank(row, 4, None, cell)
+    sheet.freeze_panes(4, 0)
+    sheet.repeat_rows(3)
+    sheet.set_paper(9)
+    sheet.fit_to_pages(1, 0)
+    sheet.set_footer(f"&LNight {audit_date}&RPage &P of &N")
+    book.close()
+    return sink.getvalue()
