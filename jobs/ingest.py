@@ -30,6 +30,8 @@ from jobs.command import run_command
 from jobs.config.ingest import IngestConfig
 from jobs.ingesting import parts
 from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
+from jobs.ingesting.exports import is_export, make_records, read_export
+from jobs.ingesting.inventory import is_covered, read_inventories
 from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
 from jobs.ingesting.matching import Matched, match_range
 from jobs.ingesting.parts import Target
@@ -76,25 +78,46 @@ def ingest(config: IngestConfig) -> None:
 
 
 def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
-    """The keys of all images and records. Raises InputError where there are none."""
-    folders = [
-        Folder(storage.absolute(config.images_uri), IMAGE_SUFFIXES, config.anonymous),
-        Folder(storage.absolute(config.records_uri), RECORD_SUFFIXES, config.anonymous),
-    ]
-    started = [list_keys.remote(folder) for folder in folders]
-    found = []
-    for what, folder, source in zip(("images", "records"), folders, started, strict=True):
-        chunks = collect(what, [source])
-        others = f"{chunks.num_others:,} other objects (such as {', '.join(chunks.others)})"
-        if not chunks.num_rows:
-            raise InputError(
-                f"{folder.uri}: expected {what} ({', '.join(folder.suffixes)}), found "
-                f"{others if chunks.num_others else 'nothing'}; check --{what}-uri"
-            )
-        if chunks.num_others:
-            log.info("%s: %s passed over", what, others)
-        found.append(chunks)
-    return found[0], found[1]
+    """The keys of all images, and those of all records or, from an export, the records themselves.
+
+    Raises InputError where there are none.
+    """
+    images_uri, records_uri = storage.absolute(config.images_uri), storage.absolute(config.records_uri)
+    if is_export(records_uri):
+        lines_sources, names_images = read_export(records_uri)
+        images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous, key_is_uri=names_images)
+        image_sources = start_listing(images, config)
+        lines = collect("lines of the export", lines_sources)
+        if not lines.num_rows:
+            raise InputError(f"{records_uri}: expected lines of a WMS export below the header, found none")
+        bin_ranges = exchange(lines, choose_bounds(lines))
+        named_below = images_uri if names_images else None
+        record_sources = [make_records.remote(records_uri, named_below, *pieces) for pieces in bin_ranges]
+        return list_folder("images", images, image_sources), collect("records", record_sources)
+    images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous)
+    records = Folder(records_uri, RECORD_SUFFIXES, config.anonymous)
+    image_sources, record_sources = start_listing(images, config), start_listing(records, config)
+    return list_folder("images", images, image_sources), list_folder("records", records, record_sources)
+
+
+def start_listing(folder: Folder, config: IngestConfig) -> list[Any]:
+    if config.inventory_uri and is_covered(folder, storage.absolute(config.images_uri)):
+        return read_inventories([storage.absolute(uri) for uri in config.inventory_uri], folder)
+    return [list_keys.remote(folder)]
+
+
+def list_folder(what: str, folder: Folder, sources: list[Any]) -> Chunks:
+    """Follows the listing to its end. Raises InputError where the folder holds nothing of the kind."""
+    chunks = collect(what, sources)
+    others = f"{chunks.num_others:,} other objects (such as {', '.join(chunks.others)})"
+    if not chunks.num_rows:
+        raise InputError(
+            f"{folder.uri}: expected {what} ({', '.join(folder.suffixes)}), found "
+            f"{others if chunks.num_others else 'nothing'}; check --{what}-uri"
+        )
+    if chunks.num_others:
+        log.info("%s: %s passed over", what, others)
+    return chunks
 
 
 def choose_slice_rows(num_bins: int) -> int:

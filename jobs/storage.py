@@ -215,13 +215,19 @@ def parquet_files(uri: str) -> list[StoredObject]:
 
 def open_parquet(uri: str) -> pq.ParquetFile:
     """A Parquet file that is read range by range. Raises InputError where it is no Parquet file."""
-    store, key = locate(uri)
     try:
-        return pq.ParquetFile(pa.PythonFile(_RangeReader(store, key), mode="r"))
-    except (NotFoundError, FileNotFoundError) as error:
-        raise FileNotFoundError(f"{uri}: not found") from error
+        return pq.ParquetFile(pa.PythonFile(open_ranges(uri), mode="r"))
     except pa.ArrowInvalid as error:
         raise InputError(f"{uri}: expected a Parquet file, found something else ({error})") from error
+
+
+def open_ranges(uri: str) -> io.RawIOBase:
+    """A stored object as a seekable file: one range request a read. Raises FileNotFoundError where it is not there."""
+    store, key = locate(uri)
+    try:
+        return _RangeReader(store, key)
+    except (NotFoundError, FileNotFoundError) as error:
+        raise FileNotFoundError(f"{uri}: not found") from error
 
 
 class _RangeReader(io.RawIOBase):

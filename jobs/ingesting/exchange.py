@@ -84,7 +84,7 @@ def _split(bounds: list[str], *chunks: pa.Table) -> list[pa.Table] | pa.Table:
     if not bounds:
         return table
     keys = table["key"].combine_chunks()
-    cuts = [0, *(bisect_left(keys, bound, key=pa.Scalar.as_py) for bound in bounds), table.num_rows]
+    cuts = [0, *(bisect_left(keys, bound, key=lambda scalar: scalar.as_py()) for bound in bounds), table.num_rows]
     return [table.slice(start, stop - start) for start, stop in pairwise(cuts)]
 
 

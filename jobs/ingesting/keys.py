@@ -51,9 +51,10 @@ class ChunkInfo:
 
 def describe_chunk(table: pa.Table, others: Sequence[str] = ()) -> ChunkInfo:
     """`table` is sorted by key, so that every so-manieth key is a fair sample."""
+    places = pa.array(range(0, table.num_rows, ROWS_PER_SAMPLE), pa.int64())
     return ChunkInfo(
         num_rows=table.num_rows,
-        sample=table["key"].take(list(range(0, table.num_rows, ROWS_PER_SAMPLE))).to_pylist(),
+        sample=table["key"].take(places).to_pylist(),
         num_others=len(others),
         others=list(others[:3]),
     )

@@ -84,7 +84,7 @@ def finish(target: Target, mark: str) -> None:
 
 
 def write_part(bins: pa.Table, target: Target) -> PartReport:
-    """Writes one slice of bins (from `match_range`) as one manifest file, and the rejects for its unreadable records."""
+    """Writes one slice of bins (from `match_range`) as one manifest file, and their unreadable records as rejects."""
     tables, reject_rows = [], []
     for start in range(0, bins.num_rows, ROW_GROUP_ROWS):
         rows = bins.slice(start, ROW_GROUP_ROWS)

@@ -1,0 +1,163 @@
+"""A WMS export read in chunks of lines, and the lines of a range of bins made into the bins' records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import ray
+
+from jobs import storage
+from jobs.ingesting.exchange import merge
+from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, describe_chunk
+from schemas.arrow import schema_problems
+from schemas.errors import InputError
+from schemas.wms import WMS_SCHEMA, group_lines, parse_lines
+
+CSV_SUFFIXES = (".csv", ".csv.gz")
+DELIMITERS = ",;\t|"
+
+
+def is_export(uri: str) -> bool:
+    """Whether the URI names a WMS export (else a folder of ABID records)."""
+    return uri.lower().endswith((*CSV_SUFFIXES, ".parquet"))
+
+
+def read_export(uri: str) -> tuple[list[Any], bool]:
+    """Checks the columns and starts reading: generators of lines keyed by bin, and whether the lines name images.
+
+    Raises InputError where the export isn't there or lacks columns (all problems in one message).
+    """
+    if uri.lower().endswith(CSV_SUFFIXES):
+        delimiter, names = _read_header(uri)
+        schema = pa.schema(
+            [(name, WMS_SCHEMA.field(name).type if name in WMS_SCHEMA.names else pa.string()) for name in names]
+        )
+        _check_columns(uri, names, schema)
+        return [_read_csv.remote(uri, delimiter, names)], "image_uri" in names
+    files = [entry.uri for entry in storage.parquet_files(uri)]
+    schemas = [storage.open_parquet(file).schema_arrow for file in files[:1]]
+    return [_read_parquet.remote(file) for file in files], "image_uri" in schemas[0].names
+
+
+@ray.remote(num_returns="streaming")
+def make_records(uri: str, images_uri: str | None, *pieces: pa.Table) -> Iterator[ChunkInfo | pa.Table]:
+    """Yields one chunk: the records of all bins in these lines, and the lines that belong to no bin as problems.
+
+    With `images_uri` the records' key is the URI of the image that they name, else the bin_id.
+    """
+    lines = merge(pieces)
+    placed = pc.is_valid(lines["bin_id"])
+    records = group_lines(lines.filter(placed).drop_columns(["key"]))
+    keys = records["bin_id"].to_pylist()
+    problems = records["problem"].to_pylist()
+    if images_uri is not None:
+        for index, image in enumerate(records["image_uri"].to_pylist()):
+            try:
+                keys[index] = _locate_image(image, images_uri)
+            except InputError as error:
+                problems[index] = problems[index] or f"image_uri: {error}"
+    records = records.drop_columns(["problem", "image_uri"]).append_column("problem", pa.array(problems, pa.string()))
+    records = records.append_column("key", pa.array(keys, pa.string()))
+    places = [f"{uri}, row {row}" for row in records["first_row"].to_pylist()]
+    records = records.append_column("uri", pa.array(places, pa.string())).drop_columns(["first_row"])
+    lost = lines.filter(pc.invert(placed))["row"].to_pylist()
+    stray = pa.table(
+        {
+            "key": pa.array([f"row {row}" for row in lost], pa.string()),
+            "uri": pa.array([f"{uri}, row {row}" for row in lost], pa.string()),
+            "problem": pa.array(["bin_id: expected a value, found nothing"] * len(lost), pa.string()),
+        }
+    )
+    table = merge([pa.concat_tables([records, stray], promote_options="default")])
+    yield describe_chunk(table)
+    yield table
+
+
+def _locate_image(image: str | None, images_uri: str) -> str:
+    if image is None:
+        raise InputError("expected a value, since other lines have one; found nothing")
+    return storage.absolute(image if "://" in image or image.startswith("/") else storage.join(images_uri, image))
+
+
+@ray.remote(num_returns="streaming")
+def _read_csv(uri: str, delimiter: str, names: list[str]) -> Iterator[ChunkInfo | pa.Table]:
+    row = 2  # the header is row 1
+    try:
+        reader = pyarrow.csv.open_csv(
+            _open_csv(uri),
+            read_options=pyarrow.csv.ReadOptions(block_size=8 * 2**20, use_threads=False),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in names},
+                include_columns=[name for name in names if name in WMS_SCHEMA.names],
+                strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            yield from _make_chunks(pa.Table.from_batches([batch]), row)
+            row += batch.num_rows
+    except (pa.ArrowInvalid, EOFError, OSError) as error:
+        raise InputError(f"{uri}: from row {row} on: expected UTF-8 CSV with {len(names)} columns: {error}") from error
+
+
+@ray.remote(num_returns="streaming")
+def _read_parquet(uri: str) -> Iterator[ChunkInfo | pa.Table]:
+    parquet = storage.open_parquet(uri)
+    names = parquet.schema_arrow.names
+    _check_columns(uri, names, parquet.schema_arrow)
+    row = 1
+    for batch in parquet.iter_batches(CHUNK_ROWS, columns=[name for name in names if name in WMS_SCHEMA.names]):
+        yield from _make_chunks(pa.Table.from_batches([batch]), row)
+        row += batch.num_rows
+
+
+def _make_chunks(found: pa.Table, row: int) -> Iterator[ChunkInfo | pa.Table]:
+    for start in range(0, found.num_rows, CHUNK_ROWS):
+        lines = parse_lines(found.slice(start, CHUNK_ROWS), row + start)
+        lines = lines.append_column("key", pc.fill_null(lines["bin_id"], "")).sort_by("key")
+        yield describe_chunk(lines)
+        yield lines
+
+
+def _read_header(uri: str) -> tuple[str, list[str]]:
+    """The delimiter is the one that finds bin_id, sku and quantity in the first line; Arrow reads it as all others."""
+    best: list[str] = []
+    for delimiter in DELIMITERS:
+        try:
+            reader = pyarrow.csv.open_csv(
+                _open_csv(uri),
+                read_options=pyarrow.csv.ReadOptions(use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip"),
+            )
+        except (pa.ArrowInvalid, EOFError, OSError) as error:
+            raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {error}") from error
+        names = reader.schema.names
+        if {"bin_id", "sku", "quantity"} <= set(names):
+            return delimiter, names
+        best = max(best, names, key=len)
+    return DELIMITERS[0], best
+
+
+def _open_csv(uri: str) -> pa.NativeFile:
+    try:
+        source = pa.BufferedInputStream(pa.PythonFile(storage.open_ranges(uri), mode="r"), 8 * 2**20)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected a WMS export (CSV), found nothing; check --records-uri") from error
+    return pa.CompressedInputStream(source, "gzip") if uri.lower().endswith(".gz") else source
+
+
+def _check_columns(uri: str, names: list[str], schema: pa.Schema) -> None:
+    problems = schema_problems(schema, WMS_SCHEMA)
+    problems += [
+        f"column {name}: expected once, found {names.count(name)} times"
+        for name in sorted(set(names))
+        if names.count(name) > 1
+    ]
+    if problems:
+        raise InputError(
+            "\n  ".join([f"{uri}: not the columns of a WMS export (found {', '.join(names)}):", *problems])
+        )

@@ -1,0 +1,148 @@
+"""Keys from an S3 Inventory instead of a listing, which takes hours where there are a hundred million of them.
+
+Format: docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html. A `manifest.json` names the inventory's
+files and, for CSV, which has no header, the columns. Only current versions count, and no delete markers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import ray
+
+from jobs import storage
+from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, Folder, make_chunk
+from schemas.errors import InputError
+
+_COLUMNS = {
+    "bucket": "bucket",
+    "key": "key",
+    "size": "num_bytes",
+    "etag": "etag",
+    "islatest": "is_latest",
+    "isdeletemarker": "is_deleted",
+}
+"""From the names in manifest.json and in Parquet files (without `_`, in lower case) to ours."""
+
+
+def is_covered(folder: Folder, images_uri: str) -> bool:
+    """Whether the images' inventory stands for this folder too: both are in one bucket."""
+    return storage.is_s3(folder.uri) and folder.uri.split("/")[2] == images_uri.split("/")[2]
+
+
+def read_inventories(uris: Sequence[str], folder: Folder) -> list[Any]:
+    """Starts reading: one generator of the folder's keys per file. Raises InputError for what is no inventory."""
+    generators = []
+    for uri in uris:
+        if uri.endswith(".json"):
+            generators += _read_manifest(uri, folder)
+        elif uri.endswith(".parquet"):
+            generators.append(_read_parquet.remote(uri, folder))
+        elif uri.endswith((".csv", ".csv.gz")):
+            # AWS puts Bucket and Key first; what other columns mean only manifest.json says.
+            generators.append(_read_csv.remote(uri, ["bucket", "key"], folder))
+        else:
+            raise InputError(f"{uri}: expected an inventory's manifest.json, .parquet, .csv or .csv.gz file")
+    return generators
+
+
+def _read_manifest(uri: str, folder: Folder) -> list[Any]:
+    try:
+        document = json.loads(storage.read_bytes(uri))
+        file_format, columns = document["fileFormat"], [name.strip() for name in document["fileSchema"].split(",")]
+        keys = [entry["key"] for entry in document["files"]]
+        bucket = document["destinationBucket"].rpartition(":")[2]
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected an S3 Inventory's manifest.json, found nothing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{uri}: expected an S3 Inventory's manifest.json with fileFormat, fileSchema, files and "
+            f"destinationBucket, found another document ({type(error).__name__}: {error})"
+        ) from error
+    if file_format == "Parquet":
+        return [_read_parquet.remote(f"s3://{bucket}/{key}", folder) for key in keys]
+    if file_format == "CSV":
+        names = [_our_name(name) for name in columns]
+        return [_read_csv.remote(f"s3://{bucket}/{key}", names, folder) for key in keys]
+    raise InputError(
+        f"{uri}: fileFormat: expected CSV or Parquet, found {file_format}; set the inventory up as Parquet"
+    )
+
+
+@ray.remote(num_returns="streaming")
+def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
+    try:
+        parquet = storage.open_parquet(uri)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
+    names = {name: _our_name(name) for name in parquet.schema_arrow.names if _our_name(name) in _COLUMNS.values()}
+    if not {"bucket", "key"} <= set(names.values()):
+        raise InputError(
+            f"{uri}: expected an S3 Inventory with the columns bucket and key, "
+            f"found {', '.join(parquet.schema_arrow.names)}"
+        )
+    for batch in parquet.iter_batches(CHUNK_ROWS, columns=list(names)):
+        rows = pa.Table.from_batches([batch])
+        yield from _make_chunk(rows.rename_columns([names[name] for name in rows.column_names]), folder)
+
+
+@ray.remote(num_returns="streaming")
+def _read_csv(uri: str, names: list[str], folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
+    try:
+        source: Any = pa.BufferedInputStream(pa.PythonFile(storage.open_ranges(uri), mode="r"), 8 * 2**20)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
+    if uri.endswith(".gz"):
+        source = pa.CompressedInputStream(source, "gzip")
+    try:
+        reader = pyarrow.csv.open_csv(
+            source,
+            read_options=pyarrow.csv.ReadOptions(column_names=names, block_size=8 * 2**20, use_threads=False),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: pa.string() for name in names},
+                include_columns=[name for name in names if name in _COLUMNS.values()],
+            ),
+        )
+        for batch in reader:
+            for start in range(0, batch.num_rows, CHUNK_ROWS):
+                rows = pa.Table.from_batches([batch.slice(start, CHUNK_ROWS)])
+                # In CSV, and only there, keys are URL-encoded.
+                keys = [unquote_plus(key) for key in rows["key"].to_pylist()]
+                rows = rows.set_column(rows.column_names.index("key"), "key", pa.array(keys, pa.string()))
+                yield from _make_chunk(rows, folder)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{uri}: expected an S3 Inventory in CSV with {len(names)} columns ({', '.join(names)}); "
+            f"give its manifest.json, which names the columns ({error})"
+        ) from error
+
+
+def _make_chunk(rows: pa.Table, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
+    """Keeps what is below the folder and current."""
+    bucket, _, prefix = folder.uri.removeprefix("s3://").partition("/")
+    wanted = pc.equal(rows["bucket"], bucket)
+    if prefix:
+        wanted = pc.and_(wanted, pc.starts_with(rows["key"], prefix + "/"))
+    for name, value in (("is_latest", "true"), ("is_deleted", "false")):
+        if name in rows.column_names:
+            said = pc.utf8_lower(rows[name].cast(pa.string()))
+            wanted = pc.and_(wanted, pc.fill_null(pc.equal(said, value), True))
+    rows = rows.filter(wanted)
+    nothing = [None] * rows.num_rows
+    yield from make_chunk(
+        folder,
+        [f"s3://{bucket}/{key}" for key in rows["key"].to_pylist()],
+        rows["num_bytes"].cast(pa.int64()).to_pylist() if "num_bytes" in rows.column_names else nothing,
+        # As a listing gives it: in quotes.
+        [etag and f'"{etag}"' for etag in rows["etag"].to_pylist()] if "etag" in rows.column_names else nothing,
+    )
+
+
+def _our_name(name: str) -> str:
+    return _COLUMNS.get(name.replace("_", "").lower(), name)

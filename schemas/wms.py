@@ -1,0 +1,194 @@
+"""A warehouse management system's export: one line per bin and SKU, checked cell by cell and grouped bin by bin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.abid import MAX_QUANTITY
+from schemas.arrow import TIMESTAMP, column
+from schemas.manifest import SKU_LINE
+
+WMS_SCHEMA = pa.schema(
+    [
+        column("bin_id", pa.string(), "Key of the storage location.", required=True),
+        column("sku", pa.string(), "Stock keeping unit; empty in the one line of an empty bin.", required=True),
+        column("quantity", pa.int32(), "Pieces of it that the record expects.", required=True),
+        column("name", pa.string(), "The SKU's name."),
+        column("unit_value", pa.float64(), "Value of one piece."),
+        column("currency", pa.string(), "Currency of unit_value (ISO 4217)."),
+        column("zone", pa.string(), "Part of the warehouse."),
+        column("abc_class", pa.string(), "Class by usage value (A, B, C)."),
+        column("image_uri", pa.string(), "The photo, absolute or below the images' folder."),
+        column("photo_at", TIMESTAMP, "When the photo was taken, with its UTC offset."),
+        column("expected_as_of", TIMESTAMP, "When the record was read, with its UTC offset."),
+        column("moves_since_photo", pa.int32(), "Stock movements of the bin since the photo was taken."),
+    ]
+)
+"""What is `required` must be a column; cells may be empty where an empty bin needs it."""
+
+BIN_COLUMNS = ("currency", "zone", "abc_class", "image_uri", "photo_at", "expected_as_of", "moves_since_photo")
+"""What is said of the whole bin: its lines must agree on it; a line may leave it empty."""
+
+_WHOLE = re.compile(r"\+?\d{1,12}(\.0*)?", re.ASCII)
+_DECIMAL = re.compile(r"\+?\d{1,30}(\.\d*)?([eE][+-]?\d{1,2})?", re.ASCII)
+_NUMBER_RANGE = f"expected a whole number from 0 to {MAX_QUANTITY}"
+
+
+def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
+    """The columns of WMS_SCHEMA, `row` (counted from `first_row`) and `problem` (the first of the line, else null).
+
+    `found` has those columns of WMS_SCHEMA that the export has: all text (CSV; texts are trimmed, empty is null), or of
+    types that `schema_problems` lets pass (Parquet).
+    """
+    problems: list[str | None] = [None] * found.num_rows
+    columns: dict[str, pa.Array] = {}
+    for field in WMS_SCHEMA:
+        if field.name not in found.column_names:
+            columns[field.name] = pa.nulls(found.num_rows, field.type)
+            continue
+        cells = found[field.name].combine_chunks()
+        if pa.types.is_string(field.type):
+            text = cells.cast(pa.string())
+            text = text if field.name == "name" else pc.utf8_trim_whitespace(text)
+            columns[field.name] = pc.if_else(pc.equal(text, ""), None, text)
+        elif pa.types.is_timestamp(field.type) and not pa.types.is_string(cells.type):
+            columns[field.name] = cells.cast(field.type, safe=False)
+        else:
+            columns[field.name] = _parse_cells(field, cells, problems)
+    for index, (sku, quantity) in enumerate(
+        zip(columns["sku"].to_pylist(), columns["quantity"].to_pylist(), strict=True)
+    ):
+        if problems[index] is None and quantity is None:
+            problems[index] = f"quantity: {_NUMBER_RANGE}, found nothing"
+        elif problems[index] is None and quantity and sku is None:
+            problems[index] = f"sku: expected one where quantity is {quantity}, found nothing"
+    rows = pa.array(range(first_row, first_row + found.num_rows), pa.int64())
+    return pa.table({**columns, "row": rows, "problem": pa.array(problems, pa.string())})
+
+
+def _parse_cells(field: pa.Field, cells: pa.Array, problems: list[str | None]) -> pa.Array:
+    parse: dict[pa.DataType, Callable[[object], object]] = {
+        pa.int32(): _parse_whole,
+        pa.float64(): _parse_decimal,
+        TIMESTAMP: _parse_time,
+    }
+    values: list[object] = []
+    for index, cell in enumerate(cells.to_pylist()):
+        try:  # cell != cell: NaN, which pandas writes for an empty cell
+            values.append(None if cell is None or cell == "" or cell != cell else parse[field.type](cell))
+        except ValueError as error:
+            values.append(None)
+            problems[index] = problems[index] or f"{field.name}: {error}, found {ascii(cell)[:60]}"
+    return pa.array(values, field.type)
+
+
+def _parse_whole(cell: object) -> int:
+    text = str(cell).strip()
+    if not _WHOLE.fullmatch(text) or int(text.partition(".")[0]) > MAX_QUANTITY:
+        raise ValueError(_NUMBER_RANGE)
+    return int(text.partition(".")[0])
+
+
+def _parse_decimal(cell: object) -> float:
+    text = str(cell).strip()
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError("expected a number of 0 or more with a decimal point")
+    return float(text)
+
+
+def _parse_time(cell: object) -> datetime:
+    try:
+        moment = datetime.fromisoformat(str(cell).strip())
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None or not 1 < moment.year < 9999:
+        raise ValueError("expected a time with its UTC offset, such as 2026-01-31T02:00:00Z")
+    return moment
+
+
+def group_lines(lines: pa.Table) -> pa.Table:
+    """One row per bin, sorted by bin_id: the manifest's record columns, `first_row`, and `problem` where it has one.
+
+    `lines` are all lines of these bins from `parse_lines`, each with its bin_id. unit_value is the mean over the
+    bin's pieces, null where one of its SKUs has none.
+    """
+    lines = lines.sort_by([("bin_id", "ascending"), ("row", "ascending")]).combine_chunks()
+    ids = lines["bin_id"].combine_chunks()
+    new = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1]) if len(ids) else np.empty(0, np.int64)
+    sizes = np.diff(np.append(starts, len(ids)))
+    bin_of_line = np.repeat(np.arange(len(starts)), sizes)
+    problems: list[str | None] = [None] * len(starts)
+    for index, problem, row in _by_bin(bin_of_line, lines["problem"], lines["row"]):
+        problems[index] = problems[index] or f"row {row}: {problem}"
+
+    quantity = pc.fill_null(lines["quantity"], 0).to_numpy().astype(np.int64)
+    expected = np.bincount(bin_of_line, quantity, len(starts)).astype(np.int64)
+    for index in np.flatnonzero(expected > MAX_QUANTITY).tolist():
+        problems[index] = problems[index] or f"quantity: expected a sum up to {MAX_QUANTITY}, found {expected[index]}"
+    columns: dict[str, pa.Array] = {
+        "bin_id": ids.take(pa.array(starts)),
+        "first_row": lines["row"].take(pa.array(starts)).combine_chunks(),
+        "expected_qty": pa.array(np.minimum(expected, MAX_QUANTITY), pa.int32()),
+        **_sku_columns(lines, bin_of_line, quantity, len(starts)),
+        "unit_value": _mean_value(lines["unit_value"], bin_of_line, quantity, expected),
+        "record_inconsistent": pa.array(np.zeros(len(starts), bool)),
+    }
+    for name in BIN_COLUMNS:
+        values: list[object] = [None] * len(starts)
+        for index, value, row in _by_bin(bin_of_line, lines[name], lines["row"]):
+            if values[index] is None:
+                values[index] = value
+            elif values[index] != value:
+                problems[index] = problems[index] or (
+                    f"row {row}: {name}: expected {ascii(values[index])[:60]} as in the bin's lines before, "
+                    f"found {ascii(value)[:60]}"
+                )
+        columns[name] = pa.array(values, WMS_SCHEMA.field(name).type)
+    return pa.table({**columns, "problem": pa.array(problems, pa.string())})
+
+
+def _by_bin(bin_of_line: np.ndarray, column: pa.ChunkedArray, rows: pa.ChunkedArray) -> Iterator[tuple]:
+    """(bin, value, row) of the lines that have a value."""
+    given = pc.is_valid(column)
+    taken = given.to_numpy()
+    return zip(
+        bin_of_line[taken].tolist(), column.filter(given).to_pylist(), rows.filter(given).to_pylist(), strict=True
+    )
+
+
+def _sku_columns(lines: pa.Table, bin_of_line: np.ndarray, quantity: np.ndarray, num_bins: int) -> dict[str, pa.Array]:
+    named = pc.is_valid(lines["sku"]).to_numpy()
+    skus = lines.filter(pa.array(named))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(bin_of_line[named], minlength=num_bins))])
+    parts = [skus[name].combine_chunks().cast(SKU_LINE.field(name).type) for name in ("sku", "name", "quantity")]
+    listed = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(parts, fields=list(SKU_LINE))
+    )
+    expected: list[dict[str, None]] = [{} for _ in range(num_bins)]
+    for index, sku, pieces in zip(
+        bin_of_line[named].tolist(), skus["sku"].to_pylist(), quantity[named].tolist(), strict=True
+    ):
+        if pieces:
+            expected[index][sku] = None
+    return {
+        "skus": listed,
+        "num_skus": pa.array([len(found) for found in expected], pa.int32()),
+        "sku": pa.array([next(iter(found)) if len(found) == 1 else None for found in expected], pa.string()),
+    }
+
+
+def _mean_value(
+    values: pa.ChunkedArray, bin_of_line: np.ndarray, quantity: np.ndarray, expected: np.ndarray
+) -> pa.Array:
+    value = pc.fill_null(values, float("nan")).to_numpy()
+    worth = np.where(quantity > 0, quantity * value, 0.0)
+    total = np.bincount(bin_of_line, worth, len(expected))
+    mean = np.divide(total, expected, out=np.full(len(expected), np.nan), where=expected > 0)
+    return pa.array(mean, pa.float64(), mask=np.isnan(mean))
