@@ -27,6 +27,8 @@ from model.record_model import RecordModel, scale_to_effective_size
 
 ASSUMED_NOISE_RATE = 0.02
 _PROBABILITY_FLOOR = 1e-5
+# the prior on the noise rate is half-normal; its sigma is so many assumed rates
+_NOISE_SPREAD = 3.0
 _NOISE_GRID = np.linspace(0, 0.12, 25)
 
 Columns = dict[str, NDArray[np.generic]]
@@ -178,9 +180,12 @@ def fit_noise_rate(
     """Label noise rate from recounts: posterior mean on a grid of the likelihood of what was counted.
 
     `probabilities` (n, K + 1) from the bundle whose labels are meant; quantities and `weights` (n,) as in
-    `fit_record_model`. The prior is exponential with mean `assumed_rate`: an overstated rate hurts the ranking
-    and an understated one only the claims, so few recounts leave it low. No recounts: `assumed_rate`.
+    `fit_record_model`. The prior is half-normal with sigma 3 * `assumed_rate`: an overstated rate hurts the
+    ranking, so few recounts leave it low. No recounts, or an assumed record model: `assumed_rate`.
+    Raises ValueError unless `assumed_rate` is positive.
     """
+    if assumed_rate <= 0:
+        raise ValueError(f"an assumed noise rate must be positive to be learned from, found {assumed_rate}")
     counted = np.asarray(counted_qty)
     if counted.size == 0 or record_model.assumed:
         return assumed_rate
@@ -190,6 +195,6 @@ def fit_noise_rate(
     for place, rate in enumerate(_NOISE_GRID):
         assessor = build_assessor(label_histogram, float(rate), record_model)
         log_chance[place] = np.log(assessor.posterior(probabilities, expected_qty)[rows, true]) @ weight
-    log_chance -= _NOISE_GRID / assumed_rate
+    log_chance -= 0.5 * (_NOISE_GRID / (_NOISE_SPREAD * assumed_rate)) ** 2
     chance = np.exp(log_chance - log_chance.max())
     return float((_NOISE_GRID * chance).sum() / chance.sum())

@@ -19,6 +19,8 @@ SIZE_STEPS = (-1, 1, -2, 2)
 # shares of d = -1, +1, -2, +2 and of everything further off
 DEFAULT_SIZES = (0.40, 0.25, 0.12, 0.08, 0.15)
 EMPTIED_SHARE = 0.5
+# a quantity in the top class held by this share of bins is half as easily reached as a common one
+_RARE_SHARE = 0.005
 # exact quantities carried beyond the top class
 _TAIL_LENGTH = 60
 
@@ -89,11 +91,13 @@ def _error_kernel(sizes: ArrayLike, quantities: Floats, top: int, sign: int) -> 
     if pattern.shape != (len(SIZE_STEPS) + 1,) or np.any(pattern < 0) or not np.isclose(pattern.sum(), 1):
         raise ValueError("a size pattern is five shares that sum to 1")
     start = np.arange(len(quantities))
+    # where no bin ever holds more than K, an error cannot lead there
+    exists = np.where(start < top, 1.0, quantities / (quantities + _RARE_SHARE))
     kernel = np.zeros((len(start), len(start)))
     for step, share in zip(SIZE_STEPS, pattern[:-1], strict=True):
         end = start + sign * step
         inside = (end >= 0) & (end < len(start))
-        kernel[start[inside], end[inside]] = share
+        kernel[start[inside], end[inside]] = share * exists[end[inside]]
     # each class weighs the same, the top class by how much of it lies three or more away
     weight = np.where(start < top, 1.0, quantities / quantities[top:].sum())
     far = (np.abs(start[:, None] - start[None, :]) >= 3) * weight

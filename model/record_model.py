@@ -30,9 +30,9 @@ PRIOR_ERROR_RATE = 0.05
 # how many bins counted at random the prior error rate is worth
 PRIOR_ERROR_COUNTS = 50.0
 # how many wrong records the default size pattern is worth
-PRIOR_SIZE_COUNTS = 20.0
+PRIOR_SIZE_COUNTS = 50.0
 # how many bins in the top class its assumed shares are worth
-PRIOR_TOP_COUNTS = 20.0
+PRIOR_TOP_COUNTS = 5.0
 _SHARE_LISTS = ("sizes", "class_shares", "top_shares")
 _DIRECTION_GRID = np.linspace(0, 1, 41)
 

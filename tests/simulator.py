@@ -22,11 +22,11 @@ HIDDEN_SHARE = 0.05
 LOGIT_NOISE = 0.25
 OVERCONFIDENCE = 0.6
 # fitted to the two published rows
-DIFFICULTY_SPREAD = 0.6
-POSITION_POWER = 2.0
-BLUR_FLOOR = 0.0242
-BLUR_SCALE = 0.678
-BLUR_POWER = 1.938
+DIFFICULTY_SPREAD = 1.6
+POSITION_POWER = 1.69
+BLUR_FLOOR = 0.0239
+BLUR_SCALE = 0.6856
+BLUR_POWER = 2.224
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ def count_photos(world: World, true_qty: np.ndarray, trained_in: World, random: 
     blind = (random.random(size) < BLIND_SHARE) & (seen > 0)
     difficulty = np.exp(DIFFICULTY_SPREAD * random.standard_normal(size))
     position, blur = place(quantities)
+    width = trained_in.blur_factor * blur * difficulty[:, None]
     evidence = position[seen - hidden] + world.blur_factor * (
         blur[seen - hidden] * difficulty
     ) * random.standard_normal(size)
-    width = blur[None, :] * difficulty[:, None]
     density = np.exp(-0.5 * ((evidence[:, None] - position) / width) ** 2) / blur
     likelihood = density.copy()
     likelihood[:, 1:] = (1 - HIDDEN_SHARE) * density[:, 1:] + HIDDEN_SHARE * density[:, :-1]

@@ -1,0 +1,161 @@
+"""Nights of the simulated warehouse, audited with the real functions: assess, plan, count, learn, certify."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from model.certificates import build_reference, certificate_thresholds, certified_at, conformal_p_values, p_value_histogram
+from model.drift import check_drift
+from model.estimators import Estimate, NightSample, estimate_share
+from model.posterior import Assessor, build_assessor, fit_noise_rate
+from model.prediction_sets import build_prediction_sets, fit_set_threshold
+from model.record_model import RecordModel, assume_record_model, fit_record_model, recount_weights
+from model.recount_plan import best_candidates, draw_keys, find_reach, plan_recounts
+from tests.simulator import Bins, Camera, World, draw_bins
+
+NUM_BINS = 10_000
+BIN_IDS = [f"bin-{number:05d}" for number in range(NUM_BINS)]
+WINDOW = 30
+
+
+def same_class(bins: Bins, top_class: int) -> np.ndarray:
+    """Whether record and truth agree as classes (n,)."""
+    return np.minimum(bins.expected_qty, top_class) == np.minimum(bins.true_qty, top_class)
+
+
+def precision_at(score: np.ndarray, wrong: np.ndarray, sizes: tuple[int, ...] = (100, 200, 500)) -> list[float]:
+    """Share of wrong records among the first of the ranking."""
+    order = np.argsort(-score, kind="stable")
+    return [float(wrong[order[:size]].mean()) for size in sizes]
+
+
+def learn(camera: Camera, counted: Bins) -> tuple[RecordModel, Assessor]:
+    """Record model, noise rate and assessor from bins counted at random."""
+    ones = np.ones(len(counted))
+    record_model = fit_record_model(counted.expected_qty, counted.true_qty, ones, ones > 0, camera.label_histogram)
+    return record_model, build_assessor(
+        camera.label_histogram,
+        fit_noise_rate(
+            counted.probabilities,
+            counted.expected_qty,
+            counted.true_qty,
+            ones,
+            camera.label_histogram,
+            record_model,
+        ),
+        record_model,
+    )
+
+
+def wrong_probability(assessor: Assessor, bins: Bins) -> np.ndarray:
+    return assessor.assess(bins.probabilities, bins.expected_qty)["p_record_wrong"]
+
+
+def certify(scores: np.ndarray, audits: Bins, audit_scores: np.ndarray, alphas: tuple[float, ...]) -> np.ndarray:
+    """Smallest alpha at which each bin is certified (m,), NaN where at none."""
+    reference = build_reference(audit_scores, audits.expected_qty, audits.true_qty, audits.logits.shape[1] - 1)
+    thresholds = certificate_thresholds(p_value_histogram(scores, reference), alphas, drift_alarm=False)
+    return certified_at(conformal_p_values(scores, reference), thresholds)
+
+
+@dataclass
+class Night:
+    """What one night's plan held and what counting it showed."""
+
+    bins: Bins
+    random: np.ndarray
+    in_reach: np.ndarray
+    inclusion: np.ndarray
+    scores: np.ndarray
+    sample: NightSample
+
+
+@dataclass
+class History:
+    """A warehouse audited night after night, with nothing known at the start."""
+
+    camera: Camera
+    world: World
+    budget: int = 100
+    random_share: float = 0.3
+    by_value: bool = False
+    weigh: Callable[[np.ndarray, np.ndarray], np.ndarray] = recount_weights
+    prior_error_rate: float = 0.05
+    nights: list[Night] = field(default_factory=list)
+
+    def learned(self) -> tuple[RecordModel, Assessor]:
+        """Record model and assessor from the recounts of the last 30 nights."""
+        histogram, top = self.camera.label_histogram, self.camera.trained_in.top_class
+        if not self.nights:
+            record_model = assume_record_model(histogram, self.prior_error_rate)
+            return record_model, build_assessor(histogram, 0.02, record_model)
+        window = self.nights[-WINDOW:]
+        expected, counted, inclusion, in_reach, random = (
+            np.concatenate(parts)
+            for parts in zip(
+                *(
+                    (night.bins.expected_qty, night.bins.true_qty, night.inclusion, night.in_reach, night.random)
+                    for night in window
+                ),
+                strict=True,
+            )
+        )
+        weights = self.weigh(inclusion, in_reach)
+        record_model = fit_record_model(expected, counted, weights, random, histogram, self.prior_error_rate)
+        probabilities = np.concatenate([night.bins.probabilities for night in window])
+        rate = fit_noise_rate(probabilities, expected, counted, weights, histogram, record_model)
+        assert record_model.top_class == top
+        return record_model, build_assessor(histogram, rate, record_model)
+
+    def audit(self, random: np.random.Generator) -> tuple[Bins, np.ndarray, Night, np.ndarray, Estimate]:
+        """One more night: its bins, p_record_wrong, recounts, certificates (alpha or NaN) and error-rate estimate."""
+        _, assessor = self.learned()
+        bins = draw_bins(self.camera, self.world, NUM_BINS, random)
+        columns = assessor.assess(bins.probabilities, bins.expected_qty, bins.unit_value)
+        score = columns["p_record_wrong"]
+        objective = columns["value_at_risk"] if self.by_value else score
+        keys = draw_keys(BIN_IDS, 1, f"night {len(self.nights)}")
+        plan = plan_recounts(
+            best_candidates(BIN_IDS, keys, np.zeros(NUM_BINS), self.budget),
+            best_candidates(BIN_IDS, keys, objective, self.budget),
+            num_assessed=NUM_BINS,
+            budget=self.budget,
+            random_share=self.random_share,
+        )
+        rows = np.argsort(plan.locate(BIN_IDS, keys))[NUM_BINS - len(plan) :]
+        is_random = plan.recount == "random"
+        counted = bins.take(rows)
+        in_reach = find_reach(objective[rows], ~is_random)
+        sample = NightSample(
+            NUM_BINS, float(score.sum()), counted.wrong.astype(float), score[rows], is_random, in_reach
+        )
+        night = Night(counted, is_random, in_reach, plan.inclusion_probability, score[rows], sample)
+        self.nights.append(night)
+        audits = [past.bins.take(np.flatnonzero(past.random)) for past in self.nights[-WINDOW - 1 : -1]]
+        certified = np.full(NUM_BINS, np.nan)
+        if audits:
+            pooled = join(audits)
+            certified = certify(score, pooled, wrong_probability(assessor, pooled), (0.3,))
+        estimate = estimate_share([past.sample for past in self.nights[-WINDOW:]])
+        return bins, score, night, certified, estimate
+
+
+def join(parts: list[Bins]) -> Bins:
+    """Bins of one camera, one after the other."""
+    fields = (np.concatenate([getattr(part, name) for part in parts]) for name in ("expected_qty", "true_qty", "logits"))
+    return Bins(*fields, parts[0].temperature, np.concatenate([part.unit_value for part in parts]))
+
+
+def outside_sets(camera: Camera, worlds: list[World], random: np.random.Generator) -> list[bool]:
+    """Drift alarms over nights in `worlds`, with sets calibrated on 5,000 records of the camera's own world."""
+    calibration = draw_bins(camera, camera.trained_in, 5000, random)
+    label = np.minimum(calibration.expected_qty, camera.trained_in.top_class)
+    threshold = fit_set_threshold(calibration.probabilities, label)
+    inside = build_prediction_sets(calibration.probabilities, calibration.expected_qty, threshold).has_record
+    alarms = []
+    for world in worlds:
+        bins = draw_bins(camera, world, NUM_BINS, random)
+        tonight = build_prediction_sets(bins.probabilities, bins.expected_qty, threshold).has_record
+        alarms.append(check_drift(int((~tonight).sum()), NUM_BINS, float((~inside).mean()), 5000).alarm)
+    return alarms
