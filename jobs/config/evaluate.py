@@ -1,0 +1,34 @@
+"""Settings of the evaluation."""
+
+from typing import Literal
+
+from jobs.config.base import JobConfig
+
+
+class EvaluateConfig(JobConfig):
+    """Measures a bundle on labelled bins: each figure with a 95 % interval and beside the majority baseline."""
+
+    manifest_uri: str
+    """The labelled bins: a manifest, as `jobs.ingest` writes it. The label is the record."""
+
+    bundle_uri: str
+    """The trained counter, as `jobs.train` writes it."""
+
+    output_uri: str
+    """Where metrics.json and index.html go; those of an earlier evaluation are replaced."""
+
+    split: Literal["unseen", "test", "all"] = "unseen"
+    """Which bins: `unseen` leaves out photos that training learned from (its split `test` counts as unseen), `test`
+    takes only training's own test photos, `all` takes everything and flatters."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto is bf16 where the hardware computes it natively, else fp32."""
+
+    allowed_root: tuple[str, ...] = ()
+    """Photos are only read below these URIs; by default below the manifest's images_uri."""
+
+    anonymous: bool = False
+    """Read photos from a public bucket without credentials."""
+
+    seed: int = 0
+    """Of the resampling and of the records that are altered on trial."""

@@ -1,0 +1,195 @@
+r"""Measures a bundle on labelled bins: counts, calibration, and how well it doubts wrong records.
+
+    python -m jobs.evaluate --manifest-uri demo/night-manifest --bundle-uri demo/bundle --output-uri demo/evaluation
+
+    ray job submit --working-dir . -- python -m jobs.evaluate --manifest-uri s3://stock/manifests/2026-11-22 \
+        --bundle-uri s3://stock/bundles/2026-11 --output-uri s3://stock/evaluations/2026-11
+
+Writes metrics.json (every figure, bundle, manifest, settings, versions) and index.html (a page with plots and the worst
+errors with their photos) below --output-uri. Exit codes: 0 written, 1 written but more than 5 % of the photos have no
+score, 2 bad arguments or inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import ray
+
+from jobs import storage
+from jobs.bundles import local_bundle
+from jobs.cluster import connect
+from jobs.command import run_command
+from jobs.config.evaluate import EvaluateConfig
+from jobs.evaluating.figures import measure
+from jobs.evaluating.page import render_evaluation
+from jobs.evaluating.predictions import SCORED, Predictions, predict_bins
+from jobs.photos import read_thumbnails, settle_roots
+from jobs.stages.images import FetchPlan
+from jobs.stages.manifest import Manifest, check_manifest
+from jobs.stages.resources import plan_resources, resolve_precision
+from jobs.stages.run import provenance
+from jobs.worklist import temporary_worklist
+from schemas.bundle import BundleInfo
+from schemas.errors import GateError, InputError
+
+logger = logging.getLogger("jobs.evaluate")
+
+MAX_UNSCORED_SHARE = 0.05
+KEEP = {"unseen": "others", "test": "these", "all": "all"}
+
+
+def run_evaluation(config: EvaluateConfig) -> None:
+    """The whole job. Raises InputError where there is nothing to evaluate, GateError where too many photos failed."""
+    output_uri = storage.absolute(config.output_uri)
+    started = time.monotonic()
+    with connect():
+        info, photos = _read_bundle(config)
+        manifest = check_manifest(config.manifest_uri, None, needs_night=False)
+        roots = settle_roots(manifest, config.allowed_root)
+        resources = plan_resources()
+        precision = resolve_precision(config.precision, resources.device)
+        logger.info(
+            "%d bins of %s, bundle %s, %s on %s",
+            manifest.num_rows, manifest.uri, info.bundle_id, precision, resources.device,
+        )  # fmt: skip
+        with temporary_worklist(manifest, output_uri) as shards:
+            predictions = predict_bins(
+                shards,
+                FetchPlan(info.preprocessing, roots, config.anonymous, ray.put(photos)),
+                keep=KEEP[config.split],
+                bundle_uri=storage.absolute(config.bundle_uri),
+                info=info,
+                precision=precision,
+                resources=resources,
+            )
+    _check_any(predictions, manifest, config)
+    scored_seconds = time.monotonic() - started
+    figures = _describe(config, info, manifest, predictions) | {"device": resources.device, "precision": precision}
+    figures |= measure(predictions, info, seed=config.seed)
+    thumbnails = read_thumbnails((error.image_uri for error in predictions.worst), anonymous=config.anonymous)
+    page = render_evaluation(figures, predictions.worst, thumbnails)
+    figures["seconds"] = {"scoring": round(scored_seconds, 1), "all": round(time.monotonic() - started, 1)}
+    document = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+    storage.write_bytes(storage.join(output_uri, "index.html"), page.encode())
+    storage.write_bytes(storage.join(output_uri, "metrics.json"), document.encode())
+    print(summarize(figures))
+    print(f"written: {storage.join(output_uri, 'index.html')} and metrics.json")
+    _check_gate(predictions)
+
+
+def summarize(figures: dict[str, Any]) -> str:
+    """The figures in a few lines for a terminal."""
+    lines = [f"bundle {figures['bundle_id']} on {figures['num_bins']:,} bins ({figures['num_left_out']:,} left out, "
+             f"{sum(figures['unscored'].values()):,} photos without a score)"]  # fmt: skip
+    lines.append(
+        f"{'scope':8}{'bins':>7}  {'exact (95 %)':22}{'within 1':>9}{'MAE (95 %)':>23}{'RMSE':>7}{'bias':>8}{'NLL':>7}"
+    )
+    for scope, found in figures["metrics"].items():
+        majority = found["majority"]
+        lines.append(
+            f"{scope:8}{found['num_bins']:7,}  {_with_interval(found['exact'], '.1%'):22}{found['within_one']['value']:9.1%}"
+            f"{_with_interval(found['mae'], '.3f'):>23}{found['rmse']['value']:7.3f}{found['bias']['value']:+8.3f}"
+            f"{found['nll']['value']:7.3f}"
+        )
+        lines.append(
+            f"{'  always ' + str(majority['says']):15}  {majority['exact']:<22.1%}{majority['within_one']:9.1%}"
+            f"{majority['mae']:>23.3f}{majority['rmse']:7.3f}{majority['bias']:+8.3f}"
+        )
+    calibration, sets = figures["calibration"], figures["prediction_sets"]
+    lines.append(
+        f"calibration error {calibration['excess']:.4f} (raw {calibration['raw']:.4f}, noise floor "
+        f"{calibration['noise_floor']:.4f}); 90 % sets cover {sets['coverage']:.1%} with {sets['mean_size']:.2f} counts"
+    )
+    return "\n".join(lines)
+
+
+def _with_interval(figure: dict[str, float | None], form: str) -> str:
+    if figure["low"] is None:
+        return f"{figure['value']:{form}}"
+    return f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
+
+
+def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray]:
+    """The bundle, and (n, 32) uint8 SHA-256 of the photos that --split is about."""
+    # torch comes with it, so not at the top: bad flags should fail at once
+    from model.bundle import load_bundle, read_training_images
+
+    with local_bundle(config.bundle_uri) as folder:
+        info = load_bundle(folder).info
+        images = read_training_images(folder)
+    digests = [
+        bytes.fromhex(digest)
+        for digest, split in zip(images["image_sha256"].to_pylist(), images["split"].to_pylist(), strict=True)
+        if (split == "test") == (config.split == "test")
+    ]
+    if config.split == "test" and not digests:
+        raise InputError(
+            f"{config.bundle_uri}: --split test: expected test photos in training_images.parquet, found none; "
+            "use --split unseen"
+        )
+    return info, np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+
+def _check_any(predictions: Predictions, manifest: Manifest, config: EvaluateConfig) -> None:
+    if len(predictions):
+        return
+    if predictions.num_left_out == manifest.num_rows:
+        remedy = "give bins that training has not seen" + (", or --split unseen" if config.split == "test" else "")
+        raise InputError(
+            f"{manifest.uri}: expected bins for --split {config.split}, found that all {manifest.num_rows} are left out "
+            f"by it; {remedy}, or --split all"
+        )
+    first = predictions.unscored[0]
+    raise InputError(
+        f"{manifest.uri}: expected photos that can be scored, found none of {sum(predictions.statuses.values())}; "
+        f"the first, {first['image_uri']}, is {first['status']}: {first['error']}"
+    )
+
+
+def _describe(config: EvaluateConfig, info: BundleInfo, manifest: Manifest, predictions: Predictions) -> dict[str, Any]:
+    return {
+        "bundle_id": info.bundle_id,
+        "weights_sha256": info.weights_sha256,
+        "architecture": info.architecture,
+        "image_size": info.preprocessing.image_size,
+        "manifest": {"uri": manifest.uri, "fingerprint": manifest.fingerprint, "num_bins": manifest.num_rows},
+        "config": config.model_dump(mode="json"),
+        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "num_left_out": predictions.num_left_out,
+        "num_learned_from": predictions.num_learned_from,
+        "unscored": {status: count for status, count in sorted(predictions.statuses.items()) if status != SCORED},
+        "unscored_examples": predictions.unscored,
+        **provenance(),
+    }
+
+
+def _check_gate(predictions: Predictions) -> None:
+    asked = sum(predictions.statuses.values())
+    failed = asked - predictions.statuses[SCORED]
+    if failed > MAX_UNSCORED_SHARE * asked:
+        first = predictions.unscored[0]
+        raise GateError(
+            f"{failed} of {asked} photos have no score, more than {MAX_UNSCORED_SHARE:.0%}, so the figures may not stand "
+            f"for the manifest (the first, {first['image_uri']}, is {first['status']}: {first['error']})"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(
+        EvaluateConfig,
+        run_evaluation,
+        job="evaluate",
+        description="Measures a bundle on labelled bins, each figure with a 95 % interval and beside the majority baseline.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,82 @@
+"""All figures of an evaluation, from the predictions of its bins: what metrics.json holds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from jobs.evaluating.doubt import measure_doubt
+from jobs.evaluating.predictions import Predictions
+from model.metrics import confusion, evaluate_counts, reliability
+from model.prediction_sets import build_prediction_sets
+from schemas.bundle import BundleInfo
+
+
+def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[str, Any]:
+    """Plain JSON values; null where a figure does not exist (an interval of a single group).
+
+    `metrics` (per scope: exact, within_one, mae, rmse, bias, nll with intervals, and `majority`), `calibration`,
+    `per_class`, `confusion` (rows the record, columns the camera), `prediction_sets`, `doubt`.
+    """
+    probabilities = predictions.probabilities
+    labels = np.minimum(predictions.expected_qty, info.top_class).astype(np.int64)
+    metrics = evaluate_counts(probabilities, labels, predictions.groups, seed=seed)
+    calibration = metrics.pop("calibration_error")
+    table = confusion(probabilities.argmax(axis=1), labels, info.num_classes)
+    sets = build_prediction_sets(probabilities, labels, info.prediction_set_threshold)
+    return _without_nan(
+        {
+            "num_bins": len(predictions),
+            "num_groups": len(np.unique(predictions.groups)),
+            "metrics": metrics,
+            "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
+            "per_class": [
+                _class_row(info, k, probabilities, labels, table, sets.has_record) for k in range(info.num_classes)
+            ],
+            "confusion": {"classes": info.classes, "table": table.tolist()},
+            "prediction_sets": {
+                "coverage": float(sets.has_record.mean()),
+                "mean_size": float(sets.size.mean()),
+                "sizes": np.bincount(sets.size, minlength=info.num_classes + 1)[1:].tolist(),
+            },
+            "doubt": measure_doubt(probabilities, predictions.expected_qty, info, seed=seed),
+        }
+    )
+
+
+def _class_row(
+    info: BundleInfo, k: int, probabilities: np.ndarray, labels: np.ndarray, table: np.ndarray, covered: np.ndarray
+) -> dict[str, Any]:
+    """Of the bins recorded as class k: how many, how they were counted (argmax over all classes), set coverage.
+    `precision`: share right of the bins counted as k."""
+    rows = labels == k
+    row: dict[str, Any] = {
+        "class": info.classes[k],
+        "num_bins": int(rows.sum()),
+        "num_counted_so": int(table[:, k].sum()),
+    }
+    row["precision"] = float(table[k, k] / table[:, k].sum()) if table[:, k].any() else None
+    if not rows.any():
+        return row | dict.fromkeys(("exact", "within_one", "mae", "bias", "mean_p_record", "set_coverage"))
+    error = probabilities[rows].argmax(axis=1) - k
+    return row | {
+        "exact": float((error == 0).mean()),
+        "within_one": float((np.abs(error) <= 1).mean()),
+        "mae": float(np.abs(error).mean()),
+        "bias": float(error.mean()),
+        "mean_p_record": float(probabilities[rows, k].mean()),
+        "set_coverage": float(covered[rows].mean()),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

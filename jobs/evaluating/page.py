@@ -1,0 +1,81 @@
+"""The evaluation's page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jobs.evaluating.doubt import RANKINGS
+from jobs.evaluating.predictions import BinError
+from jobs.pages import format_integer, render_page
+from jobs.plots import bar_plot, reliability_plot
+
+LEFT_OUT = {
+    "unseen": "training learned from their photos",
+    "test": "not among training's test photos",
+    "all": "none with --split all",
+}
+
+
+def render_evaluation(figures: dict[str, Any], worst: list[BinError], thumbnails: dict[str, str]) -> str:
+    """`figures`: what metrics.json holds. `thumbnails`: data URIs by image URI."""
+    classes = figures["confusion"]["classes"]
+    sizes = figures["prediction_sets"]["sizes"]
+    rankings = figures["doubt"]["rankings"]
+    first_scope = next(iter(figures["metrics"]))
+    depths = list(rankings["p_expected"])
+    return render_page(
+        "evaluation.html",
+        m=figures,
+        first_scope=first_scope,
+        first=figures["metrics"][first_scope],
+        warnings=find_warnings(figures),
+        left_out_reason=LEFT_OUT[figures["config"]["split"]],
+        reliability=reliability_plot(figures["calibration"]["reliability"], title="Reliability diagram"),
+        set_sizes=bar_plot(
+            [str(size) for size in range(1, len(sizes) + 1)],
+            sizes,
+            title="Sizes of the 90 % sets",
+            x="counts in the set",
+        ),
+        doubt_depths=depths,
+        doubt_rows=[(RANKINGS[name], values) for name, values in rankings.items()] if depths else [],
+        worst=[
+            {
+                "bin_id": error.bin_id,
+                "expected_qty": error.expected_qty,
+                "camera": classes[error.camera_qty],
+                "p_camera": error.p_camera,
+                "p_expected": error.p_expected,
+                "names": _shorten(error.names),
+                "photo": thumbnails.get(error.image_uri),
+            }
+            for error in worst
+        ],
+        made=json.dumps(
+            {name: figures[name] for name in ("config", "device", "precision", "versions", "git_commit")}, indent=1
+        ),
+    )
+
+
+def find_warnings(figures: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing the figures."""
+    found = []
+    if figures["num_learned_from"]:
+        found.append(
+            f"{format_integer(figures['num_learned_from'])} of the {format_integer(figures['num_bins'])} photos are ones "
+            "that training learned from, so these figures flatter (--split all)."
+        )
+    unscored = sum(figures["unscored"].values())
+    if unscored:
+        found.append(f"{format_integer(unscored)} photos have no score and are not in the figures; see “Which bins”.")
+    if figures["num_groups"] < 20:
+        found.append(
+            f"Only {figures['num_groups']} groups of bins: the intervals rest on too few of them to be trusted."
+        )
+    return found
+
+
+def _shorten(names: list[str], length: int = 90) -> str:
+    text = "; ".join(name for name in names if name)
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

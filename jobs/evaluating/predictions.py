@@ -1,0 +1,208 @@
+"""Predictions for labelled bins: a streaming pass over the manifest with the audit's own fetch and score stages."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
+from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.resources import Resources
+from jobs.stages.score import SCORED_SCHEMA, score_shards
+from schemas.bundle import BundleInfo
+from schemas.results import ImageStatus
+
+logger = logging.getLogger(__name__)
+
+NUM_WORST = 24
+MAX_EXAMPLES = 20
+"""So many photos without a score are named; all are counted."""
+SECONDS_BETWEEN_LINES = 10.0
+SCORED = str(ImageStatus.SCORED)
+
+
+@dataclass(frozen=True)
+class BinError:
+    """One bin whose count differs from its record."""
+
+    bin_id: str
+    image_uri: str
+    expected_qty: int
+    camera_qty: int
+    p_camera: float
+    p_expected: float
+    names: list[str]
+
+
+@dataclass
+class Predictions:
+    """What the driver holds of all evaluated bins: n rows sorted by bin_id, a few dozen bytes each."""
+
+    bin_ids: np.ndarray
+    groups: np.ndarray
+    """The manifest's group; a bin without one is its own."""
+    expected_qty: np.ndarray
+    probabilities: np.ndarray
+    """(n, K + 1) float32, calibrated."""
+    statuses: Counter[str]
+    """Status of every photo that was fetched and not left out."""
+    unscored: list[dict[str, str]]
+    """The first MAX_EXAMPLES photos without a score by bin_id: bin_id, image_uri, status, error."""
+    num_left_out: int
+    """Bins left out by --split."""
+    num_learned_from: int
+    """Evaluated bins whose photo training learned from (only with `--split all`)."""
+    worst: list[BinError]
+
+    def __len__(self) -> int:
+        return len(self.bin_ids)
+
+
+@dataclass
+class _Tally:
+    """The parts of Predictions as they come in, block by block and in any order."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    unscored: list[dict[str, str]] = field(default_factory=list)
+    num_left_out: int = 0
+    num_learned_from: int = 0
+    worst: list[BinError] = field(default_factory=list)
+    num_done: int = 0
+
+
+def predict_bins(
+    shards: list[Shard],
+    plan: FetchPlan,
+    *,
+    keep: str,
+    bundle_uri: str,
+    info: BundleInfo,
+    precision: str,
+    resources: Resources,
+) -> Predictions:
+    """Scores the photos of all shards. `plan.training_photos` names the photos that `keep` is about: `others` leaves
+    them out, `these` keeps only them, `all` keeps everything and counts them."""
+    side = info.preprocessing.image_size
+    # A shard must stay one block: Ray would split it at the default of 128 MiB.
+    block_bytes = 4 * max(shard.num_rows for shard in shards) * side * side * 3
+    ray.data.DataContext.get_current().target_max_block_size = max(1 << 28, block_bytes)
+    fetched = ray.data.from_items(
+        [{"index": s.index, "uri": s.uri, "row_group": s.row_group, "num_rows": s.num_rows} for s in shards],
+        override_num_blocks=len(shards),
+    ).map_batches(
+        _fetch,
+        fn_kwargs={"plan": plan, "keep": keep},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=resources.num_fetchers),
+        num_cpus=resources.fetcher_cpus,
+    )
+    scored = score_shards(
+        fetched, bundle_uri=bundle_uri, bundle_id=info.bundle_id, precision=precision, resources=resources
+    )
+    tally = _Tally()
+    num_bins = sum(shard.num_rows for shard in shards)
+    started = last_line = time.monotonic()
+    for rows in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+        _add(tally, rows, keep, info)
+        now = time.monotonic()
+        if now - last_line > SECONDS_BETWEEN_LINES or tally.num_done == num_bins:
+            last_line = now
+            logger.info(
+                "%d of %d bins, %.1f a second", tally.num_done, num_bins, tally.num_done / max(1e-9, now - started)
+            )
+    return _predictions(tally, info)
+
+
+def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
+    """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
+    for item in items.to_pylist():
+        rows = fetch_rows(read_shard(item["uri"], item["row_group"]), plan)
+        pixels = pc.if_else(_kept(rows, keep), rows["pixels"], pa.scalar(None, pa.binary()))
+        added = {
+            "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
+            "shard": pa.repeat(pa.scalar(item["index"], pa.int32()), rows.num_rows),
+            "fresh": pa.repeat(pa.scalar(True), rows.num_rows),
+        }
+        rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)
+        for name, column in added.items():
+            rows = rows.append_column(SCORED_SCHEMA.field(name), column)
+        yield rows
+
+
+def _kept(rows: pa.Table, keep: str) -> pa.ChunkedArray | pa.Array:
+    if keep == "all":
+        return pa.repeat(pa.scalar(True), rows.num_rows)
+    known = rows["training_photo"]
+    return known if keep == "these" else pc.invert(known)
+
+
+def _add(tally: _Tally, rows: pa.Table, keep: str, info: BundleInfo) -> None:
+    tally.num_done += rows.num_rows
+    kept = rows.filter(_kept(rows, keep))
+    tally.num_left_out += rows.num_rows - kept.num_rows
+    tally.statuses.update(kept["status"].to_pylist())
+    failed = kept.filter(pc.not_equal(kept["status"], SCORED)).select(["bin_id", "image_uri", "status", "error"])
+    tally.unscored = heapq.nsmallest(MAX_EXAMPLES, tally.unscored + failed.to_pylist(), key=lambda row: row["bin_id"])
+    scored = kept.filter(pc.equal(kept["status"], SCORED))
+    tally.num_learned_from += pc.sum(scored["training_photo"]).as_py() or 0 if keep == "all" else 0
+    tally.tables.append(scored.select(["bin_id", "group", "expected_qty", "probabilities"]))
+    tally.worst = heapq.nsmallest(
+        NUM_WORST, tally.worst + _errors(scored, info.top_class), key=lambda error: (error.p_expected, error.bin_id)
+    )
+
+
+def _errors(scored: pa.Table, top_class: int) -> list[BinError]:
+    """The NUM_WORST bins of a block whose record the camera finds least probable, of those it counted otherwise."""
+    if not scored.num_rows:
+        return []
+    probabilities = _matrix(scored["probabilities"], top_class + 1)
+    labels = np.minimum(scored["expected_qty"].to_numpy(), top_class)
+    p_expected = probabilities[np.arange(len(labels)), labels]
+    camera = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(camera != labels)
+    places = wrong[np.argsort(p_expected[wrong], kind="stable")][:NUM_WORST]
+    return [
+        BinError(
+            bin_id=row["bin_id"],
+            image_uri=row["image_uri"],
+            expected_qty=row["expected_qty"],
+            camera_qty=int(camera[place]),
+            p_camera=float(probabilities[place, camera[place]]),
+            p_expected=float(p_expected[place]),
+            names=[line["name"] or line["sku"] or "" for line in row["skus"]],
+        )
+        for place, row in zip(places, scored.take(pa.array(places)).to_pylist(), strict=True)
+    ]
+
+
+def _predictions(tally: _Tally, info: BundleInfo) -> Predictions:
+    rows = pa.concat_tables(tally.tables).sort_by("bin_id")
+    groups = pc.coalesce(rows["group"], rows["bin_id"])
+    return Predictions(
+        bin_ids=rows["bin_id"].to_numpy(),
+        groups=groups.to_numpy(),
+        expected_qty=rows["expected_qty"].to_numpy(),
+        probabilities=_matrix(rows["probabilities"], info.num_classes),
+        statuses=tally.statuses,
+        unscored=tally.unscored,
+        num_left_out=tally.num_left_out,
+        num_learned_from=tally.num_learned_from,
+        worst=tally.worst,
+    )
+
+
+def _matrix(column: pa.ChunkedArray, num_classes: int) -> np.ndarray:
+    """A list column without nulls as (n, num_classes)."""
+    return pc.list_flatten(column).to_numpy().reshape(-1, num_classes)

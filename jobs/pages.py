@@ -1,0 +1,43 @@
+"""HTML pages that need nothing but themselves: no network, no script; light, dark and on paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+MISSING = "–"
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fills `jobs/templates/<template>`. Everything is escaped but what is Markup (our own plots)."""
+    environment = Environment(
+        loader=PackageLoader("jobs"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": format_percent,
+        "decimal": format_decimal,
+        "integer": format_integer,
+        "signed": format_signed,
+    }
+    return environment.get_template(template).render(**values)
+
+
+def format_percent(share: float | None, digits: int = 1) -> str:
+    return MISSING if share is None else f"{share:.{digits}%}".replace("%", " %")
+
+
+def format_decimal(value: float | None, digits: int = 3) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def format_signed(value: float | None, digits: int = 3) -> str:
+    return MISSING if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def format_integer(value: int | None) -> str:
+    return MISSING if value is None else f"{value:,}"

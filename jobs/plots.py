@@ -1,0 +1,154 @@
+"""Plots as inline SVG for self-contained pages: the page's style sheet colours them, in light, dark and on paper.
+
+Each function returns markup to put into a page as it is. The colours are CSS variables of the page: `--ink`,
+`--muted`, `--grid` and `--series-1` ... `--series-4` (see templates/figures.css).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Stand-ins while matplotlib draws; `to_svg` puts the CSS variables in their place.
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#040404", "#050505", "#060606", "#070707")
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+def bar_plot(
+    names: Sequence[str],
+    values: Sequence[float],
+    *,
+    title: str,
+    x: str,
+    y: str = "bins",
+    size: tuple[float, float] = (6, 2.8),
+) -> Markup:
+    """One bar per name, its value written above it."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(size, x, y)
+        bars = axes.bar(range(len(names)), values, color=SERIES[0], width=0.8)
+        axes.set_xticks(range(len(names)), names)
+        axes.bar_label(bars, labels=[f"{value:,.0f}" for value in values], fontsize=8, padding=2, color=MUTED)
+        axes.margins(y=0.12)
+        return to_svg(figure, title)
+
+
+def histogram_plot(
+    values: np.ndarray,
+    *,
+    title: str,
+    x: str,
+    y: str = "photos",
+    num_intervals: int = 40,
+    size: tuple[float, float] = (6, 2.6),
+) -> Markup:
+    """How values (n,) are spread, over intervals of equal width; the median as a line."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(size, x, y)
+        axes.hist(values, bins=num_intervals, color=SERIES[0])
+        if len(values):
+            median = float(np.median(values))
+            axes.axvline(median, color=SERIES[1], linewidth=1.5)
+            axes.annotate(
+                f"median {median:,.4g}", (median, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
+                textcoords="offset points", fontsize=9, color=SERIES[1],
+            )  # fmt: skip
+        return to_svg(figure, title)
+
+
+def line_plot(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    size: tuple[float, float] = (6, 2.8),
+) -> Markup:
+    """Up to four named lines, each (x values, y values)."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(size, x, y)
+        for (name, (places, values)), colour, dash in zip(series.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
+            axes.plot(places, values, dash, color=colour, label=name, linewidth=1.6)
+        if len(series) > 1:
+            axes.legend(fontsize=9)
+        return to_svg(figure, title)
+
+
+def reliability_plot(
+    points: Sequence[Mapping[str, float]], *, title: str, size: tuple[float, float] = (4.2, 4.2)
+) -> Markup:
+    """Claimed probability against the share that was right; `points` as `model.metrics.reliability` gives them.
+
+    Vertical lines: 95 % of the shares that a perfectly calibrated counter would show (normal approximation).
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(size, "probability of the camera's count", "share equal to the record")
+        axes.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1, label="perfectly calibrated")
+        claimed = np.array([point["confidence"] for point in points])
+        right = np.array([point["accuracy"] for point in points])
+        num_bins = np.array([point["num_bins"] for point in points])
+        reach = 1.96 * np.sqrt(claimed * (1 - claimed) / num_bins)
+        axes.vlines(
+            claimed, np.maximum(claimed - reach, 0), np.minimum(claimed + reach, 1), color=MUTED, linewidth=1,
+            label="95 % of perfect ones",
+        )  # fmt: skip
+        axes.plot(claimed, right, color=SERIES[0], linewidth=1.2)
+        areas = 12 + 160 * num_bins / num_bins.max()
+        axes.scatter(claimed, right, s=areas, color=SERIES[0], zorder=3, label="this bundle (area: bins)")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.legend(fontsize=8, loc="upper left")
+        return to_svg(figure, title)
+
+
+def to_svg(figure: Figure, title: str) -> Markup:
+    """The figure as an `<svg>` element that screen readers announce as `title`."""
+    text = io.StringIO()
+    # Ids of clip paths and markers are hashes of content and salt; the salt keeps figures of one page apart, and
+    # being no random one it keeps a page the same for the same figures.
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", title.lower())
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    label = escape(title)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
+
+
+def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes

@@ -1,0 +1,23 @@
+"""The audit's shards for jobs that keep nothing to resume from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs import storage
+from jobs.stages.manifest import Manifest, Shard, write_worklist
+
+
+@contextmanager
+def temporary_worklist(manifest: Manifest, output_uri: str) -> Iterator[list[Shard]]:
+    """The manifest's shards, copied to where all workers can read them and deleted at the end of the block."""
+    # named by content: what a killed job left is the same list
+    folder_uri = storage.join(output_uri, f"worklist-{manifest.fingerprint[:12]}")
+    try:
+        yield write_worklist(manifest, folder_uri)
+    finally:
+        storage.delete([entry.uri for entry in storage.list_objects(folder_uri)])
+        if not storage.is_s3(folder_uri) and Path(folder_uri).is_dir():
+            Path(folder_uri).rmdir()
