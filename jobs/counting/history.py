@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from jobs import storage
 from jobs.counting.counted import read_counted
-from jobs.counting.plans import NightSummary, list_nights, list_replaced_runs, read_night, read_plan
+from jobs.counting.plans import NightSummary, list_marked_runs, list_nights, read_night, read_plan
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.stages.publish import run_uri
 from model.estimators import WINDOW_NIGHTS, choose_window
@@ -129,7 +129,7 @@ def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_N
     rows = counted.to_pylist()
     groups = group_counts(rows)
     first = (date.fromisoformat(audit_date) - timedelta(days=window_nights)).isoformat()
-    marked = list_replaced_runs(output_uri, first)
+    marked = list_marked_runs(output_uri, first)
     nights, replaced = [], []
     for night in (name for name in list_nights(output_uri, first) if first <= name < audit_date):
         summary = read_night(output_uri, night)

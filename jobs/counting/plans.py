@@ -47,8 +47,16 @@ def read_night(output_uri: str, audit_date: str) -> NightSummary:
     )
 
 
-def list_replaced_runs(output_uri: str, first: str | None = None) -> dict[str, list[str]]:
-    """Night -> runs marked as committed, sorted; the run in force is among them or not (it may lack its marker)."""
+def list_committed_runs(output_uri: str, audit_date: str) -> list[str]:
+    """Every run that the night was ever committed by, the one in force first. Raises FileNotFoundError for a night that
+    isn't committed."""
+    in_force = read_night(output_uri, audit_date).run_id
+    marked = list_marked_runs(output_uri, audit_date).get(audit_date, [])
+    return [in_force, *(run_id for run_id in marked if run_id != in_force)]
+
+
+def list_marked_runs(output_uri: str, first: str | None = None) -> dict[str, list[str]]:
+    """Night -> runs marked as committed, in or out of force; one that died right after its commit lacks the mark."""
     runs: dict[str, list[str]] = {}
     for name in _list_below(output_uri, "runs", first):
         run_id, _, rest = name.partition("/")

@@ -1,0 +1,17 @@
+"""Settings of taking in counted bins."""
+
+from jobs.config.base import JobConfig
+
+
+class RecountConfig(JobConfig):
+    """Takes in counted bins, checks each, and says what was learned from them."""
+
+    output_uri: str
+    """Where the audits go, as in `jobs.audit`; the counts are added to counted/ there."""
+
+    counts_uri: str
+    """CSV (UTF-8; comma, semicolon or tab) or Parquet: bin_id, audit_date, counted_qty, counted_at and, where there
+    are any, counter_id, confirmed (true or false), reason_code."""
+
+    time_zone: str = "UTC"
+    """Zone of every counted_at without an offset, such as Europe/Berlin."""

@@ -1,0 +1,195 @@
+"""Each row of a counts file against the plans and the counts taken in before: taken in, known already, or rejected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.counting.count_rows import CountRow, Reject, parse_row
+from jobs.counting.counted import read_counted
+from jobs.counting.counts_file import CountsRow
+from jobs.counting.plans import list_committed_runs, list_nights, read_plan
+from jobs.counting.records import NightRecord, find_records
+from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
+from schemas.recount import COUNTED_SCHEMA, RejectReason
+
+Plan = Mapping[str, dict[str, Any]]
+"""bin_id -> row of PLANNED_SCHEMA, with the run_id."""
+
+
+@dataclass
+class CheckedCounts:
+    """A counts file, sorted out."""
+
+    accepted: pa.Table
+    """COUNTED_SCHEMA."""
+    num_known: int
+    """Rows that an earlier call took in."""
+    rejects: list[tuple[CountsRow, RejectReason, str]] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(str(reason) for _, reason, _ in self.rejects)
+
+
+def check_counts(output_uri: str, rows: Iterable[CountsRow], *, zone: ZoneInfo, now: datetime) -> CheckedCounts:
+    """Checks every row against the plans ever committed for its night, and against what was taken in before."""
+    rejects: list[tuple[CountsRow, RejectReason, str]] = []
+    counts: list[CountRow] = []
+    for row in rows:
+        try:
+            counts.append(parse_row(row, zone, now))
+        except Reject as reject:
+            rejects.append((row, reject.reason, reject.detail))
+    nights = list_nights(output_uri)
+    plans = _read_plans(output_uri, {count.audit_date for count in counts} & set(nights))
+    records = find_records(output_uri, _wanted_records(counts, plans, nights))
+    ledger = _Ledger(output_uri, set(plans))
+    accepted = []
+    # in the order of counting: of two counts that contradict each other the later one is one too many
+    for count in sorted(counts, key=lambda count: (count.count.counted_at, count.source.number)):
+        if ledger.knows(count):
+            continue
+        try:
+            planned = _find_planned(count, plans, records)
+            _check_unchanged(count, planned, nights, records)
+            ledger.enter(count, planned["expected_qty"])
+            accepted.append(_counted_row(count, planned))
+        except Reject as reject:
+            rejects.append((count.source, reject.reason, reject.detail))
+    table = pa.Table.from_pylist(accepted, schema=COUNTED_SCHEMA)
+    return CheckedCounts(table, ledger.num_known, rejects)
+
+
+class _Ledger:
+    """Counts taken in before and in this file, so that none is taken in twice."""
+
+    def __init__(self, output_uri: str, nights: set[str]) -> None:
+        counted = read_counted(output_uri)
+        before = counted.filter(pc.is_in(counted["audit_date"], pa.array(sorted(nights), pa.string()))).to_pylist()
+        self._counts = group_counts(before)
+        self._before: dict[tuple[object, ...], bool] = {}
+        for about, counts in self._counts.items():
+            for count in counts:
+                self._before[_identity(about.audit_date, about.bin_id, count)] = count.confirmed
+        self._here: dict[tuple[object, ...], int] = {}
+        self.num_known = 0
+
+    def knows(self, row: CountRow) -> bool:
+        """Whether an earlier call took the row in; one that it took in unconfirmed may come again once confirmed."""
+        known = self._before.get(_identity(row.audit_date, row.bin_id, row.count))
+        if known is None or (row.count.confirmed and not known):
+            return False
+        self.num_known += 1
+        return True
+
+    def enter(self, row: CountRow, expected_qty: int) -> None:
+        """Raises Reject for what is counted once too often."""
+        identity = _identity(row.audit_date, row.bin_id, row.count)
+        if identity in self._here:
+            raise Reject(RejectReason.COUNTED_TWICE, f"the same count stands in row {self._here[identity]}")
+        counts = self._counts.setdefault(Recorded(row.audit_date, row.bin_id, expected_qty), [])
+        finding = resolve_counts(counts, expected_qty)
+        if finding is not None and finding.resolved:
+            detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
+            raise Reject(RejectReason.COUNTED_TWICE, detail)
+        self._here[identity] = row.source.number
+        counts.append(row.count)
+
+
+def _identity(audit_date: str, bin_id: str, count: Count) -> tuple[object, ...]:
+    return audit_date, bin_id, count.counted_at, count.counted_qty, count.counter_id
+
+
+def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
+    """Night -> its plans, the one in force first."""
+    return {
+        night: [
+            {row["bin_id"]: {**row, "run_id": run_id} for row in read_plan(output_uri, run_id).to_pylist()}
+            for run_id in list_committed_runs(output_uri, night)
+        ]
+        for night in nights
+    }
+
+
+def _wanted_records(
+    counts: Sequence[CountRow], plans: Mapping[str, list[Plan]], nights: Sequence[str]
+) -> dict[str, set[str]]:
+    """Of which bins the results of which nights are needed: of bins that no plan of their night knows, and of planned
+    ones in the later nights that were over before they were counted."""
+    wanted: dict[str, set[str]] = {}
+    for count in counts:
+        if not any(count.bin_id in plan for plan in plans.get(count.audit_date, [])):
+            if count.audit_date in plans:
+                wanted.setdefault(count.audit_date, set()).add(count.bin_id)
+            continue
+        for night in _later_nights(count, nights):
+            wanted.setdefault(night, set()).add(count.bin_id)
+    return wanted
+
+
+def _later_nights(count: CountRow, nights: Sequence[str]) -> list[str]:
+    """Nights between the count's own and the day it was made, in any time zone."""
+    last = (count.count.counted_at + timedelta(days=1)).date().isoformat()
+    return [night for night in nights if count.audit_date < night <= last]
+
+
+def _find_planned(
+    count: CountRow, plans: Mapping[str, list[Plan]], records: Mapping[tuple[str, str], NightRecord]
+) -> dict[str, Any]:
+    """The row of the newest plan that asked for this count. Raises Reject."""
+    if count.audit_date not in plans:
+        raise Reject(RejectReason.UNKNOWN_NIGHT, f"audit_date: no night {count.audit_date} is committed here")
+    planned = [plan[count.bin_id] for plan in plans[count.audit_date] if count.bin_id in plan]
+    if not planned and (count.audit_date, count.bin_id) in records:
+        detail = f"bin_id: no plan of {count.audit_date} asked for {count.bin_id!a}"
+        raise Reject(RejectReason.NOT_PLANNED, detail)
+    if not planned:
+        detail = f"bin_id: the night {count.audit_date} knows no bin {count.bin_id!a}"
+        raise Reject(RejectReason.UNKNOWN_BIN, detail)
+    for row in planned:
+        if row["expected_as_of"] is None or row["expected_as_of"] <= count.count.counted_at:
+            return row
+    read_at = planned[0]["expected_as_of"].isoformat(timespec="minutes")
+    raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: expected a time after the record was read ({read_at})")
+
+
+def _check_unchanged(
+    count: CountRow,
+    planned: dict[str, Any],
+    nights: Sequence[str],
+    records: Mapping[tuple[str, str], NightRecord],
+) -> None:
+    """Raises Reject where a later audit saw another record before the bin was counted."""
+    for night in _later_nights(count, nights):
+        record = records.get((night, count.bin_id))
+        if record is None or record.expected_qty == planned["expected_qty"]:
+            continue
+        # a record of unknown age is taken to be as old as its night, which is over a day later
+        read_at = record.expected_as_of or datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
+        if read_at <= count.count.counted_at:
+            raise Reject(
+                RejectReason.RECORD_CHANGED,
+                f"the record changed from {planned['expected_qty']} to {record.expected_qty} pieces before the count "
+                f"(audit of {night})",
+            )
+
+
+def _counted_row(count: CountRow, planned: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: planned[name] for name in COUNTED_SCHEMA.names if name in planned},
+        "bin_id": count.bin_id,
+        "audit_date": count.audit_date,
+        "counted_qty": count.count.counted_qty,
+        "counted_at": count.count.counted_at,
+        "counter_id": count.count.counter_id,
+        "confirmed": count.confirmed,
+        "reason_code": count.reason_code,
+    }

@@ -1,0 +1,98 @@
+"""The cells of one row of a counts file, parsed; what can be rejected without knowing any plan is rejected here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from jobs.counting.counts_file import REQUIRED, CountsRow
+from jobs.counting.resolution import Count
+from schemas.recount import RejectReason
+
+MAX_QUANTITY = 2**31 - 1
+CLOCK_SLACK = timedelta(minutes=10)
+"""Clocks of handhelds may run so far ahead."""
+ZONE_SLACK = timedelta(hours=14)
+"""A night's date is the warehouse's own, and the easternmost zone is so far ahead of UTC."""
+_FLAGS = {"": None, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0*)?")
+
+
+class Reject(ValueError):  # noqa: N818 - the domain's word
+    """A row that isn't taken in, and why."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class CountRow:
+    """One person's count of one bin, for one night's plan."""
+
+    source: CountsRow
+    bin_id: str
+    audit_date: str
+    count: Count
+    confirmed: bool | None
+    reason_code: str | None
+
+
+def parse_row(row: CountsRow, zone: ZoneInfo, now: datetime) -> CountRow:
+    """Raises Reject. A time without an offset is a time in `zone`."""
+    if row.malformed is not None:
+        raise Reject(RejectReason.MALFORMED_ROW, row.malformed)
+    for name in REQUIRED:
+        if not row.cells[name]:
+            raise Reject(RejectReason.MISSING_VALUE, f"{name}: expected a value, found none")
+    night = _parse_night(row.cells["audit_date"])
+    counted_at = _parse_time(row.cells["counted_at"], zone)
+    if counted_at > now + CLOCK_SLACK:
+        raise Reject(RejectReason.IN_FUTURE, f"counted_at: {_show(counted_at)} is yet to come; see --time-zone")
+    if counted_at < datetime.combine(night, time(), UTC) - ZONE_SLACK:
+        raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: {_show(counted_at)} is before the night {night}")
+    flag = row.cells.get("confirmed", "").lower()
+    if flag not in _FLAGS:
+        raise Reject(RejectReason.BAD_FLAG, f"confirmed: expected true, false or nothing, found {flag!a}")
+    quantity = _parse_quantity(row.cells["counted_qty"])
+    counter_id = row.cells.get("counter_id") or None
+    return CountRow(
+        source=row,
+        bin_id=row.cells["bin_id"],
+        audit_date=night.isoformat(),
+        count=Count(counted_at, quantity, counter_id, _FLAGS[flag] is True),
+        confirmed=_FLAGS[flag],
+        reason_code=row.cells.get("reason_code") or None,
+    )
+
+
+def _parse_night(text: str) -> date:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise Reject(RejectReason.BAD_DATE, f"audit_date: expected YYYY-MM-DD, found {text!a}") from None
+    return moment.date()
+
+
+def _parse_time(text: str, zone: ZoneInfo) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        detail = f"counted_at: expected a time such as 2026-11-23T08:15:00+01:00, found {text!a}"
+        raise Reject(RejectReason.BAD_DATE, detail) from None
+
+
+def _parse_quantity(text: str) -> int:
+    if re.fullmatch(r"-[0-9]+(\.[0-9]*)?", text):
+        raise Reject(RejectReason.NEGATIVE_QUANTITY, f"counted_qty: expected 0 or more, found {text!a}")
+    match = _QUANTITY.fullmatch(text)
+    if match is None or int(match[1]) > MAX_QUANTITY:
+        raise Reject(RejectReason.BAD_QUANTITY, f"counted_qty: expected a whole number, found {text!a}")
+    return int(match[1])
+
+
+def _show(moment: datetime) -> str:
+    return moment.isoformat(timespec="minutes")

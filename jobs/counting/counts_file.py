@@ -1,0 +1,134 @@
+"""What comes back from the floor: a CSV or Parquet file, read into rows of text that are checked one by one."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import storage
+from schemas.errors import InputError
+from schemas.recount import COUNTS_SCHEMA, RejectReason
+
+REQUIRED = [field.name for field in COUNTS_SCHEMA if not field.nullable]
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+
+
+@dataclass(frozen=True)
+class CountsRow:
+    """One row as it was written: `number` is its line in a CSV file, else its row, both from 1; cells stripped."""
+
+    number: int
+    cells: dict[str, str]
+    malformed: str | None = None
+    """Why the row has no cells to check."""
+
+
+def read_counts_file(uri: str) -> list[CountsRow]:
+    """Every row of the file. Raises InputError, with all problems of its columns, where it can't be read at all."""
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected a CSV or Parquet file of counts, found nothing") from error
+    rows = list(_parquet_rows(uri, data) if data.startswith(b"PAR1") else _csv_rows(uri, data))
+    if not rows:
+        raise InputError(f"{uri}: expected at least one count, found none")
+    return rows
+
+
+def write_rejects(output_uri: str, rejects: Sequence[tuple[CountsRow, RejectReason, str]]) -> str:
+    """Writes `counted/rejects/<hash>.csv`: every reject as it was written, with reason and detail. No cell of it is a
+    formula to a spreadsheet. Returns its URI."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\r\n")
+    writer.writerow(["row", *COUNTS_SCHEMA.names, "reason", "detail"])
+    for row, reason, detail in sorted(rejects, key=lambda reject: reject[0].number):
+        cells = [escape_cell(row.cells.get(name, "")) for name in COUNTS_SCHEMA.names]
+        writer.writerow([row.number, *cells, str(reason), escape_cell(detail)])
+    data = sink.getvalue().encode()
+    uri = storage.join(output_uri, "counted", "rejects", f"{hashlib.sha256(data).hexdigest()[:32]}.csv")
+    storage.write_bytes(uri, data)
+    return uri
+
+
+def escape_cell(text: str) -> str:
+    """Text that a spreadsheet takes for a formula, with a quote before it; numbers stay."""
+    return "'" + text if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def unescape_cell(text: str) -> str:
+    """Undoes `escape_cell` in a list that came back."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+
+
+def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{uri}: expected UTF-8 text or Parquet, found byte 0x{data[error.start]:02x} at {error.start}; "
+            "save the list as CSV UTF-8"
+        ) from error
+    head = text.splitlines()[0] if text.strip() else ""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        _check_columns(uri, names)
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            problem = f"expected {len(names)} cells, found {len(cells)}" if len(cells) != len(names) else None
+            known = zip(names, (unescape_cell(cell.strip()) for cell in cells), strict=False)
+            yield CountsRow(
+                reader.line_num, {name: cell for name, cell in known if name in COUNTS_SCHEMA.names}, problem
+            )
+    except csv.Error as error:
+        raise InputError(f"{uri}: line {reader.line_num}: expected CSV, found: {error}") from error
+
+
+def _parquet_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{uri}: expected a Parquet file, found a damaged one ({error})") from error
+    _check_columns(uri, table.column_names)
+    table = table.select([name for name in COUNTS_SCHEMA.names if name in table.column_names])
+    nested = [
+        f"column {field.name}: expected single values, found {field.type}"
+        for field in table.schema
+        if pa.types.is_nested(field.type) or pa.types.is_binary(field.type) or pa.types.is_duration(field.type)
+    ]
+    if nested:
+        raise InputError("\n  ".join([f"{uri}: the counts can't be read:", *nested]))
+    for index, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            whole = pa.timestamp("us", field.type.tz)
+            table = table.set_column(index, field.name, table.column(index).cast(whole, safe=False))
+    for number, row in enumerate(table.to_pylist(), start=1):
+        yield CountsRow(number, {name: _as_text(value).strip() for name, value in row.items()})
+
+
+def _as_text(value: object) -> str:
+    if value is None or value != value:  # a NaN is how pandas writes an empty cell
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)
+
+
+def _check_columns(uri: str, names: Sequence[str]) -> None:
+    problems = [f"column {name}: expected it, found no such column" for name in REQUIRED if name not in names]
+    problems += [f"column {name}: expected once, found twice" for name in COUNTS_SCHEMA.names if names.count(name) > 1]
+    if problems:
+        found = ", ".join(ascii(name) for name in names[:12]) or "nothing"
+        raise InputError("\n  ".join([f"{uri}: the counts can't be read:", *problems, f"columns found: {found}"]))

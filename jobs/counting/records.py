@@ -1,0 +1,61 @@
+"""What the records of a few bins said in committed nights, read from the results without holding them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs import storage
+from jobs.counting.plans import read_night
+from jobs.stages.publish import partition_uri
+
+
+@dataclass(frozen=True)
+class NightRecord:
+    """The record of one bin as one night's audit saw it."""
+
+    expected_qty: int
+    expected_as_of: datetime | None
+
+
+def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[str, str], NightRecord]:
+    """(night, bin_id) -> record, for the bins asked of each committed night; bins a night doesn't know are absent.
+
+    Reads three columns of that night's results, one row group at a time, without those that can't hold the bins.
+    """
+    return {
+        (night, bin_id): record
+        for night, bin_ids in wanted.items()
+        if bin_ids
+        for bin_id, record in _find_in_night(output_uri, night, sorted(bin_ids))
+    }
+
+
+def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:
+    values = pa.array(bin_ids, pa.string())
+    prefix = f"part-{read_night(output_uri, night).run_id}-"
+    for part in storage.list_objects(partition_uri(output_uri, "results", night)):
+        if not part.uri.rsplit("/", 1)[1].startswith(prefix):
+            continue
+        parquet = storage.open_parquet(part.uri)
+        for group in range(parquet.metadata.num_row_groups):
+            if not _may_hold(parquet.metadata.row_group(group), bin_ids):
+                continue
+            rows = parquet.read_row_group(group, columns=["bin_id", "expected_qty", "expected_as_of"])
+            for row in rows.filter(pc.is_in(rows["bin_id"], values)).to_pylist():
+                yield row["bin_id"], NightRecord(row["expected_qty"], row["expected_as_of"])
+
+
+def _may_hold(group: pq.RowGroupMetaData, bin_ids: list[str]) -> bool:
+    columns = (group.column(index) for index in range(group.num_columns))
+    statistics = next(column for column in columns if column.path_in_schema == "bin_id").statistics
+    if statistics is None or not statistics.has_min_max:
+        return True
+    first = bisect_left(bin_ids, statistics.min)
+    return first < len(bin_ids) and bin_ids[first] <= statistics.max

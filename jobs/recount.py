@@ -1,0 +1,112 @@
+"""Takes in counted bins: checks each, adds them to counted/, and says what was learned.
+
+    python -m jobs.recount --output-uri demo/audits --counts-uri counts.csv
+
+    ray job submit --working-dir . -- python -m jobs.recount --output-uri s3://stock/audits \
+        --counts-uri s3://stock/counts/2026-11-23.csv
+
+Writes below --output-uri: one Parquet file in counted/ with the rows taken in (nothing for rows taken in before, so the
+same file twice is harmless), and counted/rejects/<hash>.csv with those that were not. Nothing there is ever changed.
+Exit codes: 0 every row is taken in, 1 some were rejected (the others are taken in), 2 the file can't be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from jobs import storage
+from jobs.command import run_command
+from jobs.config.recount import RecountConfig
+from jobs.counting.belief import Belief, learn_record_model
+from jobs.counting.check import CheckedCounts, check_counts
+from jobs.counting.counted import add_counted
+from jobs.counting.counts_file import read_counts_file, write_rejects
+from jobs.counting.estimates import estimate_window
+from jobs.counting.history import History, read_history
+from jobs.counting.plans import list_nights, read_night
+from jobs.stages.publish import run_uri
+from model.record_model import RecordModel
+from schemas.errors import GateError, InputError
+
+
+def run_recount(config: RecountConfig) -> None:
+    """The whole job. Raises InputError (nothing was taken in) or GateError (some rows were not)."""
+    output_uri = storage.absolute(config.output_uri)
+    nights = list_nights(output_uri)
+    if not nights:
+        raise InputError(f"{output_uri}: expected the output of jobs.audit, found no committed night")
+    try:
+        zone = ZoneInfo(config.time_zone)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise InputError(f"--time-zone: expected a name such as Europe/Berlin, found {config.time_zone!r}") from error
+    rows = read_counts_file(storage.absolute(config.counts_uri))
+    checked = check_counts(output_uri, rows, zone=zone, now=datetime.now(UTC))
+    print(f"rows: {len(rows)}; taken in: {checked.accepted.num_rows}; known already: {checked.num_known}", end="; ")
+    print(f"rejected: {len(checked.rejects)}")
+    if checked.accepted.num_rows:
+        print(f"written: {add_counted(output_uri, checked.accepted)}")
+        history = read_history(output_uri, (date.fromisoformat(nights[-1]) + timedelta(days=1)).isoformat())
+        _tell(history, learn_record_model(history, _class_shares(output_uri, nights[-1])))
+    elif checked.num_known and not checked.rejects:
+        print("nothing new: every count in the file was taken in before")
+    if checked.rejects:
+        raise GateError(_describe_rejects(checked, write_rejects(output_uri, checked.rejects)))
+
+
+def _class_shares(output_uri: str, night: str) -> Sequence[float]:
+    """As the latest night's audit took them."""
+    run = storage.join(run_uri(output_uri, read_night(output_uri, night).run_id), "run.json")
+    return Belief.from_dict(json.loads(storage.read_bytes(run))["belief"]).record_model.class_shares
+
+
+def _tell(history: History, record_model: RecordModel) -> None:
+    """What the next audit will know."""
+    estimates = estimate_window(history)
+    resolved = sum(night.num_random_resolved + night.num_priority_resolved for night in history.nights)
+    print(f"window: {len(history.nights)} nights; resolved: {resolved}; pending: {history.num_pending}")
+    if estimates.error_rate is None:
+        waiting = sum(night.num_random_planned - night.num_random_resolved for night in history.nights)
+        print(f"error rate: no night has 90 % of its random bins resolved yet ({waiting} random bins pending)")
+    else:
+        print(
+            f"error rate: {estimates.error_rate:.1%} (95 %: {estimates.error_rate_low:.1%} to "
+            f"{estimates.error_rate_high:.1%}; {estimates.estimator}, {estimates.num_random_window} random counts, "
+            f"{estimates.window_nights} nights)"
+        )
+    if estimates.list_precision_window is not None:
+        print(
+            f"priority lists: {estimates.list_precision_window:.1%} of {estimates.num_priority_window} counted records "
+            "were wrong"
+        )
+    sizes = ", ".join(
+        f"{name} {share:.0%}"
+        for name, share in zip(("-1", "+1", "-2", "+2", "further"), record_model.sizes, strict=True)
+    )
+    state = "assumed" if record_model.assumed else "learned"
+    print(
+        f"record model ({state}): {record_model.error_rate:.1%} wrong; {sizes}; "
+        f"stock moved rather than record mistaken: {record_model.recorded_to_true_weight:.0%}"
+    )
+
+
+def _describe_rejects(checked: CheckedCounts, uri: str) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in checked.reasons.most_common())
+    row, _, detail = min(checked.rejects, key=lambda reject: reject[0].number)
+    return f"{len(checked.rejects)} rows were not taken in ({reasons}); all in {uri}\n  row {row.number}: {detail}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(
+        RecountConfig,
+        run_recount,
+        job="recount",
+        description="Takes in counted bins, checks each, and says what was learned from them.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import csv
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import storage
+from jobs.counting.counted import read_counted
+from jobs.counting.history import read_history
+from jobs.recount import main
+from schemas.recount import COUNTED_SCHEMA
+from tests.planned_night import commit_night, plan_row, priority_row, write_run
+
+NIGHT = "2026-03-02"
+HEADER = "bin_id,audit_date,counted_qty,counted_at,counter_id,confirmed,reason_code"
+
+
+def at(hour: int, day: int = 3) -> datetime:
+    return datetime(2026, 3, day, hour, tzinfo=UTC)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    """One committed night: bins a to d to count, z not in the plan."""
+    uri = str(tmp_path / "audits")
+    commit_night(uri, NIGHT, [plan_row(name) for name in "abc"] + [priority_row("d", 1)], other_bins=[plan_row("z")])
+    return uri
+
+
+def take_in(
+    output: str, *lines: str, header: str = HEADER, name: str = "counts.csv", flags: tuple[str, ...] = ()
+) -> int:
+    uri = storage.join(output, "..", name) if not storage.is_s3(output) else storage.join(output, name)
+    storage.write_bytes(storage.absolute(uri), "\n".join([header, *lines, ""]).encode())
+    return main(["--output-uri", output, "--counts-uri", uri, *flags])
+
+
+def rejects(output: str) -> list[dict[str, str]]:
+    (entry,) = storage.list_objects(storage.join(output, "counted", "rejects"))
+    return list(csv.DictReader(io.StringIO(storage.read_bytes(entry.uri).decode())))
+
+
+def test_a_count_is_kept_with_what_the_plan_knew(output: str) -> None:
+    assert take_in(output, f"d,{NIGHT},1,2026-03-03T08:00Z,kim,true,theft") == 0
+    table = read_counted(output)
+    assert table.schema.equals(COUNTED_SCHEMA, check_metadata=True)
+    (row,) = table.to_pylist()
+    assert row == {
+        **row,
+        "bin_id": "d",
+        "audit_date": NIGHT,
+        "counted_qty": 1,
+        "counted_at": at(8),
+        "counter_id": "kim",
+        "confirmed": True,
+        "reason_code": "theft",
+        "run_id": f"{NIGHT}-aaaaaaaaaaaa",
+        "expected_qty": 3,
+        "recount": "priority",
+        "inclusion_probability": 1.0,
+        "rank": 1,
+        "bundle_id": "bundle-one",
+        "camera_qty": 3,
+    }
+    assert len(row["probabilities"]) == 7
+
+
+def test_the_same_file_twice_adds_nothing(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"a,{NIGHT},3,2026-03-03T08:00Z,,,", f"b,{NIGHT},2,2026-03-03T08:05Z,,,"]
+    assert take_in(output, *lines) == 0
+    before = {entry.uri: storage.read_bytes(entry.uri) for entry in storage.list_objects(output + "/counted")}
+    capsys.readouterr()
+    assert take_in(output, *reversed(lines), name="again.csv") == 0
+    assert "taken in before" in capsys.readouterr().out
+    assert {entry.uri: storage.read_bytes(entry.uri) for entry in storage.list_objects(output + "/counted")} == before
+
+
+def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
+    first = f"a,{NIGHT},3,2026-03-03T08:00Z,,,"
+    assert take_in(output, first) == 0
+    assert take_in(output, first, f"b,{NIGHT},3,2026-03-03T09:00Z,,,") == 0
+    assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("nowhere,2026-03-02,3,2026-03-03T08:00Z,,,", "unknown_bin"),
+        ("z,2026-03-02,3,2026-03-03T08:00Z,,,", "not_planned"),
+        ("a,2026-03-01,3,2026-03-03T08:00Z,,,", "unknown_night"),
+        ("a,../../runs,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,03/02/2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,2026-03-02,3,yesterday,,,", "bad_date"),
+        ("a,2026-03-02,3,0001-01-01T00:00+14:00,,,", "bad_date"),
+        ("a,2026-03-02,3,,,,", "missing_value"),
+        ("a,2026-03-02,,2026-03-03T08:00Z,,,", "missing_value"),
+        ("a,2026-03-02,-1,2026-03-03T08:00Z,,,", "negative_quantity"),
+        ("a,2026-03-02,2.5,2026-03-03T08:00Z,,,", "bad_quantity"),
+        ("a,2026-03-02,many,2026-03-03T08:00Z,,,", "bad_quantity"),
+        ("a,2026-03-02,3000000000,2026-03-03T08:00Z,,,", "bad_quantity"),
+        ("a,2026-03-02,3,2026-03-03T08:00Z,,perhaps,", "bad_flag"),
+        ("a,2026-03-02,3,2026-02-28T08:00Z,,,", "before_night"),
+        ("a,2026-03-02,3,2999-01-01T08:00Z,,,", "in_future"),
+        ("a,2026-03-02,3,2026-03-03T08:00Z", "malformed_row"),
+        ("b,2026-03-02,3,2026-03-03T09:00Z,,,", "counted_twice"),
+        ("b,2026-03-02,2,2026-03-03T10:00Z,,,", "counted_twice"),
+    ],
+)
+def test_a_bad_row_is_rejected_with_its_reason_and_the_good_ones_are_taken_in(
+    output: str, line: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert take_in(output, f"b,{NIGHT},3,2026-03-03T09:00Z,,,", line) == 1
+    (found,) = rejects(output)
+    assert (found["row"], found["reason"], found["bin_id"]) == ("3", reason, line.split(",")[0])
+    assert found["detail"]
+    assert read_counted(output)["bin_id"].to_pylist() == ["b"]
+    assert f"1 {reason}" in capsys.readouterr().err
+
+
+def test_a_rejected_row_is_reported_again_until_it_can_be_taken_in(output: str) -> None:
+    line = "a,2026-03-04,3,2026-03-05T08:00Z,,,"
+    assert take_in(output, line) == 1
+    assert take_in(output, line) == 1
+    commit_night(output, "2026-03-04", [plan_row("a")])
+    assert take_in(output, line) == 0
+
+
+def test_one_message_names_all_problems_of_the_columns(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take_in(output, "a,3,1,1", header="bin,counted_qty,counter_id,counter_id") == 2
+    message = capsys.readouterr().err
+    for part in ("column bin_id", "column audit_date", "column counted_at", "column counter_id: expected once"):
+        assert part in message
+    assert list(storage.list_objects(output + "/counted")) == []
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00b", b"PAR1 and no more", HEADER.encode(), b'bin_id,"au'])
+def test_a_file_that_is_no_list_of_counts_is_refused(output: str, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "counts").write_bytes(data)
+    assert main(["--output-uri", output, "--counts-uri", str(tmp_path / "counts")]) == 2
+
+
+def test_without_a_committed_night_there_is_nothing_to_count_for(tmp_path: Path) -> None:
+    write_run(str(tmp_path / "audits"), f"{NIGHT}-bbbbbbbbbbbb", [plan_row("a")])
+    assert take_in(str(tmp_path / "audits"), f"a,{NIGHT},3,2026-03-03T08:00Z,,,") == 2
+
+
+def test_plans_of_replaced_runs_still_count_and_those_never_committed_do_not(output: str) -> None:
+    write_run(output, f"{NIGHT}-cccccccccccc", [plan_row("never")])
+    commit_night(output, NIGHT, [plan_row("e")], run="bbbbbbbbbbbb", marked=False)  # it died right after its commit
+    lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,,," for name in ("a", "e", "never")]
+    assert take_in(output, *lines) == 1
+    runs = dict(zip(*(read_counted(output)[name].to_pylist() for name in ("bin_id", "run_id")), strict=True))
+    assert runs == {"a": f"{NIGHT}-aaaaaaaaaaaa", "e": f"{NIGHT}-bbbbbbbbbbbb"}
+    assert [found["bin_id"] for found in rejects(output)] == ["never"]
+
+
+def test_a_count_after_the_record_changed_is_rejected(output: str) -> None:
+    changed = [plan_row("a", 3), plan_row("b", 5), plan_row("c", 5, expected_as_of=at(20))]
+    commit_night(output, "2026-03-03", [], other_bins=changed)
+    lines = [f"{name},{NIGHT},3,2026-03-04T08:00Z,,," for name in "abc"]
+    assert take_in(output, *lines) == 1
+    assert [(found["bin_id"], found["reason"]) for found in rejects(output)] == [
+        ("b", "record_changed"),
+        ("c", "record_changed"),
+    ]
+    assert "from 3 to 5" in rejects(output)[0]["detail"]
+
+
+def test_a_count_before_the_record_changed_stands(output: str) -> None:
+    changed = [plan_row("b", 5), plan_row("c", 5, expected_as_of=at(20))]
+    commit_night(output, "2026-03-03", [], other_bins=changed)
+    assert take_in(output, *(f"{name},{NIGHT},3,2026-03-03T19:00Z,,," for name in "bc")) == 0
+
+
+def test_a_count_made_before_the_record_was_read_says_nothing_about_it(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row("a", expected_as_of=at(23, day=2))])
+    assert take_in(output, f"a,{NIGHT},3,2026-03-02T22:00Z,,,") == 1
+    assert rejects(output)[0]["reason"] == "before_night"
+
+
+def test_a_mismatch_is_pending_until_a_second_count_agrees(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,") == 0
+    assert "resolved: 0; pending: 4" in capsys.readouterr().out
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T09:00Z,lee,,", name="second.csv") == 0
+    assert "resolved: 1; pending: 3" in capsys.readouterr().out
+
+
+def test_one_count_taken_twice_does_not_confirm_itself(output: str) -> None:
+    line = f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,"
+    assert take_in(output, line, line) == 1
+    assert rejects(output)[0]["reason"] == "counted_twice"
+    (night,) = read_history(output, "2026-03-03").nights
+    assert night.num_random_resolved == 0
+
+
+def test_a_count_may_come_again_once_it_is_confirmed(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,") == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,true,") == 0
+    history = read_history(output, "2026-03-03")
+    assert history.nights[0].num_random_resolved == 1
+    assert history.last_counts.loc["a", "num_counted"] == 1
+
+
+def test_what_was_learned_is_told(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T08:00Z,,,") == 0
+    told = capsys.readouterr().out
+    assert "no night has 90 %" in told and "record model (assumed)" in told
+    assert take_in(output, *(f"{name},{NIGHT},3,2026-03-03T08:00Z,,," for name in "abc")) == 0
+    told = capsys.readouterr().out
+    assert "error rate: 0.0% (95 %" in told and "record model (learned)" in told
+
+
+def test_times_without_an_offset_are_in_the_given_zone(output: str) -> None:
+    assert (
+        take_in(
+            output,
+            f"a;{NIGHT};3;2026-03-03 08:00;;;",
+            header=HEADER.replace(",", ";"),
+            flags=("--time-zone", "Asia/Tokyo"),
+        )
+        == 0
+    )
+    assert read_counted(output)["counted_at"].to_pylist() == [at(23, day=2)]
+    assert take_in(output, f"b,{NIGHT},3,2026-03-03 08:00,,,", flags=("--time-zone", "Nowhere/Land")) == 2
+
+
+def test_parquet_says_the_same_as_csv(output: str, tmp_path: Path) -> None:
+    counts = pa.table(
+        {
+            "bin_id": pa.array(["a", "b", "c"]).dictionary_encode(),
+            "audit_date": pa.array([datetime(2026, 3, 2).date()] * 3),
+            "counted_qty": pa.array([3.0, float("nan"), 2.5]),
+            "counted_at": pa.array([at(8)] * 3, pa.timestamp("ns", "Europe/Berlin")),
+            "confirmed": pa.array([None, True, False]),
+            "anything": pa.array([[1], [2], [3]]),
+        }
+    )
+    pq.write_table(counts, tmp_path / "counts.parquet")
+    assert main(["--output-uri", output, "--counts-uri", str(tmp_path / "counts.parquet")]) == 1
+    (row,) = read_counted(output).to_pylist()
+    assert (row["bin_id"], row["counted_qty"], row["counted_at"]) == ("a", 3, at(8))
+    assert [(found["row"], found["reason"]) for found in rejects(output)] == [
+        ("2", "missing_value"),
+        ("3", "bad_quantity"),
+    ]
+
+
+def test_no_reject_is_a_formula_to_a_spreadsheet(output: str) -> None:
+    assert take_in(output, f'"=HYPERLINK(""http://x"")",{NIGHT},+1+1,2026-03-03T08:00Z,@kim,,') == 1
+    (found,) = rejects(output)
+    assert found["bin_id"] == """'=HYPERLINK("http://x")"""
+    assert found["counted_qty"] == "'+1+1" and found["counter_id"] == "'@kim"
+
+
+def test_a_list_whose_cells_were_quoted_for_a_spreadsheet_comes_back(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row("=A1")])
+    assert take_in(output, f"'=A1,{NIGHT},3,2026-03-03T08:00Z,,,") == 0
+
+
+@pytest.mark.s3
+def test_counts_come_in_on_s3_as_they_do_locally(bucket: str) -> None:
+    output = f"{bucket}/audits"
+    commit_night(output, NIGHT, [plan_row(name) for name in "abc"], other_bins=[plan_row("z")])
+    commit_night(output, NIGHT, [plan_row("e")], run="bbbbbbbbbbbb", other_bins=[plan_row("z")])
+    lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,,," for name in "aez"]
+    assert take_in(output, *lines) == 1
+    assert take_in(output, *lines) == 1
+    assert read_counted(output)["bin_id"].to_pylist() == ["a", "e"]
+    assert rejects(output)[0]["reason"] == "not_planned"
+    history = read_history(output, "2026-03-03")
+    assert [night.num_random_resolved for night in history.nights] == [1]
+    assert [night.num_random_resolved for night in history.replaced] == [1]

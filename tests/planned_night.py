@@ -1,0 +1,142 @@
+"""Committed nights in the layout of jobs.audit, small and written by hand: plan, run, marker, summary, results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from jobs import storage
+from jobs.counting.estimates import Estimates
+from model.record_model import assume_record_model
+from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
+from schemas.recount import PLANNED_SCHEMA
+from schemas.results import RESULTS_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
+
+TOP_CLASS = 6
+BUNDLE_ID = "bundle-one"
+
+
+def plan_row(bin_id: str, expected_qty: int = 3, **values: Any) -> dict[str, Any]:
+    """A planned recount: random, drawn with probability 0.1, camera and record in agreement."""
+    peak = min(expected_qty, TOP_CLASS)
+    probabilities = [0.4 if qty == peak else 0.1 for qty in range(TOP_CLASS + 1)]
+    return {
+        "bin_id": bin_id,
+        "recount": "random",
+        "rank": None,
+        "inclusion_probability": 0.1,
+        "zone": None,
+        "expected_qty": expected_qty,
+        "expected_as_of": None,
+        "probabilities": probabilities,
+        "p_record_wrong": 0.05,
+        "expected_variance_qty": 0.0,
+        "expected_abs_variance_qty": 0.1,
+        "unit_value": None,
+        "bundle_id": BUNDLE_ID,
+        "camera_qty": peak,
+        "reason": None,
+        **values,
+    }
+
+
+def priority_row(bin_id: str, rank: int, expected_qty: int = 3, **values: Any) -> dict[str, Any]:
+    listed = {"recount": "priority", "rank": rank, "inclusion_probability": 1.0, "p_record_wrong": 0.6}
+    return plan_row(bin_id, expected_qty, **{**listed, **values})
+
+
+def write_run(output_uri: str, run_id: str, plan: Sequence[dict[str, Any]], objective: str = "probability") -> None:
+    """A run's private folder as it stands right before its commit."""
+    private = storage.join(output_uri, "runs", run_id)
+    storage.write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
+    belief = {
+        "state": "assumed",
+        "record_model": assume_record_model([1.0] * (TOP_CLASS + 1)).to_dict(),
+        "noise_rate": 0.02,
+        "bundle_id": BUNDLE_ID,
+        "calibration_id": "0" * 12,
+        "reference": None,
+        "estimates": dict.fromkeys(Estimates.__dataclass_fields__),
+    }
+    facts = {"run_id": run_id, "config": {"objective": objective}, "belief": belief}
+    storage.write_bytes(storage.join(private, "run.json"), json.dumps(facts).encode())
+
+
+def mark_run(output_uri: str, run_id: str) -> None:
+    storage.write_bytes(storage.join(output_uri, "runs", run_id, "committed"), b"")
+
+
+def commit_night(
+    output_uri: str,
+    audit_date: str,
+    plan: Sequence[dict[str, Any]],
+    *,
+    other_bins: Sequence[dict[str, Any]] = (),
+    num_assessed: int = 0,
+    run: str = "aaaaaaaaaaaa",
+    marked: bool = True,
+    objective: str = "probability",
+) -> str:
+    """Commits the night by a run named `<audit_date>-<run>`; an earlier run of the night is replaced. `other_bins` are
+    rows of bins that the plan left alone. Returns the run_id."""
+    run_id = f"{audit_date}-{run}"
+    rows = [*plan, *other_bins]
+    write_run(output_uri, run_id, plan, objective)
+    results_uri = storage.join(output_uri, "results", f"audit_date={audit_date}")
+    storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
+    storage.write_table(
+        storage.join(results_uri, f"part-{run_id}-00000.parquet"), _results(rows, run_id), row_group_size=3
+    )
+    totals: dict[str, Any] = {
+        "audit_date": audit_date,
+        "run_id": run_id,
+        "scope": "all",
+        "num_assessed": num_assessed or len(rows),
+        "expected_wrong": sum(row["p_record_wrong"] for row in rows),
+        "net_variance_predicted": sum(row["expected_variance_qty"] for row in rows),
+    }
+    summary = [totals, {**totals, "scope": "zone", "scope_value": "Z", "num_assessed": 1}]
+    uri = storage.join(output_uri, "summary", f"audit_date={audit_date}", "summary.parquet")
+    storage.write_table(uri, _with_defaults(summary, SUMMARY_SCHEMA))
+    if marked:
+        mark_run(output_uri, run_id)
+    return run_id
+
+
+def bundle_info(bundle_id: str = BUNDLE_ID) -> BundleInfo:
+    size = TOP_CLASS + 1
+    return BundleInfo(
+        bundle_id=bundle_id,
+        architecture="resnet18",
+        top_class=TOP_CLASS,
+        classes=class_names(TOP_CLASS),
+        preprocessing=Preprocessing(image_size=64),
+        calibration=Calibration(
+            method="none",
+            weight=[[float(row == column) for column in range(size)] for row in range(size)],
+            bias=[0.0] * size,
+        ),
+        prediction_set_threshold=0.9,
+        num_calibration=1000,
+        record_outside_set_share=0.1,
+        label_histogram=[100] * size,
+        weights_sha256="0" * 64,
+    )
+
+
+def _results(rows: Sequence[dict[str, Any]], run_id: str) -> pa.Table:
+    facts = [
+        {**{name: row[name] for name in RESULTS_SCHEMA.names if name in row}, "run_id": run_id, "skus": []}
+        for row in rows
+    ]
+    return _with_defaults(facts, RESULTS_SCHEMA)
+
+
+def _with_defaults(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Required columns that a test says nothing about are 0 or empty."""
+    defaults = {field.name: "" if pa.types.is_string(field.type) else 0 for field in schema if not field.nullable}
+    return pa.Table.from_pylist([{**defaults, **row} for row in rows], schema=schema)
