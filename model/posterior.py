@@ -192,8 +192,9 @@ def fit_noise_rate(
     weight = scale_to_effective_size(weights)
     rows, true = np.arange(len(counted)), np.minimum(counted, record_model.top_class)
     log_chance = np.empty(len(_NOISE_GRID))
+    table = record_model.table()
     for place, rate in enumerate(_NOISE_GRID):
-        assessor = build_assessor(label_histogram, float(rate), record_model)
+        assessor = Assessor(*label_noise(label_histogram, float(rate), record_model), table)
         log_chance[place] = np.log(assessor.posterior(probabilities, expected_qty)[rows, true]) @ weight
     log_chance -= 0.5 * (_NOISE_GRID / (_NOISE_SPREAD * assumed_rate)) ** 2
     chance = np.exp(log_chance - log_chance.max())

@@ -1,7 +1,7 @@
 """The recount plan: which bins a person counts next.
 
 The random bins are drawn first, from all assessed bins, and feed every estimate; the priority bins are the best
-of the rest by the objective. Randomness is a keyed hash of (seed, night, bin_id): the same on every machine,
+of the rest by the objective. Randomness is a hash of (seed, night, bin_id): the same on every machine,
 for any order and any number of shards. Both lists are top-K reductions: `best_candidates` per shard,
 `merge_candidates` over shards, `plan_recounts` once, and `RecountPlan.locate` per shard in the second pass.
 
@@ -65,17 +65,11 @@ class RecountPlan:
 
 
 def draw_keys(bin_id: Iterable[str], seed: int, night: str) -> NDArray[np.uint64]:
-    """Uniform 64-bit keys (m,) of the bins: BLAKE2b keyed with seed and night. Sampling without replacement is
+    """Uniform 64-bit keys (m,) of the bins: BLAKE2b of seed, night and bin_id. Sampling without replacement is
     taking the smallest keys (permanent random numbers; Ohlsson 1995)."""
-    secret = hashlib.blake2b(f"{seed}\n{night}".encode(), digest_size=32).digest()
-    seeded = hashlib.blake2b(key=secret, digest_size=8)
-
-    def digest(name: str) -> bytes:
-        state = seeded.copy()
-        state.update(name.encode())
-        return state.digest()
-
-    return np.frombuffer(b"".join(map(digest, bin_id)), dtype=">u8").astype(np.uint64)
+    prefix = f"{seed}\n{night}\n".encode()
+    digests = [hashlib.blake2b(prefix + name.encode(), digest_size=8).digest() for name in bin_id]
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
 def best_candidates(bin_id: Sequence[str], key: NDArray[np.uint64], score: ArrayLike, size: int) -> Candidates:
