@@ -1,0 +1,109 @@
+"""Generates bin photos that look like ABID's, records in its shape, a share of them wrong, and the truth beside them.
+
+    python -m jobs.sample --output-uri demo/night --num-bins 400 --seed 2 --record-error-rate 0.05
+
+    ray job submit --working-dir . -- python -m jobs.sample --output-uri s3://stock/sample --num-bins 100000 --seed 2
+
+Writes below --output-uri: bin-images/NNNNN.jpg, metadata/NNNNN.json, truth.parquet (bin_id, true_qty: what is really
+there) and sample.json (the settings). The same command again writes the same files, so that one cut short is completed
+by it; into a folder that holds anything else it refuses to write. For demonstrations and tests: no figure measured on
+it says anything about real bins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from jobs import storage
+from jobs.cluster import connect
+from jobs.command import run_command
+from jobs.config.sample import SampleConfig
+from jobs.sampling.dump import name_bin, write_all_bins
+from jobs.stages.run import provenance
+from schemas.errors import InputError
+
+logger = logging.getLogger("jobs.sample")
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def run_sample(config: SampleConfig) -> None:
+    """The whole job. Raises InputError where the output holds something else or can't be written."""
+    output_uri = storage.absolute(config.output_uri)
+    settings = config.model_dump(mode="json", exclude={"output_uri"})
+    _claim_output(output_uri, settings)
+    started = said = time.monotonic()
+    # One byte a bin: all that the driver keeps.
+    true_qty = np.zeros(config.num_bins, np.int8)
+    num_done = num_wrong = 0
+    with connect():
+        for first, quantities, wrong in write_all_bins(
+            output_uri, config.num_bins, config.seed, config.record_error_rate
+        ):
+            true_qty[first - 1 : first - 1 + len(quantities)] = quantities
+            num_done += len(quantities)
+            num_wrong += wrong
+            now = time.monotonic()
+            if now - said > SECONDS_BETWEEN_LINES:
+                said = now
+                rate = num_done / (now - started)
+                left = (config.num_bins - num_done) / rate
+                logger.info(
+                    "%s of %s bins, %.0f photos/s, %.0f s left", f"{num_done:,}", f"{config.num_bins:,}", rate, left
+                )
+    truth = pa.table(
+        {
+            "bin_id": pa.array((name_bin(number) for number in range(1, config.num_bins + 1)), pa.string()),
+            "true_qty": pa.array(true_qty, pa.int32()),
+        }
+    )
+    storage.write_table(storage.join(output_uri, "truth.parquet"), truth)
+    seconds = time.monotonic() - started
+    print(
+        f"{config.num_bins:,} photos and records written to {output_uri} in {seconds:.0f} s "
+        f"({config.num_bins / seconds:.0f} photos/s); {num_wrong:,} records are wrong, truth.parquet says which"
+    )
+
+
+def _claim_output(output_uri: str, settings: dict) -> None:
+    """Writes the settings into an empty output. Raises InputError where another sample or anything else is."""
+    settings_uri = storage.join(output_uri, "sample.json")
+    try:
+        found = json.loads(storage.read_bytes(settings_uri))["settings"]
+    except FileNotFoundError:
+        other = next(storage.list_objects(output_uri), None)
+        if other is not None:
+            raise InputError(
+                f"{output_uri}: expected an empty place for the sample, found {other.uri}; choose another --output-uri"
+            ) from None
+        document = {"settings": settings, **provenance()}
+        storage.write_bytes(settings_uri, json.dumps(document, indent=2).encode())
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{settings_uri}: expected the settings of a sample, found something else; choose another --output-uri"
+        ) from error
+    if found != settings:
+        raise InputError(
+            f"{output_uri}: holds a sample of {found}, asked for {settings}; choose another --output-uri or delete it"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(
+        SampleConfig,
+        run_sample,
+        job="sample",
+        description="Generates bin photos in ABID's layout, their records, and the truth beside them.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
