@@ -62,9 +62,9 @@ def run_audit(config: AuditConfig) -> None:
             progress = _score(tonight)
             night, decisions = _conclude(tonight, belief, history)
             seconds = time.monotonic() - started
-            summary = summarize(
-                night, _common(tonight, belief, decisions), _estimates(tonight, belief, decisions, progress, seconds)
-            )
+            facts = _facts_of_night(tonight, belief, decisions)
+            estimates = _estimates(tonight, belief, decisions, progress, seconds)
+            summary = summarize(night, facts, estimates)
             publish_night(
                 night,
                 summary,
@@ -176,7 +176,7 @@ def _conclude(tonight: Tonight, belief: Belief, history: History) -> tuple[Night
     return night, decisions
 
 
-def _common(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str, object]:
+def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str, object]:
     """What stands in every row of the summary."""
     return {
         "run_id": tonight.run_id,
@@ -187,7 +187,28 @@ def _common(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str,
         "label_noise_used": belief.noise_rate,
         "alpha": max((alpha for alpha, limit in decisions.thresholds.items() if limit > 0), default=None),
         "drift_alarm": decisions.drift.alarm,
+        # recounts are estimated from for the whole night only
         "estimator": "none",
+        "window_nights": 0,
+        "num_random_window": 0,
+        "num_priority_window": 0,
+        "num_pending_window": 0,
+    }
+
+
+def _estimates(
+    tonight: Tonight, belief: Belief, decisions: Decisions, progress: Progress, seconds: float
+) -> dict[str, object]:
+    """What stands in the summary's row of the whole night only."""
+    price = None
+    if tonight.config.node_price is not None and progress.num_fresh:
+        hours = seconds / 3600 * tonight.resources.num_nodes
+        price = tonight.config.node_price * hours / progress.num_fresh * 1000
+    return {
+        **belief.estimates.summary_columns(),
+        "record_outside_set_share": decisions.drift.record_outside_set_share,
+        "images_per_second": progress.images_per_second(),
+        "price_per_1000_images": price,
     }
 
 

@@ -128,7 +128,7 @@ async def _fetch_all(uris: list[str], etags: list[str | None], plan: FetchPlan) 
 
     async def fetch(uri: str, etag: str | None) -> Photo:
         async with slots:
-            found = await _fetch(uri, etag, plan)
+            found = await fetch_bytes(uri, etag, plan)
             if isinstance(found, Photo):
                 return found
             # decoded while the other requests are under way
@@ -137,7 +137,8 @@ async def _fetch_all(uris: list[str], etags: list[str | None], plan: FetchPlan) 
     return list(await asyncio.gather(*(fetch(uri, etag) for uri, etag in zip(uris, etags, strict=True))))
 
 
-async def _fetch(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
+async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
+    """The whole object, or what became of it instead."""
     if not is_allowed(uri, plan.allowed_roots):
         return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")
     store, key = storage.locate(uri, anonymous=plan.anonymous)
