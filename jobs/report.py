@@ -1,0 +1,104 @@
+"""Writes what planners and analysts get in the morning: one page, the recount lists, the discrepancies.
+
+    python -m jobs.report --output-uri demo/audits --audit-date 2026-11-22 --report-uri demo/report
+
+    ray job submit --working-dir . -- python -m jobs.report --output-uri s3://stock/audits \\
+        --audit-date 2026-11-22 --report-uri s3://stock/reports/2026-11-22
+
+Writes below --report-uri: report.html (one file, no network needed), recount_list.csv and .xlsx (blind, in walk
+order, for the floor), discrepancies.csv and .xlsx (every bin with everything, for the planner), queries.sql (ready
+queries over the views), and report.json (what made it), which is written last. Exit codes: 0 written, 1 could not be
+completed, 2 bad arguments or a night that is not committed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import jobs
+from jobs import storage
+from jobs.command import run_command
+from jobs.config.report import ReportConfig
+from jobs.reporting.discrepancies import write_discrepancies
+from jobs.reporting.history import WINDOW_NIGHTS, find_offenders, keep_promises, latest_counts
+from jobs.reporting.nights import Night, read_counted, read_night, read_nights, read_plan, read_results, read_run
+from jobs.reporting.ordering import rows_by_doubt
+from jobs.reporting.overview import Overview, survey_night
+from jobs.reporting.page import PageParts, render_page
+from jobs.reporting.photos import fetch_thumbnails
+from jobs.reporting.recount_lists import recount_csv, recount_xlsx, walk_order
+
+logger = logging.getLogger("jobs.report")
+
+LAST = "report.json"
+
+
+def write_report(config: ReportConfig) -> None:
+    """Writes all files of a committed night. Raises InputError where it is not committed, naming those that are."""
+    started = time.monotonic()
+    night = read_night(storage.absolute(config.output_uri), config.audit_date.isoformat())
+    overview = survey_night(night)
+    with tempfile.TemporaryDirectory(prefix="report-") as name:
+        folder = Path(name)
+        (folder / "report.html").write_text(_build_page(night, overview), encoding="utf-8")
+        logger.info("page: %.1f s", time.monotonic() - started)
+        places = walk_order(read_plan(night))
+        (folder / "recount_list.csv").write_bytes(recount_csv(places, night.audit_date))
+        (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))
+        rows = rows_by_doubt(read_results(night), overview.histogram)
+        write_discrepancies(rows, folder, night, overview.num_rows)
+        (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
+        facts = {
+            "config": config.model_dump(mode="json"),
+            "audit_date": night.audit_date,
+            "run_id": night.run_id,
+            "bundle_id": night.whole["bundle_id"],
+            "bins": overview.num_rows,
+            "versions": {
+                "python": platform.python_version(),
+                **{library: version(library) for library in ("jinja2", "matplotlib", "pyarrow", "xlsxwriter")},
+            },
+        }
+        (folder / LAST).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        storage.upload_folder(folder, storage.absolute(config.report_uri), last=LAST)
+    logger.info(
+        "night %s: report of %s bins in %s (%.1f s)",
+        night.audit_date,
+        f"{overview.num_rows:,}",
+        config.report_uri,
+        time.monotonic() - started,
+    )
+
+
+def _build_page(night: Night, overview: Overview) -> str:
+    run = read_run(night)
+    listed = overview.top.select(["image_uri", "status"]).to_pylist() if overview.top is not None else []
+    anonymous = bool(run.get("config", {}).get("anonymous", False))
+    nights = read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS)
+    counts = latest_counts(read_counted(nights))
+    return render_page(
+        PageParts(
+            night=night,
+            run=run,
+            overview=overview,
+            thumbnails=fetch_thumbnails(listed, anonymous=anonymous),
+            nights=nights,
+            promises=keep_promises(nights, counts),
+            offenders=find_offenders(nights, counts),
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(ReportConfig, write_report, job="report", description="Writes a committed night's page, recount lists and discrepancies.", argv=argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,187 @@
+"""The planner's page: one HTML file that needs no network, built from a night and the nights before it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from jobs.reporting import pictures
+from jobs.reporting.history import Promise
+from jobs.reporting.nights import Night
+from jobs.reporting.overview import TOP_ROWS, Overview
+from jobs.reporting.photos import Thumbnail
+from jobs.reporting.texts import script_json, shorten, visible_text
+
+MAX_LINES = 8
+MAX_TEXT = 160
+"""Lines of a mixed bin, and characters of a name, that the page shows; the tables have them whole."""
+
+LOW_COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class PageParts:
+    """Everything that the page is made of."""
+
+    night: Night
+    run: dict[str, Any]
+    overview: Overview
+    thumbnails: list[Thumbnail]
+    nights: list[Night]
+    promises: list[Promise]
+    offenders: pd.DataFrame
+
+
+def render_page(parts: PageParts) -> str:
+    """The page as HTML text. What comes from records is escaped: by Jinja2 in the HTML, by JSON in the list's data,
+    and a content security policy names the one script that may run."""
+    environment = Environment(
+        loader=PackageLoader("jobs", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(share=share, number=number, plain=plain, reason=reason_words)
+    script, style = _source(environment, "report.js"), _source(environment, "report.css")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    whole = parts.night.whole
+    trend = [{**night.whole, "audit_date": night.audit_date} for night in parts.nights]
+    zones = sorted(parts.night.scopes("zone"), key=lambda row: -(row["value_at_risk"] or 0))
+    return environment.get_template("report.html").render(
+        night=parts.night,
+        whole=whole,
+        claims_assumed=whole["record_model"] == "assumed",
+        worries=list_worries(whole, parts.overview),
+        list_value=money(parts.overview.list_value),
+        overview=parts.overview,
+        top_rows=TOP_ROWS,
+        trend=trend,
+        zones=zones,
+        promises=parts.promises,
+        offenders=parts.offenders.to_dict("records"),
+        settings=flatten_settings(parts.run),
+        pictures={
+            "accuracy": pictures.accuracy_picture(trend),
+            "precision": pictures.precision_picture(parts.promises),
+            "value": pictures.value_picture(parts.promises),
+            "drift": pictures.drift_picture(trend),
+            "zones": pictures.zone_picture(zones),
+        },
+        data=script_json(list_rows(parts.overview, parts.thumbnails)),
+        script=Markup(script),  # noqa: S704 - our own file
+        style=Markup(style),  # noqa: S704 - our own file
+        script_hash=script_hash,
+    )
+
+
+def list_rows(overview: Overview, thumbnails: Sequence[Thumbnail]) -> list[dict[str, Any]]:
+    """The listed bins as the page's script reads them."""
+    rows = overview.top.to_pylist() if overview.top is not None else []
+    return [_list_row(row, thumbnail) for row, thumbnail in zip(rows, thumbnails, strict=True)]
+
+
+def _list_row(row: dict[str, Any], thumbnail: Thumbnail) -> dict[str, Any]:
+    lines = [[line["quantity"], plain(line["sku"]), plain(line["name"])] for line in row["skus"][:MAX_LINES]]
+    short, over = row["p_short"], row["p_over"]
+    return {
+        "rank": row["rank"],
+        "bin": visible_text(row["bin_id"]),
+        "zone": plain(row["zone"]),
+        "abc": plain(row["abc_class"]),
+        "sku": plain(row["sku"]),
+        "lines": lines,
+        "moreLines": len(row["skus"]) - len(lines),
+        "expected": row["expected_qty"],
+        "camera": row["camera_qty"],
+        "cameraTop": bool(row["camera_is_top_class"]),
+        "low": row["qty_low"],
+        "high": row["qty_high"],
+        "likely": row["likely_qty"],
+        "probabilities": [round(value, 4) for value in row["probabilities"] or []],
+        "wrong": _rounded(row["p_record_wrong"]),
+        "short": _rounded(short),
+        "over": _rounded(over),
+        "direction": None if short is None or over is None else "short" if short >= over else "over",
+        "risk": None if row["value_at_risk"] is None else round(row["value_at_risk"], 2),
+        "currency": row["currency"],
+        "verdict": row["verdict"],
+        "reason": row["reason"],
+        "recount": row["recount"],
+        "certifiedAt": _rounded(row["certified_at"]),
+        "counted": None
+        if row["last_counted_at"] is None
+        else f"{row['last_counted_qty']} on {row['last_counted_at']:%Y-%m-%d}",
+        "uri": shorten(visible_text(row["image_uri"]), 300),
+        "photo": thumbnail.source,
+        "problem": plain(thumbnail.problem),
+    }
+
+
+def list_worries(whole: dict[str, Any], overview: Overview) -> list[str]:
+    """What to look at before trusting the night; empty for a sound one."""
+    worries = []
+    if whole["drift_alarm"]:
+        worries.append("Drift alarm: camera or records have changed. The ranking stands, certificates are suspended.")
+    if whole["coverage"] is not None and whole["coverage"] < LOW_COVERAGE:
+        worries.append(f"Only {share(whole['coverage'])} of the bins were assessed.")
+    failed = whole["num_bins"] - whole["num_scored"]
+    if failed > (1 - LOW_COVERAGE) * whole["num_bins"]:
+        worries.append(f"{number(failed)} photos could not be scored.")
+    if overview.num_rows != whole["num_bins"]:
+        worries.append(f"The results hold {number(overview.num_rows)} bins, the summary {number(whole['num_bins'])}.")
+    return worries
+
+
+def flatten_settings(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """`run.json` as (dotted name, value); long lists and texts are cut."""
+    found: list[tuple[str, str]] = []
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{name}.{key}" if name else str(key), inner)
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            found.append((name, shorten(visible_text(text), 200) or ""))
+
+    walk("", run)
+    return found
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def money(values: dict[str, float]) -> str | None:
+    """`EUR 1,722`; several currencies are never added up."""
+    if not values:
+        return None
+    return " + ".join(f"{currency} {value:,.0f}".strip() for currency, value in sorted(values.items()))
+
+
+def plain(text: str | None) -> str | None:
+    """Text from a record as the page shows it: control characters visible, cut at MAX_TEXT."""
+    return None if text is None else shorten(visible_text(text), MAX_TEXT)
+
+
+def reason_words(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _source(environment: Environment, name: str) -> str:
+    if environment.loader is None:
+        raise RuntimeError("the templates have no loader")
+    return environment.loader.get_source(environment, name)[0]
