@@ -74,7 +74,7 @@ def stage_shards(
         fn_kwargs={"folder_uri": folder_uri, "plan": plan},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=resources.num_fetchers),
+        compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
         num_cpus=resources.fetcher_cpus,
     )
     scored = score_shards(fetched, bundle_uri=bundle_uri, bundle_id=bundle_id, precision=precision, resources=resources)

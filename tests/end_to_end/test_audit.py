@@ -1,0 +1,189 @@
+"""The nightly audit as a user runs it, on a real cluster, from a real S3 server or from folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import duckdb
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import audit, storage
+from schemas.results import RESULTS_SCHEMA
+from tests.dump import NIGHT, photo, write_bundle, write_night
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+PLACES = ["local", pytest.param("s3", marks=pytest.mark.s3)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket")
+
+
+def _audit(manifest: str, bundle: str, output: str, *flags: str) -> int:
+    return audit.main(["--manifest-uri", manifest, "--bundle-uri", bundle, "--output-uri", output, *flags])
+
+
+def _read(output: str, table: str = "results") -> pa.Table:
+    """All committed rows of a table, as `views.sql` defines them, sorted by bin."""
+    parts = [storage.read_table(entry.uri) for entry in storage.list_objects(f"{output}/{table}")]
+    summary = storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")
+    rows = pa.concat_tables(parts)
+    return rows.filter(pa.compute.equal(rows["run_id"], summary["run_id"][0])).sort_by("bin_id")
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> None:
+    manifest = write_night(place, 300)
+    storage.delete([f"{place}/bin-images/00007.jpg"])
+    storage.write_bytes(f"{place}/bin-images/00008.jpg", b"")
+    storage.write_bytes(f"{place}/bin-images/00009.jpg", photo(3, 3)[:-300])
+    assert _audit(manifest, bundle, f"{place}/audits", "--recount-budget", "40") == 0
+    results = _read(f"{place}/audits")
+    assert results.schema.equals(RESULTS_SCHEMA)
+    assert results["bin_id"].to_pylist() == [f"{number:05d}" for number in range(300)]
+    failed = {row["bin_id"]: row for row in results.to_pylist() if row["status"] != "scored"}
+    assert {bin_id: row["status"] for bin_id, row in failed.items()} == {
+        "00007": "missing_image",
+        "00008": "unreadable_image",
+        "00009": "unreadable_image",
+    }
+    for row in failed.values():
+        assert row["error"]
+        assert (row["verdict"], row["reason"]) == ("not_assessed", row["status"])
+        assert row["camera_qty"] is row["p_record_wrong"] is None
+    assessed = [row for row in results.to_pylist() if row["verdict"] != "not_assessed"]
+    for row in assessed:
+        assert row["p_short"] + row["p_over"] == pytest.approx(row["p_record_wrong"], abs=1e-6)
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert row["certified_at"] is None
+    plan = _read(f"{place}/audits", "recount_plan").to_pylist()
+    assert sorted(row["recount"] for row in plan) == ["priority"] * 28 + ["random"] * 12
+    assert {row["inclusion_probability"] for row in plan if row["recount"] == "priority"} == {1.0}
+    summary = storage.read_table(f"{place}/audits/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
+    assert (summary["num_bins"], summary["num_assessed"]) == (300, len(assessed))
+    assert (summary["record_model"], summary["error_rate"], summary["ira"]) == ("assumed", None, None)
+
+
+def test_duckdb_and_polars_read_the_night(tmp_path: Path, bundle: str) -> None:
+    output = f"{tmp_path}/audits"
+    assert _audit(write_night(str(tmp_path), 20), bundle, output) == 0
+    database = duckdb.connect()
+    database.execute((tmp_path / "audits" / "views.sql").read_text())
+    assert database.sql("SELECT count(*), count(DISTINCT bin_id) FROM results").fetchall() == [(20, 20)]
+    assert database.sql("SELECT count(*) FROM recount_plan").fetchall() == [(20,)]
+    database.close()
+    rows = polars.read_parquet(f"{output}/results/*/*.parquet", hive_partitioning=True)
+    assert rows["bin_id"].n_unique() == 20
+    assert str(rows["audit_date"][0]) == NIGHT
+
+
+def test_a_committed_night_is_replaced_only_on_demand(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, output = write_night(str(tmp_path), 30), f"{tmp_path}/audits"
+    assert _audit(manifest, bundle, output) == 0
+    first = _read(output)
+    assert _audit(manifest, bundle, output) == 2
+    assert "already committed" in capsys.readouterr().err
+    assert _audit(manifest, bundle, output, "--replace") == 0
+    second = _read(output)
+    assert second.drop_columns(["run_id"]).equals(first.drop_columns(["run_id"]))
+    assert first["run_id"][0] != second["run_id"][0]
+    assert len(list(storage.list_objects(f"{output}/results"))) == 1
+
+
+def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, output = write_night(str(tmp_path), 30), tmp_path / "audits"
+    storage.delete(f"{tmp_path}/bin-images/{number:05d}.jpg" for number in range(5))
+    assert _audit(manifest, bundle, str(output)) == 1
+    message = capsys.readouterr().err
+    assert "5 of 30 images are missing_image" in message
+    assert f"below {tmp_path}/bin-images: not found" in message
+    assert not (output / "summary").exists()
+    (findings,) = output.glob("runs/*/findings.json")
+    assert json.loads(findings.read_text())["findings"][0]["images"] == 5
+    # mended, the same command goes on: only what had no score is tried again
+    for number in range(5):
+        storage.write_bytes(f"{tmp_path}/bin-images/{number:05d}.jpg", photo(number, number))
+    assert _audit(manifest, bundle, str(output)) == 0
+    (document,) = output.glob("runs/*/run.json")
+    assert json.loads(document.read_text())["outcome"]["statuses"] == {"scored": 30}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--manifest-uri", "{tmp}/nowhere"), "expected a Parquet file or a folder of .parquet files, found none"),
+        (("--bundle-uri", "{tmp}/nowhere"), "expected a bundle"),
+        (("--output-uri", "/proc/audits"), "can't be written"),
+        (("--objective", "value"), "expected a unit_value in every row"),
+        (("--audit-date", "2020-01-01"), f"the manifest is of {NIGHT}"),
+        (("--alpha", "1.5"), "expected rates between 0 and 1"),
+        (("--recount-budget", "-1"), "recount-budget"),
+        (("--no-such-flag", "1"), "no-such-flag"),
+    ],
+    ids=["manifest", "bundle", "output", "value", "night", "alpha", "range", "flag"],
+)
+def test_bad_arguments_exit_2_before_anything_is_scored(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], flags: tuple[str, str], message: str
+) -> None:
+    name, value = flags[0], flags[1].format(tmp=tmp_path)
+    arguments = {"--manifest-uri": "", "--bundle-uri": bundle, "--output-uri": f"{tmp_path}/audits"}
+    if name != "--manifest-uri":
+        arguments["--manifest-uri"] = write_night(str(tmp_path), 3)
+    arguments[name] = value
+    assert audit.main([part for pair in arguments.items() for part in pair]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("audits/runs/*/staged/*"))
+
+
+def test_a_photo_the_bundle_has_learned_from_is_scored_but_not_assessed(tmp_path: Path) -> None:
+    import hashlib
+
+    from model.bundle import TRAINING_IMAGES_SCHEMA
+
+    digests = [hashlib.sha256(photo(number % 8, number)).hexdigest() for number in range(2)]
+    seen = pa.Table.from_pydict(
+        {"image_sha256": digests, "bin_id": ["00000", "00001"], "split": ["train", "test"]}, schema=TRAINING_IMAGES_SCHEMA
+    )
+    bundle = str(write_bundle(tmp_path / "bundle", seen=seen))
+    assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits") == 0
+    rows = _read(f"{tmp_path}/audits").to_pylist()
+    assert (rows[0]["status"], rows[0]["verdict"], rows[0]["reason"]) == ("scored", "not_assessed", "training_photo")
+    assert rows[1]["verdict"] != "not_assessed"
+
+
+def test_moved_and_stale_bins_are_not_assessed(tmp_path: Path, bundle: str) -> None:
+    from datetime import UTC, datetime
+
+    read = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    manifest = write_night(
+        str(tmp_path),
+        10,
+        moves_since_photo=[2] + [0] * 9,
+        photo_at=[datetime(2026, 11, 19, tzinfo=UTC)] * 2 + [datetime(2026, 11, 22, tzinfo=UTC)] * 8,
+        expected_as_of=[read] * 10,
+    )
+    assert _audit(manifest, bundle, f"{tmp_path}/audits", "--max-photo-age-hours", "24") == 0
+    reasons = _read(f"{tmp_path}/audits")["reason"].to_pylist()
+    assert reasons[:2] == ["moved", "stale_photo"]
+    assert "stale_photo" not in reasons[2:]
+
+
+def test_an_empty_budget_writes_an_empty_plan(tmp_path: Path, bundle: str) -> None:
+    assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits", "--recount-budget", "0") == 0
+    plan = list(Path(tmp_path).glob("audits/recount_plan/*/*.parquet"))
+    assert [pq.read_table(path).num_rows for path in plan] == [0]

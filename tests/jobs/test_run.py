@@ -1,0 +1,92 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.config.audit import AuditConfig
+from jobs.stages import run
+from jobs.stages.run import freeze_run, hold_night, name_run
+from schemas.errors import GateError
+
+CONFIG = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o")
+FACTS = {
+    "audit_date": "2026-11-22",
+    "manifest_fingerprint": "f",
+    "weights_sha256": "w",
+    "bundle_id": "b",
+    "precision": "fp32",
+    "allowed_roots": ("/photos",),
+    "replaces": None,
+}
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def output_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket") + "/audits"
+
+
+def test_the_same_inputs_and_settings_name_the_same_run() -> None:
+    other_place = CONFIG.model_copy(update={"output_uri": "elsewhere", "max_missing_share": 0.5, "replace": True})
+    assert name_run(CONFIG, **FACTS) == name_run(other_place, **FACTS)
+    assert name_run(CONFIG, **FACTS).startswith("2026-11-22-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"recount_budget": 99}, {"alpha": (0.2,)}, {"objective": "value"}, {"count_valid_nights": 1}],
+    ids=str,
+)
+def test_a_setting_that_changes_results_names_another_run(change: dict) -> None:
+    assert name_run(CONFIG.model_copy(update=change), **FACTS) != name_run(CONFIG, **FACTS)
+
+
+@pytest.mark.parametrize("name", [name for name in FACTS if name != "allowed_roots"])
+def test_every_input_is_part_of_the_name(name: str) -> None:
+    assert name_run(CONFIG, **{**FACTS, name: "2026-11-23"}) != name_run(CONFIG, **FACTS)
+
+
+def test_what_a_run_froze_first_stays(output_uri: str) -> None:
+    assert freeze_run(output_uri, {"belief": 1}) == {"belief": 1}
+    assert freeze_run(output_uri, {"belief": 2}) == {"belief": 1}
+
+
+def test_a_held_night_names_its_holder(output_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 0.2)
+    with hold_night(output_uri, "2026-11-22", "run-a") as lock:
+        with pytest.raises(GateError, match=rf"held by run run-a on .* \(pid {os.getpid()}"):
+            hold_night(output_uri, "2026-11-22", "run-b").__enter__()
+        lock.check()
+        with hold_night(output_uri, "2026-11-23", "run-b"):
+            pass  # another night is free
+    with hold_night(output_uri, "2026-11-22", "run-b"):
+        pass
+
+
+def test_a_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from jobs.stages.run import NightLock; "
+        "NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
+    )
+    lock_uri = f"{tmp_path}/locks/audit_date=2026-11-22"
+    done = subprocess.run([sys.executable, "-c", script, lock_uri], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 9
+    with hold_night(str(tmp_path), "2026-11-22", "run-b"):
+        pass
+
+
+def test_a_holder_elsewhere_whose_heart_stopped_is_replaced(output_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
+    monkeypatch.setattr(run.socket, "gethostname", lambda: "another-machine")
+    stopped = run.NightLock(f"{output_uri}/locks/audit_date=2026-11-22", "dead")
+    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 3600.0)
+    stopped.acquire()
+    monkeypatch.setattr(run.socket, "gethostname", lambda: "this-machine")
+    with hold_night(output_uri, "2026-11-22", "run-b"):
+        # should the first one wake up, it must not commit
+        with pytest.raises(GateError, match="another run has taken the night"):
+            stopped.check()
+    stopped._stopped.set()
+
+

@@ -1,0 +1,63 @@
+"""schemas <- model <- jobs: an import may only point left."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "schemas": {"ray", "torch", "torchvision", "model", "jobs"},
+    "model": {"jobs", "obstore", "boto3", "fsspec", "s3fs"},
+    "jobs": {"tests"},
+}
+STATISTICS = (
+    "record_errors",
+    "record_model",
+    "posterior",
+    "certificates",
+    "prediction_sets",
+    "recount_plan",
+    "estimators",
+    "drift",
+    "calibration_error",
+)
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_imports_point_left(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in _imports(path)
+        if name.split(".")[0] in FORBIDDEN[package]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_need_neither_torch_nor_ray(name: str) -> None:
+    roots = {imported.split(".")[0] for imported in _imports(ROOT / "model" / f"{name}.py")}
+    assert not roots & {"torch", "torchvision", "ray", "jobs", "pyarrow"}
+
+
+def test_only_training_uses_ray_in_the_model_package() -> None:
+    users = {path.name for path in (ROOT / "model").rglob("*.py") if any(n.split(".")[0] == "ray" for n in _imports(path))}
+    assert users <= {"training.py"}
+
+
+def test_tests_have_no_init_files() -> None:
+    # with them `import jobs` would find tests/jobs
+    assert not list((ROOT / "tests").rglob("__init__.py"))
