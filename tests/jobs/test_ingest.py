@@ -156,7 +156,7 @@ def test_many_bins_in_many_ranges_and_files_come_out_sorted_and_each_once(
     assert all(entry.uri.endswith(".parquet") for entry in storage.list_objects(str(tmp_path / "manifest")))
     assert all(pq.ParquetFile(entry.uri).metadata.row_group(0).num_rows <= 1024 for entry in files)
     query = f"SELECT count(*), count(DISTINCT bin_id) FROM read_parquet('{tmp_path}/manifest/*.parquet')"
-    assert duckdb.sql(query).fetchone() == (3000, 3000)
+    assert duckdb.sql(query).fetchall() == [(3000, 3000)]
 
 
 @pytest.mark.parametrize(
