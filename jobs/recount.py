@@ -45,7 +45,7 @@ def run_recount(config: RecountConfig) -> None:
     rows = read_counts_file(storage.absolute(config.counts_uri))
     checked = check_counts(output_uri, rows, zone=zone, now=datetime.now(UTC))
     print(f"rows: {len(rows)}; taken in: {checked.accepted.num_rows}; known already: {checked.num_known}", end="; ")
-    print(f"rejected: {len(checked.rejects)}")
+    print(f"not filled in: {checked.num_blank}; rejected: {len(checked.rejects)}")
     if checked.accepted.num_rows:
         print(f"written: {add_counted(output_uri, checked.accepted)}")
         history = read_history(output_uri, (date.fromisoformat(nights[-1]) + timedelta(days=1)).isoformat())

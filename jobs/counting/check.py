@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,6 +18,7 @@ from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_committed_runs, list_nights, read_plan
 from jobs.counting.records import NightRecord, find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
+from jobs.reporting.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 
 Plan = Mapping[str, dict[str, Any]]
@@ -32,6 +33,8 @@ class CheckedCounts:
     """COUNTED_SCHEMA."""
     num_known: int
     """Rows that an earlier call took in."""
+    num_blank: int
+    """Rows of the recount list that are not filled in yet: pending, like bins that the file leaves out."""
     rejects: list[tuple[CountsRow, RejectReason, str]] = field(default_factory=list)
 
     @property
@@ -39,17 +42,20 @@ class CheckedCounts:
         return Counter(str(reason) for _, reason, _ in self.rejects)
 
 
-def check_counts(output_uri: str, rows: Iterable[CountsRow], *, zone: ZoneInfo, now: datetime) -> CheckedCounts:
+def check_counts(output_uri: str, rows: Sequence[CountsRow], *, zone: ZoneInfo, now: datetime) -> CheckedCounts:
     """Checks every row against the plans ever committed for its night, and against what was taken in before."""
     rejects: list[tuple[CountsRow, RejectReason, str]] = []
     counts: list[CountRow] = []
-    for row in rows:
+    filled_in = [row for row in rows if not row.is_blank]
+    for row in filled_in:
         try:
             counts.append(parse_row(row, zone, now))
         except Reject as reject:
             rejects.append((row, reject.reason, reject.detail))
     nights = list_nights(output_uri)
     plans = _read_plans(output_uri, {count.audit_date for count in counts} & set(nights))
+    names = _list_names(plans)
+    counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
     records = find_records(output_uri, _wanted_records(counts, plans, nights))
     ledger = _Ledger(output_uri, set(plans))
     accepted = []
@@ -65,7 +71,7 @@ def check_counts(output_uri: str, rows: Iterable[CountsRow], *, zone: ZoneInfo, 
         except Reject as reject:
             rejects.append((count.source, reject.reason, reject.detail))
     table = pa.Table.from_pylist(accepted, schema=COUNTED_SCHEMA)
-    return CheckedCounts(table, ledger.num_known, rejects)
+    return CheckedCounts(table, ledger.num_known, len(rows) - len(filled_in), rejects)
 
 
 class _Ledger:
@@ -117,6 +123,17 @@ def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
         ]
         for night in nights
     }
+
+
+def _list_names(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
+    """(night, text) -> bin_id, for texts by which the recount list shows a bin lest its bin_id become a formula."""
+    names: dict[tuple[str, str], str] = {}
+    for night, of_night in plans.items():
+        bin_ids = sorted({bin_id for plan in of_night for bin_id in plan})
+        for bin_id, text in zip(bin_ids, csv_text(pa.array(bin_ids, pa.string())).to_pylist(), strict=True):
+            names.setdefault((night, text.strip()), bin_id)
+        names.update({(night, bin_id): bin_id for bin_id in bin_ids})
+    return names
 
 
 def _wanted_records(

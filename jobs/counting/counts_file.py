@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -14,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import storage
+from jobs.reporting.texts import csv_text
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
 
 REQUIRED = [field.name for field in COUNTS_SCHEMA if not field.nullable]
-_FORMULA = re.compile(r"[=+\-@\t\r]")
-_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+_FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date")]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,11 @@ class CountsRow:
     malformed: str | None = None
     """Why the row has no cells to check."""
 
+    @property
+    def is_blank(self) -> bool:
+        """A row of the recount list that nobody has filled in yet."""
+        return self.malformed is None and not any(self.cells.get(name) for name in _FILLED_IN)
+
 
 def read_counts_file(uri: str) -> list[CountsRow]:
     """Every row of the file. Raises InputError, with all problems of its columns, where it can't be read at all."""
@@ -39,8 +43,8 @@ def read_counts_file(uri: str) -> list[CountsRow]:
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected a CSV or Parquet file of counts, found nothing") from error
     rows = list(_parquet_rows(uri, data) if data.startswith(b"PAR1") else _csv_rows(uri, data))
-    if not rows:
-        raise InputError(f"{uri}: expected at least one count, found none")
+    if all(row.is_blank for row in rows):
+        raise InputError(f"{uri}: expected at least one count, found {len(rows)} rows without any")
     return rows
 
 
@@ -51,22 +55,12 @@ def write_rejects(output_uri: str, rejects: Sequence[tuple[CountsRow, RejectReas
     writer = csv.writer(sink, lineterminator="\r\n")
     writer.writerow(["row", *COUNTS_SCHEMA.names, "reason", "detail"])
     for row, reason, detail in sorted(rejects, key=lambda reject: reject[0].number):
-        cells = [escape_cell(row.cells.get(name, "")) for name in COUNTS_SCHEMA.names]
-        writer.writerow([row.number, *cells, str(reason), escape_cell(detail)])
+        cells = pa.array([*(row.cells.get(name, "") for name in COUNTS_SCHEMA.names), str(reason), detail])
+        writer.writerow([row.number, *csv_text(cells).to_pylist()])
     data = sink.getvalue().encode()
     uri = storage.join(output_uri, "counted", "rejects", f"{hashlib.sha256(data).hexdigest()[:32]}.csv")
     storage.write_bytes(uri, data)
     return uri
-
-
-def escape_cell(text: str) -> str:
-    """Text that a spreadsheet takes for a formula, with a quote before it; numbers stay."""
-    return "'" + text if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
-
-
-def unescape_cell(text: str) -> str:
-    """Undoes `escape_cell` in a list that came back."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
 
 
 def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
@@ -86,7 +80,7 @@ def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
             if not any(cell.strip() for cell in cells):
                 continue
             problem = f"expected {len(names)} cells, found {len(cells)}" if len(cells) != len(names) else None
-            known = zip(names, (unescape_cell(cell.strip()) for cell in cells), strict=False)
+            known = zip(names, (cell.strip() for cell in cells), strict=False)
             yield CountsRow(
                 reader.line_num, {name: cell for name, cell in known if name in COUNTS_SCHEMA.names}, problem
             )

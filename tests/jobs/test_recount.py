@@ -13,6 +13,7 @@ from jobs import storage
 from jobs.counting.counted import read_counted
 from jobs.counting.history import read_history
 from jobs.recount import main
+from jobs.reporting.recount_lists import recount_csv
 from schemas.recount import COUNTED_SCHEMA
 from tests.planned_night import commit_night, plan_row, priority_row, write_run
 
@@ -258,10 +259,17 @@ def test_no_reject_is_a_formula_to_a_spreadsheet(output: str) -> None:
     assert found["counted_qty"] == "'+1+1" and found["counter_id"] == "'@kim"
 
 
-def test_a_list_whose_cells_were_quoted_for_a_spreadsheet_comes_back(tmp_path: Path) -> None:
+def test_the_blind_list_filled_in_half_is_what_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "audits")
-    commit_night(output, NIGHT, [plan_row("=A1")])
-    assert take_in(output, f"'=A1,{NIGHT},3,2026-03-03T08:00Z,,,") == 0
+    bins = ["=A1", "\t@x", "b,2"]
+    commit_night(output, NIGHT, [plan_row(name) for name in bins])
+    blind = recount_csv([("Z", name) for name in bins], NIGHT).decode().splitlines()
+    assert take_in(output, *blind[1:], header=blind[0]) == 2
+    assert "3 rows without any" in capsys.readouterr().err
+    filled = [line.replace(f"{NIGHT},", f"{NIGHT},3,2026-03-03T08:00Z", 1)[:-1] for line in blind[1:3]]
+    assert take_in(output, *filled, blind[3], header=blind[0]) == 0
+    assert "not filled in: 1" in capsys.readouterr().out
+    assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["\t@x", "=A1"]
 
 
 @pytest.mark.s3

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.counting.belief import Belief, learn_belief
+from jobs.counting.counted import add_counted
+from jobs.counting.history import History, read_history
+from schemas.recount import COUNTED_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
+from tests.planned_night import BUNDLE_ID, bundle_info, commit_night, plan_row, priority_row
+
+TONIGHT = "2026-03-20"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "audits")
+
+
+def count(output: str, night: str, plan: list[dict[str, Any]], found: dict[str, int], confirmed: bool = True) -> None:
+    """Takes in a count of each bin in `found`."""
+    rows = [
+        row
+        | {
+            "audit_date": night,
+            "counted_qty": found[row["bin_id"]],
+            "counted_at": datetime.fromisoformat(f"{night}T12:00").replace(tzinfo=UTC),
+            "confirmed": confirmed,
+            "run_id": f"{night}-aaaaaaaaaaaa",
+        }
+        for row in plan
+        if row["bin_id"] in found
+    ]
+    named = [{name: row.get(name) for name in COUNTED_SCHEMA.names} for row in rows]
+    add_counted(output, pa.Table.from_pylist(named, schema=COUNTED_SCHEMA))
+
+
+def right(plan: list[dict[str, Any]]) -> dict[str, int]:
+    return {row["bin_id"]: row["expected_qty"] for row in plan}
+
+
+def random_plan(size: int, **values: Any) -> list[dict[str, Any]]:
+    return [plan_row(f"r{place:03d}", **values) for place in range(size)]
+
+
+def history_of(output: str) -> History:
+    return read_history(output, TONIGHT)
+
+
+def test_without_recounts_the_record_model_is_assumed_and_nothing_is_claimed(output: str) -> None:
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.state == "assumed" and belief.record_model.error_rate == 0.05 and belief.noise_rate == 0.02
+    assert belief.reference is None
+    claims = belief.estimates.summary_columns()
+    assert claims["estimator"] == "none"
+    assert {name for name, value in claims.items() if value is not None} == {
+        "estimator",
+        "window_nights",
+        "num_random_window",
+        "num_priority_window",
+        "num_pending_window",
+    }
+
+
+def test_priority_recounts_alone_claim_nothing_about_the_stock(output: str) -> None:
+    plan = [priority_row(f"p{place}", place + 1) for place in range(40)]
+    commit_night(output, "2026-03-02", plan, num_assessed=1000)
+    count(output, "2026-03-02", plan, {row["bin_id"]: 0 for row in plan})
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.state == "assumed" and belief.reference is None
+    assert belief.estimates.error_rate is None and belief.estimates.net_variance_units is None
+    assert belief.estimates.list_precision_window == 1.0, "that is a fact about the list"
+
+
+def test_matches_that_come_in_first_do_not_pass_for_the_whole_sample(output: str) -> None:
+    plan = random_plan(40)
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    found = right(plan) | {"r000": 1, "r001": 1, "r002": 1, "r003": 1, "r004": 1}
+    matches = {name: qty for name, qty in found.items() if qty == 3}
+    count(output, "2026-03-02", plan, matches)
+    assert learn_belief(history_of(output), bundle_info()).state == "assumed", "5 of 40 are pending"
+    count(output, "2026-03-02", plan, {"r000": 1, "r001": 1}, confirmed=True)
+    count(output, "2026-03-02", plan, {"r002": 1, "r003": 1, "r004": 1}, confirmed=False)
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.estimates.error_rate == pytest.approx(5 / 40), "an unconfirmed mismatch counts as it was found"
+    assert belief.estimates.num_random_window == 37 and belief.estimates.num_pending_window == 3
+    assert belief.reference is not None and belief.reference.num_counted == 37, "and certifies nothing"
+
+
+def test_the_frozen_belief_comes_back_equal_from_json(output: str) -> None:
+    plan = [*random_plan(30), priority_row("p", 1, unit_value=2.5)]
+    commit_night(output, "2026-03-02", plan, num_assessed=300)
+    count(output, "2026-03-02", plan, right(plan) | {"r003": 2, "p": 1})
+    belief = learn_belief(history_of(output), bundle_info())
+    again = Belief.from_dict(json.loads(json.dumps(belief.to_dict(), allow_nan=False)))
+    assert again.to_dict() == belief.to_dict()
+    assert belief.reference is not None and again.reference is not None
+    assert np.array_equal(again.reference.right_scores, belief.reference.right_scores)
+    assert again.record_model == belief.record_model and again.estimates == belief.estimates
+
+
+def test_what_a_belief_says_fits_the_summary(output: str) -> None:
+    belief = learn_belief(history_of(output), bundle_info())
+    assert set(belief.estimates.summary_columns()) <= set(SUMMARY_SCHEMA.names)
+
+
+def test_the_priority_list_kept_its_promises_or_not(output: str) -> None:
+    plan = [*random_plan(10), *(priority_row(f"p{place}", place + 1, unit_value=2.0) for place in range(10))]
+    commit_night(output, "2026-03-02", plan, num_assessed=200)
+    count(output, "2026-03-02", plan, right(plan) | {"p0": 1, "p1": 4, "p2": 0})
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert estimates.list_precision_window == pytest.approx(0.3)
+    assert estimates.claimed_over_found == pytest.approx(10 * 0.6 / 3)
+    assert estimates.found_value_window == pytest.approx(2.0 * (2 + 1 + 3))
+    assert estimates.num_priority_window == 10
+
+
+def test_a_list_that_nobody_counted_does_not_shift_the_estimate(output: str) -> None:
+    """Its bins are not a stratum counted in full then, and the random bins stand for them too."""
+    plan = [
+        *random_plan(20),
+        *(plan_row(f"h{place}", p_record_wrong=0.9) for place in range(20)),
+        *(priority_row(f"p{place}", place + 1) for place in range(50)),
+    ]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    found = right(plan[:40]) | {f"h{place}": 0 for place in range(20)}
+    count(output, "2026-03-02", plan, found)
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.estimates.error_rate == pytest.approx(0.5)
+    assert belief.record_model.error_rate > 0.2
+    assert belief.estimates.list_precision_window is None
+
+
+def test_the_reference_holds_only_bins_that_this_bundle_scored(output: str) -> None:
+    for night, bundle_id in (("2026-03-01", "another"), ("2026-03-02", BUNDLE_ID)):
+        plan = random_plan(20, bundle_id=bundle_id)
+        commit_night(output, night, plan, num_assessed=200)
+        count(output, night, plan, right(plan) | {"r000": 1})
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.reference is not None
+    assert (belief.reference.num_counted, len(belief.reference.right_scores)) == (20, 19)
+    assert belief.estimates.num_random_window == 40, "an estimate of the records needs no camera"
+    assert learn_belief(history_of(output), bundle_info("a third")).reference is None
+
+
+def test_reference_scores_are_those_of_tonights_assessor_in_the_results_precision(output: str) -> None:
+    plan = random_plan(20, p_record_wrong=0.5)
+    commit_night(output, "2026-03-02", plan, num_assessed=200)
+    count(output, "2026-03-02", plan, right(plan))
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.reference is not None
+    scores = belief.reference.right_scores
+    assert (scores < 0.2).all(), "not the 0.5 that the night claimed"
+    assert np.array_equal(scores, scores.astype(np.float32))
+
+
+def test_bins_kept_off_the_list_are_no_reference_for_those_that_may_stand_on_it(output: str) -> None:
+    plan = [*random_plan(19), plan_row("known", reason="counted")]
+    commit_night(output, "2026-03-02", plan, num_assessed=200)
+    count(output, "2026-03-02", plan, right(plan))
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.reference is not None and belief.reference.num_counted == 19
+    assert belief.estimates.num_random_window == 20
+
+
+def test_the_calibration_id_names_record_model_noise_and_bundle(output: str) -> None:
+    first = learn_belief(history_of(output), bundle_info())
+    assert learn_belief(history_of(output), bundle_info()).calibration_id == first.calibration_id
+    assert learn_belief(history_of(output), bundle_info("other")).calibration_id != first.calibration_id
+    plan = random_plan(20)
+    commit_night(output, "2026-03-02", plan, num_assessed=200)
+    count(output, "2026-03-02", plan, right(plan))
+    assert learn_belief(history_of(output), bundle_info()).calibration_id != first.calibration_id
+
+
+def test_counts_of_a_replaced_plan_teach_until_its_successor_is_counted(output: str) -> None:
+    old, new = random_plan(20), [plan_row(f"n{place}") for place in range(20)]
+    commit_night(output, "2026-03-02", old, num_assessed=200)
+    commit_night(output, "2026-03-02", new, num_assessed=200, run="bbbbbbbbbbbb")
+    count(output, "2026-03-02", old, {row["bin_id"]: 2 for row in old})
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.state == "learned" and belief.record_model.error_rate > 0.2
+    assert belief.estimates.error_rate is None, "the figures of the night are those of the plan in force"
+    count(output, "2026-03-02", new, right(new))
+    belief = learn_belief(history_of(output), bundle_info())
+    assert belief.record_model.num_recounts == 20 and belief.record_model.error_rate < 0.05
+
+
+def test_weights_keep_the_error_rate_where_it_is(output: str) -> None:
+    """Four nights of 50 random and 50 priority recounts at 5 % wrong, where the list is 60 % wrong."""
+    rng = np.random.default_rng(5)
+    for day in range(1, 5):
+        night = f"2026-03-{day:02d}"
+        plan = [
+            *random_plan(50, inclusion_probability=50 / 2000, p_record_wrong=0.04),
+            *(priority_row(f"p{place:02d}", place + 1) for place in range(50)),
+        ]
+        commit_night(output, night, plan, num_assessed=2000, other_bins=[plan_row("x")] * 1900)
+        wrong = dict.fromkeys([f"p{place:02d}" for place in range(30)], 2)
+        wrong |= {f"r{place:03d}": 4 for place in rng.choice(50, 2, replace=False)}
+        count(output, night, plan, right(plan) | wrong)
+    belief = learn_belief(history_of(output), bundle_info())
+    assert 0.03 < belief.record_model.error_rate < 0.08
+    assert belief.estimates.error_rate is not None and belief.estimates.error_rate_low is not None
+    assert belief.estimates.error_rate_low < 0.05 < (belief.estimates.error_rate_high or 0)
+    assert belief.estimates.list_precision_window == pytest.approx(0.6)
+    assert belief.estimates.window_nights == 4

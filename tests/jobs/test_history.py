@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from jobs.counting.counted import add_counted, read_counted
+from jobs.counting.history import has_counts, read_history
+from jobs.counting.resolution import Count, Finding, resolve_counts
+from schemas.errors import InputError
+from schemas.recount import COUNTED_SCHEMA
+from tests.planned_night import commit_night, mark_run, plan_row, priority_row, write_run
+
+START = datetime(2026, 3, 3, 8, tzinfo=UTC)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "audits")
+
+
+def counted(bin_id: str, qty: int, night: str = "2026-03-02", *, hours: float = 0, **values: Any) -> dict[str, Any]:
+    """A row of `counted`, made so many hours after the morning of 3 March."""
+    facts = plan_row(bin_id) | {
+        "audit_date": night,
+        "counted_qty": qty,
+        "counted_at": START + timedelta(hours=hours),
+        "run_id": f"{night}-aaaaaaaaaaaa",
+        **values,
+    }
+    return {name: facts.get(name) for name in COUNTED_SCHEMA.names}
+
+
+def take_in(output: str, *rows: dict[str, Any]) -> None:
+    add_counted(output, pa.Table.from_pylist(list(rows), schema=COUNTED_SCHEMA))
+
+
+@pytest.mark.parametrize(
+    ("quantities", "finding"),
+    [
+        ([], None),
+        ([3], Finding(3, resolved=True)),
+        ([3, 3], Finding(3, resolved=True)),
+        ([2], Finding(2, resolved=False)),
+        ([2, 4], Finding(2, resolved=False)),
+        ([2, 3], Finding(2, resolved=False)),
+        ([3, 2], Finding(2, resolved=False)),
+        ([2, 3, 3], Finding(3, resolved=True)),
+        ([2, 3, 2], Finding(2, resolved=True)),
+        ([2, 2], Finding(2, resolved=True)),
+        ([2, 2, 4, 4], Finding(4, resolved=True)),
+    ],
+)
+def test_a_mismatch_needs_two_counts_that_agree(quantities: list[int], finding: Finding | None) -> None:
+    counts = [Count(START + timedelta(hours=hour), qty) for hour, qty in enumerate(quantities)]
+    assert resolve_counts(counts, 3) == finding
+    assert resolve_counts(counts[::-1], 3) == finding
+
+
+def test_a_confirmed_mismatch_needs_no_other_count() -> None:
+    assert resolve_counts([Count(START, 2, confirmed=True)], 3) == Finding(2, resolved=True)
+
+
+def test_what_is_planned_and_not_counted_is_pending(output: str) -> None:
+    commit_night(output, "2026-03-02", [plan_row(name) for name in "abcd"] + [priority_row("p", 1)], num_assessed=50)
+    take_in(output, counted("a", 3), counted("b", 2), counted("c", 2), counted("c", 2, hours=1))
+    (night,) = read_history(output, "2026-03-03").nights
+    found = dict(
+        zip(night.planned["bin_id"].to_pylist(), zip(night.counted_qty, night.resolved, strict=True), strict=True)
+    )
+    assert found["a"] == (3, True) and found["b"] == (2, False) and found["c"] == (2, True)
+    assert np.isnan(found["d"][0]) and not found["d"][1]
+    assert (night.num_random_planned, night.num_random_resolved) == (4, 2)
+    assert (night.num_priority_planned, night.num_priority_resolved, night.num_pending) == (1, 0, 3)
+    assert night.whole_night.num_assessed == 50
+
+
+def test_only_nights_before_the_given_one_and_inside_the_window_are_read(output: str) -> None:
+    nights = ["2026-01-30", "2026-01-31", "2026-03-01", "2026-03-02"]
+    for night in nights:
+        commit_night(output, night, [plan_row("a")])
+        take_in(output, counted("a", 3, night))
+    history = read_history(output, "2026-03-02")
+    assert [night.audit_date for night in history.nights] == ["2026-01-31", "2026-03-01"]
+    assert history.last_counts.loc["a", "night"] == "2026-03-01"
+    assert history.last_counts.loc["a", "num_counted"] == 3, "what is known of a bin has no window"
+    assert len(read_history(output, "2026-03-02", window_nights=1).nights) == 1
+
+
+def test_nothing_is_known_before_the_first_night(output: str) -> None:
+    history = read_history(output, "2026-03-02")
+    assert history.nights == () and len(history.last_counts) == 0
+
+
+def test_a_replaced_plan_stays_apart_from_the_one_in_force(output: str) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a"), plan_row("b")])
+    commit_night(output, "2026-03-02", [plan_row("b"), plan_row("c", 5)], run="bbbbbbbbbbbb")
+    write_run(output, "2026-03-02-cccccccccccc", [plan_row("a")])
+    take_in(output, counted("a", 3), counted("b", 3), counted("c", 3))
+    history = read_history(output, "2026-03-03")
+    assert [night.run_id[-1] for night in history.nights] == ["b"]
+    assert [night.run_id[-1] for night in history.replaced] == ["a"]
+    # b was asked for by both; c was counted when the record said 3, which says nothing about a record of 5
+    assert [night.num_random_resolved for night in (*history.nights, *history.replaced)] == [1, 2]
+    with pytest.raises(ValueError, match="replaced"):
+        history.replaced[0].whole_night  # noqa: B018
+
+
+def test_a_run_that_died_right_after_its_commit_is_in_force(output: str) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a")], marked=False)
+    assert len(read_history(output, "2026-03-03").nights) == 1
+
+
+def test_a_committed_run_without_its_plan_is_said_to_be_broken(output: str) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a")])
+    mark_run(output, "2026-03-02-dddddddddddd")
+    with pytest.raises(InputError, match=r"dddddddddddd/plan\.parquet.*expected the plan"):
+        read_history(output, "2026-03-03")
+
+
+def test_the_last_count_of_a_bin_says_whether_its_record_was_right(output: str) -> None:
+    take_in(
+        output,
+        counted("right", 3),
+        counted("wrong", 2, confirmed=True),
+        counted("doubt", 3, "2026-02-20", hours=-240),
+        counted("doubt", 2, hours=5),
+    )
+    last = read_history(output, "2026-03-03").last_counts
+    assert last["found_right"].to_dict() == {"doubt": False, "right": True, "wrong": False}
+    assert last["last_counted_qty"].to_dict() == {"doubt": 2, "right": 3, "wrong": 2}
+    assert last.loc["doubt", "last_counted_at"] == pd.Timestamp(START + timedelta(hours=5))
+    assert (last["expected_qty"] == 3).all() and last.loc["doubt", "num_counted"] == 2
+
+
+def test_a_bin_wrong_again_after_a_correction_is_a_repeat_offender(output: str) -> None:
+    take_in(
+        output,
+        counted("again", 2, "2026-03-01", hours=-24, confirmed=True),
+        counted("again", 1, expected_qty=2, confirmed=True),
+        counted("same", 2, "2026-03-01", hours=-24, confirmed=True),
+        counted("same", 2, confirmed=True),
+        counted("once", 2, "2026-03-01", hours=-24, confirmed=True),
+        counted("once", 2, expected_qty=2),
+    )
+    offenders = read_history(output, "2026-03-03").last_counts["repeat_offender"]
+    assert offenders.to_dict() == {"again": True, "same": False, "once": False}
+
+
+def test_a_count_that_two_processes_took_in_is_one_count(output: str) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a")])
+    take_in(output, counted("a", 2))
+    take_in(output, counted("a", 2), counted("b", 3))
+    history = read_history(output, "2026-03-03")
+    assert history.nights[0].num_random_resolved == 0
+    assert history.last_counts.loc["a", "num_counted"] == 1
+
+
+def test_random_bins_that_score_like_the_list_are_in_reach(output: str) -> None:
+    plan = [
+        plan_row("low", p_record_wrong=0.1, unit_value=100.0),
+        plan_row("high", p_record_wrong=0.7, unit_value=1.0),
+        plan_row("kept off", p_record_wrong=0.9, reason="counted"),
+        priority_row("listed", 1, p_record_wrong=0.6, unit_value=50.0),
+    ]
+    commit_night(output, "2026-03-01", plan)
+    valued = [row | {"unit_value": row["unit_value"] or 0.0} for row in plan]
+    commit_night(output, "2026-03-02", valued, objective="value")
+    by_probability, by_value = read_history(output, "2026-03-03").nights
+    assert by_probability.in_reach.tolist() == [False, True, False, True]
+    assert by_value.in_reach.tolist() == [True, False, False, True]
+
+
+def test_a_plan_has_counts_once_one_has_come_in(output: str) -> None:
+    assert not has_counts(output, "2026-03-02", "2026-03-02-aaaaaaaaaaaa")
+    take_in(output, counted("a", 3))
+    assert has_counts(output, "2026-03-02", "2026-03-02-aaaaaaaaaaaa")
+    assert not has_counts(output, "2026-03-02", "2026-03-02-bbbbbbbbbbbb")
+    assert not has_counts(output, "2026-03-01", "2026-03-02-aaaaaaaaaaaa")
+
+
+def test_adding_changes_nothing_that_is_there(output: str) -> None:
+    take_in(output, counted("a", 3))
+    first = read_counted(output)
+    take_in(output, counted("b", 3))
+    take_in(output, counted("b", 3))
+    table = read_counted(output)
+    assert table.num_rows == 2
+    assert first.to_pylist()[0] in table.to_pylist()
