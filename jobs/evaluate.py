@@ -59,10 +59,11 @@ def run_evaluation(config: EvaluateConfig) -> None:
             "%d bins of %s, bundle %s, %s on %s",
             manifest.num_rows, manifest.uri, info.bundle_id, precision, resources.device,
         )  # fmt: skip
+        plan = FetchPlan(info.preprocessing, roots, config.anonymous, ray.put(photos))
         with temporary_worklist(manifest, output_uri) as shards:
             predictions = predict_bins(
                 shards,
-                FetchPlan(info.preprocessing, roots, config.anonymous, ray.put(photos)),
+                plan,
                 keep=KEEP[config.split],
                 bundle_uri=storage.absolute(config.bundle_uri),
                 info=info,
@@ -73,7 +74,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
     scored_seconds = time.monotonic() - started
     figures = _describe(config, info, manifest, predictions) | {"device": resources.device, "precision": precision}
     figures |= measure(predictions, info, seed=config.seed)
-    thumbnails = read_thumbnails((error.image_uri for error in predictions.worst), anonymous=config.anonymous)
+    thumbnails = read_thumbnails((error.image_uri for error in predictions.worst), plan)
     page = render_evaluation(figures, predictions.worst, thumbnails)
     figures["seconds"] = {"scoring": round(scored_seconds, 1), "all": round(time.monotonic() - started, 1)}
     document = json.dumps(figures, indent=1, allow_nan=False) + "\n"
@@ -161,7 +162,7 @@ def _describe(config: EvaluateConfig, info: BundleInfo, manifest: Manifest, pred
         "image_size": info.preprocessing.image_size,
         "manifest": {"uri": manifest.uri, "fingerprint": manifest.fingerprint, "num_bins": manifest.num_rows},
         "config": config.model_dump(mode="json"),
-        "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "evaluated_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "num_left_out": predictions.num_left_out,
         "num_learned_from": predictions.num_learned_from,
         "unscored": {status: count for status, count in sorted(predictions.statuses.items()) if status != SCORED},

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 import simplejpeg
-from obstore.exceptions import BaseError
 
 from jobs import storage
+from jobs.stages.images import FetchPlan, Photo, fetch_bytes
 from jobs.stages.manifest import Manifest
 from model.images import RejectedImage, UnreadableImage, read_pixels
 from schemas.errors import InputError
@@ -33,19 +34,18 @@ def settle_roots(manifest: Manifest, allowed_root: tuple[str, ...]) -> tuple[str
     return (storage.absolute(manifest.images_uri),)
 
 
-def read_thumbnails(image_uris: Iterable[str], *, anonymous: bool = False) -> dict[str, str]:
-    """Data URIs by image URI, for a page's few photos; one that is gone or not readable is left out.
-
-    The caller has seen to it that the URIs lie below allowed roots.
-    """
+def read_thumbnails(image_uris: Iterable[str], plan: FetchPlan) -> dict[str, str]:
+    """Data URIs by image URI, for a page's few photos; one outside the plan's roots, gone or not readable is left
+    out."""
     found: dict[str, str] = {}
     for uri in image_uris:
-        store, key = storage.locate(uri, anonymous=anonymous)
-        try:
-            pixels = read_pixels(bytes(store.get(key).bytes()))
-        except (BaseError, OSError, UnreadableImage, RejectedImage):
+        data = asyncio.run(fetch_bytes(uri, None, plan))
+        if isinstance(data, Photo):
             continue
-        found[uri] = encode_thumbnail(pixels)
+        try:
+            found[uri] = encode_thumbnail(read_pixels(data))
+        except (UnreadableImage, RejectedImage):
+            continue
     return found
 
 

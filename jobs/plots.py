@@ -103,6 +103,21 @@ def line_plot(
         return to_svg(figure, title)
 
 
+def box_plot(
+    groups: Mapping[str, Sequence[float]], *, title: str, x: str, y: str, size: tuple[float, float] = (6, 2.6)
+) -> Markup:
+    """The spread of each named group: middle half and median, whiskers from 5 % to 95 %."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(size, x, y)
+        line = {"color": SERIES[0]}
+        axes.boxplot(
+            list(groups.values()), whis=(5, 95), showfliers=False, widths=0.6,
+            boxprops=line, whiskerprops=line, capprops=line, medianprops={"color": SERIES[1], "linewidth": 2},
+        )  # fmt: skip
+        axes.set_xticks(range(1, len(groups) + 1), list(groups))
+        return to_svg(figure, title)
+
+
 def reliability_plot(
     points: Sequence[Mapping[str, float]], *, title: str, size: tuple[float, float] = (4.2, 4.2)
 ) -> Markup:

@@ -101,7 +101,7 @@ def predict_bins(
         [{"index": s.index, "uri": s.uri, "row_group": s.row_group, "num_rows": s.num_rows} for s in shards],
         override_num_blocks=len(shards),
     ).map_batches(
-        _fetch,
+        _fetch,  # type: ignore[arg-type]
         fn_kwargs={"plan": plan, "keep": keep},
         batch_size=None,
         batch_format="pyarrow",

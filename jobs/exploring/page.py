@@ -1,0 +1,179 @@
+"""The exploration's page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from jobs.exploring.records import MAX_QUANTITY
+from jobs.exploring.survey import Survey
+from jobs.pages import render_page
+from jobs.plots import bar_plot, box_plot, histogram_plot
+
+TOP_COUNT = 6
+"""Photos are shown for each count below this, and for this or more: the default classes of `jobs.train`."""
+PHOTOS_PER_COUNT = 6
+PHOTOS_PER_LIST = 6
+SHOWN_QUANTITIES, SHOWN_SKUS = 20, 10
+MAX_FAILED = 30
+
+
+def choose_photos(survey: Survey) -> dict[str, list[dict[str, Any]]]:
+    """Which photos of the sample each list shows, by the list's name."""
+    photos = survey.photos
+    empty = [photo for photo in photos if photo["expected_qty"] == 0]
+    chosen = {f"count {name}": found[:PHOTOS_PER_COUNT] for name, found in _by_count(photos).items()}
+    return chosen | {
+        "empty": sorted(empty, key=lambda photo: -photo["detail"])[:PHOTOS_PER_LIST],
+        "dark": sorted(photos, key=lambda photo: photo["brightness"])[:PHOTOS_PER_LIST],
+        "flat": sorted(photos, key=lambda photo: photo["contrast"])[:PHOTOS_PER_LIST],
+    }
+
+
+def photos_to_show(survey: Survey) -> list[str]:
+    """The image URIs that the page needs thumbnails of."""
+    listed = [photo for found in choose_photos(survey).values() for photo in found]
+    listed += survey.records.inconsistent + survey.records.largest + survey.identical
+    return list(dict.fromkeys(entry["image_uri"] for entry in listed))
+
+
+def render_exploration(survey: Survey, thumbnails: dict[str, str], about: dict[str, Any]) -> str:
+    """`thumbnails`: data URIs by image URI. `about`: manifest_uri, fingerprint, audit_date, num_bins, explored_at,
+    config, versions, git_commit."""
+    records, photos = survey.records, survey.photos
+    counts = _by_count(photos)
+    chosen = choose_photos(survey)
+    bins_by_count = {name: _num_bins(records.quantities, name) for name in counts}
+    return render_page(
+        "exploration.html",
+        about=about,
+        records=records,
+        num_photos=len(photos),
+        failed=survey.failed[:MAX_FAILED],
+        num_failed=len(survey.failed),
+        failed_by_status=dict(Counter(look["status"] for look in survey.failed)),
+        quantity_plot=_counter_plot(
+            records.quantities, SHOWN_QUANTITIES, title="Bins by recorded quantity", x="pieces in the bin"
+        ),
+        sku_plot=_counter_plot(records.num_skus, SHOWN_SKUS, title="Bins by number of SKUs", x="different SKUs"),
+        group_plot=_group_plot(survey.group_sizes),
+        group_sizes=_spread(survey.group_sizes),
+        num_groups=sum(survey.group_sizes.values()),
+        photo_plots=_photo_plots(photos, counts),
+        sizes=_common_sizes(photos),
+        spreads=_spreads(photos),
+        counts=[(name, bins, bins / records.num_bins, chosen[f"count {name}"]) for name, bins in bins_by_count.items()],
+        chosen=chosen,
+        identical=survey.identical,
+        filled=[(name, filled, filled / records.num_bins) for name, filled in records.filled.items()],
+        max_quantity=MAX_QUANTITY,
+        thumbnails=thumbnails,
+        made=json.dumps({name: about[name] for name in ("config", "versions", "git_commit")}, indent=1),
+    )
+
+
+def _by_count(photos: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    names = [*(str(count) for count in range(TOP_COUNT)), f"{TOP_COUNT}+"]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for photo in photos:
+        count = photo["expected_qty"]
+        found[str(count) if count < TOP_COUNT else f"{TOP_COUNT}+"].append(photo)
+    return found
+
+
+def _num_bins(quantities: Counter[int], name: str) -> int:
+    if name.endswith("+"):
+        return sum(bins for quantity, bins in quantities.items() if quantity >= TOP_COUNT)
+    return quantities[int(name)]
+
+
+def _counter_plot(counts: Counter[int], last: int, *, title: str, x: str) -> Markup:
+    """Bars for 0..last - 1 and one for `last` and more (no further than there is anything)."""
+    end = min(last, max(counts, default=0) + 1)
+    names, values = [str(value) for value in range(end)], [counts[value] for value in range(end)]
+    above = sum(bins for value, bins in counts.items() if value >= end)
+    if above:
+        names, values = [*names, f"{end}+"], [*values, above]
+    return bar_plot(names, values, title=title, x=x, size=(8, 2.8))
+
+
+def _group_plot(sizes: Counter[int]) -> Markup | None:
+    if not sizes:
+        return None
+    values = np.repeat(list(sizes.keys()), _at_most(list(sizes.values())))
+    return histogram_plot(values, title="Sizes of groups", x="bins in the group", y="groups")
+
+
+def _at_most(counts: list[int], total: int = 100_000) -> list[int]:
+    """Repetitions for a histogram of many values, scaled down where they are too many to hold."""
+    scale = max(1.0, sum(counts) / total)
+    return [max(1, round(count / scale)) for count in counts]
+
+
+def _spread(sizes: Counter[int]) -> dict[str, int] | None:
+    if not sizes:
+        return None
+    values = np.array(sorted(sizes))
+    ends = np.cumsum([sizes[value] for value in values.tolist()])
+    return {
+        "smallest": int(values[0]),
+        "median": int(values[np.searchsorted(ends, ends[-1] / 2)]),
+        "largest": int(values[-1]),
+    }
+
+
+def _photo_plots(photos: list[dict[str, Any]], counts: dict[str, list[dict[str, Any]]]) -> list[tuple[Markup, str]]:
+    if not photos:
+        return []
+    several = {name: [photo["detail"] for photo in found] for name, found in counts.items() if found}
+    return [
+        (
+            histogram_plot(_values(photos, "brightness"), title="Brightness", x="mean grey value, 0 to 255"),
+            "Dark and overexposed photos lie at the ends.",
+        ),
+        (
+            histogram_plot(_values(photos, "contrast"), title="Contrast", x="standard deviation of grey values"),
+            "Near 0 a photo shows nothing: a lens cap, a blank frame.",
+        ),
+        (
+            histogram_plot(_values(photos, "num_bytes") / 1024, title="File size", x="KiB"),
+            "A few sizes far off the rest are worth a look: truncated files, or another camera.",
+        ),
+        (
+            box_plot(several, title="Detail by recorded quantity", x="pieces in the bin", y="mean |Laplacian|"),
+            "Fuller bins show more edges. Boxes: middle half and median; whiskers: 5 % to 95 %.",
+        ),
+    ]
+
+
+def _values(photos: list[dict[str, Any]], name: str) -> np.ndarray:
+    return np.array([photo[name] for photo in photos], dtype=np.float64)
+
+
+def _common_sizes(photos: list[dict[str, Any]], num_listed: int = 8) -> list[tuple[str, int]]:
+    sizes = Counter((photo["width"], photo["height"]) for photo in photos)
+    listed = sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0]))
+    rows = [(f"{width} × {height}", count) for (width, height), count in listed[:num_listed]]
+    rest = sum(count for _, count in listed[num_listed:])
+    return [*rows, (f"{len(listed) - num_listed} other sizes", rest)] if rest else rows
+
+
+def _spreads(photos: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
+    """Smallest, 5 %, median, 95 %, largest of each measure."""
+    if not photos:
+        return []
+    names = {
+        "num_bytes": "bytes",
+        "width": "width",
+        "height": "height",
+        "brightness": "brightness",
+        "contrast": "contrast",
+        "detail": "detail",
+    }
+    return [
+        (label, np.percentile(_values(photos, name), [0, 5, 50, 95, 100]).tolist()) for name, label in names.items()
+    ]

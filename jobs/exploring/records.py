@@ -1,0 +1,129 @@
+"""What the records say: counts that add up shard by shard, and the few most suspicious ones."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from jobs.stages.manifest import Shard, read_shard
+
+MAX_QUANTITY = 200
+"""Larger quantities are counted together, so that the counts stay few."""
+MAX_SKUS = 50
+NUM_LISTED = 12
+GROUPS_PER_PARTITION = 1_000_000
+OPTIONAL_COLUMNS = (
+    "sku", "zone", "abc_class", "unit_value", "currency", "group", "photo_at", "expected_as_of", "moves_since_photo",
+    "image_etag", "image_bytes",
+)  # fmt: skip
+
+
+@dataclass
+class RecordFacts:
+    """Of some bins: shares and lists that can be merged with those of other bins."""
+
+    num_bins: int = 0
+    quantities: Counter[int] = field(default_factory=Counter)
+    """Bins by recorded quantity, MAX_QUANTITY and more together."""
+    num_skus: Counter[int] = field(default_factory=Counter)
+    """Bins by number of SKUs, MAX_SKUS and more together."""
+    filled: Counter[str] = field(default_factory=Counter)
+    """Bins in which an optional column holds a value."""
+    num_inconsistent: int = 0
+    inconsistent: list[dict[str, Any]] = field(default_factory=list)
+    """The first NUM_LISTED by bin_id: bin_id, image_uri, expected_qty, lines_qty, names."""
+    largest: list[dict[str, Any]] = field(default_factory=list)
+    """The NUM_LISTED largest quantities: bin_id, image_uri, expected_qty, lines_qty, names."""
+
+    def merge(self, other: RecordFacts) -> None:
+        self.num_bins += other.num_bins
+        self.num_inconsistent += other.num_inconsistent
+        for mine, theirs in (
+            (self.quantities, other.quantities),
+            (self.num_skus, other.num_skus),
+            (self.filled, other.filled),
+        ):
+            mine.update(theirs)  # type: ignore[arg-type]
+        self.inconsistent = heapq.nsmallest(
+            NUM_LISTED, self.inconsistent + other.inconsistent, key=lambda row: row["bin_id"]
+        )
+        self.largest = heapq.nsmallest(
+            NUM_LISTED, self.largest + other.largest, key=lambda row: (-row["expected_qty"], row["bin_id"])
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RecordFacts:
+        """From what JSON made of `to_dict` (whose keys are text)."""
+        counts = {
+            name: Counter({int(key): count for key, count in values[name].items()})
+            for name in ("quantities", "num_skus")
+        }
+        return cls(**{**values, **counts, "filled": Counter(values["filled"])})
+
+
+def read_records(rows: pa.Table) -> RecordFacts:
+    """The facts of manifest rows (MANIFEST_SCHEMA)."""
+    odd = rows.filter(rows["record_inconsistent"]).sort_by("bin_id").slice(0, NUM_LISTED)
+    order = pc.sort_indices(rows, sort_keys=[("expected_qty", "descending"), ("bin_id", "ascending")])
+    return RecordFacts(
+        num_bins=rows.num_rows,
+        quantities=_count(rows["expected_qty"], MAX_QUANTITY),
+        num_skus=_count(rows["num_skus"], MAX_SKUS),
+        filled=Counter({name: rows.num_rows - rows[name].null_count for name in OPTIONAL_COLUMNS}),
+        num_inconsistent=pc.sum(rows["record_inconsistent"]).as_py() or 0,
+        inconsistent=[_describe(row) for row in odd.to_pylist()],
+        largest=[_describe(row) for row in rows.take(order[:NUM_LISTED]).to_pylist()],
+    )
+
+
+def _count(column: pa.ChunkedArray, highest: int) -> Counter[int]:
+    found = pc.value_counts(pc.min_element_wise(column, pa.scalar(highest, column.type)))
+    return Counter({entry["values"]: entry["counts"] for entry in found.to_pylist()})
+
+
+def _describe(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "bin_id": row["bin_id"],
+        "image_uri": row["image_uri"],
+        "expected_qty": row["expected_qty"],
+        "lines_qty": sum(line["quantity"] or 0 for line in row["skus"]),
+        "names": [(line["name"] or line["sku"] or "")[:80] for line in row["skus"][:3]],
+    }
+
+
+def count_groups(shards: list[Shard]) -> Counter[int]:
+    """Size of a group (bins that must not be split between training and test) to how many groups have it."""
+    num_rows = sum(shard.num_rows for shard in shards)
+    sizes = (
+        ray.data.from_items(
+            [{"uri": shard.uri, "row_group": shard.row_group} for shard in shards], override_num_blocks=len(shards)
+        )
+        .map_batches(_count_shard_groups, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+        .groupby("group", num_partitions=1 + num_rows // GROUPS_PER_PARTITION)
+        .sum("bins")
+        .map_batches(_count_sizes, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    )
+    counts: Counter[int] = Counter()
+    for row in sizes.iter_rows():
+        counts[row["size"]] += row["groups"]
+    return counts
+
+
+def _count_shard_groups(items: pa.Table) -> pa.Table:
+    groups = [read_shard(item["uri"], item["row_group"])["group"].drop_null() for item in items.to_pylist()]
+    found = pc.value_counts(pa.chunked_array([chunk for column in groups for chunk in column.chunks], pa.string()))
+    return pa.table({"group": found.field("values"), "bins": found.field("counts")})
+
+
+def _count_sizes(groups: pa.Table) -> pa.Table:
+    found = pc.value_counts(groups["sum(bins)"])
+    return pa.table({"size": found.field("values"), "groups": found.field("counts")})

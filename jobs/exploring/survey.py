@@ -1,0 +1,136 @@
+"""The streaming pass of the exploration, and what it found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from jobs.duplicates import find_duplicates
+from jobs.exploring.looks import draw_sample, look_at
+from jobs.exploring.records import RecordFacts, count_groups, read_records
+from jobs.stages.images import FetchPlan
+from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.resources import Resources
+from schemas.results import ImageStatus
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+MAX_IDENTICAL = 12
+
+
+@dataclass
+class Survey:
+    """All that the page tells."""
+
+    records: RecordFacts
+    photos: list[dict[str, Any]]
+    """Readable photos of the sample, by bin_id; see looks.look_at."""
+    failed: list[dict[str, Any]]
+    """Photos of the sample that are missing or unreadable, by bin_id."""
+    group_sizes: Counter[int]
+    identical: list[dict[str, Any]]
+    """Photos that several bins show: `bin_ids`, `image_uri` of one, `how` they were found."""
+
+
+def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int, resources: Resources) -> Survey:
+    """Reads all records and about `share` of the photos."""
+    found = ray.data.from_items(
+        [{"uri": shard.uri, "row_group": shard.row_group} for shard in shards], override_num_blocks=len(shards)
+    ).map_batches(
+        _survey_shard,  # type: ignore[arg-type]
+        fn_kwargs={"plan": plan, "share": share, "seed": seed},
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=resources.num_fetchers),
+        num_cpus=resources.fetcher_cpus,
+    )
+    records, looks = RecordFacts(), []
+    num_bins = sum(shard.num_rows for shard in shards)
+    last_line = time.monotonic()
+    for row in found.iter_rows():
+        report = json.loads(row["report"])
+        records.merge(RecordFacts.from_dict(report["records"]))
+        looks += report["looks"]
+        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or records.num_bins == num_bins:
+            last_line = time.monotonic()
+            logger.info("%d of %d bins, %d photos looked at", records.num_bins, num_bins, len(looks))
+    looks.sort(key=lambda look: look["bin_id"])
+    photos = [look for look in looks if look["status"] == ImageStatus.SCORED]
+    return Survey(
+        records=records,
+        photos=photos,
+        failed=[look for look in looks if look["status"] != ImageStatus.SCORED],
+        group_sizes=count_groups(shards),
+        identical=_find_identical(shards, photos),
+    )
+
+
+def _survey_shard(items: pa.Table, plan: FetchPlan, share: float, seed: int) -> dict[str, list[str]]:
+    reports = []
+    for item in items.to_pylist():
+        rows = read_shard(item["uri"], item["row_group"])
+        sample = rows.filter(pa.array(draw_sample(rows["bin_id"].to_pylist(), share, seed)))
+        reports.append(json.dumps({"records": read_records(rows).to_dict(), "looks": look_at(sample, plan)}))
+    return {"report": reports}
+
+
+def _find_identical(shards: list[Shard], photos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By content among the sample's photos; by URI and ETag among all bins' (an S3 ETag is a digest of the content,
+    that of a local file is its inode)."""
+    found = []
+    by_content = defaultdict(list)
+    for photo in photos:
+        by_content[photo["sha256"]].append(photo)
+    for same in by_content.values():
+        if len(same) > 1:
+            found.append(
+                _identical([photo["bin_id"] for photo in same], same[0]["image_uri"], "same content", len(same))
+            )
+    files = sorted({shard.uri for shard in shards})
+    for column, how in (("image_uri", "same image_uri"), ("image_etag", "same ETag")):
+        counts = dict(find_duplicates(files, column, limit=MAX_IDENTICAL))
+        if not counts:
+            continue
+        rows = _rows_with(shards, column, list(counts))
+        for value, num_bins in counts.items():
+            same_rows = rows.filter(pc.equal(rows[column], value))
+            found.append(_identical(same_rows["bin_id"].to_pylist(), same_rows["image_uri"][0].as_py(), how, num_bins))
+    unique: dict[tuple[str, ...], dict[str, Any]] = {}
+    for entry in found:
+        unique.setdefault(tuple(entry["bin_ids"]), entry)
+    return sorted(unique.values(), key=lambda entry: entry["bin_ids"])[:MAX_IDENTICAL]
+
+
+def _identical(bin_ids: list[str], image_uri: str, how: str, num_bins: int) -> dict[str, Any]:
+    return {"bin_ids": sorted(bin_ids)[:MAX_IDENTICAL], "num_bins": num_bins, "image_uri": image_uri, "how": how}
+
+
+def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
+    """Some rows of each value of `column` (bin_id, image_uri, image_etag): at most MAX_IDENTICAL a shard."""
+    dataset = ray.data.from_items(
+        [{"uri": shard.uri, "row_group": shard.row_group} for shard in shards], override_num_blocks=len(shards)
+    ).map_batches(
+        _take_rows,  # type: ignore[arg-type]
+        fn_kwargs={"column": column, "values": values},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.25,
+    )
+    return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
+
+
+def _take_rows(items: pa.Table, column: str, values: list[str]) -> pa.Table:
+    taken = []
+    for item in items.to_pylist():
+        rows = read_shard(item["uri"], item["row_group"]).select(["bin_id", "image_uri", "image_etag"])
+        taken += [rows.filter(pc.equal(rows[column], value)).slice(0, MAX_IDENTICAL) for value in values]
+    return pa.concat_tables(taken)
