@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.certificates import build_reference, certificate_thresholds, certified_at, conformal_p_values, p_value_histogram
+from model.certificates import (
+    build_reference,
+    certificate_thresholds,
+    certified_at,
+    conformal_p_values,
+    p_value_histogram,
+)
 from model.drift import check_drift
 from model.estimators import Estimate, NightSample, estimate_share
 from model.posterior import Assessor, build_assessor, fit_noise_rate
@@ -143,7 +149,9 @@ class History:
 
 def join(parts: list[Bins]) -> Bins:
     """Bins of one camera, one after the other."""
-    fields = (np.concatenate([getattr(part, name) for part in parts]) for name in ("expected_qty", "true_qty", "logits"))
+    fields = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("expected_qty", "true_qty", "logits")
+    )
     return Bins(*fields, parts[0].temperature, np.concatenate([part.unit_value for part in parts]))
 
 

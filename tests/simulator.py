@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from model.posterior import Assessor
 from model.record_errors import DEFAULT_SIZES, SIZE_STEPS
 
 ABID_COUNTS = (8735, 37049, 69241, 81107, 72496, 56107)
@@ -154,7 +155,7 @@ def place(quantities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return quantities**POSITION_POWER, BLUR_FLOOR + BLUR_SCALE * quantities**BLUR_POWER
 
 
-def train_camera(world: World, random: np.random.Generator, num_labels: int = 100_000) -> Camera:
+def train_camera(world: World, random: np.random.Generator, num_labels: int = 30_000) -> Camera:
     """Label histogram of its training records, temperature from 5,000 other records."""
     noisy = replace(world, error_rate=world.training_noise)
     records, _ = draw_records(noisy, num_labels, random)
@@ -174,17 +175,30 @@ def train_camera(world: World, random: np.random.Generator, num_labels: int = 10
 def answer(camera: Camera, world: World, true_qty: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Raw logits (n, K + 1) for photos taken in `world`."""
     trained = camera.trained_in
-    exact = count_photos(world, true_qty, trained, random)
-    if trained.recorded_to_true:
-        shares = np.array(trained.quantity_shares)[:, None]
-        joint = shares * ((1 - trained.error_rate) * np.eye(len(shares)) + trained.error_rate * trained.kernel)
-        noise = (joint / joint.sum(axis=0)).T
-    else:
-        noise = (1 - trained.error_rate) * np.eye(exact.shape[1]) + trained.error_rate * trained.kernel
-    record = exact @ noise
+    record = count_photos(world, true_qty, trained, random) @ label_noise_in(trained)
     top = trained.top_class
     by_class = np.column_stack([record[:, :top], record[:, top:].sum(axis=1)])
     return np.log(by_class + 1e-12) / OVERCONFIDENCE + LOGIT_NOISE * random.standard_normal(by_class.shape)
+
+
+def label_noise_in(world: World) -> np.ndarray:
+    """P(recorded | true), square over the exact quantities."""
+    chance = (1 - world.error_rate) * np.eye(len(world.quantity_shares)) + world.error_rate * world.kernel
+    if not world.recorded_to_true:
+        return chance
+    joint = np.array(world.quantity_shares)[:, None] * chance
+    return (joint / joint.sum(axis=0)).T
+
+
+def exact_assessor(world: World) -> Assessor:
+    """What a perfectly informed audit would use: the world's own matrices, as classes, at its own error rate."""
+    top, noise = world.top_class, label_noise_in(world)
+    joint = world.true_shares[:, None] * noise  # (true, recorded)
+    by_true = np.vstack([joint[:top], joint[top:].sum(axis=0)])
+    shares = by_true.sum(axis=1)
+    by_class = np.column_stack([by_true[:, :top], by_true[:, top:].sum(axis=1)])
+    rows = by_true.T[np.minimum(np.arange(top + 3), len(noise) - 1)]
+    return Assessor(by_class / shares[:, None], shares, rows / rows.sum(axis=1, keepdims=True))
 
 
 def draw_bins(camera: Camera, world: World, size: int, random: np.random.Generator) -> Bins:
