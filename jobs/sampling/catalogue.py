@@ -17,10 +17,10 @@ ALPHABET = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 # kind: share; ranges of length, width and height in inches (length is the longest side, as in ABID)
 KINDS: dict[str, tuple[float, tuple[float, float], tuple[float, float], tuple[float, float]]] = {
-    "box": (0.36, (4.0, 11.0), (3.0, 8.0), (1.5, 6.0)),
+    "box": (0.33, (4.0, 11.0), (3.0, 8.0), (1.5, 6.0)),
     "book": (0.17, (7.0, 10.5), (5.0, 8.0), (0.5, 1.8)),
-    "bag": (0.15, (6.0, 11.0), (4.5, 8.0), (1.5, 4.0)),
-    "bottle": (0.14, (5.0, 10.0), (2.2, 4.2), (2.2, 4.2)),
+    "bag": (0.20, (6.0, 11.0), (4.5, 8.0), (1.5, 4.0)),
+    "bottle": (0.12, (5.0, 10.0), (2.2, 4.2), (2.2, 4.2)),
     "mailer": (0.09, (7.0, 12.0), (5.0, 8.0), (0.3, 1.0)),
     "blister": (0.09, (5.0, 9.0), (3.0, 5.0), (0.6, 1.8)),
 }

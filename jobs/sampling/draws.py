@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
+
+Value = TypeVar("Value")
 
 # One stream a purpose: a change to how photos are drawn changes neither contents nor records.
 CATALOGUE, CONTENTS, RECORD_ERROR, PHOTO = range(4)
@@ -16,7 +21,7 @@ def generator(seed: int, purpose: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, purpose, *key])))
 
 
-def pick(draw: np.random.Generator, values: tuple, weights: tuple[float, ...] | None = None):
+def pick(draw: np.random.Generator, values: Sequence[Value], weights: Sequence[float] | None = None) -> Value:
     """One of `values`; `weights` need not add up to 1."""
     if weights is None:
         return values[int(draw.integers(len(values)))]

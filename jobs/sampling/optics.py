@@ -10,7 +10,7 @@ import numpy as np
 from jobs.sampling.shell import Shell
 
 # RGB: the threads' own colour, and the two pairs of colours that their moiré swings between.
-THREAD = (204.0, 188.0, 170.0)
+THREAD = (212.0, 196.0, 178.0)
 ORANGE_BLUE = (26.0, 2.0, -26.0)
 GREEN_VIOLET = (-14.0, 16.0, -12.0)
 
@@ -54,7 +54,7 @@ def _stretch_band(
     # Threads hang unevenly: their distance varies along the band's height.
     phase = place * threads + draw.uniform(0.1, 0.7) * np.sin(rows * (7 / thickness) + across * draw.uniform(0, 2))
     wave = 0.5 + 0.5 * np.cos(phase * np.float32(2 * np.pi))
-    opacity = (0.22 + 0.6 * wave * wave) * dense
+    opacity = (0.22 + 0.68 * wave * wave) * dense
     if draw.random() < 0.5:
         knot = 0.04 + 0.05 * draw.random()
         opacity[:, np.abs(across) > 1 - knot] = 0.8
@@ -89,7 +89,7 @@ def expose(photo: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     light = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     haze = float(draw.uniform(0.04, 0.14))
     lit = cv2.multiply(photo, cv2.merge([light] * 3), scale=1 - haze, dtype=cv2.CV_8U)
-    lit = cv2.add(lit, (haze * 150, haze * 132, haze * 112, 0))
+    lit = cv2.add(lit, np.array((haze * 150, haze * 132, haze * 112, 0.0)))
     if draw.random() < 0.16:
         length = int(draw.integers(3, 12))
         lit = cv2.blur(lit, (length, 1 + length // 5))

@@ -75,8 +75,9 @@ def _stick_barcode(face: Patch, look: np.random.Generator) -> None:
     x, y = int(look.integers(0, max(1, width - across))), int(look.integers(0, max(1, height - down)))
     sticker = face[y : y + down, x : x + across]
     sticker[:, :, :3] = PAPER
-    bars = look.random(sticker.shape[1]) < 0.45
-    bars[:2] = bars[-2:] = False
+    bars = np.asarray(look.random(sticker.shape[1]) < 0.45)
+    bars[:2] = False
+    bars[-2:] = False
     sticker[1 : max(2, int(0.65 * down)), bars, :3] = INK
 
 
@@ -130,7 +131,7 @@ def _mailer(sku: Sku, width: int, height: int, look: np.random.Generator, draw: 
     patch = _rounded(width, height, colour, radius=0.35)
     if width > 16 and height > 16:
         _stick_barcode(patch, look)
-    _crumple(patch, draw, 0.22)
+    _crumple(patch, draw, 0.12)
     return patch
 
 
@@ -162,7 +163,10 @@ def _bag(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.
     x = np.sign(np.cos(angles)) * np.abs(np.cos(angles)) ** 0.55 * radius
     y = np.sign(np.sin(angles)) * np.abs(np.sin(angles)) ** 0.55 * radius
     outline = np.stack([(x * 0.46 + 0.5) * width, (y * 0.46 + 0.5) * height], axis=1).astype(np.int32)
-    patch = _blank(width, height, shade(sku.colour, 1.05), 0)
+    # Clear or milky plastic: its own colour is mostly what it reflects.
+    milk = float(look.uniform(0.1, 0.6))
+    skin = [round((1 - milk) * own + milk * pale) for own, pale in zip(sku.colour, PAPER, strict=True)]
+    patch = _blank(width, height, (skin[0], skin[1], skin[2]), 0)
     opacity = np.zeros((height, width), np.uint8)
     cv2.fillPoly(opacity, [outline], int(look.integers(200, 250)), cv2.LINE_AA)
     inside = (int(width * 0.2), int(height * look.uniform(0.2, 0.4)))

@@ -17,18 +17,19 @@ JPEG_QUALITY = 95
 
 def draw_photo(seed: int, number: int, pieces: Pieces) -> bytes:
     """The JPEG of bin `number`, about 470 x 330 pixels and 50 KB, from the bin's own random stream."""
-    draw = generator(seed, PHOTO, number)
-    width, height = _frame_size(draw)
+    # Streams of their own: another piece in the bin leaves the bin and the camera as they are.
+    scene, placing, bands, camera = generator(seed, PHOTO, number).spawn(4)
+    width, height = _frame_size(scene)
     photo = np.empty((height, width, 3), np.uint8)
-    shell = draw_shell(width, height, draw)
-    paint_inside(photo, shell, draw)
+    shell = draw_shell(width, height, scene)
+    paint_inside(photo, shell, scene)
     opening = (min(width, shell.right) - max(0, shell.left), shell.bottom - shell.top)
-    for placement in place_pieces(pieces, opening, draw):
-        _put(photo, shell, placement, draw)
-    shade_inside(photo, shell, draw)
-    stretch_bands(photo, shell, draw)
-    paint_rims(photo, shell, draw)
-    exposed = cv2.cvtColor(expose(photo, draw), cv2.COLOR_RGB2BGR)
+    for placement in place_pieces(pieces, opening, placing):
+        _put(photo, shell, placement, placing)
+    shade_inside(photo, shell, scene)
+    stretch_bands(photo, shell, bands)
+    paint_rims(photo, shell, scene)
+    exposed = cv2.cvtColor(expose(photo, camera), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", exposed, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes()
 
 

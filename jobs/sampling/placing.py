@@ -9,10 +9,10 @@ import numpy as np
 from jobs.sampling.catalogue import Sku
 from jobs.sampling.contents import Pieces
 
-BIN_INCHES = 14.5
+BIN_INCHES = 12.5
 """Width of a bin's opening; with the catalogue's inches it gives the pieces' size in pixels."""
 
-MOST_FILLED = 1.3
+MOST_FILLED = 1.4
 """Area of all pieces over that of the opening: fuller bins show their pieces smaller (they are pressed in)."""
 
 

@@ -133,7 +133,13 @@ def _paint_label(photo: np.ndarray, shell: Shell, edge: int, *, below: bool, dra
     cv2.putText(label, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, DARK, max(1, round(2.4 * scale)), cv2.LINE_AA)
     tip = size // 2 - 2 * margin
     cv2.arrowedLine(
-        label, (tip, int(0.78 * tall)), (tip, int(0.25 * tall)), DARK, max(1, round(2 * scale)), cv2.LINE_AA
+        label,
+        (tip, int(0.78 * tall)),
+        (tip, int(0.25 * tall)),
+        DARK,
+        max(1, round(2 * scale)),
+        cv2.LINE_AA,
+        tipLength=0.4,
     )
     code = np.where(draw.random((12, 12, 1)) < 0.5, np.array(DARK), np.array(WHITE)).astype(np.uint8)
     side = tall - 2 * margin
@@ -142,13 +148,13 @@ def _paint_label(photo: np.ndarray, shell: Shell, edge: int, *, below: bool, dra
     label[margin:-margin, x + side + margin : x + side + 3 * margin] = WHITE
     left = int(shell.width * draw.uniform(0.22, 0.42))
     top = edge + int(draw.uniform(4, 12)) if below else edge - int(draw.uniform(3, 9)) - tall
-    turned = cv2.getRotationMatrix2D((size / 2, tall / 2), float(draw.normal(0, 1.5)), 1.0)
+    turned = np.asarray(cv2.getRotationMatrix2D((size / 2, tall / 2), float(draw.normal(0, 1.5)), 1.0), np.float64)
     turned[:, 2] += (left, top)
     frame = (shell.width, shell.height)
     sleeve = np.full((tall + 8, size + 14, 3), _toned(RIM, 1.08), np.uint8)  # the clear pocket it sits in
     for piece, shift in ((sleeve, (-7.0, -4.0)), (label, (0.0, 0.0))):
         placed = turned.copy()
-        placed[:, 2] += turned[:, :2] @ shift
+        placed[:, 2] += turned[:, :2] @ np.array(shift)
         cv2.warpAffine(piece, placed, frame, dst=photo, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
 
 
