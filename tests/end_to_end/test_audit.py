@@ -132,7 +132,7 @@ def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
         (("--objective", "value"), "expected a unit_value in every row"),
         (("--audit-date", "2020-01-01"), f"the manifest is of {NIGHT}"),
         (("--alpha", "1.5"), "expected rates between 0 and 1"),
-        (("--recount-budget", "-1"), "recount-budget"),
+        (("--recount-budget", "-1"), "recount_budget"),
         (("--no-such-flag", "1"), "no-such-flag"),
     ],
     ids=["manifest", "bundle", "output", "value", "night", "alpha", "range", "flag"],
