@@ -97,7 +97,13 @@ def _build_page(night: Night, overview: Overview) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(ReportConfig, write_report, job="report", description="Writes a committed night's page, recount lists and discrepancies.", argv=argv)
+    return run_command(
+        ReportConfig,
+        write_report,
+        job="report",
+        description="Writes a committed night's page, recount lists and discrepancies.",
+        argv=argv,
+    )
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def audit_bins(
     rank = np.zeros(size, np.int32)
     rank[order] = np.arange(1, len(order) + 1)
     recount = np.where(is_random, "random", np.where(rank > 0, "priority", None))
-    certified = (rank > 0) & (rank <= len(order) // 4) & learned
+    certified = (rank > 0) & (rank <= len(order) // 4) & learned & (not drifts)
     suspect = assessed & ((rank > 0) | (p_wrong >= 0.5))
     verdict = np.where(
         ~assessed, "not_assessed", np.where(certified, "certified", np.where(suspect, "suspect", "ok"))
@@ -224,7 +224,7 @@ def audit_bins(
         "inclusion_probability": given(
             np.where(is_random, num_random / max(1, assessed.sum()), 1),
             recount != None,
-            pa.float32(),  # noqa: E711
+            pa.float32(),
         ),
         "certificate_p": given(np.full(size, 0.01), certified, pa.float32()),
         "certified_at": given(np.full(size, 0.3), certified, pa.float32()),
@@ -278,7 +278,7 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
     scopes = [("all", None, frame)]
     for scope, column in (("zone", "zone"), ("abc_class", "abc_class"), ("expected_qty", "expected_scope")):
         scopes += [(scope, value, group) for value, group in frame.groupby(column)]
-    rng = np.random.default_rng(len(frame))
+    rng = np.random.default_rng(list(results["run_id"][0].as_py().encode()))
     rows = []
     for scope, value, group in scopes:
         num_bins, assessed = len(group), int((group["verdict"] != "not_assessed").sum())
@@ -299,7 +299,7 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
                 "num_certified": int((group["verdict"] == "certified").sum()),
                 "num_priority": int(priority.sum()),
                 "num_random": int((group["recount"] == "random").sum()),
-                "alpha": 0.3 if counted is not None else None,
+                "alpha": 0.3 if counted is not None and not drifts else None,
                 "exp_wrong_in_list": float(group["p_record_wrong"][priority].sum()),
                 "naive_mismatch_share": 0.47,
                 "record_model": "assumed" if counted is None else "learned",

@@ -17,7 +17,7 @@ from schemas.results import Recount
 
 WINDOW_NIGHTS = 30
 
-MAX_OFFENDERS = 50
+MAX_OFFENDERS = 25
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ MAX_TEXT = 160
 
 LOW_COVERAGE = 0.95
 
+LITTLE_DOUBT = 0.01
+"""Below this probability that a record is wrong, the page names no direction."""
+
 
 @dataclass(frozen=True)
 class PageParts:
@@ -73,8 +76,8 @@ def render_page(parts: PageParts) -> str:
             "zones": pictures.zone_picture(zones),
         },
         data=script_json(list_rows(parts.overview, parts.thumbnails)),
-        script=Markup(script),  # noqa: S704 - our own file
-        style=Markup(style),  # noqa: S704 - our own file
+        script=Markup(script),
+        style=Markup(style),
         script_hash=script_hash,
     )
 
@@ -106,7 +109,7 @@ def _list_row(row: dict[str, Any], thumbnail: Thumbnail) -> dict[str, Any]:
         "wrong": _rounded(row["p_record_wrong"]),
         "short": _rounded(short),
         "over": _rounded(over),
-        "direction": None if short is None or over is None else "short" if short >= over else "over",
+        "direction": None if short is None or short + over < LITTLE_DOUBT else "short" if short >= over else "over",
         "risk": None if row["value_at_risk"] is None else round(row["value_at_risk"], 2),
         "currency": row["currency"],
         "verdict": row["verdict"],

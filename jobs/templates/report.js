@@ -5,7 +5,9 @@
   const rows = JSON.parse(document.getElementById("rows").textContent);
   const byId = (id) => document.getElementById(id);
   const order = new Intl.Collator("en", { numeric: true });
-  const digits = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+  const digits = new Intl.NumberFormat("en");
+  const money = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  const currencies = [...new Set(rows.filter((row) => row.risk !== null).map((row) => row.currency))];
 
   // Text only ever enters as a text node: names from records stay names.
   const element = (tag, attributes = {}, ...children) => {
@@ -15,7 +17,8 @@
     return node;
   };
   const words = (text) => text.replaceAll("_", " ");
-  const share = (value) => (value === null ? "" : `${(100 * value).toFixed(value >= 0.995 || value < 0.1 ? 1 : 0)} %`);
+  const share = (value) => (value === null ? "" : value > 0.999 ? "> 99.9 %" : value < 0.001 ? "< 0.1 %" : `${(100 * value).toFixed(1)} %`);
+  const name = (text) => element("bdi", text.length > 18 ? { class: "long" } : {}, text);
   const count = (value, top) => (value === null ? "" : top ? `${value}+` : String(value));
   const top = (row) => row.probabilities.length - 1;
   const set = (row) => (row.low === null ? "" : row.low === row.high ? count(row.low, row.low === top(row))
@@ -57,8 +60,8 @@
 
   const sku = (row) => {
     if (!row.lines.length) return [element("span", { class: "name" }, "no lines")];
-    const [, code, name] = row.lines[0];
-    if (row.lines.length === 1 && !row.moreLines) return [element("bdi", {}, code ?? row.sku ?? "–"), element("bdi", { class: "name" }, name ?? "")];
+    const [, code, title] = row.lines[0];
+    if (row.lines.length === 1 && !row.moreLines) return [element("bdi", {}, code ?? row.sku ?? "–"), element("bdi", { class: "name" }, title ?? "")];
     const list = row.lines.map(([pieces, line, text]) => `${pieces} × ${line ?? "?"} ${text ?? ""}`).join("; ");
     const more = row.moreLines ? `; and ${row.moreLines} more` : "";
     return [`mixed, ${row.lines.length + row.moreLines} SKUs`, element("bdi", { class: "name" }, list + more)];
@@ -68,8 +71,8 @@
   const COLUMNS = [
     { name: "rank", label: "Rank", value: (row) => row.rank, cell: (row) => [row.rank === null ? "" : String(row.rank)] },
     { name: "photo", label: "Photo", cell: (row) => [photo(row)] },
-    { name: "bin", label: "Bin", text: true, value: (row) => row.bin, cell: (row) => [element("bdi", {}, row.bin)] },
-    { name: "zone", label: "Zone", text: true, value: (row) => row.zone, cell: (row) => (row.zone === null ? [] : [element("bdi", {}, row.zone)]) },
+    { name: "bin", label: "Bin", text: true, value: (row) => row.bin, cell: (row) => [name(row.bin)] },
+    { name: "zone", label: "Zone", text: true, value: (row) => row.zone, cell: (row) => (row.zone === null ? [] : [name(row.zone)]) },
     { name: "abc", label: "Class", text: true, value: (row) => row.abc, cell: (row) => [row.abc ?? ""] },
     { name: "sku", label: "SKU", text: true, value: (row) => row.sku ?? "\uffff", cell: sku },
     { name: "expected", label: "Expected", value: (row) => row.expected, cell: (row) => [String(row.expected)] },
@@ -79,10 +82,12 @@
     { name: "wrong", label: "Wrong", value: (row) => row.wrong, down: true, cell: (row) => [share(row.wrong)] },
     { name: "direction", label: "Direction", text: true, value: (row) => row.direction,
       cell: (row) => (row.direction === null ? [] : [element("span", { class: row.direction }, `${row.direction === "short" ? "▼" : "▲"} ${row.direction}`)]) },
-    { name: "risk", label: "At risk", value: (row) => row.risk, down: true, cell: (row) => (row.risk === null ? [] : [`${row.currency ?? ""} ${digits.format(row.risk)}`.trim()]) },
-    { name: "verdict", label: "Verdict", text: true, value: (row) => row.verdict, cell: (row) => [element("span", { class: `badge ${row.verdict}` }, words(row.verdict)),
+    { name: "risk", label: currencies.length === 1 && currencies[0] ? `At risk, ${currencies[0]}` : "At risk", value: (row) => row.risk, down: true,
+      cell: (row) => (row.risk === null ? [] : [currencies.length === 1 ? money.format(row.risk) : `${row.currency ?? ""} ${money.format(row.risk)}`.trim()]) },
+    { name: "verdict", label: "Verdict", text: true, value: (row) => row.verdict, cell: (row) => [
+      element("span", { class: `badge ${row.verdict}` }, words(row.verdict)),
+      row.recount === null ? null : element("span", { class: "badge", title: "a person is sent" }, row.recount),
       row.reason === null ? null : element("span", { class: "set" }, words(row.reason))] },
-    { name: "recount", label: "Recount", text: true, value: (row) => row.recount, cell: (row) => (row.recount === null ? [] : [element("span", { class: "badge" }, row.recount)]) },
   ];
 
   const head = document.querySelector("#bins thead tr"), body = document.querySelector("#bins tbody");
@@ -95,17 +100,18 @@
       button.addEventListener("click", () => sortBy(column));
       cell.append(button);
       for (const down of [false, true]) byId("sort").append(element("option", { value: `${column.name} ${down}` }, `${column.label} ${down ? "▼" : "▲"}`));
-    } else cell.append(column.label);
+    } else cell.append(element("span", {}, column.label));
     cell.dataset.name = column.name;
+    cell.dataset.label = column.label;
     head.append(cell);
   }
   byId("sort").prepend(element("option", { value: "", selected: "" }, "list order"));
 
   const FILTERS = ["zone", "abc", "direction", "verdict", "recount"];
   for (const name of FILTERS) {
-    const values = [...new Set(rows.map((row) => row[name]).filter((value) => value !== null))].sort(order.compare);
-    // an empty value is taken by "all"
-    for (const value of values) byId(`filter-${name}`).append(element("option", { value }, words(value)));
+    const values = [...new Set(rows.map((row) => row[name]).filter((value) => value))].sort(order.compare);
+    const label = name === "verdict" ? words : (value) => value;
+    for (const value of values) byId(`filter-${name}`).append(element("option", { value }, label(value)));
   }
   const haystacks = new Map(rows.map((row) => {
     const lines = row.lines.flatMap(([, code, name]) => [code, name]);
@@ -184,7 +190,7 @@
       ["Camera", row.camera === null ? null : `${count(row.camera, row.cameraTop)} (90 %: ${set(row)})`],
       ["Else likely", row.likely === null ? null : count(row.likely, row.likely === top(row))],
       ["Wrong", row.wrong === null ? null : `${share(row.wrong)} (short ${share(row.short)}, over ${share(row.over)})`],
-      ["At risk", row.risk === null ? null : `${row.currency ?? ""} ${digits.format(row.risk)}`],
+      ["At risk", row.risk === null ? null : `${row.currency ?? ""} ${money.format(row.risk)}`.trim()],
       ["Verdict", words(row.verdict) + (row.reason === null ? "" : `: ${words(row.reason)}`)],
       ["Certified at", row.certifiedAt], ["Last counted", row.counted],
     ];
