@@ -148,14 +148,18 @@ def _paint_label(photo: np.ndarray, shell: Shell, edge: int, *, below: bool, dra
     label[margin:-margin, x + side + margin : x + side + 3 * margin] = WHITE
     left = int(shell.width * draw.uniform(0.22, 0.42))
     top = edge + int(draw.uniform(4, 12)) if below else edge - int(draw.uniform(3, 9)) - tall
-    turned = np.asarray(cv2.getRotationMatrix2D((size / 2, tall / 2), float(draw.normal(0, 1.5)), 1.0), np.float64)
-    turned[:, 2] += (left, top)
-    frame = (shell.width, shell.height)
-    sleeve = np.full((tall + 8, size + 14, 3), _toned(RIM, 1.08), np.uint8)  # the clear pocket it sits in
-    for piece, shift in ((sleeve, (-7.0, -4.0)), (label, (0.0, 0.0))):
-        placed = turned.copy()
-        placed[:, 2] += turned[:, :2] @ np.array(shift)
-        cv2.warpAffine(piece, placed, frame, dst=photo, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
+    pocket = np.full((tall + 8, size + 14, 3), _toned(RIM, 1.08), np.uint8)  # clear plastic that holds it
+    pocket[4:-4, 7:-7] = label
+    turn = cv2.getRotationMatrix2D((size / 2, tall / 2), float(draw.normal(0, 1.5)), 1.0)
+    turn[1, 2] += 10  # room for the turn
+    first, last = max(0, top - 14), min(shell.height, top + tall + 14)
+    if first >= last:
+        return
+    turn[:, 2] += (left - 7, top - 14 - first)
+    strip = photo[first:last].copy()
+    frame = (shell.width, last - first)
+    cv2.warpAffine(pocket, turn, frame, dst=strip, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
+    photo[first:last] = strip
 
 
 def _toned(colour: tuple[int, int, int], factor: float) -> tuple[int, int, int]:
