@@ -43,7 +43,13 @@ def count_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]
 
 
 def evaluate_scope(
-    probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, scope: str, *, seed: int = 0
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    scope: str,
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Any] | None:
     """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias and nll,
     `num_bins`, and `majority` (the same of always saying the scope's commonest label). None where it has no bins.
@@ -77,7 +83,7 @@ def evaluate_scope(
         ]
 
     values = compute(np.arange(len(kept)))
-    intervals = bootstrap_by_group(kept_groups, compute, seed=seed)
+    intervals = bootstrap_by_group(kept_groups, compute, seed=seed, num_resamples=num_resamples)
     for name, value, (low, high) in zip(names, values, intervals, strict=True):
         figures[name] = {"value": value, "low": low, "high": high}
     figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}
@@ -94,7 +100,7 @@ def predict(probabilities: np.ndarray, classes: range) -> dict[str, np.ndarray]:
 
 
 def bootstrap_by_group(
-    groups: np.ndarray, compute: Callable[[np.ndarray], list[float]], *, seed: int
+    groups: np.ndarray, compute: Callable[[np.ndarray], list[float]], *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> list[tuple[float, float]]:
     """95 % percentile intervals of `compute(row numbers)`, resampling whole groups; (nan, nan) for one group."""
     order = np.argsort(groups, kind="stable")
@@ -105,7 +111,7 @@ def bootstrap_by_group(
     generator = np.random.default_rng(seed)
     draws = [
         compute(np.concatenate([members[i] for i in generator.integers(0, len(members), len(members))]))
-        for _ in range(NUM_RESAMPLES)
+        for _ in range(num_resamples)
     ]
     low, high = np.percentile(np.array(draws), [2.5, 97.5], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))

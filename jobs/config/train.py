@@ -1,0 +1,35 @@
+"""Settings of `jobs.train`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.config.base import JobConfig
+from model.recipe import Recipe
+
+
+class TrainConfig(Recipe, JobConfig):
+    """Train a counter and write its bundle."""
+
+    manifest_uri: str
+    """The bins to learn from: a manifest with their records, photos and groups."""
+    bundle_uri: str
+    """Where the bundle is written. Checkpoints lie in `<bundle-uri>.training` until it is complete."""
+    num_workers: int = Field(default=1, ge=1)
+    """Training processes (DDP): one per GPU, or shares of the cluster's CPUs."""
+    selection_share: float = Field(default=0.15, gt=0, lt=0.5)
+    """Share of the bins, in whole groups, that choose the best epoch and fit the calibration."""
+    test_share: float = Field(default=0.15, gt=0, lt=0.5)
+    """Share of the bins, in whole groups, that only the final figures see."""
+    on_unhealthy: Literal["stop", "warn"] = "warn"
+    """What to do when a health rule fires: stop without a bundle (exit 1), or say so in the report."""
+    max_failures: int = Field(default=2, ge=0)
+    """Worker failures after which training gives up; each one continues from the last checkpoint."""
+    trace_steps: int = Field(default=0, ge=0, le=50)
+    """Steps of the first epoch to record with the torch profiler; the trace lies beside the bundle."""
+
+    def recipe(self) -> Recipe:
+        """The settings that decide the weights, without places and resources."""
+        return Recipe(**{name: getattr(self, name) for name in Recipe.model_fields})

@@ -1,0 +1,111 @@
+"""From a trained network to its bundle: calibration on selection bins, figures on test bins, the report."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs import storage
+from jobs.config.train import TrainConfig
+from jobs.stages.labelled_bins import fingerprint
+from jobs.stages.run import provenance
+from jobs.stages.train_network import Trained
+from jobs.training_report import render_training_report
+from model.bundle import INFO_FILE, save_bundle
+from model.calibration import FittedCalibration, apply_calibration, calibrate
+from model.metrics import evaluate_counts
+from model.network import build_network
+from model.targets import classes_of
+from schemas.bundle import BundleInfo
+
+logger = logging.getLogger(__name__)
+
+TRACE_FILE = "trace.json.gz"
+
+
+def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained) -> BundleInfo:
+    """Calibrates, measures, and writes the bundle to `config.bundle_uri`, `bundle.json` last."""
+    outcome, made = trained.outcome, provenance()
+    labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
+    groups = np.array(bins["group"].to_pylist())
+    selection, test = outcome["rows"]["selection"], outcome["rows"]["test"]
+    fitted = calibrate(outcome["logits"]["selection"], labels[selection], groups[selection])
+    probabilities = apply_calibration(outcome["logits"]["test"], fitted.calibration)
+    metrics = {
+        "test": evaluate_counts(probabilities, labels[test], groups[test]),
+        "selection": evaluate_counts(fitted.held_out_probabilities, labels[selection], groups[selection]),
+    }
+    splits = np.array(bins["split"].to_pylist())
+    fields = {
+        "architecture": config.architecture,
+        "top_class": config.top_class,
+        "preprocessing": {"image_size": config.image_size},
+        "test_time_flip": config.test_time_flip,
+        "calibration": fitted.calibration.model_dump(),
+        "prediction_set_threshold": fitted.prediction_set_threshold,
+        "num_calibration": fitted.num_calibration,
+        "record_outside_set_share": fitted.record_outside_set_share,
+        "label_histogram": np.bincount(labels[splits == "train"], minlength=config.num_classes).tolist(),
+        "metrics": metrics,
+        "training": config.model_dump(mode="json")
+        | {"best_epoch": outcome["best_epoch"], "epochs": len(outcome["history"]), "stopped": outcome["stopped"]},
+        "data_fingerprint": fingerprint(bins),
+        **made,
+    }
+    network = build_network(config.architecture, config.num_classes)
+    prefix = "resnet."
+    network.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in trained.state.items() if name.startswith(prefix)}
+    )
+    report = render_training_report(
+        config=config,
+        outcome=outcome,
+        metrics=metrics,
+        fitted=fitted,
+        probabilities=probabilities,
+        labels=labels[test],
+        split_sizes=split_sizes(splits, groups),
+        provenance=made,
+    )
+    bundle_uri = storage.absolute(config.bundle_uri)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        info = save_bundle(folder, network=network, fields=fields, training_images=bins, report_html=report)
+        if outcome["trace"] is not None:
+            (folder / TRACE_FILE).write_bytes(outcome["trace"])
+        # an older bundle there stops being one before its weights are overwritten
+        storage.delete([storage.join(bundle_uri, INFO_FILE)])
+        storage.upload_folder(folder, bundle_uri, last=INFO_FILE)
+    _announce(info, metrics, fitted, bundle_uri)
+    return info
+
+
+def split_sizes(splits: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Bins and groups of each split."""
+    return {
+        split: {"num_bins": int((splits == split).sum()), "groups": sorted(set(groups[splits == split].tolist()))}
+        for split in ("train", "selection", "test")
+    }
+
+
+def _announce(info: BundleInfo, metrics: dict[str, Any], fitted: FittedCalibration, bundle_uri: str) -> None:
+    print(f"bundle {info.bundle_id} written to {bundle_uri}")
+    for scope in ("1..5", "0..5", "all"):
+        if scope in metrics["test"]:
+            found = metrics["test"][scope]
+            exact, mae = found["exact"], found["mae"]
+            print(
+                f"test bins, {scope}: exact {exact['value']:.1%} ({exact['low']:.1%} to {exact['high']:.1%}), "
+                f"MAE {mae['value']:.3f} ({mae['low']:.3f} to {mae['high']:.3f}), {found['num_bins']} bins; "
+                f"always saying {found['majority']['says']}: {found['majority']['exact']:.1%}"
+            )
+    error = metrics["test"]["calibration_error"]
+    print(
+        f"calibration: {fitted.calibration.method} scaling, error {error['excess']:.3f} "
+        f"(raw {error['raw']:.3f}, noise floor {error['noise_floor']:.3f})"
+    )

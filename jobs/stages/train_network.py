@@ -1,0 +1,259 @@
+"""From checked bins to a trained network, by Ray Train: what `jobs.train` and `jobs.tune` share."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import ray
+import torch
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+from safetensors.torch import load, save
+
+from jobs import storage
+from jobs.config.train import TrainConfig
+from jobs.stages.labelled_bins import fingerprint
+from jobs.stages.training_photos import PhotoStream
+from model.network import build_network, load_weights
+from model.optimisation import CountingNetwork, initialise
+from model.recipe import Recipe
+from model.splitting import SPLITS, id_hashes, split_groups
+from model.targets import classes_of
+from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, TrainingSet, train_loop_per_worker
+from schemas.bundle import Preprocessing
+from schemas.errors import GateError, InputError
+
+logger = logging.getLogger(__name__)
+
+BINS_FILE = "bins.parquet"
+INITIAL_FILE = "initial.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadInputs:
+    """What a worker trains on, read from the run's own folder."""
+
+    bins_uri: str
+    initial_uri: str
+    recipe: Recipe
+
+    def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoStream]:
+        preprocessing = Preprocessing(image_size=self.recipe.image_size)
+        return (
+            training_set(storage.read_table(self.bins_uri)),
+            load(storage.read_bytes(self.initial_uri)),
+            PhotoStream(self.bins_uri, preprocessing, self.recipe.seed),
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: see `train_loop_per_worker` for `outcome`."""
+
+    outcome: dict[str, Any]
+    state: dict[str, torch.Tensor]
+    """Of CountingNetwork, at the best epoch."""
+    run_uri: str
+
+
+def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
+    """`bins` with a column `split`. Raises InputError where a split is too small or a class has no examples."""
+    groups = np.array(bins["group"].to_pylist())
+    splits = split_groups(
+        groups, seed=config.seed, selection_share=config.selection_share, test_share=config.test_share
+    )
+    labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
+    num_train = int((splits == "train").sum())
+    if num_train < config.batch_size:
+        raise InputError(
+            f"manifest: expected at least {config.batch_size} bins to train on (--batch-size), found {num_train} "
+            f"({bins.num_rows} in all); add bins, or lower --batch-size"
+        )
+    histogram = np.bincount(labels[splits == "train"], minlength=config.num_classes)
+    empty = [str(label) for label in np.flatnonzero(histogram == 0)]
+    if empty:
+        raise InputError(
+            f"manifest: expected_qty: expected examples of every class 0..{config.top_class} among the training bins, "
+            f"found none of {', '.join(empty)} (bins per class: {histogram.tolist()}); add such bins, "
+            "or choose another --top-class"
+        )
+    for split in SPLITS:
+        inside = splits == split
+        logger.info(
+            "%s: %d bins in %d groups, per class %s",
+            split,
+            inside.sum(),
+            len(set(groups[inside])),
+            np.bincount(labels[inside], minlength=config.num_classes).tolist(),
+        )
+    return bins.append_column("split", pa.array(splits, pa.string()))
+
+
+def training_set(bins: pa.Table) -> TrainingSet:
+    """The arrays of a table with bin_id, expected_qty, num_skus, group and split."""
+    return TrainingSet(
+        hashes=id_hashes(bins["bin_id"].to_pylist()),
+        expected_qty=bins["expected_qty"].to_numpy(),
+        num_skus=bins["num_skus"].to_numpy(),
+        groups=np.array(bins["group"].to_pylist()),
+        splits=np.array(bins["split"].to_pylist()),
+    )
+
+
+def initial_state(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The state of CountingNetwork before its first step: drawn from the seed, then filled from `weights`.
+
+    Raises InputError where the weights don't load or don't fit.
+    """
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(recipe.seed)
+    resnet = build_network(recipe.architecture, recipe.num_classes)
+    network = CountingNetwork(resnet, auxiliary=recipe.auxiliary)
+    initialise(network, recipe.initialisation)
+    load_weights(resnet, recipe.weights, recipe.architecture)
+    torch.set_rng_state(generator_state)
+    return {name: value.contiguous() for name, value in network.state_dict().items()}
+
+
+def run_name(bins: pa.Table, config: TrainConfig) -> str:
+    """The same for the same data and settings, so that the same command continues its own run."""
+    settings = config.recipe().model_dump_json() + f"|{config.selection_share}|{config.test_share}"
+    return hashlib.sha256(f"{fingerprint(bins)}|{settings}".encode()).hexdigest()[:16]
+
+
+def train_network(
+    bins: pa.Table, config: TrainConfig, training_uri: str, *, callbacks: list[Any] | None = None
+) -> Trained:
+    """Trains on `bins` (with image_sha256 and split), continuing the run of the same data and settings if there is one.
+
+    `callbacks` are Ray Train's (`jobs.tune` reports to Ray Tune through one). Raises InputError for settings that
+    the cluster can't hold and GateError for a training that failed or was stopped as unhealthy.
+    """
+    recipe = config.recipe()
+    scaling, threads = plan_workers(config)
+    name = run_name(bins, config)
+    run_uri = storage.join(storage.absolute(training_uri), name)
+    bins_uri, initial_uri = (storage.join(run_uri, "inputs", file) for file in (BINS_FILE, INITIAL_FILE))
+    initial = initial_state(recipe)
+    if not (storage.exists(bins_uri) and storage.exists(initial_uri)):
+        storage.write_table(bins_uri, bins)
+        storage.write_bytes(initial_uri, save(initial))
+    settings = LoopSettings(
+        recipe=recipe,
+        load=LoadInputs(bins_uri, initial_uri, recipe),
+        threads=threads,
+        on_unhealthy=config.on_unhealthy,
+        trace_steps=config.trace_steps,
+    )
+    path, filesystem = ray_storage(storage.absolute(training_uri))
+    trainer = TorchTrainer(
+        train_loop_per_worker,  # type: ignore[arg-type]
+        train_loop_config={"settings": settings},
+        scaling_config=scaling,
+        run_config=RunConfig(  # type: ignore[arg-type]
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks or [],
+            # its own lines say what a person wants to know; Ray's would say it again, longer
+            logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": worker_environment(threads)},
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise GateError(f"training failed: {_reason(error)}; the same command continues from {run_uri}") from error
+    outcome = result.return_value  # type: ignore[attr-defined]
+    if result.checkpoint is None or outcome is None:
+        raise GateError(f"training ended without a checkpoint; look at {run_uri}")
+    stopped = outcome["stopped"] or ""
+    if stopped.startswith((UNHEALTHY, NOT_FINITE)):
+        evidence = json.dumps(outcome["findings"], default=str)[:2000]
+        raise GateError(f"training was stopped: {stopped}. No bundle is written. Findings: {evidence}")
+    with result.checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
+    return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)
+
+
+def plan_workers(config: TrainConfig) -> tuple[ScalingConfig, int]:
+    """Ray Train's scaling and the threads of a CPU worker. CPU slots stay free for the tasks that decode photos,
+    so that training never waits for a slot that it holds itself. Raises InputError where the cluster is too small."""
+    per_batch = config.batch_size // config.micro_batch
+    if config.num_workers > per_batch:
+        raise InputError(
+            f"num_workers: expected at most {per_batch} (--batch-size {config.batch_size} holds {per_batch} "
+            f"micro-batches of {config.micro_batch}), found {config.num_workers}; raise --batch-size or lower "
+            "--micro-batch-size"
+        )
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    if gpus:
+        if config.num_workers > gpus:
+            raise InputError(f"num_workers: expected at most {gpus}, the cluster's GPUs, found {config.num_workers}")
+        return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}), 1
+    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
+    per_node = -(-config.num_workers // nodes)
+    share = (cpus / nodes - (1.0 if cpus / nodes >= 2 else 0.5)) / per_node
+    # Ray takes fractions below one only
+    share = float(int(share)) if share >= 1 else max(0.01, int(share * 100) / 100)
+    threads = max(1, int(min(cpus / nodes, os.cpu_count() or 1)) // per_node)
+    scaling = ScalingConfig(num_workers=config.num_workers, use_gpu=False, resources_per_worker={"CPU": share})
+    return scaling, threads
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Read by torch and Ray when a worker starts; setting the threads later is too late for part of torch."""
+    return {
+        # Ray gives a worker one OpenMP thread per CPU it holds; the worker may use the cores that decoding leaves.
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # Decoding shares these cores: a thread that spins while it waits for the others takes theirs.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # Ray Train would write every printed line twice.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }
+
+
+def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """Path and file system for Ray Train's checkpoints, from the same AWS settings as everything else."""
+    if not storage.is_s3(uri):
+        return uri, None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {"region": os.environ.get("AWS_REGION", "us-east-1")}
+    if endpoint:
+        scheme, _, host = endpoint.partition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
+    return uri.removeprefix("s3://"), pyarrow.fs.S3FileSystem(**options)
+
+
+def remove_run(run_uri: str) -> None:
+    """Deletes a finished run's inputs and checkpoints."""
+    if storage.is_s3(run_uri):
+        storage.delete(entry.uri for entry in list(storage.list_objects(run_uri)))
+        return
+    shutil.rmtree(run_uri)
+    parent = Path(run_uri).parent
+    if not any(parent.iterdir()):
+        parent.rmdir()
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of the innermost error."""
+    lines = [line for line in io.StringIO(str(error)).read().splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__

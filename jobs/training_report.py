@@ -1,0 +1,105 @@
+"""The training report: figures, curves, calibration, health and profile on one self-contained page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from jobs.config.train import TrainConfig
+from jobs.pages import render_page
+from jobs.plots import bar_plot, line_plot, reliability_plot
+from model.calibration import FittedCalibration
+from model.health import RULES
+from model.metrics import confusion, reliability
+from model.profile import DATA_PHASES, PHASES
+from schemas.bundle import class_names
+
+FIGURES = (
+    ("exact", "exact", "percent"),
+    ("within_one", "within one", "percent"),
+    ("mae", "MAE", "decimal"),
+    ("rmse", "RMSE", "decimal"),
+    ("bias", "bias", "signed"),
+    ("nll", "NLL", "decimal"),
+)
+
+
+def render_training_report(
+    *,
+    config: TrainConfig,
+    outcome: dict[str, Any],
+    metrics: dict[str, Any],
+    fitted: FittedCalibration,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    split_sizes: dict[str, dict[str, Any]],
+    provenance: dict[str, Any],
+) -> str:
+    """HTML. `probabilities` (n, K + 1) and `labels` (n,) are the test bins'; `outcome` is the training loop's."""
+    history = outcome["history"]
+    epochs = [entry["epoch"] + 1 for entry in history]
+    steps = list(range(1, len(outcome["step_losses"]) + 1))
+    classes = class_names(config.top_class)
+    table = confusion(probabilities.argmax(axis=1), labels, len(classes))
+    profile = outcome["profile"]
+    wall = sum(profile[name] for name in PHASES)
+    return render_page(
+        "training.html",
+        config=config,
+        figure_names=FIGURES,
+        scopes=[scope for scope in ("1..5", "0..5", "all") if scope in metrics["test"]],
+        test=metrics["test"],
+        selection=metrics["selection"],
+        error=metrics["test"]["calibration_error"],
+        history=history,
+        best_epoch=outcome["best_epoch"] + 1,
+        stopped=outcome["stopped"],
+        loss_plot=line_plot(
+            {
+                "training loss": (epochs, [entry["train_loss"] for entry in history]),
+                "selection NLL": (epochs, [entry["selection_nll"] for entry in history]),
+            },
+            title="Loss by epoch",
+            x="epoch",
+            y="nats per photo",
+        ),
+        count_plot=line_plot(
+            {
+                "exact share": (epochs, [entry.get("selection_exact", np.nan) for entry in history]),
+                "MAE": (epochs, [entry.get("selection_mae", np.nan) for entry in history]),
+            },
+            title="Counts by epoch",
+            x="epoch",
+            y="selection bins of 1 to 5",
+        ),
+        step_plot=line_plot(
+            {
+                "loss": (steps, outcome["step_losses"]),
+                "gradient norm": (steps, [min(norm, 50.0) for norm in outcome["gradient_norms"]]),
+            },
+            title="Every step",
+            x="step",
+            y="loss; norm before clipping (at most 50 shown)",
+        ),
+        reliability=reliability_plot(reliability(probabilities, labels), title="Reliability on test bins"),
+        fitted=fitted,
+        methods=fitted.calibration.held_out_nll,
+        classes=classes,
+        confusion=[
+            (name, [(int(count), count / max(1, row.sum())) for count in row])
+            for name, row in zip(classes, table, strict=True)
+        ],
+        findings=outcome["findings"],
+        silent=[rule.__name__ for rule in RULES if rule.__name__ not in {f["rule"] for f in outcome["findings"]}],
+        rules={rule.__name__: (rule.__doc__ or "").strip() for rule in RULES},
+        profile=[(name, profile[name], profile[name] / max(wall, 1e-9)) for name in PHASES],
+        profile_plot=bar_plot(
+            list(PHASES), [profile[name] for name in PHASES], title="Seconds by phase", x="", y="seconds", size=(9, 2.8)
+        ),
+        tasks=[(name, profile[name]) for name in DATA_PHASES],
+        wall=wall,
+        splits=split_sizes,
+        made=json.dumps({"config": config.model_dump(mode="json"), **provenance}, indent=1),
+    )

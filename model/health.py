@@ -1,0 +1,282 @@
+"""Rules that tell a sick training from a sound one, each with the evidence it saw.
+
+They watch what SageMaker Debugger's built-in rules watched (vanishing gradient, exploding tensor, poor weight
+initialisation, dead relu, loss not decreasing, overfit, class imbalance, low GPU utilisation) and read only the
+figures in `Observations`, so each rule can be tried without training anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+SAMPLE_EVERY = 25
+"""Layers are looked at in one step of so many; the loss and the gradient norm in every one."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that fired."""
+
+    rule: str
+    message: str
+    """What was seen, what it means and what to try."""
+    evidence: dict[str, Any]
+    epoch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Observations:
+    """What the rules read. Epochs count from 0; losses are per photo."""
+
+    num_classes: int
+    label_histogram: list[int]
+    batch_size: int = 64
+    initial_weight_std: dict[str, float] = field(default_factory=dict)
+    """Per convolution: standard deviation of its weights over that of Kaiming's (sqrt(2 / fan out)), at the start."""
+    step_losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    """Of all gradients together, before clipping, per step."""
+    layer_ratios: list[dict[str, float]] = field(default_factory=list)
+    """Per sampled step and layer: norm of the gradient over norm of the weights."""
+    dead_shares: list[dict[str, float]] = field(default_factory=list)
+    """Per sampled step and ReLU: share of its channels that are zero for every photo of the micro-batch."""
+    train_losses: list[float] = field(default_factory=list)
+    """Mean per epoch."""
+    selection_nlls: list[float] = field(default_factory=list)
+    wait_shares: list[float] = field(default_factory=list)
+    """Per epoch: share of the training time spent waiting for photos (the first batch of a run left out)."""
+    from_scratch: bool = True
+
+    @property
+    def epoch(self) -> int:
+        return len(self.train_losses)
+
+
+def exploding_gradients(seen: Observations) -> Finding | None:
+    """Not finite, or a step's gradient 1,000 times the median and above 100; or a loss far above guessing."""
+    norms = seen.gradient_norms
+    broken = [step for step, norm in enumerate(norms) if not math.isfinite(norm)]
+    finite = sorted(norm for norm in norms if math.isfinite(norm))
+    losses = [loss for loss in seen.step_losses if math.isfinite(loss)]
+    worst = max(finite, default=0.0)
+    median = finite[len(finite) // 2] if finite else 0.0
+    guess = math.log(seen.num_classes)
+    burst = len(finite) >= 10 and worst > 100 and worst > 1000 * median
+    runaway = len(losses) >= 5 and max(losses) > 10 * guess
+    if not (broken or burst or runaway):
+        return None
+    return Finding(
+        "exploding_gradients",
+        "Gradients or losses run away: lower --learning-rate (a tenth), or lengthen the warm-up.",
+        {
+            "steps_not_finite": broken[:5],
+            "largest_norm": worst,
+            "median_norm": median,
+            "largest_loss": max(losses, default=math.nan),
+            "loss_of_guessing": guess,
+        },
+        seen.epoch,
+    )
+
+
+def vanishing_gradients(seen: Observations) -> Finding | None:
+    """In half of the sampled steps, a layer whose gradient is below 1e-7 of its weights."""
+    if len(seen.layer_ratios) < 2:
+        return None
+    low: dict[str, int] = {}
+    for ratios in seen.layer_ratios:
+        for name, ratio in ratios.items():
+            if ratio < 1e-7:
+                low[name] = low.get(name, 0) + 1
+    stuck = sorted(name for name, count in low.items() if 2 * count >= len(seen.layer_ratios))
+    if not stuck:
+        return None
+    return Finding(
+        "vanishing_gradients",
+        "Layers receive (almost) no gradient and cannot learn: check the initial weights (--initialisation) "
+        "or raise --learning-rate.",
+        {
+            "layers": stuck[:10],
+            "num_layers": len(stuck),
+            "last_ratios": {n: seen.layer_ratios[-1][n] for n in stuck[:5]},
+        },
+        seen.epoch,
+    )
+
+
+def poor_initialisation(seen: Observations) -> Finding | None:
+    """Weights of a layer all (nearly) equal or 30 times off Kaiming's spread; or a first loss twice that of guessing."""
+    off = {name: ratio for name, ratio in seen.initial_weight_std.items() if not 1 / 30 < ratio < 30}
+    if not seen.from_scratch:
+        # loaded filters have learnt their own spread; only a layer of equal weights is a defect
+        off = {name: ratio for name, ratio in off.items() if ratio < 1e-6}
+    first = seen.step_losses[0] if seen.step_losses else 0.0
+    guess = math.log(seen.num_classes)
+    if not off and not first > 2 * guess:
+        return None
+    return Finding(
+        "poor_initialisation",
+        "The initial weights have a wrong spread, or the first predictions are confidently wrong: choose "
+        "--initialisation kaiming-normal, or sound --weights.",
+        {
+            "layers": dict(sorted(off.items())[:10]),
+            "num_layers": len(off),
+            "first_loss": first,
+            "loss_of_guessing": guess,
+        },
+        seen.epoch,
+    )
+
+
+def dead_activations(seen: Observations) -> Finding | None:
+    """In the last three sampled steps, a ReLU with more than 60 % of its channels zero for every photo."""
+    recent = seen.dead_shares[-3:]
+    if len(recent) < 3:
+        return None
+    dead = {name: share for name, share in recent[-1].items() if all(shares[name] > 0.6 for shares in recent)}
+    if not dead:
+        return None
+    return Finding(
+        "dead_activations",
+        "Most channels of a layer are silent for every photo and learn nothing: lower --learning-rate, or check "
+        "the initial weights.",
+        {"share_of_dead_channels": dict(sorted(dead.items())[:10])},
+        seen.epoch,
+    )
+
+
+def loss_not_decreasing(seen: Observations) -> Finding | None:
+    """After three epochs of at least 30 steps in all, the lowest epoch loss is within 1 % of the first's."""
+    losses = seen.train_losses
+    if len(losses) < 3 or len(seen.step_losses) < 30:
+        return None
+    if min(losses[1:]) < 0.99 * losses[0]:
+        return None
+    return Finding(
+        "loss_not_decreasing",
+        "The training loss does not fall: raise or lower --learning-rate by a factor of 3, and look at sample "
+        "photos with their records (jobs.explore).",
+        {"train_losses": losses[:10]},
+        seen.epoch,
+    )
+
+
+def overfitting(seen: Observations) -> Finding | None:
+    """Selection NLL 5 % above its best for two epochs running, while the training loss fell since that best."""
+    nlls, losses = seen.selection_nlls, seen.train_losses
+    if len(nlls) < 3 or len(losses) < len(nlls):
+        return None
+    best = min(range(len(nlls)), key=lambda epoch: nlls[epoch])
+    if best > len(nlls) - 3 or not all(nll > 1.05 * nlls[best] for nll in nlls[-2:]) or not losses[-1] < losses[best]:
+        return None
+    return Finding(
+        "overfitting",
+        f"The network learns its training photos by heart since epoch {best + 1}, whose weights are kept: add photos, "
+        "keep --augmentation on, raise --weight-decay, or train fewer epochs.",
+        {
+            "best_epoch": best,
+            "selection_nll_at_best": nlls[best],
+            "selection_nlls": nlls[-5:],
+            "train_losses": losses[-5:],
+        },
+        seen.epoch,
+    )
+
+
+def class_imbalance(seen: Observations) -> Finding | None:
+    """The commonest class has more than 20 times the bins of the rarest."""
+    counts = seen.label_histogram
+    if not counts or max(counts) <= 20 * max(1, min(counts)):
+        return None
+    rarest = counts.index(min(counts))
+    return Finding(
+        "class_imbalance",
+        f"Class {rarest} has few examples; its counts will be poor: add such bins, or lower --top-class.",
+        {"bins_per_class": counts, "ratio": max(counts) / max(1, min(counts))},
+        seen.epoch,
+    )
+
+
+def stalled_on_data(seen: Observations) -> Finding | None:
+    """In the last epoch more than 20 % of the training time was spent waiting for photos."""
+    if not seen.wait_shares or seen.wait_shares[-1] <= 0.2:
+        return None
+    return Finding(
+        "stalled_on_data",
+        "The network waits for photos: give the cluster more CPUs for decoding, put the photos nearer, or store "
+        "them smaller.",
+        {"wait_shares": seen.wait_shares[-5:]},
+        seen.epoch,
+    )
+
+
+RULES: tuple[Callable[[Observations], Finding | None], ...] = (
+    exploding_gradients,
+    vanishing_gradients,
+    poor_initialisation,
+    dead_activations,
+    loss_not_decreasing,
+    overfitting,
+    class_imbalance,
+    stalled_on_data,
+)
+# Conditions of the data and of the machine: worth saying, no reason to stop.
+NEVER_STOP = frozenset({"class_imbalance", "stalled_on_data"})
+
+
+def check_health(seen: Observations) -> list[Finding]:
+    """All rules that fire on what has been seen so far."""
+    return [finding for rule in RULES if (finding := rule(seen)) is not None]
+
+
+def initial_weight_std(network: nn.Module) -> dict[str, float]:
+    """`Observations.initial_weight_std` of a network before its first step."""
+    found = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            found[name] = float(module.weight.detach().std()) / math.sqrt(2 / fan_out)
+    return found
+
+
+def layer_ratios(network: nn.Module) -> dict[str, float]:
+    """Norm of the gradient over norm of the weights, of every convolution and linear layer that trains."""
+    found = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.grad is not None:
+            weight = float(module.weight.detach().norm())
+            found[name] = float(module.weight.grad.norm()) / max(weight, 1e-12)
+    return found
+
+
+class ActivationWatch:
+    """Hooks on every ReLU; while `watching`, the share of its channels that are zero everywhere is kept."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.watching = False
+        self.dead: dict[str, float] = {}
+        for name, module in network.named_modules():
+            if isinstance(module, nn.ReLU):
+                module.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
+        def look(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            if self.watching:
+                silent = (output.detach() <= 0).all(dim=3).all(dim=2).all(dim=0)
+                # a block's ReLU runs several times a pass: its worst moment counts
+                self.dead[name] = max(self.dead.get(name, 0.0), float(silent.float().mean()))
+
+        return look
+
+    def take(self) -> dict[str, float]:
+        found, self.dead = self.dead, {}
+        return found

@@ -1,0 +1,130 @@
+"""The parts of a training step: initial weights, what trains, optimiser, learning rate, average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torchvision.models import ResNet
+
+from model.recipe import Recipe
+from model.targets import MAX_QUANTITY, MAX_SKUS
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+MAX_GRADIENT_NORM = 5.0
+
+
+class CountingNetwork(nn.Module):
+    """A ResNet and, beside its head, outputs for the exact quantity and the number of SKUs that only training uses."""
+
+    def __init__(self, resnet: ResNet, *, auxiliary: bool) -> None:
+        super().__init__()
+        self.resnet = resnet
+        self.auxiliary = nn.Linear(resnet.fc.in_features, MAX_QUANTITY + 1 + MAX_SKUS + 1) if auxiliary else None
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, 3, S, S) to logits (batch, K + 1) and auxiliary logits (batch, 16 + 9) or None."""
+        r = self.resnet
+        x = r.maxpool(r.relu(r.bn1(r.conv1(inputs))))
+        x = r.layer4(r.layer3(r.layer2(r.layer1(x))))
+        features = torch.flatten(r.avgpool(x), 1)
+        return r.fc(features), self.auxiliary(features) if self.auxiliary is not None else None
+
+
+INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "kaiming-normal": lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
+    "kaiming-uniform": lambda w: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu"),
+    "xavier-normal": nn.init.xavier_normal_,
+    "orthogonal": nn.init.orthogonal_,
+}
+
+
+def initialise(network: nn.Module, distribution: str) -> None:
+    """Draws the convolutions' weights from `distribution`, from torch's global generator (seed it before)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            INITIALISERS[distribution](module.weight)
+
+
+def stage_of(name: str) -> str:
+    """The stage of a parameter or module of CountingNetwork, by its name."""
+    part = name.removeprefix("resnet.").split(".")[0]
+    if part in ("conv1", "bn1"):
+        return "stem"
+    return part if part in STAGES else "head"
+
+
+def freeze(network: CountingNetwork, unfreeze: str) -> None:
+    """Keeps what lies before the stage `unfreeze` as it is: no gradients."""
+    first = 0 if unfreeze == "all" else STAGES.index(unfreeze)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(STAGES.index(stage_of(name)) >= first)
+
+
+def set_training_mode(network: CountingNetwork, unfreeze: str) -> None:
+    """Training mode where it trains; the normalisation of frozen stages keeps its statistics."""
+    network.train()
+    first = 0 if unfreeze == "all" else STAGES.index(unfreeze)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and STAGES.index(stage_of(name)) < first:
+            module.eval()
+
+
+def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=True)
+
+
+def learning_rate_at(step: int, num_steps: int, recipe: Recipe) -> float:
+    """Learning rate of a step (from 0): a rise over a quarter (one-cycle; Smith 2018) or 5 % (cosine) of all steps,
+    then half a cosine to zero."""
+    warmup = max(1, round(num_steps * (0.25 if recipe.schedule == "one-cycle" else 0.05)))
+    if step < warmup:
+        low = recipe.learning_rate / 25
+        rise = (
+            (1 - math.cos(math.pi * (step + 1) / warmup)) / 2 if recipe.schedule == "one-cycle" else (step + 1) / warmup
+        )
+        return low + (recipe.learning_rate - low) * rise
+    done = (step - warmup) / max(1, num_steps - warmup)
+    return recipe.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+class WeightAverage:
+    """Exponential moving average of weights and normalisation statistics (Polyak and Juditsky 1992, as in Tarvainen 2017)."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        self.num_updates += 1
+        # early on the average follows closely, as the first weights are worth nothing
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        averages, currents = [], []
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                averages.append(self.state[name])
+                currents.append(value.detach())
+            else:
+                self.state[name].copy_(value)
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+
+
+def averaging_decay(recipe: Recipe, steps_per_epoch: int) -> float:
+    """Decay per step of a time constant given in epochs; 0 (the average is the last weights) where it is off."""
+    if recipe.averaging_epochs == 0:
+        return 0.0
+    return math.exp(-1 / (recipe.averaging_epochs * steps_per_epoch))
+
+
+def float_buffers(network: nn.Module) -> Iterator[torch.Tensor]:
+    """Batch normalisation's running statistics."""
+    return (buffer for buffer in network.buffers() if buffer.is_floating_point())

@@ -1,0 +1,83 @@
+"""How a counter is trained: the settings that decide its weights. `jobs.train` and `jobs.tune` share them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Recipe(BaseModel):
+    """The settings of one training; the docstring below a field is its `--help`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    """The torchvision network."""
+    weights: str = "none"
+    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2), or a .safetensors or .pth file."""
+    initialisation: Literal["kaiming-normal", "kaiming-uniform", "xavier-normal", "orthogonal"] = "kaiming-normal"
+    """Distribution of the initial convolution weights (used with --weights none)."""
+    unfreeze: Literal["all", "layer2", "layer3", "layer4", "head"] = "all"
+    """Train everything, or only this stage and what follows it; the rest stays as loaded."""
+    image_size: int = Field(default=224, ge=16, le=1024)
+    """Side in pixels of the square that photos are resized to."""
+    progressive_resizing: bool = True
+    """Train the first epochs on smaller photos (half the side, then three quarters): as good, and faster."""
+    augmentation: bool = True
+    """Flip, shift, scale, light and blur each training photo, anew in each epoch."""
+    top_class: int = Field(default=6, ge=1, le=50)
+    """K: the last class means "K or more"."""
+    targets: Literal["ordinal", "classes"] = "ordinal"
+    """Soft targets that decay with the distance from the record's count, or plain cross-entropy."""
+    auxiliary: bool = True
+    """Also learn the record's exact quantity and its number of SKUs; these outputs are not in the bundle."""
+    max_epochs: int = Field(default=30, ge=1)
+    """Most passes over the training photos; the learning rate is planned for so many."""
+    patience: int = Field(default=8, ge=1)
+    """Stop after so many epochs without a better selection NLL; the best epoch's weights are kept."""
+    batch_size: int = Field(default=64, ge=2)
+    """Photos per optimiser step, on all workers together."""
+    micro_batch_size: int = Field(default=32, ge=2)
+    """Photos per forward pass. It fixes batch normalisation's statistics, so results don't depend on the workers."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum 0.9."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """The highest learning rate of the schedule."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Of weight matrices and filters; biases and normalisation have none."""
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    """Warm-up over a quarter of all steps then cosine to zero, or a short warm-up then cosine."""
+    averaging_epochs: float = Field(default=1.0, ge=0)
+    """Time constant of the moving average of the weights, in epochs; 0 averages nothing."""
+    test_time_flip: bool = True
+    """The bundle averages its logits over the photo and its mirror image."""
+    mixed_precision: bool = True
+    """bfloat16 autocast where the worker has a CUDA device; a CPU always trains in float32."""
+    seed: int = Field(default=0, ge=0)
+    """Of the split, the initial weights, the order of the photos and their augmentation."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_batch(self) -> Recipe:
+        if self.batch_size % min(self.micro_batch_size, self.batch_size):
+            raise ValueError(
+                f"batch_size: expected a multiple of micro_batch_size {self.micro_batch_size}, found {self.batch_size}"
+            )
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Photos per forward pass, never more than a batch."""
+        return min(self.micro_batch_size, self.batch_size)
+
+    @property
+    def num_classes(self) -> int:
+        return self.top_class + 1
+
+    def image_size_of(self, epoch: int) -> int:
+        """Side of the training photos in an epoch (from 0): half, three quarters, whole; multiples of 16."""
+        if not self.progressive_resizing or self.image_size < 64:
+            return self.image_size
+        done = epoch / self.max_epochs
+        share = 0.5 if done < 0.35 else 0.75 if done < 0.7 else 1.0
+        return max(32, round(self.image_size * share / 16) * 16) if share < 1 else self.image_size

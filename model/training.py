@@ -1,0 +1,491 @@
+"""The training loop that runs on every Ray Train worker, for `jobs.train` and `jobs.tune` alike."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from model.calibration import apply_calibration, fit_calibration, negative_log_likelihood
+from model.health import (
+    NEVER_STOP,
+    SAMPLE_EVERY,
+    ActivationWatch,
+    Observations,
+    check_health,
+    initial_weight_std,
+    layer_ratios,
+)
+from model.metrics import evaluate_scope
+from model.network import build_network
+from model.optimisation import (
+    MAX_GRADIENT_NORM,
+    CountingNetwork,
+    WeightAverage,
+    averaging_decay,
+    float_buffers,
+    freeze,
+    learning_rate_at,
+    make_optimiser,
+    set_training_mode,
+)
+from model.profile import Stopwatch
+from model.recipe import Recipe
+from model.scoring import normalisation, to_inputs
+from model.splitting import epoch_order, worker_micro_batches
+from model.targets import MAX_QUANTITY, MAX_SKUS, classes_of, count_targets, quantity_targets
+from schemas.bundle import Preprocessing
+
+STATE_FILE = "state.pt"
+AUXILIARY_WEIGHT = 0.3
+UNHEALTHY = "unhealthy"
+NOT_FINITE = "the loss is not a finite number"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Photos that go through the network together: row numbers of the training set, and how they are prepared."""
+
+    rows: tuple[int, ...]
+    image_size: int
+    augment_epoch: int | None
+    """The epoch whose augmentation is drawn; None leaves the photos as they are."""
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A micro-batch's photos: uint8 (rows, S, S, 3), in the order of its rows, and the seconds it took by phase."""
+
+    pixels: np.ndarray
+    seconds: dict[str, float]
+
+
+class PhotoSource(Protocol):
+    """Where a worker's photos come from: streamed by Ray Data in a job, from memory in a benchmark."""
+
+    def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]: ...
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What training knows of its bins beside the photos; arrays of one length, sorted by bin_id."""
+
+    hashes: np.ndarray
+    """uint64: `model.splitting.id_hashes` of the bin_ids."""
+    expected_qty: np.ndarray
+    num_skus: np.ndarray
+    groups: np.ndarray
+    splits: np.ndarray
+    """train, selection or test."""
+
+    def rows_of(self, split: str) -> np.ndarray:
+        return np.flatnonzero(self.splits == split)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What a worker is given. `load` is called once on it, so that arrays and weights travel by the object store."""
+
+    recipe: Recipe
+    load: Callable[[], tuple[TrainingSet, dict[str, torch.Tensor], PhotoSource]]
+    """The training set, the initial state of CountingNetwork, and the photos."""
+    threads: int
+    """Of each CPU worker."""
+    on_unhealthy: str = "warn"
+    trace_steps: int = 0
+
+
+def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
+    """Trains, and returns on rank 0 what the bundle and its report need (None on the others):
+
+    `history` (a dict per epoch), `step_losses`, `findings`, `profile` (seconds by phase), `best_epoch`, `stopped`
+    (why, or None), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (`selection`, `test`; of the best epoch, with the mirror image if
+    the recipe says so). The weights are in the last checkpoint: `best_state`.
+
+    loop_config: {"settings": LoopSettings}.
+    """
+    return _Loop(loop_config["settings"]).run()
+
+
+class _Loop:
+    def __init__(self, settings: LoopSettings) -> None:
+        self.settings, self.recipe = settings, settings.recipe
+        context = ray.train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(settings.threads)
+        self.watch = Stopwatch(self.device)
+        self.bins, initial_state, self.photos = settings.load()
+        recipe = self.recipe
+        self.network = CountingNetwork(
+            build_network(recipe.architecture, recipe.num_classes),
+            auxiliary=recipe.auxiliary,
+        )
+        self.network.load_state_dict(initial_state)
+        freeze(self.network, recipe.unfreeze)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
+        self.activations = ActivationWatch(self.network)
+        self.optimiser = make_optimiser(self.network, recipe)
+        train = self.bins.rows_of("train")
+        self.steps_per_epoch = len(train) // recipe.batch_size
+        self.average = WeightAverage(self.network, averaging_decay(recipe, self.steps_per_epoch))
+        # every worker sums its own statistics; they are averaged before each evaluation
+        self.distributed: nn.Module = ray.train.torch.prepare_model(
+            self.network, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+        labels = classes_of(self.bins.expected_qty, recipe.top_class)
+        self.labels = labels
+        self.seen = Observations(
+            num_classes=recipe.num_classes,
+            label_histogram=np.bincount(labels[train], minlength=recipe.num_classes).tolist(),
+            batch_size=recipe.batch_size,
+            initial_weight_std=initial_weight_std(self.network),
+            from_scratch=recipe.weights == "none",
+        )
+        self._targets = torch.from_numpy(count_targets(recipe.top_class, recipe.targets)).to(self.device)
+        self._quantity_targets = torch.from_numpy(quantity_targets()).to(self.device)
+        self._scale, self._shift = normalisation(Preprocessing(image_size=recipe.image_size), self.device)
+        self.history: list[dict[str, float]] = []
+        self.best_epoch, self.best_nll = -1, math.inf
+        self.best_state: dict[str, torch.Tensor] = {}
+        self.stopped: str | None = None
+        self.findings: list[dict[str, Any]] = []
+        self._trace: bytes | None = None
+        self._epoch_seconds = 0.0
+        self._first_epoch_here = 0
+
+    def run(self) -> dict[str, Any] | None:
+        self._resume()
+        self._first_epoch_here = len(self.history)
+        epochs = range(self._first_epoch_here, self.recipe.max_epochs)
+        if self.stopped is None and epochs:
+            train = self.bins.rows_of("train")
+            plan = [self._micro_batches(train, epoch) for epoch in epochs]
+            stream = iter(self.photos([batch for batches in plan for batch in batches]))
+            for epoch, batches in zip(epochs, plan, strict=True):
+                self._train_epoch(epoch, len(batches), stream)
+                self._finish_epoch(epoch)
+                if self.stopped is not None:
+                    break
+            del stream
+        return self._conclude()
+
+    def _micro_batches(self, train: np.ndarray, epoch: int) -> list[MicroBatch]:
+        recipe = self.recipe
+        order = train[epoch_order(self.bins.hashes[train], recipe.seed, epoch)]
+        chosen = worker_micro_batches(
+            order,
+            batch_size=recipe.batch_size,
+            micro_batch=recipe.micro_batch,
+            worker=self.rank,
+            num_workers=self.num_workers,
+        )
+        size, key = recipe.image_size_of(epoch), epoch if recipe.augmentation else None
+        return [MicroBatch(tuple(rows.tolist()), size, key) for rows in chosen]
+
+    def _train_epoch(self, epoch: int, num_micro_batches: int, stream: Iterator[PreparedBatch]) -> None:
+        recipe, watch = self.recipe, self.watch
+        set_training_mode(self.network, recipe.unfreeze)
+        train = self.bins.rows_of("train")
+        planned = iter(self._micro_batches(train, epoch))
+        per_batch = recipe.batch_size // recipe.micro_batch
+        own = num_micro_batches // self.steps_per_epoch
+        num_steps = self.steps_per_epoch * recipe.max_epochs
+        losses: list[torch.Tensor] = []
+        started, first_wait, wait_before = time.perf_counter(), 0.0, watch.seconds["wait for photos"]
+        with self._profiler(epoch) as profiler:
+            for step in range(self.steps_per_epoch):
+                global_step = epoch * self.steps_per_epoch + step
+                sampled = global_step % SAMPLE_EVERY == 0
+                watch.sampled = self.activations.watching = sampled
+                for group in self.optimiser.param_groups:
+                    group["lr"] = learning_rate_at(global_step, num_steps, recipe)
+                loss_sum = torch.zeros((), device=self.device)
+                for index in range(own):
+                    waited = time.perf_counter()
+                    with watch.phase("wait for photos"):
+                        prepared = next(stream)
+                    if step == 0 and index == 0:
+                        first_wait = time.perf_counter() - waited
+                    for name, seconds in prepared.seconds.items():
+                        watch.add(name, seconds)
+                    last = index == own - 1
+                    loss_sum += self._accumulate(next(planned), prepared.pixels, per_batch, synchronise=last)
+                with watch.phase("optimiser"):
+                    norm = nn.utils.clip_grad_norm_(
+                        [p for p in self.network.parameters() if p.requires_grad], MAX_GRADIENT_NORM
+                    )
+                    if sampled:
+                        self.seen.layer_ratios.append(layer_ratios(self.network))
+                        self.seen.dead_shares.append(self.activations.take())
+                    self.optimiser.step()
+                    self.optimiser.zero_grad(set_to_none=True)
+                    self.average.update(self.network)
+                losses.append(torch.stack([loss_sum.detach(), norm.detach() / self.num_workers]))
+                if profiler is not None:
+                    profiler.step()
+                # the norm is of the averaged gradients, so all workers see the same and leave together
+                if sampled and not bool(torch.isfinite(norm)):
+                    break
+        self.activations.watching, watch.sampled = False, True
+        elapsed = time.perf_counter() - started
+        summed = self._sum(torch.stack(losses)).cpu()
+        self.seen.step_losses += summed[:, 0].tolist()
+        self.seen.gradient_norms += summed[:, 1].tolist()
+        self.seen.train_losses.append(float(summed[:, 0].mean()))
+        # a run's first photos wait for Ray's workers to start; that is no stall
+        waited = (
+            watch.seconds["wait for photos"] - wait_before - (first_wait if epoch == self._first_epoch_here else 0.0)
+        )
+        self.seen.wait_shares.append(waited / max(elapsed, 1e-9))
+        self._epoch_seconds = elapsed
+
+    def _accumulate(self, batch: MicroBatch, pixels: np.ndarray, per_batch: int, *, synchronise: bool) -> torch.Tensor:
+        """Adds a micro-batch's gradients; returns its share of the batch's loss on counts."""
+        watch = self.watch
+        rows = np.array(batch.rows)
+        with watch.phase("transfer"):
+            inputs = to_inputs(torch.from_numpy(pixels).to(self.device, non_blocking=True), self._scale, self._shift)
+            quantity = torch.from_numpy(np.minimum(self.bins.expected_qty[rows], MAX_QUANTITY)).long().to(self.device)
+            skus = torch.from_numpy(np.minimum(self.bins.num_skus[rows], MAX_SKUS)).long().to(self.device)
+        quiet = self.num_workers > 1 and not synchronise
+        with self.distributed.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+            with watch.phase("forward"), self._autocast():
+                logits, auxiliary = self.distributed(inputs)
+                loss = F.cross_entropy(logits.float(), self._targets[quantity])
+                whole = loss
+                if auxiliary is not None:
+                    fine, lines = auxiliary.float().split([MAX_QUANTITY + 1, MAX_SKUS + 1], dim=1)
+                    extra = F.cross_entropy(fine, self._quantity_targets[quantity]) + F.cross_entropy(lines, skus)
+                    whole = loss + AUXILIARY_WEIGHT * extra
+            with watch.phase("backward"):
+                # DDP averages over workers; a batch's gradient is the mean over its micro-batches, wherever they ran
+                (whole * (self.num_workers / per_batch)).backward()
+        return loss.detach() / per_batch
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.recipe.mixed_precision and self.device.type == "cuda"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _finish_epoch(self, epoch: int) -> None:
+        with self.watch.phase("validation"):
+            self._average_statistics()
+            selection = self.bins.rows_of("selection")
+            logits = self._evaluate(self.average.state, selection, mirror=False)
+        labels, groups = self.labels[selection], self.bins.groups[selection]
+        entry = {
+            "epoch": epoch,
+            "image_size": self.recipe.image_size_of(epoch),
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "train_loss": self.seen.train_losses[-1],
+            "seconds": self._epoch_seconds,
+            "wait_share": self.seen.wait_shares[-1],
+        }
+        if not (np.isfinite(logits).all() and math.isfinite(entry["train_loss"])):
+            self.stopped = (
+                f"{NOT_FINITE} in epoch {epoch + 1}: lower --learning-rate (a tenth), and check "
+                "--weights if they were given"
+            )
+            entry |= {"selection_nll": math.inf}
+        else:
+            # soft targets leave the logits too flat; one temperature undoes it before they are compared
+            fitted = fit_calibration(logits, labels, "temperature")
+            probabilities = apply_calibration(logits, fitted)
+            entry["selection_nll"] = negative_log_likelihood(probabilities, labels)
+            scope = evaluate_scope(probabilities, labels, groups, "1..5", num_resamples=2)
+            entry |= {f"selection_{n}": scope[n]["value"] for n in ("exact", "mae")} if scope else {}
+            if entry["selection_nll"] < self.best_nll:
+                self.best_epoch, self.best_nll = epoch, entry["selection_nll"]
+                self.best_state = {name: value.cpu().clone() for name, value in self.average.state.items()}
+            elif epoch - self.best_epoch >= self.recipe.patience:
+                self.stopped = f"early: no better selection NLL in {self.recipe.patience} epochs"
+        self.seen.selection_nlls.append(entry["selection_nll"])
+        self.history.append(entry)
+        self._check_health(epoch)
+        with self.watch.phase("checkpoint"):
+            self._report(entry)
+
+    def _check_health(self, epoch: int) -> None:
+        findings = [finding.to_dict() for finding in check_health(self.seen)]
+        known = {finding["rule"]: finding for finding in self.findings}
+        # a rule's first finding stands, with the epoch in which it was seen
+        self.findings = [*self.findings, *(f for f in findings if f["rule"] not in known)]
+        stopping = sorted({f["rule"] for f in findings} - NEVER_STOP)
+        if self.settings.on_unhealthy == "stop" and self._agreed(bool(stopping)):
+            self.stopped = f"{UNHEALTHY} in epoch {epoch + 1}: {', '.join(stopping)}"
+
+    def _agreed(self, decision: bool) -> bool:
+        """Rank 0's decision, so that all workers leave the loop together."""
+        if self.num_workers == 1:
+            return decision
+        flag = torch.tensor([float(decision)], device=self.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        if self.num_workers > 1:
+            dist.all_reduce(values)
+        return values
+
+    @torch.no_grad()
+    def _average_statistics(self) -> None:
+        """Batch normalisation saw other photos on every worker: their running statistics are averaged."""
+        for buffer in float_buffers(self.network):
+            self._sum(buffer).div_(self.num_workers)
+        for name, value in self.average.state.items():
+            if "running_" in name:
+                self._sum(value).div_(self.num_workers)
+
+    @torch.no_grad()
+    def _evaluate(self, state: dict[str, torch.Tensor], rows: np.ndarray, *, mirror: bool) -> np.ndarray:
+        """Logits, float64 (rows, K + 1), of a state of CountingNetwork; the work is shared by all workers."""
+        recipe = self.recipe
+        kept = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(state)
+        self.network.eval()
+        size = recipe.micro_batch
+        starts = list(range(0, len(rows), size))
+        mine = starts[self.rank :: self.num_workers]
+        plan = [MicroBatch(tuple(rows[start : start + size].tolist()), recipe.image_size, None) for start in mine]
+        found = torch.zeros((len(rows), recipe.num_classes), dtype=torch.float64, device=self.device)
+        for start, prepared in zip(mine, self.photos(plan), strict=True):
+            pixels = prepared.pixels
+            num_photos = len(pixels)
+            if num_photos < size:  # one fixed shape, as in the audit
+                pixels = np.concatenate([pixels, np.zeros((size - num_photos, *pixels.shape[1:]), np.uint8)])
+            inputs = to_inputs(torch.from_numpy(pixels).to(self.device), self._scale, self._shift)
+            with self._autocast():
+                logits = self.network.resnet(inputs).double()
+                if mirror:
+                    logits = (logits + self.network.resnet(inputs.flip(3)).double()) / 2
+            found[start : start + num_photos] = logits[:num_photos]
+        self.network.load_state_dict(kept)
+        return self._sum(found).cpu().numpy()
+
+    def _profiler(self, epoch: int) -> Any:
+        if not self.settings.trace_steps or epoch > 0 or self.rank != 0:
+            return nullcontext(None)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        return torch.profiler.profile(
+            activities=activities,
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=self.settings.trace_steps, repeat=1),
+            on_trace_ready=self._keep_trace,
+        )
+
+    def _keep_trace(self, profiler: torch.profiler.profile) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            self._trace = gzip.compress(path.read_bytes())
+
+    def _report(self, entry: dict[str, float]) -> None:
+        if self.rank == 0:
+            print(_progress_line(entry, self.recipe.max_epochs, self.best_epoch), flush=True)
+        if self.rank != 0:
+            ray.train.report(dict(entry))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(self._state(), Path(folder) / STATE_FILE)
+            ray.train.report(dict(entry), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _state(self) -> dict[str, Any]:
+        seen = self.seen
+        return {
+            "architecture": self.recipe.architecture,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state,
+            "average_updates": self.average.num_updates,
+            "best_state": self.best_state,
+            "best_epoch": self.best_epoch,
+            "best_nll": self.best_nll,
+            "history": self.history,
+            "stopped": self.stopped,
+            "findings": self.findings,
+            "profile": self.watch.table(),
+            "seen": {
+                name: getattr(seen, name)
+                for name in (
+                    "initial_weight_std",
+                    "step_losses",
+                    "gradient_norms",
+                    "layer_ratios",
+                    "dead_shares",
+                    "train_losses",
+                    "selection_nlls",
+                    "wait_shares",
+                )
+            },
+        }
+
+    def _resume(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder) / STATE_FILE, map_location=self.device, weights_only=True)
+        if state["architecture"] != self.recipe.architecture:
+            raise ValueError(
+                f"checkpoint {checkpoint.path}: expected {self.recipe.architecture}, found {state['architecture']}; "
+                "delete the training folder beside the bundle"
+            )
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average.state, self.average.num_updates = state["average"], state["average_updates"]
+        self.best_state = {name: value.cpu() for name, value in state["best_state"].items()}
+        self.best_epoch, self.best_nll = state["best_epoch"], state["best_nll"]
+        self.history, self.stopped, self.findings = state["history"], state["stopped"], state["findings"]
+        for name, value in state["seen"].items():
+            setattr(self.seen, name, value)
+        for name, seconds in state["profile"].items():
+            self.watch.add_earlier(name, seconds)
+        if self.rank == 0:
+            print(f"continues after epoch {len(self.history)}", flush=True)
+
+    def _conclude(self) -> dict[str, Any] | None:
+        rows, logits = {}, {}
+        if self.best_state:
+            with self.watch.phase("validation"):
+                for split in ("selection", "test"):
+                    rows[split] = self.bins.rows_of(split)
+                    logits[split] = self._evaluate(self.best_state, rows[split], mirror=self.recipe.test_time_flip)
+        if self.rank != 0:
+            return None
+        return {
+            "history": self.history,
+            "step_losses": self.seen.step_losses,
+            "gradient_norms": self.seen.gradient_norms,
+            "findings": self.findings,
+            "profile": self.watch.table(),
+            "best_epoch": self.best_epoch,
+            "stopped": self.stopped,
+            "rows": rows,
+            "logits": logits,
+            "trace": self._trace,
+        }
+
+
+def _progress_line(entry: dict[str, float], max_epochs: int, best_epoch: int) -> str:
+    exact, mae = entry.get("selection_exact", math.nan), entry.get("selection_mae", math.nan)
+    return (
+        f"epoch {entry['epoch'] + 1}/{max_epochs}: loss {entry['train_loss']:.4f}, selection NLL "
+        f"{entry['selection_nll']:.4f}, exact {exact:.1%}, MAE {mae:.3f} (1..5), {entry['seconds']:.0f} s, "
+        f"best epoch {best_epoch + 1}"
+    )
