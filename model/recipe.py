@@ -75,9 +75,10 @@ class Recipe(BaseModel):
         return self.top_class + 1
 
     def image_size_of(self, epoch: int) -> int:
-        """Side of the training photos in an epoch (from 0): half, three quarters, whole; multiples of 16."""
+        """Side of the photos in an epoch (from 0): half, three quarters and, for the last third, the whole size."""
         if not self.progressive_resizing or self.image_size < 64:
             return self.image_size
-        done = epoch / self.max_epochs
-        share = 0.5 if done < 0.35 else 0.75 if done < 0.7 else 1.0
-        return max(32, round(self.image_size * share / 16) * 16) if share < 1 else self.image_size
+        done = (epoch + 1) / self.max_epochs
+        if done > 0.7:
+            return self.image_size
+        return max(32, round(self.image_size * (0.5 if done <= 0.35 else 0.75) / 16) * 16)

@@ -286,11 +286,12 @@ class _Loop:
         with self.watch.phase("validation"):
             self._average_statistics()
             selection = self.bins.rows_of("selection")
-            logits = self._evaluate(self.average.state, selection, mirror=False)
+            size = self.recipe.image_size_of(epoch)
+            logits = self._evaluate(self.average.state, selection, image_size=size, mirror=False)
         labels, groups = self.labels[selection], self.bins.groups[selection]
         entry = {
             "epoch": epoch,
-            "image_size": self.recipe.image_size_of(epoch),
+            "image_size": size,
             "learning_rate": self.optimiser.param_groups[0]["lr"],
             "train_loss": self.seen.train_losses[-1],
             "seconds": self._epoch_seconds,
@@ -309,10 +310,11 @@ class _Loop:
             entry["selection_nll"] = negative_log_likelihood(probabilities, labels)
             scope = evaluate_scope(probabilities, labels, groups, "1..5", num_resamples=2)
             entry |= {f"selection_{n}": scope[n]["value"] for n in ("exact", "mae")} if scope else {}
-            if entry["selection_nll"] < self.best_nll:
+            # an epoch on smaller photos can't be the best: its weights don't know the bundle's size yet
+            if size == self.recipe.image_size and entry["selection_nll"] < self.best_nll:
                 self.best_epoch, self.best_nll = epoch, entry["selection_nll"]
                 self.best_state = {name: value.cpu().clone() for name, value in self.average.state.items()}
-            elif epoch - self.best_epoch >= self.recipe.patience:
+            elif self.best_epoch >= 0 and epoch - self.best_epoch >= self.recipe.patience:
                 self.stopped = f"early: no better selection NLL in {self.recipe.patience} epochs"
         self.seen.selection_nlls.append(entry["selection_nll"])
         self.history.append(entry)
@@ -352,7 +354,9 @@ class _Loop:
                 self._sum(value).div_(self.num_workers)
 
     @torch.no_grad()
-    def _evaluate(self, state: dict[str, torch.Tensor], rows: np.ndarray, *, mirror: bool) -> np.ndarray:
+    def _evaluate(
+        self, state: dict[str, torch.Tensor], rows: np.ndarray, *, image_size: int, mirror: bool
+    ) -> np.ndarray:
         """Logits, float64 (rows, K + 1), of a state of CountingNetwork; the work is shared by all workers."""
         recipe = self.recipe
         kept = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
@@ -361,7 +365,7 @@ class _Loop:
         size = recipe.micro_batch
         starts = list(range(0, len(rows), size))
         mine = starts[self.rank :: self.num_workers]
-        plan = [MicroBatch(tuple(rows[start : start + size].tolist()), recipe.image_size, None) for start in mine]
+        plan = [MicroBatch(tuple(rows[start : start + size].tolist()), image_size, None) for start in mine]
         found = torch.zeros((len(rows), recipe.num_classes), dtype=torch.float64, device=self.device)
         for start, prepared in zip(mine, self.photos(plan), strict=True):
             pixels = prepared.pixels
