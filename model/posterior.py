@@ -29,7 +29,7 @@ ASSUMED_NOISE_RATE = 0.02
 _PROBABILITY_FLOOR = 1e-5
 # the prior on the noise rate is half-normal; its sigma is so many assumed rates
 _NOISE_SPREAD = 3.0
-_NOISE_GRID = np.linspace(0, 0.12, 25)
+_NOISE_GRID = np.linspace(0, 0.12, 13)
 
 Columns = dict[str, NDArray[np.generic]]
 

@@ -22,7 +22,7 @@ EMPTIED_SHARE = 0.5
 # a quantity in the top class held by this share of bins is half as easily reached as a common one
 _RARE_SHARE = 0.005
 # exact quantities carried beyond the top class
-_TAIL_LENGTH = 60
+_TAIL_LENGTH = 40
 
 
 def size_index(difference: ArrayLike) -> NDArray[np.intp]:
@@ -75,7 +75,7 @@ def _tail_ratio(class_shares: Floats) -> float:
 
 
 def _exact_shares(class_shares: ArrayLike, top_shares: ArrayLike) -> tuple[int, Floats]:
-    """K and the shares of the exact quantities 0..K + 59."""
+    """K and the shares of the exact quantities 0..K + 39."""
     shares, first = np.asarray(class_shares, dtype=np.float64), np.asarray(top_shares, dtype=np.float64)
     if shares.ndim != 1 or shares.size < 2 or first.shape != (3,) or not (np.all(shares > 0) and np.all(first > 0)):
         raise ValueError("class shares (K + 1,) and top shares (3,) must be positive")

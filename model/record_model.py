@@ -34,7 +34,7 @@ PRIOR_SIZE_COUNTS = 50.0
 # how many bins in the top class its assumed shares are worth
 PRIOR_TOP_COUNTS = 5.0
 _SHARE_LISTS = ("sizes", "class_shares", "top_shares")
-_DIRECTION_GRID = np.linspace(0, 1, 41)
+_DIRECTION_GRID = (np.arange(40) + 0.5) / 40
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def fit_record_model(
     """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped).
 
     error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w); sizes: Dirichlet-smoothed weighted counts;
-    lambda: posterior mean on a grid of the weighted likelihood of the counted classes, flat prior. The weights
+    lambda: posterior mean on a grid of the weighted likelihood of the counted classes. The weights
     (`recount_weights`) are scaled to the effective sample size first. Without a random recount the assumed
     model comes back: priority recounts alone say nothing about the rest. `class_shares` (K + 1,): true shares.
     Raises ValueError for negative quantities or lengths that differ.
@@ -167,12 +167,13 @@ def fit_record_model(
 
 
 def _fit_direction(fitted: RecordModel, expected: NDArray[Any], counted: NDArray[Any], weight: Floats) -> float:
-    """Posterior mean of lambda under a flat prior."""
+    """Posterior mean of lambda under Jeffreys' prior of a share: a warehouse mostly errs in one way."""
     top = fitted.top_class
     cell = record_rows(expected, top), np.minimum(counted, top)
     moved = replace(fitted, recorded_to_true_weight=1.0).table()[cell]
     mistaken = replace(fitted, recorded_to_true_weight=0.0).table()[cell]
     mixed = _DIRECTION_GRID[:, None] * moved + (1 - _DIRECTION_GRID[:, None]) * mistaken
     log_likelihood = np.log(mixed) @ weight
-    chance = np.exp(log_likelihood - log_likelihood.max())
+    prior = 1 / np.sqrt(_DIRECTION_GRID * (1 - _DIRECTION_GRID))
+    chance = prior * np.exp(log_likelihood - log_likelihood.max())
     return float((_DIRECTION_GRID * chance).sum() / chance.sum())

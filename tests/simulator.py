@@ -34,13 +34,15 @@ BLUR_POWER = 2.224
 class World:
     """One warehouse. `recorded_to_true`: stock moved after it was recorded; else records were mistaken.
 
-    `quantity_shares`: of 0, 1, 2, ...; `top_class` K. `blur_factor` widens the camera's blur (drift).
+    `quantity_shares`: of 0, 1, 2, ...; `top_class` K. `blur_factor` widens the camera's blur, `blind_share` of
+    the photos of bins that are not empty show only that.
     """
 
     error_rate: float = 0.05
     recorded_to_true: bool = True
     foreign_share: float = 0.02
     blur_factor: float = 1.0
+    blind_share: float = BLIND_SHARE
     training_noise: float = 0.05
     quantity_shares: tuple[float, ...] = tuple(count / sum(ABID_COUNTS) for count in ABID_COUNTS)
     top_class: int = 5
@@ -133,7 +135,7 @@ def count_photos(world: World, true_qty: np.ndarray, trained_in: World, random: 
     foreign = random.random(size) < world.foreign_share
     seen = np.where(foreign, random.choice(len(quantities), size, p=world.true_shares), true_qty)
     hidden = (random.random(size) < HIDDEN_SHARE) & (seen > 0)
-    blind = (random.random(size) < BLIND_SHARE) & (seen > 0)
+    blind = (random.random(size) < world.blind_share) & (seen > 0)
     difficulty = np.exp(DIFFICULTY_SPREAD * random.standard_normal(size))
     position, blur = place(quantities)
     width = trained_in.blur_factor * blur * difficulty[:, None]
