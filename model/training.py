@@ -469,7 +469,12 @@ class _Loop:
             with self.watch.phase("validation"):
                 for split in ("selection", "test"):
                     rows[split] = self.bins.rows_of(split)
-                    logits[split] = self._evaluate(self.best_state, rows[split], mirror=self.recipe.test_time_flip)
+                    logits[split] = self._evaluate(
+                        self.best_state,
+                        rows[split],
+                        image_size=self.recipe.image_size,
+                        mirror=self.recipe.test_time_flip,
+                    )
         if self.rank != 0:
             return None
         return {
