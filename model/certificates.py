@@ -24,9 +24,12 @@ from model.record_errors import Floats
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Ascending scores of the randomly counted bins whose record was right, and how many were counted in all."""
+    """Ascending scores of the randomly counted bins whose record was right, and how many were counted in all.
 
-    right_scores: Floats
+    Scores are compared in single precision, as results hold them: both passes see the same ties.
+    """
+
+    right_scores: NDArray[np.float32]
     num_counted: int
 
 
@@ -38,7 +41,7 @@ def build_reference(
     Right means the classes agree (K or more is one class). Raises ValueError where a count or score is missing:
     leaving out bins that are not counted yet would leave out the wrong ones.
     """
-    score = np.asarray(scores, dtype=np.float64)
+    score = np.asarray(scores, dtype=np.float32)
     counted = np.asarray(counted_qty, dtype=np.float64)
     expected = np.asarray(expected_qty)
     if not score.shape == counted.shape == expected.shape or score.ndim != 1:
@@ -51,14 +54,14 @@ def build_reference(
 
 def conformal_p_values(scores: ArrayLike, reference: ReferenceScores) -> Floats:
     """p-values (m,) of tonight's scores (m,); NaN stays NaN (not assessed). Ties count against us."""
-    score = np.asarray(scores, dtype=np.float64)
+    score = np.asarray(scores, dtype=np.float32)
     at_least = _count_at_least(score, reference)
     return np.where(np.isnan(score), np.nan, (1.0 + at_least) / (reference.num_counted + 1))
 
 
 def p_value_histogram(scores: ArrayLike, reference: ReferenceScores) -> NDArray[np.int64]:
     """How many of the scores (m,) have p = (1 + k) / (n + 1), for k = 0..n; NaN left out. Shards add up."""
-    score = np.asarray(scores, dtype=np.float64)
+    score = np.asarray(scores, dtype=np.float32)
     at_least = _count_at_least(score[~np.isnan(score)], reference)
     return np.bincount(at_least, minlength=reference.num_counted + 1).astype(np.int64)
 
@@ -95,5 +98,6 @@ def resolution_limit(num_assessed: int, num_counted: int, alpha: float) -> int:
     return int(np.ceil(num_assessed / (alpha * (num_counted + 1))))
 
 
-def _count_at_least(score: Floats, reference: ReferenceScores) -> NDArray[np.intp]:
-    return len(reference.right_scores) - np.searchsorted(reference.right_scores, score, side="left")
+def _count_at_least(score: NDArray[np.float32], reference: ReferenceScores) -> NDArray[np.intp]:
+    right_scores = np.asarray(reference.right_scores, dtype=np.float32)
+    return len(right_scores) - np.searchsorted(right_scores, score, side="left")

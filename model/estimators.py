@@ -102,7 +102,8 @@ def estimate_total(nights: Sequence[NightSample], confidence: float = 0.95) -> E
     """Total of an outcome (pieces or money, net or gross) in one night, averaged over the pooled nights.
 
     Outcome counted - expected with prediction expected_variance_qty for net, the absolute values for gross; both
-    times unit_value for money. Interval: Student's t on the pooled residuals. Needs two random recounts.
+    times unit_value for money. Interval: Student's t on the pooled residuals, a little short while few errors were
+    counted (they are skewed). Needs two random recounts.
     """
     num_random, num_priority = _count_recounts(nights)
     if num_random < 2:

@@ -88,8 +88,8 @@ def _exact_shares(class_shares: ArrayLike, top_shares: ArrayLike) -> tuple[int, 
 def _error_kernel(sizes: ArrayLike, quantities: Floats, top: int, sign: int) -> Floats:
     """P(where an error ends | exact quantity where it starts), square over the exact quantities, zero diagonal."""
     pattern = np.asarray(sizes, dtype=np.float64)
-    if pattern.shape != (len(SIZE_STEPS) + 1,) or np.any(pattern < 0) or not np.isclose(pattern.sum(), 1):
-        raise ValueError("a size pattern is five shares that sum to 1")
+    if pattern.shape != (len(SIZE_STEPS) + 1,) or np.any(pattern <= 0) or not np.isclose(pattern.sum(), 1):
+        raise ValueError("a size pattern is five positive shares that sum to 1")
     start = np.arange(len(quantities))
     # where no bin ever holds more than K, an error cannot lead there
     exists = np.where(start < top, 1.0, quantities / (quantities + _RARE_SHARE))

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.posterior import (
+    build_assessor,
+    camera_columns,
+    denoise,
+    fit_noise_rate,
+    label_noise,
+    posterior_columns,
+    truth_posterior,
+)
+from model.record_model import assume_record_model, fit_record_model
+from tests.simulator import World, draw_bins, train_camera
+
+HISTOGRAM = np.array([20, 80, 150, 180, 160, 120, 290]) * 100
+ASSUMED = assume_record_model(HISTOGRAM)
+
+
+def one_hot(*classes: int) -> np.ndarray:
+    return np.eye(7)[list(classes)] * 0.97 + 0.03 / 7
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_columns_are_consistent_for_any_photo_and_record(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet(np.full(7, random.choice([0.05, 1, 5])), 50).astype(np.float32)
+    expected = random.choice([0, 1, 3, 5, 6, 7, 8, 9, 1000], 50)
+    columns = build_assessor(HISTOGRAM, 0.02, ASSUMED).assess(probabilities, expected, np.full(50, 2.5))
+    for name in ("p_record_wrong", "p_short", "p_over", "p_empty"):
+        assert ((columns[name] >= 0) & (columns[name] <= 1)).all(), name
+    assert np.allclose(columns["p_short"] + columns["p_over"], columns["p_record_wrong"], atol=1e-12)
+    assert (columns["p_empty"] <= columns["p_short"] + 1e-12)[expected > 0].all()
+    assert (np.abs(columns["expected_variance_qty"]) <= columns["expected_abs_variance_qty"] + 1e-12).all()
+    assert (columns["likely_qty"] != np.minimum(expected, 6)).all()
+    assert np.allclose(columns["value_at_risk"], 2.5 * columns["expected_abs_variance_qty"])
+
+
+def test_expected_variance_is_the_posteriors_mean() -> None:
+    posterior = np.array([[0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1]])
+    columns = posterior_columns(posterior, [2])
+    difference = np.arange(7) - 2
+    assert columns["expected_variance_qty"][0] == pytest.approx(posterior[0] @ difference)
+    assert columns["expected_abs_variance_qty"][0] == pytest.approx(posterior[0] @ np.abs(difference))
+    assert columns["p_short"][0] == pytest.approx(0.3)
+    assert np.isnan(columns["value_at_risk"][0])
+
+
+def test_a_record_of_the_top_class_or_more_can_only_be_short() -> None:
+    posterior = np.array([[0.1, 0, 0, 0.2, 0, 0, 0.7]] * 2)
+    columns = posterior_columns(posterior, [6, 1000])
+    assert np.allclose(columns["p_record_wrong"], 0.3)
+    assert (columns["p_over"] == 0).all()
+    assert columns["likely_qty"].tolist() == [3, 3]
+    assert np.allclose(columns["expected_variance_qty"], [0.1 * -6 + 0.2 * -3, 0.1 * -1000 + 0.2 * -997])
+
+
+def test_a_large_record_with_an_empty_photo_is_doubted_and_with_a_full_one_is_not() -> None:
+    assessor = build_assessor(HISTOGRAM, 0.0, ASSUMED)
+    wrong = assessor.assess(one_hot(0, 6), [1000, 1000])["p_record_wrong"]
+    assert wrong[0] > 0.5
+    assert wrong[1] < 0.01
+
+
+def test_an_unlikely_size_of_error_is_doubted_less() -> None:
+    assessor = build_assessor(HISTOGRAM, 0.0, ASSUMED)
+    near, far = assessor.assess(one_hot(4, 2), [5, 5])["p_record_wrong"]
+    assert near > far
+
+
+def test_noise_is_taken_out_exactly_where_nothing_is_clipped() -> None:
+    true = np.random.default_rng(0).dirichlet(np.full(7, 4), 20)
+    noise, _ = label_noise(HISTOGRAM, 0.05, ASSUMED)
+    assert np.allclose(denoise(true @ noise, noise), true)
+
+
+def test_noise_rows_are_distributions_with_the_rate_off_the_diagonal() -> None:
+    noise, shares = label_noise(HISTOGRAM, 0.02, ASSUMED)
+    assert np.allclose(noise.sum(axis=1), 1)
+    assert np.allclose(shares.sum(), 1)
+    assert 0.01 < 1 - shares @ np.diag(noise) < 0.021
+    assert np.allclose(label_noise(HISTOGRAM, 0.0, ASSUMED)[0], np.eye(7))
+
+
+def test_the_class_shares_are_divided_out() -> None:
+    flat = np.full((1, 2), 0.5)
+    table = np.array([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]])
+    assert truth_posterior(flat, [0], [0.5, 0.5], table)[0, 0] == pytest.approx(0.9)
+    assert truth_posterior(flat, [0], [0.9, 0.1], table)[0, 0] == pytest.approx(0.5)
+
+
+def test_the_camera_alone_knows_the_top_class_only_as_a_bound() -> None:
+    columns = camera_columns(one_hot(6, 6, 3, 6), [9, 4, 9, 6], 0.5)
+    assert columns["variance_qty"].tolist() == [0, 2, -6, 0]
+    assert columns["camera_is_top_class"].tolist() == [True, True, False, True]
+    assert columns["camera_qty"].tolist() == [6, 6, 3, 6]
+    assert columns["p_expected"] == pytest.approx([0.97 + 0.03 / 7, 0.03 / 7, 0.03 / 7, 0.97 + 0.03 / 7])
+    assert columns["record_in_set"].tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.05])
+def test_the_noise_rate_is_learned_from_recounts(rate: float) -> None:
+    world, random = World(training_noise=rate), np.random.default_rng(0)
+    camera = train_camera(world, random)
+    bins = draw_bins(camera, world, 8000, random)
+    ones = np.ones(8000)
+    learned = fit_record_model(bins.expected_qty, bins.true_qty, ones, ones > 0, camera.label_histogram)
+    given_ = (bins.probabilities, bins.expected_qty, bins.true_qty, ones, camera.label_histogram)
+    assert fit_noise_rate(*given_, learned) == pytest.approx(rate, abs=0.015)
+    assert fit_noise_rate(*given_, assume_record_model(camera.label_histogram)) == 0.02
+
+
+def test_classes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 classes"):
+        build_assessor(HISTOGRAM[:6], 0.02, ASSUMED)
+    with pytest.raises(ValueError, match="found -1"):
+        build_assessor(HISTOGRAM, 0.02, ASSUMED).assess(one_hot(0), [-1])

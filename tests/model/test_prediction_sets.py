@@ -1,0 +1,33 @@
+import numpy as np
+
+from model.prediction_sets import build_prediction_sets, fit_set_threshold
+from tests.simulator import World, draw_bins, train_camera
+
+
+def test_sets_cover_ninety_percent_of_fresh_records() -> None:
+    random, world = np.random.default_rng(0), World()
+    camera = train_camera(world, random)
+    calibration, fresh = draw_bins(camera, world, 5000, random), draw_bins(camera, world, 20_000, random)
+    threshold = fit_set_threshold(calibration.probabilities, calibration.expected_qty)
+    sets = build_prediction_sets(fresh.probabilities, fresh.expected_qty, threshold)
+    assert 0.885 < sets.has_record.mean() < 0.915
+    assert sets.size.mean() < 4
+
+
+def test_the_threshold_is_the_conformal_order_statistic() -> None:
+    probabilities = np.column_stack([np.linspace(0.1, 0.9, 9), 1 - np.linspace(0.1, 0.9, 9)])
+    assert fit_set_threshold(probabilities, np.zeros(9, dtype=int), 0.8) == 1 - 0.2
+    assert fit_set_threshold(probabilities, np.zeros(9, dtype=int), 0.95) == 1.0
+
+
+def test_low_high_and_size_describe_sets_with_gaps() -> None:
+    sets = build_prediction_sets([[0.4, 0.05, 0.4, 0.15], [0.05, 0.05, 0.05, 0.85]], [1, 99], 0.7)
+    assert sets.low.tolist() == [0, 3]
+    assert sets.high.tolist() == [2, 3]
+    assert sets.size.tolist() == [2, 1]
+    assert sets.has_record.tolist() == [False, True]
+
+
+def test_a_set_never_is_empty() -> None:
+    sets = build_prediction_sets([[0.3, 0.4, 0.3]], [0], 0.1)
+    assert (sets.low[0], sets.high[0], sets.size[0]) == (1, 1, 1)

@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+
+from model.record_errors import DEFAULT_SIZES, recorded_to_true, true_to_recorded
+from model.record_model import (
+    RecordModel,
+    assume_record_model,
+    fit_record_model,
+    recount_weights,
+    scale_to_effective_size,
+)
+from tests.simulator import LARGE_WORLD, World, draw_records
+
+SHARES = np.array([0.02, 0.08, 0.15, 0.18, 0.16, 0.12, 0.29])
+
+
+def fit(expected: np.ndarray, counted: np.ndarray, **changed: object) -> RecordModel:
+    size = len(expected)
+    given = {"weights": np.ones(size), "is_random": np.ones(size, dtype=bool), "class_shares": SHARES, **changed}
+    return fit_record_model(expected, counted, **given)
+
+
+def test_every_row_of_a_record_table_is_a_distribution() -> None:
+    table = assume_record_model(SHARES).table()
+    assert table.shape == (9, 7)
+    assert np.allclose(table.sum(axis=1), 1)
+    assert (table > 0).all()
+
+
+def test_one_piece_missing_leaves_the_top_class_only_for_a_record_of_exactly_k() -> None:
+    only_one_missing = (1 - 4e-9, 1e-9, 1e-9, 1e-9, 1e-9)
+    table = recorded_to_true(0.05, only_one_missing, SHARES, (0.3, 0.2, 0.5))
+    assert table[6, 5] == pytest.approx(0.05)
+    assert table[7, 6] == pytest.approx(1)
+    assert table[8, 6] == pytest.approx(1)
+
+
+def test_an_error_of_the_record_is_weighed_by_how_common_the_true_quantity_is() -> None:
+    rare = np.array([0.3, 0.3, 0.3, 0.001, 0.05, 0.049])
+    table = true_to_recorded(0.05, DEFAULT_SIZES, rare, (0.9, 0.05, 0.05))
+    assert 1 - table[3, 3] > 0.5  # a record of 3, where 3 is never stocked, is mistaken
+    moved = recorded_to_true(0.05, DEFAULT_SIZES, rare, (0.9, 0.05, 0.05))
+    assert 1 - moved[3, 3] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("recorded_to_true_world", [True, False])
+def test_rate_sizes_and_direction_are_learned_from_random_recounts(recorded_to_true_world: bool) -> None:
+    world = World(recorded_to_true=recorded_to_true_world, error_rate=0.08)
+    expected, true = draw_records(world, 20_000, np.random.default_rng(0))
+    learned = fit(expected, true, class_shares=world.quantity_shares)
+    assert learned.error_rate == pytest.approx(0.08, abs=0.006)
+    assert np.allclose(learned.sizes[:2], DEFAULT_SIZES[:2], atol=0.08)
+    assert learned.recorded_to_true_weight == pytest.approx(float(recorded_to_true_world), abs=0.15)
+    assert not learned.assumed
+
+
+def test_the_tail_of_the_top_class_is_learned_from_the_records() -> None:
+    expected, true = draw_records(LARGE_WORLD, 20_000, np.random.default_rng(0))
+    in_top = expected[expected >= 6]
+    shares = [(in_top == 6).mean(), (in_top == 7).mean(), (in_top > 7).mean()]
+    assert np.allclose(fit(expected, true).top_shares, shares, atol=0.01)
+
+
+def test_without_random_recounts_the_model_stays_assumed() -> None:
+    expected, counted = np.array([3, 4, 5]), np.array([2, 4, 0])
+    learned = fit(expected, counted, is_random=np.zeros(3, dtype=bool))
+    assert learned == assume_record_model(SHARES)
+    assert learned.assumed
+    assert learned.num_random == 0
+
+
+def test_weights_undo_a_priority_list_full_of_errors() -> None:
+    random = np.random.default_rng(1)
+    expected = np.full(1000, 4)
+    is_random = np.arange(1000) < 300
+    wrong = random.random(1000) < np.where(is_random, 0.05, 0.8)
+    counted = expected - wrong
+    weights = recount_weights(np.where(is_random, 0.003, 1.0), ~is_random)
+    assert fit(expected, counted, weights=weights, is_random=is_random).error_rate == pytest.approx(0.05, abs=0.015)
+    assert fit(expected, counted, is_random=is_random).error_rate > 0.4
+
+
+def test_random_bins_in_reach_of_the_list_do_not_stand_for_others() -> None:
+    assert recount_weights([0.1, 0.1, 1.0], [False, True, True]).tolist() == [10, 1, 1]
+
+
+def test_effective_size_is_that_of_kish() -> None:
+    assert scale_to_effective_size([1, 1, 1, 1]).sum() == pytest.approx(4)
+    assert scale_to_effective_size([100, 1e-9, 1e-9]).sum() == pytest.approx(1)
+
+
+def test_a_record_model_survives_json_exactly() -> None:
+    learned = fit(np.array([3, 4, 1000]), np.array([3, 2, 1000]))
+    assert RecordModel.from_dict(json.loads(json.dumps(learned.to_dict()))) == learned
+
+
+def test_bad_quantities_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected_qty must be 0 or more"):
+        fit(np.array([-1, 2]), np.array([1, 2]))
+    with pytest.raises(ValueError, match="counted_qty must be 0 or more"):
+        fit(np.array([1, 2]), np.array([1, -2]))
+    with pytest.raises(ValueError, match="one length"):
+        fit(np.array([1, 2]), np.array([1]))
+    with pytest.raises(ValueError, match=r"\(0, 1\]"):
+        recount_weights([0.0], [False])
