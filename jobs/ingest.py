@@ -35,7 +35,7 @@ from jobs.ingesting.inventory import is_covered, read_inventories
 from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
 from jobs.ingesting.matching import Matched, match_range
 from jobs.ingesting.parts import Target
-from schemas.errors import InputError
+from schemas.errors import GateError, InputError
 
 log = logging.getLogger("jobs.ingest")
 
@@ -144,7 +144,10 @@ def match_ranges(
 
 
 def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str]:
-    """Reads the slices' records and writes their manifest files; gives counts of bins and of rejects by reason."""
+    """Reads the slices' records and writes their manifest files; gives counts of bins and of rejects by reason.
+
+    Raises GateError where the storage stops answering.
+    """
     counts: Counter[str] = Counter()
     if not slices:
         return counts
@@ -155,6 +158,8 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
     started = told = time.monotonic()
     num_read = 0
     for row in dataset.iter_rows():
+        if row["outage"]:
+            raise GateError(f"{row['outage']}; the manifest is not complete, run the same command again")
         num_read += row["num_read"]
         counts.update(json.loads(row["counts"]))
         now = time.monotonic()
@@ -169,7 +174,7 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
 def _write_part(bins: pa.Table, target: Target) -> pa.Table:
     report = parts.write_part(bins, target)
     counts = {"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects}
-    return pa.table({"num_read": [bins.num_rows], "counts": [json.dumps(counts)]})
+    return pa.table({"num_read": [bins.num_rows], "counts": [json.dumps(counts)], "outage": [report.outage or ""]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from jobs import storage
 from jobs.ingesting.matching import count_reasons, make_rejects
-from jobs.ingesting.records import read_records, record_columns
+from jobs.ingesting.records import StorageOutage, read_records, record_columns
 from schemas.abid import BinRecord
 from schemas.arrow import conform
 from schemas.errors import GateError, InputError
@@ -45,6 +45,8 @@ class PartReport:
     num_bins: int
     num_inconsistent: int
     rejects: dict[str, int]
+    outage: str | None = None
+    """Why the part is not there: the storage stopped answering."""
 
 
 def check_target(target: Target, *, replace: bool) -> None:
@@ -89,7 +91,12 @@ def write_part(bins: pa.Table, target: Target) -> PartReport:
     for start in range(0, bins.num_rows, ROW_GROUP_ROWS):
         rows = bins.slice(start, ROW_GROUP_ROWS)
         if "skus" not in bins.column_names:
-            rows, unreadable = _add_records(rows, target.anonymous)
+            try:
+                rows, unreadable = _add_records(rows, target.anonymous)
+            except (
+                StorageOutage
+            ) as error:  # reported, since Ray Data replaces what a task raises by an error of its own
+                return PartReport(0, 0, {}, outage=str(error))
             reject_rows += unreadable
         tables.append(conform(rows.append_column("group", _find_groups(rows)), MANIFEST_SCHEMA))
     name = f"part-{bins['range'][0].as_py():05d}-{bins['slice'][0].as_py():05d}.parquet"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pyarrow as pa
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
 from jobs import storage
 from schemas.abid import MAX_RECORD_BYTES, BinRecord, UnreadableRecord, parse_record
@@ -13,10 +13,22 @@ from schemas.manifest import SKU_LINE
 
 REQUESTS_IN_FLIGHT = 64
 """Per task. A record is a few kB: the wait for its first byte is all that costs."""
+BODY_TRIES = 3
+"""The storage layer repeats requests, but not an answer that breaks off half-way."""
+OUTAGE_FAILURES = 16
+"""So many failures in a row, each after its retries, and it is the storage that is away and not a record."""
+
+
+class StorageOutage(RuntimeError):  # noqa: N818 - an outage, said as what it is
+    """The storage stopped answering: what it holds can't be called unreadable."""
+
+
+class _FetchFailed(UnreadableRecord):
+    """Neither gone nor denied: the storage did not deliver."""
 
 
 def read_records(uris: list[str], *, anonymous: bool) -> list[BinRecord | UnreadableRecord]:
-    """For each URI its record, or why there is none."""
+    """For each URI its record, or why there is none. Raises StorageOutage where the storage stops answering."""
     return asyncio.run(_read_all(uris, anonymous))
 
 
@@ -37,12 +49,22 @@ def record_columns(records: list[BinRecord]) -> dict[str, pa.Array]:
 
 async def _read_all(uris: list[str], anonymous: bool) -> list[BinRecord | UnreadableRecord]:
     slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
+    num_failed_in_row = 0
 
     async def read(uri: str) -> BinRecord | UnreadableRecord:
+        nonlocal num_failed_in_row
         async with slots:
             try:
-                return parse_record(await _fetch(uri, anonymous))
+                data = await _fetch(uri, anonymous)
+                num_failed_in_row = 0
+                return parse_record(data)
+            except _FetchFailed as reason:
+                num_failed_in_row += 1
+                if num_failed_in_row >= OUTAGE_FAILURES:
+                    raise StorageOutage(f"{uri}: {reason}, like {OUTAGE_FAILURES - 1} others before it") from reason
+                return reason
             except UnreadableRecord as reason:
+                num_failed_in_row = 0
                 return reason
 
     return await asyncio.gather(*(read(uri) for uri in uris))
@@ -50,12 +72,22 @@ async def _read_all(uris: list[str], anonymous: bool) -> list[BinRecord | Unread
 
 async def _fetch(uri: str, anonymous: bool) -> bytes:
     store, key = storage.locate(uri, anonymous=anonymous)
-    try:
-        found = await store.get_async(key)
-        if found.meta["size"] > MAX_RECORD_BYTES:
-            raise UnreadableRecord(f"expected at most {MAX_RECORD_BYTES:,} bytes, found {found.meta['size']:,}")
-        return bytes(await found.bytes_async())
-    except (NotFoundError, FileNotFoundError) as error:
-        raise UnreadableRecord("expected the object that was listed, found it gone") from error
-    except (BaseError, OSError) as error:
-        raise UnreadableRecord(f"can't be fetched ({storage.explain_any(error)})") from error
+    failure = ""
+    for attempt in range(BODY_TRIES):
+        try:
+            answer = await store.get_async(key)
+            size = answer.meta["size"]
+            if size > MAX_RECORD_BYTES:
+                raise UnreadableRecord(f"expected at most {MAX_RECORD_BYTES:,} bytes, found {size:,}")
+            data = bytes(await answer.bytes_async())
+            if len(data) == size:
+                return data
+            failure = f"{len(data)} of {size} bytes came"
+        except (NotFoundError, FileNotFoundError) as error:
+            raise UnreadableRecord("expected the object that was listed, found it gone") from error
+        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+            raise UnreadableRecord("access denied") from error
+        except (BaseError, OSError) as error:
+            failure = storage.explain_any(error)
+        await asyncio.sleep(0.2 * 2**attempt)
+    raise _FetchFailed(f"can't be fetched ({failure})")
