@@ -21,8 +21,8 @@ $(VENV)/.ready: pyproject.toml
 audit: setup
 	$(BIN)/python -m jobs.sample --output-uri $(DEMO)/learn --num-bins 1500 --seed 1 --record-error-rate 0
 	$(BIN)/python -m jobs.sample --output-uri $(DEMO)/night --num-bins 400 --seed 2 --record-error-rate 0.05
-	$(BIN)/python -m jobs.ingest --images-uri $(DEMO)/learn/bin-images --records-uri $(DEMO)/learn/metadata --manifest-uri $(DEMO)/learn-manifest
-	$(BIN)/python -m jobs.ingest --images-uri $(DEMO)/night/bin-images --records-uri $(DEMO)/night/metadata --manifest-uri $(DEMO)/night-manifest
+	$(BIN)/python -m jobs.ingest --images-uri $(DEMO)/learn/bin-images --records-uri $(DEMO)/learn/metadata --manifest-uri $(DEMO)/learn-manifest --replace
+	$(BIN)/python -m jobs.ingest --images-uri $(DEMO)/night/bin-images --records-uri $(DEMO)/night/metadata --manifest-uri $(DEMO)/night-manifest --replace
 	$(BIN)/python -m jobs.train --manifest-uri $(DEMO)/learn-manifest --bundle-uri $(DEMO)/bundle --architecture resnet18 --weights none --image-size 64 --max-epochs 4
 	$(BIN)/python -m jobs.audit --manifest-uri $(DEMO)/night-manifest --bundle-uri $(DEMO)/bundle --output-uri $(DEMO)/audits --replace
 
