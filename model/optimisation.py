@@ -45,7 +45,11 @@ def initialise(network: nn.Module, distribution: str) -> None:
     """Draws the convolutions' weights from `distribution`, from torch's global generator (seed it before)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            INITIALISERS[distribution](module.weight)
+            # drawn in the standard layout: the same draw in any, and orthogonal_ can't write into channels_last
+            drawn = torch.empty(module.weight.shape)
+            INITIALISERS[distribution](drawn)
+            with torch.no_grad():
+                module.weight.copy_(drawn)
 
 
 def stage_of(name: str) -> str:

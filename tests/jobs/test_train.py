@@ -1,0 +1,253 @@
+"""Training end to end on generated dots: the bundle, the resume, the workers, and every bad input's message."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from ray.train import UserCallback
+from safetensors.torch import save_file
+
+from jobs import storage
+from jobs.config.train import TrainConfig
+from jobs.stages.labelled_bins import check_photos, fingerprint, read_labelled_bins
+from jobs.stages.train_network import Trained, assign_splits, train_network
+from jobs.train import main
+from model.bundle import load_bundle, read_training_images
+from model.network import build_network
+from model.scoring import Scorer
+from schemas.errors import GateError, InputError
+from schemas.manifest import MANIFEST_SCHEMA
+
+NUM_BINS = 200
+SIDE = 40
+
+
+def draw_dots(count: int, generator: np.random.Generator) -> bytes:
+    """A photo of `count` bright squares on a dim ground."""
+    pixels = generator.integers(20, 60, (SIDE, SIDE, 3), dtype=np.uint8)
+    for cell in generator.choice(16, count, replace=False):
+        row, column = 10 * (cell // 4) + 2, 10 * (cell % 4) + 2
+        pixels[row : row + 6, column : column + 6] = (230, 180, 60)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG", quality=92)
+    return sink.getvalue()
+
+
+def write_dump(folder: Path, **columns: Any) -> str:
+    """A manifest of NUM_BINS bins of 0..4 dots in ten groups; `columns` replace its columns."""
+    generator = np.random.default_rng(11)
+    (folder / "bin-images").mkdir(parents=True)
+    counts = [i % 5 for i in range(NUM_BINS)]
+    rows: dict[str, Any] = {
+        "bin_id": [f"{i:05d}" for i in range(NUM_BINS)],
+        "image_uri": [str(folder / "bin-images" / f"{i:05d}.jpg") for i in range(NUM_BINS)],
+        "expected_qty": counts,
+        "num_skus": [min(1, count) for count in counts],
+        "skus": [[] for _ in counts],
+        "group": [f"block-{i // 20}" for i in range(NUM_BINS)],
+        "record_inconsistent": [False] * NUM_BINS,
+    }
+    for uri, count in zip(rows["image_uri"], counts, strict=True):
+        Path(uri).write_bytes(draw_dots(count, generator))
+    rows |= columns
+    types = {field.name: field.type for field in MANIFEST_SCHEMA}
+    table = pa.table({name: pa.array(values, types[name]) for name, values in rows.items()})
+    pq.write_table(table, folder / "manifest.parquet")
+    return str(folder / "manifest.parquet")
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {
+        "architecture": "resnet18",
+        "image_size": 32,
+        "max_epochs": 3,
+        "top_class": 3,
+        "batch_size": 32,
+        "micro_batch_size": 16,
+        "max_failures": 0,
+    } | changes
+
+
+def flags(manifest_uri: str, bundle_uri: Path, **changes: Any) -> list[str]:
+    found = ["--manifest-uri", manifest_uri, "--bundle-uri", str(bundle_uri)]
+    for name, value in settings(**changes).items():
+        found += [f"--{name.replace('_', '-')}", str(value)]
+    return found
+
+
+def train(manifest_uri: str, training_uri: Path, *, callbacks: list[Any] | None = None, **changes: Any) -> Trained:
+    config = TrainConfig(manifest_uri=manifest_uri, bundle_uri="unused", **settings(**changes))
+    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri)), config)
+    return train_network(bins, config, str(training_uri), callbacks=callbacks)
+
+
+@pytest.fixture(scope="module")
+def manifest_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dump(tmp_path_factory.mktemp("dump"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, manifest_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(manifest_uri, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.ray
+def test_training_writes_a_bundle_that_scores_and_leaves_unreadable_photos_out(
+    ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest_uri = write_dump(tmp_path / "dump")
+    photo = tmp_path / "dump" / "bin-images" / "00007.jpg"
+    photo.write_bytes(photo.read_bytes()[:300])
+    (tmp_path / "dump" / "bin-images" / "00008.jpg").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert main(flags(manifest_uri, tmp_path / "bundle", trace_steps=1)) == 0
+    assert "2 of 200 photos are left out: " in caplog.text
+    assert "1 unreadable" in caplog.text
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.info.classes == ["0", "1", "2", "3+"]
+    assert bundle.info.preprocessing.image_size == 32
+    assert sum(bundle.info.label_histogram) < NUM_BINS
+    assert bundle.info.metrics["test"]["all"]["num_bins"] > 0
+    images = read_training_images(tmp_path / "bundle")
+    assert images.num_rows == NUM_BINS - 2
+    assert {"00007", "00008"}.isdisjoint(images["bin_id"].to_pylist())
+    assert set(images["split"].to_pylist()) == {"train", "selection", "test"}
+    scores = Scorer(bundle, device="cpu", precision="fp32", batch_size=4).score(np.zeros((2, 32, 32, 3), np.uint8))
+    assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
+    report = (tmp_path / "bundle" / "report.html").read_text()
+    assert "Where the time went" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    assert (tmp_path / "bundle" / "trace.json.gz").stat().st_size > 1000
+    assert not (tmp_path / "bundle.training").exists()
+
+
+class StopAfterFirstEpoch(UserCallback):
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        if checkpoint is not None:
+            raise RuntimeError("killed by the test")
+
+
+@pytest.mark.ray
+def test_a_stopped_training_continues_and_ends_as_if_it_had_never_stopped(
+    undisturbed: Trained, manifest_uri: str, tmp_path: Path
+) -> None:
+    with pytest.raises(GateError, match="the same command continues"):
+        train(manifest_uri, tmp_path, callbacks=[StopAfterFirstEpoch()])
+    assert list(tmp_path.glob("*/checkpoint_*"))
+    resumed = train(manifest_uri, tmp_path)
+    assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1, 2]
+    assert resumed.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=1e-3)
+    again = train(manifest_uri, tmp_path)  # all epochs are done: only the outcome is given again
+    assert again.outcome["step_losses"] == resumed.outcome["step_losses"]
+
+
+@pytest.mark.ray
+def test_two_workers_train_on_the_same_batches_as_one(undisturbed: Trained, manifest_uri: str, tmp_path: Path) -> None:
+    both = train(manifest_uri, tmp_path, num_workers=2)
+    assert len(both.outcome["step_losses"]) == len(undisturbed.outcome["step_losses"]) >= 9
+    assert both.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=0.01)
+    assert both.outcome["rows"]["test"].tolist() == undisturbed.outcome["rows"]["test"].tolist()
+
+
+@pytest.mark.ray
+def test_a_loss_that_is_not_finite_stops_without_a_bundle(
+    ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    changes = {"optimiser": "sgd", "learning_rate": 1e12, "max_epochs": 2}
+    assert main(flags(manifest_uri, tmp_path / "bundle", **changes)) == 1
+    message = capsys.readouterr().err
+    assert "not a finite number" in message
+    assert "lower --learning-rate" in message
+    assert not (tmp_path / "bundle" / "bundle.json").exists()
+
+
+@pytest.mark.ray
+def test_an_unhealthy_training_stops_where_that_is_asked_for(
+    ray_cluster: None, manifest_uri: str, tmp_path: Path
+) -> None:
+    network = build_network("resnet18", 4)
+    state = {name: torch.full_like(value, 0.01).contiguous() for name, value in network.state_dict().items()}
+    save_file(state, tmp_path / "constant.safetensors")
+    with pytest.raises(GateError, match=r"unhealthy in epoch 1: .*poor_initialisation"):
+        train(manifest_uri, tmp_path / "t", weights=str(tmp_path / "constant.safetensors"), on_unhealthy="stop")
+
+
+def check_refused(capsys: pytest.CaptureFixture, arguments: list[str], *texts: str) -> None:
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    for text in texts:
+        assert text in message
+
+
+def test_too_few_groups_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    uri = write_dump(tmp_path / "dump", group=[f"g{i % 3}" for i in range(NUM_BINS)])
+    check_refused(capsys, flags(uri, tmp_path / "b"), "group: expected at least 4 groups", "found 3")
+
+
+def test_too_few_bins_exit_2(tmp_path: Path, manifest_uri: str, capsys: pytest.CaptureFixture) -> None:
+    check_refused(capsys, flags(manifest_uri, tmp_path / "b", batch_size=512), "expected at least 512 bins", "found 1")
+
+
+def test_a_class_without_examples_exits_2(tmp_path: Path, manifest_uri: str, capsys: pytest.CaptureFixture) -> None:
+    check_refused(capsys, flags(manifest_uri, tmp_path / "b", top_class=6), "found none of 5, 6", "--top-class")
+
+
+def test_a_negative_quantity_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    quantities = [i % 5 for i in range(NUM_BINS)]
+    quantities[3] = -2
+    uri = write_dump(tmp_path / "dump", expected_qty=quantities)
+    check_refused(capsys, flags(uri, tmp_path / "b"), "expected_qty: expected 0 or more, found -2")
+
+
+def test_a_bin_that_stands_twice_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    uri = write_dump(tmp_path / "dump", bin_id=["00000", *[f"{i:05d}" for i in range(NUM_BINS - 1)]])
+    check_refused(capsys, flags(uri, tmp_path / "b"), "'00000' stands in 2 rows")
+
+
+def test_a_missing_manifest_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    check_refused(capsys, flags(str(tmp_path / "none.parquet"), tmp_path / "b"), "none.parquet")
+
+
+def test_missing_columns_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    uri = tmp_path / "manifest.parquet"
+    pq.write_table(pa.table({"bin_id": ["a"]}), uri)
+    check_refused(capsys, flags(str(uri), tmp_path / "b"), "image_uri", "expected_qty", "num_skus")
+
+
+def test_weights_that_do_not_fit_exit_2(tmp_path: Path, manifest_uri: str, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"conv1.weight": torch.zeros(1)}, path)
+    check_refused(capsys, flags(manifest_uri, tmp_path / "b", weights=path), "don't fit resnet18", "--weights none")
+
+
+@pytest.mark.ray
+def test_photos_that_are_nowhere_exit_2(ray_cluster: None, tmp_path: Path) -> None:
+    uri = write_dump(tmp_path / "dump", image_uri=[f"/nowhere/{i}.jpg" for i in range(NUM_BINS)])
+    with pytest.raises(InputError, match="expected photos that can be read, found none"):
+        check_photos(read_labelled_bins(uri))
+
+
+@pytest.mark.ray
+def test_more_workers_than_micro_batches_are_refused(ray_cluster: None, manifest_uri: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_workers: expected at most 2"):
+        train(manifest_uri, tmp_path, num_workers=3)
+
+
+def test_the_fingerprint_covers_records_and_not_the_layout(tmp_path: Path, manifest_uri: str) -> None:
+    bins = read_labelled_bins(manifest_uri)
+    table = storage.read_table(manifest_uri)
+    (tmp_path / "parts").mkdir()
+    pq.write_table(table.slice(120), tmp_path / "parts" / "a.parquet")
+    pq.write_table(table.slice(0, 120), tmp_path / "parts" / "b.parquet")
+    assert fingerprint(read_labelled_bins(str(tmp_path / "parts"))) == fingerprint(bins)
+    changed = bins.set_column(2, "expected_qty", pa.array([7, *bins["expected_qty"].to_pylist()[1:]], pa.int32()))
+    assert fingerprint(changed) != fingerprint(bins)

@@ -1,0 +1,145 @@
+"""Targets, augmentation, learning rates and the average of the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from model.network import build_network
+from model.optimisation import (
+    CountingNetwork,
+    WeightAverage,
+    averaging_decay,
+    freeze,
+    initialise,
+    learning_rate_at,
+    set_training_mode,
+)
+from model.profile import PHASES, Stopwatch
+from model.recipe import Recipe
+from model.targets import classes_of, count_targets, quantity_targets
+from model.transforms import augment
+
+
+def test_targets_sum_to_one_and_peak_at_the_record() -> None:
+    targets = count_targets(6, "ordinal")
+    assert targets.shape == (16, 7)
+    assert np.allclose(targets.sum(axis=1), 1)
+    assert targets.argmax(axis=1).tolist() == classes_of(np.arange(16), 6).tolist()
+    assert np.allclose(quantity_targets().sum(axis=1), 1)
+
+
+def test_the_top_class_is_surer_the_further_the_record_lies_above_it() -> None:
+    top = count_targets(6, "ordinal")[6:, 6]
+    assert (np.diff(top) > 0)[:4].all()
+    assert top[0] < 0.9
+    assert top[4] > 0.99
+
+
+def test_class_targets_are_one_hot() -> None:
+    targets = count_targets(6, "classes")
+    assert set(np.unique(targets)) == {0.0, 1.0}
+    assert targets.argmax(axis=1).tolist() == classes_of(np.arange(16), 6).tolist()
+
+
+def test_augmentation_is_keyed_and_keeps_the_shape() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    before = photo.copy()
+    first = augment(photo, 17)
+    assert np.array_equal(first, augment(photo, 17))
+    assert not np.array_equal(first, augment(photo, 18))
+    assert np.array_equal(photo, before)
+    assert first.shape == photo.shape
+    assert first.dtype == np.uint8
+
+
+def test_augmentation_mirrors_half_of_the_photos_and_keeps_the_content_in_view() -> None:
+    photo = np.zeros((64, 64, 3), np.uint8)
+    photo[24:40, 8:20] = 200
+    left = [augment(photo, key)[:, :32].sum() > augment(photo, key)[:, 32:].sum() for key in range(200)]
+    assert 0.4 < np.mean(left) < 0.6
+    assert min(augment(photo, key).sum() for key in range(200)) > 0.4 * photo.sum()
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(schedule: str) -> None:
+    recipe = Recipe(schedule=schedule, learning_rate=0.01)  # type: ignore[arg-type]
+    rates = [learning_rate_at(step, 100, recipe) for step in range(100)]
+    assert max(rates) == pytest.approx(0.01, rel=0.01)
+    assert rates[0] < 0.004
+    assert rates[-1] < 1e-4
+    peak = int(np.argmax(rates))
+    assert all(np.diff(rates[: peak + 1]) > 0)
+    assert all(np.diff(rates[peak + 1 :]) < 0)
+
+
+def test_photos_grow_to_the_bundles_size() -> None:
+    sizes = [Recipe(image_size=112, max_epochs=20).image_size_of(epoch) for epoch in range(20)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 64
+    assert sizes[10] == 80
+    assert sizes.count(112) == 6
+    for max_epochs in range(1, 6):
+        assert Recipe(image_size=112, max_epochs=max_epochs).image_size_of(max_epochs - 1) == 112
+    assert {Recipe(image_size=112, progressive_resizing=False).image_size_of(epoch) for epoch in range(30)} == {112}
+
+
+def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
+    with pytest.raises(ValidationError, match="multiple of micro_batch_size"):
+        Recipe(batch_size=48, micro_batch_size=32)
+    assert Recipe(batch_size=16, micro_batch_size=32).micro_batch == 16
+
+
+@pytest.fixture
+def network() -> CountingNetwork:
+    torch.manual_seed(0)
+    return CountingNetwork(build_network("resnet18", 7), auxiliary=True)
+
+
+def test_unfreezing_a_stage_trains_it_and_what_follows(network: CountingNetwork) -> None:
+    freeze(network, "layer4")
+    trained = {name.split(".")[1] for name, p in network.named_parameters() if p.requires_grad and "." in name}
+    assert {"layer4", "fc"} <= trained
+    assert not {"conv1", "bn1", "layer1", "layer2", "layer3"} & trained
+    set_training_mode(network, "layer4")
+    assert not network.resnet.bn1.training
+    assert network.resnet.layer4[0].bn1.training
+    freeze(network, "all")
+    assert all(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("distribution", ["kaiming-normal", "kaiming-uniform", "xavier-normal", "orthogonal"])
+def test_initial_weights_are_drawn_from_the_seed(network: CountingNetwork, distribution: str) -> None:
+    before = network.resnet.conv1.weight.detach().clone()
+    torch.manual_seed(5)
+    initialise(network, distribution)
+    first = network.resnet.conv1.weight.detach().clone()
+    torch.manual_seed(5)
+    initialise(network, distribution)
+    assert torch.equal(first, network.resnet.conv1.weight)
+    assert not torch.equal(first, before)
+
+
+def test_the_average_follows_the_weights(network: CountingNetwork) -> None:
+    average = WeightAverage(network, decay=0.9)
+    with torch.no_grad():
+        network.resnet.fc.bias.fill_(1.0)
+    for _ in range(100):
+        average.update(network)
+    assert torch.allclose(average.state["resnet.fc.bias"], torch.ones(7), atol=1e-3)
+    assert averaging_decay(Recipe(averaging_epochs=0), 100) == 0.0
+    assert averaging_decay(Recipe(averaging_epochs=1), 100) == pytest.approx(0.99, abs=1e-3)
+
+
+def test_the_profile_adds_up_to_the_wall_time() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    with watch.phase("forward"):
+        sum(range(200_000))
+    watch.add("decode", 5.0)
+    watch.add_earlier("forward", 100.0)
+    table = watch.table()
+    assert table["decode"] == 5.0
+    assert table["forward"] > 100.0
+    assert sum(table[name] for name in PHASES) == pytest.approx(100.0, abs=5.0)
