@@ -35,7 +35,7 @@ def run_command(
         return int(stopped.code or 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("botocore").setLevel(logging.WARNING)  # says once a process where credentials come from
-    # Ray's own usage and token hints would bury the job's progress in its log.
+    # Ray's coming default; unset, every start warns of the change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         run(config)

@@ -21,10 +21,17 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.auth.boto3 import Boto3CredentialProvider
-from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, ObjectStore, S3Store
 
-from schemas.errors import InputError
+from schemas.errors import GateError, InputError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -119,15 +126,39 @@ def explain(error: BaseError) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
+# What mending the arguments or the permissions cures; all else is the storage's own trouble, and may pass.
+_WRONG_PLACE = (
+    "unable to create dir",
+    "permission denied",
+    "read-only file system",
+    "not a directory",
+    "is a directory",
+    "file name too long",
+    "nosuchbucket",
+    "bucket does not exist",
+)
+
+
+def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
+    """InputError (exit 2) for a place that can't be used, GateError (exit 1) for storage that is away or full."""
+    message = f"{uri}: can't be {verb} ({explain_any(error)})"
+    refused = isinstance(
+        error, PermissionDeniedError | UnauthenticatedError | InvalidPathError | NotFoundError | PermissionError
+    )
+    if refused or any(sign in str(error).lower() for sign in _WRONG_PLACE):
+        return InputError(f"{message}; check the place and the permissions")
+    return GateError(f"{message}; when storage is back, the same command goes on")
+
+
 def read_bytes(uri: str) -> bytes:
-    """Raises FileNotFoundError where nothing is stored, InputError where it can't be read."""
+    """Raises FileNotFoundError where nothing is stored, InputError where it can't be read, GateError where storage is away."""
     store, key = locate(uri)
     try:
         return bytes(store.get(key).bytes())
     except (NotFoundError, FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"{uri}: not found") from error
     except (BaseError, OSError) as error:
-        raise InputError(f"{uri}: can't be read ({explain_any(error)})") from error
+        raise _failure(uri, "read", error) from error
 
 
 def explain_any(error: Exception) -> str:
@@ -135,12 +166,13 @@ def explain_any(error: Exception) -> str:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes the object whole or not at all. Raises InputError where the place can't be written."""
+    """Writes the object whole or not at all. Raises InputError where the place can't be written, GateError where storage
+    is away or full."""
     store, key = locate(uri)
     try:
         store.put(key, data)
     except (BaseError, OSError) as error:
-        raise InputError(f"{uri}: can't be written ({explain_any(error)})") from error
+        raise _failure(uri, "written", error) from error
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -151,7 +183,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
     except (AlreadyExistsError, FileExistsError):
         return False
     except (BaseError, OSError) as error:
-        raise InputError(f"{uri}: can't be written ({explain_any(error)})") from error
+        raise _failure(uri, "written", error) from error
     return True
 
 
@@ -176,7 +208,7 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
     except (NotFoundError, FileNotFoundError):
         return
     except (BaseError, OSError) as error:
-        raise InputError(f"{uri}: can't be listed ({explain_any(error)})") from error
+        raise _failure(uri, "listed", error) from error
 
 
 def delete(uris: Iterable[str]) -> None:

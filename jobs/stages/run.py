@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import socket
@@ -25,7 +26,9 @@ from typing import Any
 
 from jobs import storage
 from jobs.config.audit import AuditConfig
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
+
+logger = logging.getLogger(__name__)
 
 RESULT_SETTINGS = (
     "recount_budget",
@@ -181,7 +184,11 @@ class NightLock:
     def _beat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_SECONDS):
             self._beats += 1
-            storage.write_bytes(self._uri(self._generation), self._content())
+            try:
+                storage.write_bytes(self._uri(self._generation), self._content())
+            except (GateError, InputError) as error:
+                # storage may come back; whoever took the night meanwhile is found by check() before the commit
+                logger.warning("the hold on the night was not renewed: %s", error)
 
 
 def _boot_id() -> str:
