@@ -1,0 +1,49 @@
+"""Settings of the endpoint."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from jobs.config.base import JobConfig
+
+
+class EndpointSettings(JobConfig):
+    """What the application is built from: the arguments of `jobs.serving.app:build_app` in a `serve deploy` file."""
+
+    bundle_uri: str
+    """The trained counter, as `jobs.train` writes it. Nothing picks the latest one for you."""
+
+    output_uri: str | None = None
+    """The output of `jobs.audit` whose recounts the record model is learned from; without it the model is assumed."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto is what the audit takes on the same hardware."""
+
+    batch_size: PositiveInt | None = None
+    """Photos per padded batch; by default the audit's (32 on a CPU, 256 on a GPU), so that both give the same bits.
+    A batch costs the same however few photos wait, so on a CPU with few clients a smaller one answers sooner."""
+
+    batch_wait_ms: NonNegativeFloat = 5.0
+    """How long the first photo of a batch waits for company."""
+
+    max_replicas: PositiveInt | None = None
+    """How many networks may run at once; they follow the length of the queue. By default one per GPU, else per node."""
+
+    max_waiting: PositiveInt | None = None
+    """Requests in flight at which a front replica answers 429; four batches by default."""
+
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1, le=1024**3)
+    """Beyond it a request is answered 413. One photo may have 32 MiB and 50 million pixels at most."""
+
+    request_timeout_s: PositiveFloat = 30.0
+    """A body that has not arrived by then is answered 408, a photo that is not counted by then 504."""
+
+
+class ServeConfig(EndpointSettings):
+    """Answers a photo with the number of items in it, over HTTP."""
+
+    host: str = "127.0.0.1"
+    """Where to listen; 0.0.0.0 for every interface (set STOCK_AUDIT_TOKEN then)."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """The port to listen on."""

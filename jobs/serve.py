@@ -1,0 +1,128 @@
+r"""The endpoint: a photo in, the number of items out, from the same bundle and the same code as the audit.
+
+    python -m jobs.serve --bundle-uri demo/bundle --output-uri demo/audits
+
+    ray job submit --no-wait --working-dir . -- python -m jobs.serve --bundle-uri s3://stock/bundle \
+        --output-uri s3://stock/audits --host 0.0.0.0
+
+Serves until SIGINT or SIGTERM, then finishes what it took. `/` is a page to drop a photo on, `/docs` describes the API:
+
+    curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/v1/count?expected_qty=3'
+
+Where STOCK_AUDIT_TOKEN is set, callers must send it as a bearer token. For a deployment that outlives this command see
+`jobs/serving/app.py` (`serve deploy`). Writes nothing but Ray's logs. Exit codes: 0 stopped and all finished,
+1 requests were left unfinished or Serve could not start, 2 bad arguments or inputs.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ray import serve
+
+from jobs.cluster import connect
+from jobs.command import run_command
+from jobs.config.serve import ServeConfig
+from jobs.serving.access import TOKEN_VARIABLE, read_token_digest
+from jobs.serving.app import APP_NAME, LOGGING, SHUTDOWN_S, build_app
+from schemas.errors import GateError, InputError
+
+logger = logging.getLogger("jobs.serve")
+
+
+def run_endpoint(config: ServeConfig) -> None:
+    """Serves until a signal comes. Raises InputError before anything listens, GateError where work was left undone."""
+    with connect(), _stop_signal() as stopped:
+        start_endpoint(config)
+        print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
+        stopped.wait()
+        print("shutting down: finishing the requests that were taken", flush=True)
+        stop_endpoint()
+
+
+def start_endpoint(config: ServeConfig) -> None:
+    """Starts Serve on the connected cluster and returns once photos are counted. Raises InputError."""
+    _warn_if_open(config.host)
+    application = build_app(config)
+    if serve.status().proxies:
+        raise InputError("the cluster serves already: use `serve deploy` there (see jobs/serving/app.py)")
+    _check_port(config.host, config.port)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": config.host, "port": config.port},
+        logging_config=LOGGING,
+    )
+    try:
+        serve.run(application, name=APP_NAME, route_prefix="/")
+    except RuntimeError as error:  # Serve's word for a deployment that doesn't come up
+        serve.shutdown()
+        raise GateError(f"the endpoint did not start: {error}") from error
+
+
+def stop_endpoint() -> None:
+    """Finishes what was taken, then ends Serve. Raises GateError where time ran out first."""
+    # The network's replicas would go at once with the front's, so the front is emptied before.
+    left = sum(serve.get_app_handle(APP_NAME).broadcast("drain", SHUTDOWN_S).results(timeout_s=SHUTDOWN_S + 10))
+    serve.shutdown()
+    if left:
+        raise GateError(f"{left} requests were not finished within {SHUTDOWN_S:g} s")
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    stopped = threading.Event()
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(name, lambda *_: stopped.set()) for name in names]
+    try:
+        yield stopped
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Serve's proxies share a port with whoever listens there, without a word."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise InputError(f"--host: expected an address of this machine, found {host!r}") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"--port: {port} on {host} is in use; choose another one") from error
+        raise InputError(f"--host, --port: can't listen on {host}:{port} ({error.strerror})") from error
+
+
+def _warn_if_open(host: str) -> None:
+    if read_token_digest() is None and not _is_loopback(host):
+        logger.warning("%s can be reached from elsewhere, and %s is not set: anyone may ask", host, TOKEN_VARIABLE)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(
+        ServeConfig,
+        run_endpoint,
+        job="serve",
+        description="Answers a photo with the number of items in it, over HTTP, until it is stopped.",
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""From settings to a Serve application: `jobs.serve` runs it, and so does `serve deploy` with this file:
+
+    # endpoint.yaml: serve deploy endpoint.yaml
+    proxy_location: EveryNode
+    http_options: {host: 0.0.0.0, port: 8000}
+    logging_config: {encoding: JSON}
+    applications:
+      - name: stock-audit
+        route_prefix: /
+        import_path: jobs.serving.app:build_app
+        runtime_env: {env_vars: {STOCK_AUDIT_TOKEN: "from your secret store"}}
+        args: {bundle_uri: "s3://stock/bundle", output_uri: "s3://stock/audits", max_replicas: 8}
+
+The package must be installed on the cluster (or named by runtime_env's working_dir).
+"""
+
+# No `from __future__ import annotations`: Serve reads the builder's annotation to turn `args` into settings.
+
+from datetime import UTC, date, datetime, timedelta
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.schema import LoggingConfig
+
+from jobs import storage
+from jobs.bundles import local_bundle
+from jobs.config.serve import EndpointSettings
+from jobs.counting.belief import Belief, learn_belief
+from jobs.counting.history import LAST_COUNTS_SCHEMA, History, read_history
+from jobs.counting.plans import list_nights
+from jobs.serving.access import read_token_digest
+from jobs.serving.counter import Counter
+from jobs.serving.front import Front, FrontSettings
+from jobs.stages.resources import Resources, plan_resources, resolve_precision
+from schemas.bundle import BundleInfo
+from schemas.errors import InputError
+
+APP_NAME = "stock-audit"
+
+SHUTDOWN_S = 60.0
+"""How long a replica may finish what it took."""
+
+# One line of JSON per request comes from our gate; Serve's own would be a second one.
+LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
+
+
+def build_app(settings: EndpointSettings) -> serve.Application:
+    """The application for the connected cluster. Raises InputError for settings that don't fit."""
+    bundle_uri = storage.absolute(settings.bundle_uri)
+    bundle = _check_bundle(bundle_uri)
+    belief = learn_current_belief(settings.output_uri, bundle)
+    resources = plan_resources()
+    batch_size = settings.batch_size or resources.batch_size
+    max_waiting = settings.max_waiting or 4 * batch_size
+    counter = serve.deployment(
+        Counter,
+        max_ongoing_requests=2 * batch_size,  # one batch is scored, one forms; the rest waits for whoever is free
+        max_queued_requests=max_waiting,
+        ray_actor_options=_counter_options(resources),
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        logging_config=LOGGING,
+        **_scaling(settings.max_replicas or resources.num_scorers, batch_size),
+    ).bind(
+        bundle_uri=bundle_uri,
+        bundle_id=bundle.bundle_id,
+        device=resources.device,
+        precision=resolve_precision(settings.precision, resources.device),
+        batch_size=batch_size,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+        threads=resources.scorer_threads,
+    )
+    front_settings = FrontSettings(
+        bundle_uri=bundle_uri,
+        belief=belief.to_dict(),
+        token_digest=read_token_digest(),
+        max_waiting=max_waiting,
+        max_body_bytes=settings.max_body_bytes,
+        request_timeout_s=settings.request_timeout_s,
+    )
+    # Decoding keeps up with a network on a CPU by far; beside GPUs it is what must grow.
+    num_fronts = resources.num_fetchers if resources.device == "cuda" else 1
+    return serve.deployment(
+        serve.ingress()(Front),
+        name="Front",
+        # above our own limit, so that the gate answers; beyond this Serve's proxy does
+        max_ongoing_requests=2 * max_waiting + 100,
+        max_queued_requests=max_waiting,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        ray_actor_options={"num_cpus": resources.fetcher_cpus},
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+        logging_config=LOGGING,
+        **_scaling(num_fronts, max(1, max_waiting // 2)),
+    ).bind(counter, front_settings)
+
+
+def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
+    """What an audit would believe now: learned from the recounts below `output_uri`, assumed without one."""
+    today = datetime.now(UTC).date()
+    if output_uri is None:
+        no_counts = LAST_COUNTS_SCHEMA.empty_table().to_pandas().set_index("bin_id")
+        return learn_belief(History(today.isoformat(), 0, (), (), no_counts), bundle)
+    output_uri = storage.absolute(output_uri)
+    nights = list_nights(output_uri)
+    if not nights:
+        raise InputError(f"{output_uri}: expected the output of jobs.audit, found no committed night")
+    after_last = date.fromisoformat(nights[-1]) + timedelta(days=1)
+    return learn_belief(read_history(output_uri, max(today, after_last).isoformat()), bundle)
+
+
+def _check_bundle(uri: str) -> BundleInfo:
+    # torch comes with it, so not at the top: bad flags should fail at once
+    from model.bundle import load_bundle, read_training_images
+
+    with local_bundle(uri) as folder:
+        read_training_images(folder)
+        return load_bundle(folder).info
+
+
+def _counter_options(resources: Resources) -> dict:
+    options: dict = {"num_cpus": resources.scorer_cpus, "num_gpus": resources.scorer_gpus}
+    if resources.device == "cpu":
+        # Ray would give the network one thread per logical CPU; read when torch is first imported
+        options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(resources.scorer_threads)}}
+    return options
+
+
+def _scaling(max_replicas: int, target: int) -> dict:
+    """One replica, or as many as keep `target` requests in flight at each."""
+    if max_replicas == 1:
+        return {"num_replicas": 1}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=1, max_replicas=max_replicas, target_ongoing_requests=target
+        )
+    }

@@ -1,0 +1,147 @@
+"""What every request passes before any of it is read: token, room, size; and what is noted about it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.serving.access import is_authorized
+from jobs.serving.problems import Problem, answer_problem, find_request_id
+
+logger = logging.getLogger("ray.serve")
+
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+"""Answered without a token: they tell nothing about bins or bundle."""
+
+WORK_PREFIX = "/v1/count"
+"""Requests below it hold a photo, and a place."""
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+@dataclass
+class Room:
+    """How many requests a front replica works on, and whether it takes more."""
+
+    limit: int
+    in_flight: int = 0
+    draining: bool = False
+    typical_seconds: float = 1.0
+    """A moving average, for Retry-After."""
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def enter(self) -> None:
+        """Raises Problem where no request is taken."""
+        if self.draining:
+            raise Problem("shutting_down", "send the photo to another replica", retry_after_s=5)
+        if self.in_flight >= self.limit:
+            raise self.overloaded(f"{self.in_flight} requests are in flight")
+        self.in_flight += 1
+        self.empty.clear()
+
+    def leave(self, seconds: float) -> None:
+        self.in_flight -= 1
+        self.typical_seconds += 0.1 * (seconds - self.typical_seconds)
+        if not self.in_flight:
+            self.empty.set()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Takes nothing more and waits for what is in flight; how many requests are left when time is up."""
+        self.draining = True
+        if self.in_flight:
+            try:
+                await asyncio.wait_for(self.empty.wait(), timeout_s)
+            except TimeoutError:
+                return self.in_flight
+        return 0
+
+    def overloaded(self, found: str) -> Problem:
+        return Problem("overloaded", found, retry_after_s=max(1, math.ceil(self.typical_seconds)))
+
+
+class Gate:
+    """ASGI middleware around the whole API."""
+
+    def __init__(self, app: ASGIApp, room: Room, token_digest: bytes | None, max_body_bytes: int) -> None:
+        self._app = app
+        self._room = room
+        self._token_digest = token_digest
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        headers = Headers(scope=scope)
+        seen = {"status": 0, "bytes": 0}
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen["status"] = message["status"]
+                answer_headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    answer_headers.setdefault(name, value)
+            await send(message)
+
+        async def receive_some() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                seen["bytes"] += len(message.get("body", b""))
+                if seen["bytes"] > self._max_body_bytes:
+                    raise self._too_large("more")
+            return message
+
+        holds_photo = scope["path"].startswith(WORK_PREFIX)
+        entered = False
+        try:
+            self._check_token(scope["path"], headers)
+            if holds_photo:
+                self._check_length(headers)
+                self._room.enter()
+                entered = True
+            await self._app(scope, receive_some, send_on)
+        except Problem as problem:
+            await answer_problem(problem, find_request_id(headers))(scope, receive, send_on)
+        finally:
+            seconds = time.monotonic() - started
+            if entered:
+                self._room.leave(seconds)
+            # the path that was asked for stays out where it is no route of ours: it may hold anything
+            route = scope.get("route")
+            facts = {
+                "method": scope["method"],
+                "path": getattr(route, "path", None),
+                "status": seen["status"],
+                "seconds": round(seconds, 4),
+                "body_bytes": seen["bytes"],
+            }
+            # Serve's filters add request_id, replica and application to it
+            logger.info("request", extra=facts)
+
+    def _check_token(self, path: str, headers: Headers) -> None:
+        if self._token_digest is None or path in OPEN_PATHS:
+            return
+        header = headers.get("authorization", "").encode("latin-1", "replace")
+        if not is_authorized(header, self._token_digest):
+            found = "another token" if header else "no Authorization header"
+            raise Problem("unauthorized", f"expected Authorization: Bearer <token>, found {found}")
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
+            raise self._too_large(length[:20])
+
+    def _too_large(self, found: str) -> Problem:
+        return Problem("body_too_large", f"expected at most {self._max_body_bytes} bytes, found {found}")

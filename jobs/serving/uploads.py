@@ -1,0 +1,101 @@
+"""From a request to the photos in it: a raw body, or the files of a form."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from jobs.serving.problems import Problem
+
+Body = TypeVar("Body")
+
+MAX_PHOTOS = 64
+"""Of one batch."""
+
+MAX_QTY = 2**31 - 1
+
+RAW_TYPES = "image/* or application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One photo as it came."""
+
+    data: bytes
+    name: str | None
+    expected_qty: int | None
+
+
+async def read_upload(request: Request, expected_qty: int | None, timeout_s: float) -> Upload:
+    """The one photo of a request. Raises Problem."""
+    kind = _media_type(request)
+    if kind == "multipart/form-data":
+        files, recorded = await _read_form(request, 1, timeout_s)
+        if not files:
+            raise Problem("invalid_request", "expected one file in the form field `file`, found none")
+        if recorded and expected_qty is not None:
+            raise Problem("invalid_request", "expected_qty: expected in the query or in the form, found in both")
+        if len(recorded) > 1:
+            raise Problem("invalid_request", f"expected_qty: expected one, found {len(recorded)}")
+        return replace(files[0], expected_qty=recorded[0] if recorded else expected_qty)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return Upload(await _in_time(request.body(), timeout_s), None, expected_qty)
+    raise Problem(
+        "unsupported_media_type",
+        f"Content-Type: expected {RAW_TYPES}, or multipart/form-data with the field `file`, found {kind or 'none'}",
+    )
+
+
+async def read_uploads(request: Request, timeout_s: float) -> list[Upload]:
+    """The photos of a batch: form fields `file`, and as many `expected_qty` as files or none. Raises Problem."""
+    kind = _media_type(request)
+    if kind != "multipart/form-data":
+        raise Problem("unsupported_media_type", f"Content-Type: expected multipart/form-data, found {kind or 'none'}")
+    files, recorded = await _read_form(request, MAX_PHOTOS, timeout_s)
+    if not files:
+        raise Problem("invalid_request", "expected one or more files in the form field `file`, found none")
+    if recorded and len(recorded) != len(files):
+        raise Problem(
+            "invalid_request",
+            f"expected_qty: expected none or one per file ({len(files)}; empty where there is no record), "
+            f"found {len(recorded)}",
+        )
+    quantities = recorded or [None] * len(files)
+    return [replace(file, expected_qty=quantity) for file, quantity in zip(files, quantities, strict=True)]
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()[:100]
+
+
+async def _read_form(request: Request, max_files: int, timeout_s: float) -> tuple[list[Upload], list[int | None]]:
+    """The files in the field `file` and the quantities in the field `expected_qty`."""
+    reading = request.form(max_files=max_files, max_fields=MAX_PHOTOS, max_part_size=1024)
+    form = await _in_time(reading, timeout_s)
+    try:
+        files = [value for value in form.getlist("file") if isinstance(value, UploadFile)]
+        recorded = [_parse_quantity(value) for value in form.getlist("expected_qty")]
+        return [Upload(await file.read(), file.filename, None) for file in files], recorded
+    finally:
+        await form.close()
+
+
+async def _in_time(reading: Awaitable[Body], timeout_s: float) -> Body:
+    try:
+        return await asyncio.wait_for(reading, timeout_s)
+    except TimeoutError as error:
+        raise Problem("body_timed_out", f"expected the whole body within {timeout_s:g} s") from error
+
+
+def _parse_quantity(value: UploadFile | str) -> int | None:
+    text = value.strip() if isinstance(value, str) else "a file"
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) > MAX_QTY:
+        raise Problem("invalid_request", f"expected_qty: expected a whole number from 0 to {MAX_QTY}")
+    return int(text)
