@@ -16,6 +16,8 @@ from model.metrics import confusion, reliability
 from model.profile import DATA_PHASES, PHASES
 from schemas.bundle import class_names
 
+PLOT_SIZE = (4.9, 2.7)
+MAX_NORM_SHOWN = 50.0
 FIGURES = (
     ("exact", "exact", "percent"),
     ("within_one", "within one", "percent"),
@@ -64,6 +66,7 @@ def render_training_report(
             title="Loss by epoch",
             x="epoch",
             y="nats per photo",
+            size=PLOT_SIZE,
         ),
         count_plot=line_plot(
             {
@@ -73,15 +76,17 @@ def render_training_report(
             title="Counts by epoch",
             x="epoch",
             y="selection bins of 1 to 5",
+            size=PLOT_SIZE,
         ),
         step_plot=line_plot(
             {
                 "loss": (steps, outcome["step_losses"]),
-                "gradient norm": (steps, [min(norm, 50.0) for norm in outcome["gradient_norms"]]),
+                "gradient norm": (steps, [min(norm, MAX_NORM_SHOWN) for norm in outcome["gradient_norms"]]),
             },
             title="Every step",
             x="step",
-            y="loss; norm before clipping (at most 50 shown)",
+            y="loss, gradient norm",
+            size=PLOT_SIZE,
         ),
         reliability=reliability_plot(reliability(probabilities, labels), title="Reliability on test bins"),
         fitted=fitted,

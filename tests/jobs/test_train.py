@@ -251,3 +251,14 @@ def test_the_fingerprint_covers_records_and_not_the_layout(tmp_path: Path, manif
     assert fingerprint(read_labelled_bins(str(tmp_path / "parts"))) == fingerprint(bins)
     changed = bins.set_column(2, "expected_qty", pa.array([7, *bins["expected_qty"].to_pylist()[1:]], pa.int32()))
     assert fingerprint(changed) != fingerprint(bins)
+
+
+def test_the_flags_of_the_job_are_these() -> None:
+    assert set(TrainConfig.model_fields) == {
+        *("manifest_uri", "bundle_uri", "num_workers", "selection_share", "test_share", "on_unhealthy"),
+        *("max_failures", "trace_steps", "architecture", "weights", "initialisation", "unfreeze", "image_size"),
+        *("progressive_resizing", "augmentation", "top_class", "targets", "auxiliary", "max_epochs", "patience"),
+        *("batch_size", "micro_batch_size", "optimiser", "learning_rate", "weight_decay", "schedule"),
+        *("averaging_epochs", "test_time_flip", "mixed_precision", "seed"),
+    }
+    assert all(field.description for field in TrainConfig.model_fields.values())
