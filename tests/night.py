@@ -124,7 +124,7 @@ def make_warehouse(num_bins: int, seed: int, photos: Sequence[str] = (), texts: 
         num_skus=num_skus.astype(np.int32),
         sku=sku,
         names=names,
-        leaky=rng.random(num_bins) < 0.004,
+        leaky=rng.random(num_bins) < max(0.004, 30 / num_bins),
     )
 
 
@@ -142,7 +142,7 @@ def audit_bins(
 ) -> tuple[Rows, np.ndarray]:
     """The night's results as columns (n,) and what is really in the bins (n,)."""
     size, expected = len(warehouse.bin_id), warehouse.expected_qty
-    wrong = (rng.random(size) < ERROR_RATE) | (warehouse.leaky & (rng.random(size) < 0.7))
+    wrong = (rng.random(size) < ERROR_RATE) | (warehouse.leaky & (rng.random(size) < 0.9))
     difference = rng.choice([-1, 1, -2, 2, -3, 3], size, p=(0.4, 0.25, 0.12, 0.08, 0.08, 0.07))
     true_qty = np.where(wrong, np.maximum(expected + difference, 0), expected)
     probabilities = _camera(np.minimum(true_qty, TOP_CLASS), rng, blur=2.5 if drifts else 1.0)
@@ -223,7 +223,7 @@ def audit_bins(
         "recount": pa.array(recount, pa.string()),
         "inclusion_probability": given(
             np.where(is_random, num_random / max(1, assessed.sum()), 1),
-            recount != None,
+            is_random | (rank > 0),
             pa.float32(),
         ),
         "certificate_p": given(np.full(size, 0.01), certified, pa.float32()),

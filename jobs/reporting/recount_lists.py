@@ -29,10 +29,14 @@ def walk_order(plan: pa.Table) -> list[tuple[str | None, str]]:
     return sorted(places, key=lambda place: (place[0] is None, natural_key(place[0] or ""), natural_key(place[1])))
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sorts B-2 before B-10."""
+def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sorts B-2 before B-10, and what differs in leading zeros only by its text."""
     pieces = re.split(r"([0-9]+)", text)
-    return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
+    # isascii: other scripts have decimal digits too, which the pattern leaves in the text
+    numbered = [
+        (0, int(piece), "") if piece.isascii() and piece.isdecimal() else (1, 0, piece) for piece in pieces if piece
+    ]
+    return numbered, text
 
 
 def recount_csv(places: list[tuple[str | None, str]], audit_date: str) -> bytes:

@@ -1,0 +1,400 @@
+"""The report: what it reads, what stands in its files, and that no text from a record does harm there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import openpyxl
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import jobs
+from jobs import storage
+from jobs.config.report import ReportConfig
+from jobs.report import main, write_report
+from jobs.reporting import discrepancies, ordering
+from jobs.reporting.history import find_offenders, keep_promises, latest_counts
+from jobs.reporting.nights import read_counted, read_night, read_nights, read_results
+from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
+from jobs.reporting.overview import survey_night
+from jobs.reporting.photos import fetch_thumbnails
+from jobs.reporting.recount_lists import walk_order
+from schemas.results import RESULTS_SCHEMA
+from tests.night import NASTY_TEXTS, write_nights
+
+DATES = ["2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04"]
+TONIGHT = DATES[-1]
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four committed nights with nasty names, all but the last one counted."""
+    output = tmp_path_factory.mktemp("audits")
+    photo = output / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)).save(photo)
+    write_nights(output, DATES, num_bins=1200, recount_budget=60, texts=NASTY_TEXTS, photos=[str(photo), "gone.jpg"])
+    return output
+
+
+@pytest.fixture(scope="module")
+def report(nights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report's folder for the last night."""
+    folder = tmp_path_factory.mktemp("report")
+    _write(nights, folder)
+    return folder
+
+
+def _write(nights: Path, folder: Path, audit_date: str = TONIGHT) -> None:
+    write_report(ReportConfig(output_uri=str(nights), audit_date=audit_date, report_uri=str(folder)))
+
+
+def _list(page: str) -> list[dict]:
+    found = re.findall(r'<script id="rows" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert len(found) == 1
+    return json.loads(found[0])
+
+
+def test_a_report_holds_a_page_two_lists_the_queries_and_what_made_it(report: Path) -> None:
+    assert {path.name for path in report.iterdir()} == {
+        *("report.html", "recount_list.csv", "recount_list.xlsx", "discrepancies.csv", "discrepancies.xlsx"),
+        *("queries.sql", "report.json"),
+    }
+    facts = json.loads((report / "report.json").read_text())
+    assert facts["run_id"].startswith(TONIGHT)
+    assert (facts["audit_date"], facts["bins"]) == (TONIGHT, 1200)
+    assert (report / "report.html").stat().st_size < 6_000_000
+
+
+def test_a_night_that_is_not_committed_exits_2_and_names_those_that_are(
+    nights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["--output-uri", str(nights), "--audit-date", "2026-04-01", "--report-uri", str(tmp_path)])
+    assert code == 2
+    message = capsys.readouterr().err
+    assert "2026-04-01 is not committed" in message
+    assert all(date in message for date in DATES)
+
+
+def test_parts_of_a_run_that_did_not_commit_the_night_are_not_read(nights: Path, tmp_path: Path) -> None:
+    output = tmp_path / "audits"
+    shutil.copytree(nights, output)
+    part = next((output / "results" / f"audit_date={TONIGHT}").glob("part-*-00000.parquet"))
+    shutil.copy(part, part.with_name(f"part-{TONIGHT}-ffffffffffff-00000.parquet"))
+    assert sum(rows.num_rows for rows in read_results(read_night(str(output), TONIGHT))) == 1200
+
+
+def test_the_page_lists_the_plan_by_rank_and_then_the_most_doubtful_bins(report: Path, nights: Path) -> None:
+    rows = _list((report / "report.html").read_text())
+    assert len(rows) == 1000
+    assert [row["rank"] for row in rows[:42]] == list(range(1, 43))
+    assert [row["recount"] for row in rows[42:60]] == ["random"] * 18
+    assessed = [row["wrong"] for row in rows[60:] if row["verdict"] != "not_assessed"]
+    assert assessed == sorted(assessed, reverse=True)
+
+
+def test_the_page_gives_accuracy_with_its_interval_and_what_past_lists_claimed_and_found(
+    report: Path, nights: Path
+) -> None:
+    page = (report / "report.html").read_text()
+    whole = read_night(str(nights), TONIGHT).whole
+    accuracy, low, high = whole["ira"], 1 - whole["error_rate_high"], 1 - whole["error_rate_low"]
+    assert f"<dd>{100 * accuracy:.1f} %</dd>" in page
+    assert f"95 %: {100 * low:.1f} % to {100 * high:.1f} %" in page
+    assert "record model: assumed" not in page
+    assert page.count("<svg") == 5
+
+
+def test_without_random_counts_the_page_ranks_and_claims_nothing(tmp_path: Path) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=100)
+    _write(tmp_path, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "no random counts yet: ranking only" in page
+    assert page.count("record model: assumed") >= 4
+    assert "No priority bin has been counted yet" in page
+
+
+def test_no_text_from_a_record_leaves_its_place_in_the_page(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    rows = _list(page)
+    assert page.count("<script") == 2
+    assert page.count("</script") == 2
+    assert "alert(1)</script>" not in page
+    assert not re.search(r"<img[^>]*onerror", page)
+    data = re.search(r'<script id="rows" type="application/json">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    assert not set("<>&\u2028\u2029") & set(data.group(1))
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", page)
+    assert "49" not in re.findall(r"ampersand; (\S+)", page)
+    assert any("<script>alert(1)</script>" in row["bin"] for row in rows) or any(
+        "<script>alert(1)</script>" in (row["zone"] or "") for row in rows
+    )
+
+
+def test_every_bin_stands_once_in_the_csv_and_in_the_spreadsheet(report: Path, nights: Path) -> None:
+    expected = pa.concat_tables(read_results(read_night(str(nights), TONIGHT)))
+    table = duckdb.sql(f"SELECT * FROM read_csv('{report / 'discrepancies.csv'}')")
+    assert table.columns == ["audit_date", *discrepancies.COLUMNS]
+    assert set(discrepancies.COLUMNS) == set(RESULTS_SCHEMA.names)
+    frame = table.pl()
+    sheet = pd.read_excel(report / "discrepancies.xlsx", sheet_name="Discrepancies")
+    assert frame.height == len(sheet) == expected.num_rows
+    assert (
+        frame["expected_qty"].sum() == sheet["expected_qty"].sum() == pa.compute.sum(expected["expected_qty"]).as_py()
+    )
+    doubt = pa.compute.sum(expected["p_record_wrong"]).as_py()
+    assert frame["p_record_wrong"].sum() == pytest.approx(doubt, rel=1e-5)
+    assert sheet["p_record_wrong"].sum() == pytest.approx(doubt, rel=1e-4)
+    assert frame["rank"][0] == sheet["rank"].iloc[0] == 1
+    assert frame["photo_at"].dtype.is_temporal()
+    assert str(sheet["photo_at"].dtype).startswith("datetime64")
+
+
+def test_no_text_from_a_record_is_a_formula_in_a_csv(report: Path) -> None:
+    for name in ("discrepancies.csv", "recount_list.csv"):
+        with (report / name).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+        assert len({len(row) for row in rows}) == 1
+        for row in rows[1:]:
+            for cell in row:
+                number = re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", cell)
+                assert number or not re.match(r"[=+\-@\t\r\n]", cell), (name, cell)
+                assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", cell)
+    with (report / "discrepancies.csv").open(encoding="utf-8", newline="") as file:
+        skus = {row["sku"] for row in csv.DictReader(file)}
+    assert '\'=HYPERLINK("http://evil.example","x")' in skus
+    assert "control␀␇␛[31mcharacters" in skus
+
+
+@pytest.mark.parametrize("name", ["discrepancies.xlsx", "recount_list.xlsx"])
+def test_no_text_from_a_record_is_a_formula_or_a_link_in_a_spreadsheet(report: Path, name: str) -> None:
+    book = openpyxl.load_workbook(report / name)
+    for sheet in book.worksheets:
+        for row in sheet.iter_rows():
+            for cell in row:
+                assert cell.data_type != "f", cell.value
+                assert cell.hyperlink is None
+
+
+def test_a_spreadsheet_keeps_nasty_text_whole_with_a_frozen_header_and_filters(report: Path) -> None:
+    sheet = openpyxl.load_workbook(report / "discrepancies.xlsx")["Discrepancies"]
+    column = discrepancies.SHEET_COLUMNS.index("sku")
+    skus = {row[column] for row in sheet.iter_rows(min_row=2, values_only=True)}
+    assert {"x" * 500, "<script>alert(1)</script>", '=HYPERLINK("http://evil.example","x")'} <= skus
+    assert sheet.freeze_panes == "F2"
+    assert sheet.auto_filter.ref == f"A1:{openpyxl.utils.get_column_letter(len(discrepancies.SHEET_COLUMNS))}1201"
+
+
+def test_a_spreadsheet_that_can_not_hold_the_night_says_so_and_keeps_the_most_doubtful(
+    nights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(discrepancies, "SHEET_ROWS", 101)
+    _write(nights, tmp_path)
+    book = openpyxl.load_workbook(tmp_path / "discrepancies.xlsx")
+    assert book["Discrepancies"].max_row == 101
+    assert book["Discrepancies"]["A2"].value == 1
+    assert "100 of 1,200" in str([row[1].value for row in book["About"].iter_rows()])
+    assert "first 100 of 1,200" in caplog.text
+    with (tmp_path / "discrepancies.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) == 1201
+
+
+def test_the_recount_list_is_blind_and_in_walk_order(report: Path, nights: Path) -> None:
+    with (report / "recount_list.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    columns = [
+        "stop",
+        "zone",
+        "bin_id",
+        "audit_date",
+        "counted_qty",
+        "counted_at",
+        "counter_id",
+        "confirmed",
+        "reason_code",
+    ]
+    assert list(rows[0]) == columns
+    assert all(row[name] == "" for row in rows for name in columns[4:])
+    sheet = openpyxl.load_workbook(report / "recount_list.xlsx").active
+    assert sheet is not None
+    cells = [[cell.value for cell in row] for row in sheet.iter_rows(min_row=4, max_row=64)]
+    assert cells[0] == ["Stop", "Zone", "Bin", "Count", "Remarks"]
+    assert all(row[3] is None and row[4] is None for row in cells[1:])
+
+
+def test_walk_order_compares_numbers_as_numbers_and_puts_unknown_zones_last() -> None:
+    plan = pa.table({"zone": ["Z10", "Z2", None, "Z2", "Z2"], "bin_id": ["a", "b-10", "c", "b-9", "b-09x"]})
+    assert walk_order(plan) == [("Z2", "b-9"), ("Z2", "b-09x"), ("Z2", "b-10"), ("Z10", "a"), (None, "c")]
+
+
+def test_the_top_of_a_stream_is_the_top_of_the_sorted_whole(nights: Path) -> None:
+    batches = [
+        rows.slice(start, 97) for rows in read_results(read_night(str(nights), TONIGHT)) for start in range(0, 1200, 97)
+    ]
+    whole = sort_rows(pa.concat_tables(batches))
+    top = top_rows(batches, 150)
+    assert top is not None
+    assert top["bin_id"].to_pylist() == whole["bin_id"].to_pylist()[:150]
+
+
+def test_a_night_sorted_through_files_is_the_sorted_night(nights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordering, "BUCKET_ROWS", 100)
+    night = read_night(str(nights), TONIGHT)
+    tables = list(rows_by_doubt(read_results(night), survey_night(night).histogram))
+    assert len(tables) > 5
+    assert max(table.num_rows for table in tables) < 400
+    found, whole = pa.concat_tables(tables), sort_rows(pa.concat_tables(read_results(night)))
+    assessed = pa.compute.not_equal(whole["verdict"], "not_assessed")
+    assert (
+        found["bin_id"].to_pylist()[: whole.filter(assessed).num_rows] == whole.filter(assessed)["bin_id"].to_pylist()
+    )
+    assert sorted(found["bin_id"].to_pylist()) == sorted(whole["bin_id"].to_pylist())
+
+
+def test_a_mismatch_counts_once_it_is_confirmed_and_the_last_count_holds(nights: Path) -> None:
+    history = read_nights(str(nights), TONIGHT, 30)
+    counted = read_counted(history).to_pandas()
+    first = counted[(counted["audit_date"] == DATES[0]) & (counted["recount"] == "priority")]
+    wrong = first[first["counted_qty"] != first["expected_qty"]].index
+    counted.loc[first.index, "confirmed"] = True
+    counted.loc[wrong[0], "confirmed"] = False
+    corrected = counted.loc[[wrong[1]]].assign(
+        counted_qty=counted.loc[wrong[1], "expected_qty"], counted_at=datetime(2026, 3, 9, tzinfo=UTC)
+    )
+    counts = latest_counts(pa.Table.from_pandas(pd.concat([counted, corrected]), preserve_index=False))
+    promise = keep_promises(history, counts)[0]
+    assert (promise.num_listed, promise.num_resolved, promise.num_pending) == (42, len(first) - 1, 1)
+    assert promise.found_hits == len(wrong) - 2
+    resolved = first.drop(index=wrong[0])
+    assert promise.claimed_hits == pytest.approx(resolved["p_record_wrong"].sum(), rel=1e-5)
+    right = resolved.loc[[wrong[1]]].index
+    found = (resolved["counted_qty"] - resolved["expected_qty"]).abs() * resolved["unit_value"]
+    assert promise.found_value == pytest.approx(found.drop(index=right).sum())
+    assert keep_promises(history, counts)[-1].claimed_precision is None
+
+
+def test_counts_of_a_run_that_was_replaced_do_not_count(nights: Path) -> None:
+    history = read_nights(str(nights), TONIGHT, 30)
+    assert {night.run_id for night in history[:3]} == set(read_counted(history)["run_id"].to_pylist())
+    assert sorted(read_counted(history[1:])["audit_date"].unique().to_pylist()) == DATES[1:3]
+
+
+def test_repeat_offenders_were_found_wrong_twice_or_listed_three_times(nights: Path) -> None:
+    history = read_nights(str(nights), TONIGHT, 30)
+    offenders = find_offenders(history, latest_counts(read_counted(history)))
+    assert len(offenders) > 0
+    assert bool(((offenders["wrong"] >= 2) | (offenders["listed"] >= 3)).all())
+
+
+def test_only_scored_photos_are_fetched_and_one_that_is_gone_says_so(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (900, 300), "red").save(photo)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    rows = [
+        {"image_uri": str(photo), "status": "scored"},
+        {"image_uri": str(photo), "status": "image_rejected"},
+        {"image_uri": str(tmp_path / "gone.jpg"), "status": "scored"},
+        {"image_uri": str(tmp_path / "broken.jpg"), "status": "scored"},
+    ]
+    shown, rejected, gone, broken = fetch_thumbnails(rows, anonymous=False)
+    assert shown.source is not None
+    assert shown.source.startswith("data:image/jpeg;base64,")
+    assert (rejected.source, rejected.problem) == (None, "image rejected")
+    assert (gone.source, gone.problem) == (None, "no longer there")
+    assert broken.source is None
+    assert broken.problem
+
+
+def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(photo)
+    monkeypatch.setattr("jobs.reporting.photos.MAX_PHOTO_BYTES", 150_000)
+    found = fetch_thumbnails([{"image_uri": str(photo), "status": "scored"}] * 30, anonymous=False)
+    assert found[0].source is not None
+    assert found[-1] == type(found[0])(None, "left out to keep the page small")
+    assert sum(len(thumbnail.source or "") for thumbnail in found) <= 150_000
+
+
+def test_the_ready_queries_agree_in_duckdb_and_polars(nights: Path) -> None:
+    connection = _duckdb(nights)
+    context = pl.SQLContext()
+    summary = pl.scan_parquet(nights / "summary", hive_partitioning=True)
+    committed = summary.filter(pl.col("scope") == "all").select("audit_date", "run_id")
+    results = pl.scan_parquet(nights / "results", hive_partitioning=True).join(committed, on=["audit_date", "run_id"])
+    counted = pl.scan_parquet(nights / "counted").join(committed.select("run_id"), on="run_id")
+    context.register_many({"summary": summary, "results": results, "counted": counted})
+    queries = re.findall(r"-- name: (\w+)\n(.*?);", (Path(jobs.__file__).parent / "queries.sql").read_text(), re.DOTALL)
+    assert [name for name, _ in queries] == [
+        *("top_suspects", "accuracy_trend", "repeat_offenders", "shortage_by_sku", "worst_zones")
+    ]
+    for name, query in queries:
+        theirs, ours = connection.sql(query).pl(), context.execute(query).collect()
+        assert theirs.height > 0, name
+        assert theirs.columns == ours.columns
+        for column in ours.columns:
+            left, right = theirs[column], ours[column]
+            if left.dtype.is_numeric():
+                left, right = left.cast(pl.Float64), right.cast(pl.Float64)
+                assert left.is_null().to_list() == right.is_null().to_list()
+                assert left.drop_nulls().to_list() == pytest.approx(right.drop_nulls().to_list(), rel=1e-4, abs=1e-6)
+            elif not left.dtype.is_temporal():
+                assert left.to_list() == right.to_list()
+
+
+def test_shortage_by_sku_keeps_mixed_bins_apart_and_states_its_coverage(nights: Path) -> None:
+    query = re.findall(
+        r"-- name: shortage_by_sku\n(.*?);", (Path(jobs.__file__).parent / "queries.sql").read_text(), re.DOTALL
+    )
+    frame = _duckdb(nights).sql(query[0]).pl()
+    assert frame["share_of_units"].sum() == pytest.approx(1)
+    assert frame["num_bins"].sum() == 1200
+    unknown = frame.filter(pl.col("sku") == "SKU unknown")
+    mixed = sum(
+        rows.filter(pa.compute.greater(rows["num_skus"], 1)).num_rows
+        for rows in read_results(read_night(str(nights), TONIGHT))
+    )
+    assert unknown["num_bins"].to_list() == [mixed]
+    assert frame["coverage"].is_between(0, 1).all()
+
+
+def _duckdb(nights: Path) -> duckdb.DuckDBPyConnection:
+    views = (Path(jobs.__file__).parent / "views.sql").read_text().replace("{output_uri}", str(nights))
+    connection = duckdb.connect()
+    connection.execute(views)
+    connection.execute(
+        f"CREATE OR REPLACE VIEW counted AS SELECT c.* FROM read_parquet('{nights}/counted/*.parquet') AS c "
+        "JOIN committed USING (run_id)"
+    )
+    return connection
+
+
+@pytest.mark.s3
+def test_a_report_is_written_from_s3_to_s3(bucket: str, tmp_path: Path) -> None:
+    write_nights(tmp_path, DATES[:2], num_bins=80, recount_budget=30)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(f"{bucket}/audits/{path.relative_to(tmp_path)}", path.read_bytes())
+    config = ReportConfig(output_uri=f"{bucket}/audits", audit_date=DATES[1], report_uri=f"{bucket}/report")
+    write_report(config)
+    assert b"Stock audit" in storage.read_bytes(f"{bucket}/report/report.html")
+    assert storage.exists(f"{bucket}/report/report.json")
+
+
+def test_results_of_an_older_schema_are_read_with_nulls(nights: Path, tmp_path: Path) -> None:
+    output = tmp_path / "audits"
+    shutil.copytree(nights, output)
+    for part in (output / "results" / f"audit_date={TONIGHT}").glob("*.parquet"):
+        pq.write_table(pq.read_table(part, partitioning=None).drop_columns(["likely_qty"]), part)
+    rows = pa.concat_tables(read_results(read_night(str(output), TONIGHT)))
+    assert rows["likely_qty"].null_count == 1200
