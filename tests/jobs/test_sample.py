@@ -110,18 +110,18 @@ def test_a_sample_on_s3_is_the_same_as_a_local_one(ray_cluster: None, bucket: st
 
 
 def test_quantities_are_spread_like_abids() -> None:
-    counts = Counter(min(6, draw_contents(1, number, 0.0).true_qty) for number in range(4000))
-    shares = [counts[quantity] / 4000 for quantity in range(7)]
-    assert shares == pytest.approx([0.02, 0.08, 0.14, 0.17, 0.15, 0.12, 0.32], abs=0.025)
+    counts = Counter(min(6, draw_contents(1, number, 0.0).true_qty) for number in range(2000))
+    shares = [counts[quantity] / 2000 for quantity in range(7)]
+    assert shares == pytest.approx([0.02, 0.08, 0.14, 0.17, 0.15, 0.12, 0.32], abs=0.03)
 
 
 def test_the_asked_share_of_records_is_wrong_with_the_known_differences() -> None:
-    bins = [draw_contents(1, number, 0.5) for number in range(4000)]
+    bins = [draw_contents(1, number, 0.5) for number in range(2000)]
     differences = Counter(bin_.true_qty - bin_.recorded_qty for bin_ in bins)
-    assert 1 - differences.pop(0) / len(bins) == pytest.approx(0.5, abs=0.03)
+    assert 1 - differences.pop(0) / len(bins) == pytest.approx(0.5, abs=0.035)
     wrong = differences.total()
     for difference, share in zip(DIFFERENCES, DIFFERENCE_SHARES, strict=True):
-        assert differences[difference] / wrong == pytest.approx(share, abs=0.04), difference
+        assert differences[difference] / wrong == pytest.approx(share, abs=0.05), difference
 
 
 def test_no_record_is_wrong_at_rate_zero_and_all_are_at_one() -> None:
