@@ -495,6 +495,6 @@ def _progress_line(entry: dict[str, float], max_epochs: int, best_epoch: int) ->
     exact, mae = entry.get("selection_exact", math.nan), entry.get("selection_mae", math.nan)
     return (
         f"epoch {entry['epoch'] + 1}/{max_epochs}: loss {entry['train_loss']:.4f}, selection NLL "
-        f"{entry['selection_nll']:.4f}, exact {exact:.1%}, MAE {mae:.3f} (1..5), {entry['seconds']:.0f} s, "
-        f"best epoch {best_epoch + 1}"
+        f"{entry['selection_nll']:.4f}, exact {exact:.1%}, MAE {mae:.3f} (1..5), {entry['image_size']} pixels, "
+        f"{entry['seconds']:.0f} s" + (f", best epoch {best_epoch + 1}" if best_epoch >= 0 else "")
     )
