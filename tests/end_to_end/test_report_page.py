@@ -1,0 +1,291 @@
+"""The planner's page in a real browser: headless Chromium, driven over its DevTools protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.config.report import ReportConfig
+from jobs.report import write_report
+from tests.night import NASTY_TEXTS, write_nights
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)")
+
+TONIGHT = "2026-03-03"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a night with photos, history and nasty names."""
+    output = tmp_path_factory.mktemp("audits")
+    photos = []
+    for number in range(4):
+        photo = output / f"photo-{number}.jpg"
+        Image.fromarray(np.full((240, 320, 3), 50 * number, np.uint8)).save(photo)
+        photos.append(str(photo))
+    dates = ["2026-03-01", "2026-03-02", TONIGHT]
+    write_nights(output, dates, num_bins=900, recount_budget=60, texts=NASTY_TEXTS, photos=photos)
+    write_report(ReportConfig(output_uri=str(output), audit_date=TONIGHT, report_uri=str(output / "report")))
+    return output / "report" / "report.html"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[int]:
+    """The port that a fresh headless Chromium answers on."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    process = subprocess.Popen(
+        [CHROMIUM, *options, "--remote-debugging-port=0", f"--user-data-dir={tmp_path}", "--window-size=1400,1000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    port_file, deadline = tmp_path / "DevToolsActivePort", time.monotonic() + 60
+    while not (port_file.exists() and port_file.read_text().count("\n")):
+        assert process.poll() is None, "Chromium ended at once"
+        assert time.monotonic() < deadline, "Chromium did not open its port"
+        time.sleep(0.1)
+    yield int(port_file.read_text().split("\n")[0])
+    process.terminate()
+    process.wait(timeout=30)
+
+
+class Tab:
+    """A page in the browser: `evaluate` runs an expression in it, `complaints` is what it logged."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket, self._last = socket, 0
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._last += 1
+        await self._socket.send_json({"id": self._last, "method": method, "params": parameters})
+        while True:
+            message = await self._socket.receive_json(timeout=120)
+            if message.get("id") == self._last:
+                assert "error" not in message, message
+                return message["result"]
+            self._note(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        method, parameters = message.get("method"), message.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            self.complaints.append(str(parameters["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            self.complaints.append(str(parameters["args"]))
+        elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(str(parameters["entry"]))
+        elif method == "Page.javascriptDialogOpening":
+            self.complaints.append(f"dialog: {parameters}")
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+
+    async def evaluate(self, expression: str) -> Any:
+        answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    async def press(self, key: str, code: int) -> None:
+        for kind in ("rawKeyDown", "keyUp"):
+            await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+
+@asynccontextmanager
+async def open_page(port: int, page: Path) -> AsyncIterator[Tab]:
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+            target = next(entry for entry in await answer.json() if entry["type"] == "page")
+        async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+            tab = Tab(socket)
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                await tab.call(f"{domain}.enable")
+            await tab.call("Page.navigate", url=page.as_uri())
+            deadline = time.monotonic() + 60
+            while await tab.evaluate("document.documentElement?.dataset.ready ?? ''") != "true":
+                assert time.monotonic() < deadline, f"the page is not ready: {tab.complaints}"
+                await asyncio.sleep(0.05)
+            yield tab
+
+
+def in_browser(port: int, page: Path, steps: Callable[[Tab], Awaitable[None]]) -> None:
+    """Runs the steps, then holds the page to no complaint and to no request beyond itself."""
+
+    async def drive() -> None:
+        async with open_page(port, page) as tab:
+            await steps(tab)
+            await tab.evaluate("new Promise((done) => setTimeout(done, 200))")
+            assert tab.complaints == []
+            assert [url for url in tab.requests if not url.startswith("data:")] == [page.as_uri()]
+
+    asyncio.run(drive())
+
+
+COLUMN = "[...document.querySelectorAll('#bins tbody td.{name}')].map((cell) => cell.textContent)"
+
+
+def column(name: str) -> str:
+    return COLUMN.format(name=name)
+
+
+def click(selector: str) -> str:
+    return f"document.querySelector({selector!r}).click()"
+
+
+def enter(field: str, text: str) -> str:
+    return (
+        f"(() => {{ const field = document.getElementById({field!r}); field.value = {text!r}; "
+        "field.dispatchEvent(new Event('input', { bubbles: true })); })()"
+    )
+
+
+def header(name: str) -> str:
+    return f"#bins th[data-name={name}] button"
+
+
+def test_the_list_sorts_by_a_column_in_both_directions(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        assert await tab.evaluate(column("rank") + ".slice(0, 3)") == ["1", "2", "3"]
+        await tab.evaluate(click(header("expected")))
+        ascending = [int(text) for text in await tab.evaluate(column("expected"))]
+        assert len(ascending) == 100
+        assert ascending == sorted(ascending)
+        assert await tab.evaluate("document.querySelector('#bins th[data-name=expected]').ariaSort") == "ascending"
+        await tab.evaluate(click(header("expected")))
+        descending = [int(text) for text in await tab.evaluate(column("expected"))]
+        assert descending == sorted(descending, reverse=True)
+        assert descending[0] > ascending[0]
+        await tab.evaluate(click(header("risk")))
+        risks = [float(text.replace(",", "")) for text in await tab.evaluate(column("risk"))]
+        assert risks == sorted(risks, reverse=True)
+
+    in_browser(browser, page, steps)
+
+
+def test_the_list_filters_searches_and_resets(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        assert (
+            await tab.evaluate("document.getElementById('shown').textContent") == "900 of 900 bins, the first 100 shown"
+        )
+        await tab.evaluate(enter("filter-zone", "Z3"))
+        assert set(await tab.evaluate(column("zone"))) == {"Z3"}
+        await tab.evaluate(enter("filter-direction", "short"))
+        assert all("short" in text for text in await tab.evaluate(column("direction")))
+        await tab.evaluate(enter("filter-recount", "priority"))
+        assert all("priority" in text for text in await tab.evaluate(column("verdict")))
+        await tab.evaluate("document.getElementById('reset').click()")
+        await tab.evaluate("new Promise((done) => setTimeout(done, 50))")
+        await tab.evaluate(enter("search", "b-000123"))
+        assert await tab.evaluate(column("bin")) == ["B-000123"]
+        await tab.evaluate(enter("search", ""))
+        await tab.evaluate(enter("filter-sku", "DROP TABLE"))
+        assert await tab.evaluate(column("sku") + ".length") == 1
+        await tab.evaluate(enter("search", "no such bin"))
+        assert await tab.evaluate("document.getElementById('shown').textContent") == "No bin fits the filters."
+        await tab.evaluate("document.getElementById('reset').click()")
+        await tab.evaluate("new Promise((done) => setTimeout(done, 50))")
+        await tab.evaluate("document.getElementById('all').click()")
+        assert await tab.evaluate(column("bin") + ".length") == 900
+
+    in_browser(browser, page, steps)
+
+
+def test_a_photo_opens_larger_and_the_keyboard_turns_and_closes_it(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("document.querySelector('#bins .thumb').focus()")
+        await tab.call(
+            "Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+        )
+        await tab.call("Input.dispatchKeyEvent", type="keyUp", key="Enter", code="Enter", windowsVirtualKeyCode=13)
+        assert await tab.evaluate("document.getElementById('photo').open")
+        names = await tab.evaluate(column("bin") + ".slice(0, 2)")
+        assert await tab.evaluate("document.getElementById('photo-title').textContent") == f"Bin {names[0]}"
+        await tab.evaluate("document.querySelector('#photo-image img').decode()")
+        assert await tab.evaluate("document.querySelector('#photo-image img').naturalWidth") == 320
+        await tab.press("ArrowRight", 39)
+        assert await tab.evaluate("document.getElementById('photo-title').textContent") == f"Bin {names[1]}"
+        await tab.press("Escape", 27)
+        assert not await tab.evaluate("document.getElementById('photo').open")
+
+    in_browser(browser, page, steps)
+
+
+def test_the_page_is_dark_on_demand_and_where_the_system_is(browser: int, page: Path) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+
+    async def steps(tab: Tab) -> None:
+        assert await tab.evaluate(background) == "rgb(255, 255, 255)"
+        await tab.evaluate("document.getElementById('theme').click()")
+        dark = await tab.evaluate(background)
+        assert dark == "rgb(18, 23, 29)"
+        assert await tab.evaluate("document.getElementById('theme').ariaPressed") == "true"
+        await tab.evaluate("document.getElementById('theme').click()")
+        assert await tab.evaluate(background) == "rgb(255, 255, 255)"
+        await tab.evaluate("delete document.documentElement.dataset.theme")
+        await tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert await tab.evaluate(background) == dark
+
+    in_browser(browser, page, steps)
+
+
+def test_nasty_names_are_shown_and_do_nothing(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("document.getElementById('all').click()")
+        assert await tab.evaluate("document.querySelectorAll('main script, main img:not(.thumb img)').length") == 0
+        shown = await tab.evaluate("document.querySelector('main').textContent")
+        for text in (
+            "<script>alert(1)</script>",
+            '=HYPERLINK("http://evil.example","x")',
+            '"; DROP TABLE bins; --',
+            "📦",
+            "صندوق",
+        ):
+            assert text in shown
+        assert await tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    in_browser(browser, page, steps)
+
+
+def test_a_narrow_screen_shows_cards_without_scrolling_sideways(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
+        assert await tab.evaluate("document.documentElement.scrollWidth") == 400
+        assert await tab.evaluate("getComputedStyle(document.querySelector('#bins tbody tr')).display") == "flex"
+        await tab.evaluate(enter("sort", "expected true"))
+        found = [int(text) for text in await tab.evaluate(column("expected"))]
+        assert found == sorted(found, reverse=True)
+
+    in_browser(browser, page, steps)
+
+
+def test_every_control_has_a_name_for_a_screen_reader(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.call("Accessibility.enable")
+        nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
+        roles = {"button", "combobox", "searchbox", "textbox", "link", "table", "image", "img", "dialog"}
+        unnamed = [
+            node["role"]["value"]
+            for node in nodes
+            if not node.get("ignored")
+            and node.get("role", {}).get("value") in roles
+            and not (node.get("name") or {}).get("value", "").strip()
+        ]
+        assert [role for role in unnamed if role != "table"] == []
+        headings = [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == "heading"]
+        assert headings[0].startswith("Stock audit")
+        assert "Promises kept" in headings
+
+    in_browser(browser, page, steps)
