@@ -100,7 +100,7 @@ def summarize(figures: dict[str, Any]) -> str:
             f"{found['nll']['value']:7.3f}"
         )
         lines.append(
-            f"{'  always ' + str(majority['says']):15}  {majority['exact']:<22.1%}{majority['within_one']:9.1%}"
+            f"{'  always ' + figures['confusion']['classes'][majority['says']]:15}  {majority['exact']:<22.1%}{majority['within_one']:9.1%}"
             f"{majority['mae']:>23.3f}{majority['rmse']:7.3f}{majority['bias']:+8.3f}"
         )
     calibration, sets = figures["calibration"], figures["prediction_sets"]

@@ -36,7 +36,10 @@ def format_decimal(value: float | None, digits: int = 3) -> str:
 
 
 def format_signed(value: float | None, digits: int = 3) -> str:
-    return MISSING if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    if value is None:
+        return MISSING
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
 def format_integer(value: int | None) -> str:

@@ -50,7 +50,7 @@ def bar_plot(
     title: str,
     x: str,
     y: str = "bins",
-    size: tuple[float, float] = (6, 2.8),
+    size: tuple[float, float] = (5.6, 2.7),
 ) -> Markup:
     """One bar per name, its value written above it."""
     with matplotlib.rc_context(_STYLE):
@@ -69,7 +69,7 @@ def histogram_plot(
     x: str,
     y: str = "photos",
     num_intervals: int = 40,
-    size: tuple[float, float] = (6, 2.6),
+    size: tuple[float, float] = (5.6, 2.7),
 ) -> Markup:
     """How values (n,) are spread, over intervals of equal width; the median as a line."""
     with matplotlib.rc_context(_STYLE):
@@ -78,8 +78,9 @@ def histogram_plot(
         if len(values):
             median = float(np.median(values))
             axes.axvline(median, color=SERIES[1], linewidth=1.5)
+            axes.margins(y=0.18)
             axes.annotate(
-                f"median {median:,.4g}", (median, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
+                f"median {median:,.4g}", (median, 1), xycoords=("data", "axes fraction"), xytext=(4, -11),
                 textcoords="offset points", fontsize=9, color=SERIES[1],
             )  # fmt: skip
         return to_svg(figure, title)
@@ -91,7 +92,7 @@ def line_plot(
     title: str,
     x: str,
     y: str,
-    size: tuple[float, float] = (6, 2.8),
+    size: tuple[float, float] = (5.6, 2.7),
 ) -> Markup:
     """Up to four named lines, each (x values, y values)."""
     with matplotlib.rc_context(_STYLE):
@@ -104,7 +105,7 @@ def line_plot(
 
 
 def box_plot(
-    groups: Mapping[str, Sequence[float]], *, title: str, x: str, y: str, size: tuple[float, float] = (6, 2.6)
+    groups: Mapping[str, Sequence[float]], *, title: str, x: str, y: str, size: tuple[float, float] = (5.6, 2.7)
 ) -> Markup:
     """The spread of each named group: middle half and median, whiskers from 5 % to 95 %."""
     with matplotlib.rc_context(_STYLE):

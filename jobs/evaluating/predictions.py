@@ -105,7 +105,7 @@ def predict_bins(
         fn_kwargs={"plan": plan, "keep": keep},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=resources.num_fetchers),
+        compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
         num_cpus=resources.fetcher_cpus,
     )
     scored = score_shards(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from jobs.exploring.records import MAX_QUANTITY
 from jobs.exploring.survey import Survey
 from jobs.pages import render_page
 from jobs.plots import bar_plot, box_plot, histogram_plot
@@ -26,12 +25,18 @@ def choose_photos(survey: Survey) -> dict[str, list[dict[str, Any]]]:
     """Which photos of the sample each list shows, by the list's name."""
     photos = survey.photos
     empty = [photo for photo in photos if photo["expected_qty"] == 0]
-    chosen = {f"count {name}": found[:PHOTOS_PER_COUNT] for name, found in _by_count(photos).items()}
+    chosen = {f"count {name}": _spread_out(found) for name, found in _by_count(photos).items()}
     return chosen | {
         "empty": sorted(empty, key=lambda photo: -photo["detail"])[:PHOTOS_PER_LIST],
         "dark": sorted(photos, key=lambda photo: photo["brightness"])[:PHOTOS_PER_LIST],
         "flat": sorted(photos, key=lambda photo: photo["contrast"])[:PHOTOS_PER_LIST],
     }
+
+
+def _spread_out(photos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """PHOTOS_PER_COUNT of them, evenly spaced: neighbours often show the same products."""
+    places = np.linspace(0, len(photos) - 1, min(PHOTOS_PER_COUNT, len(photos))).round().astype(int)
+    return [photos[place] for place in places]
 
 
 def photos_to_show(survey: Survey) -> list[str]:
@@ -57,9 +62,11 @@ def render_exploration(survey: Survey, thumbnails: dict[str, str], about: dict[s
         num_failed=len(survey.failed),
         failed_by_status=dict(Counter(look["status"] for look in survey.failed)),
         quantity_plot=_counter_plot(
-            records.quantities, SHOWN_QUANTITIES, title="Bins by recorded quantity", x="pieces in the bin"
+            records.quantities, SHOWN_QUANTITIES, title="Bins by recorded quantity", x="pieces in the bin", size=(8, 3)
         ),
-        sku_plot=_counter_plot(records.num_skus, SHOWN_SKUS, title="Bins by number of SKUs", x="different SKUs"),
+        sku_plot=_counter_plot(
+            records.num_skus, SHOWN_SKUS, title="Bins by number of SKUs", x="different SKUs", size=(5.6, 2.7)
+        ),
         group_plot=_group_plot(survey.group_sizes),
         group_sizes=_spread(survey.group_sizes),
         num_groups=sum(survey.group_sizes.values()),
@@ -70,7 +77,6 @@ def render_exploration(survey: Survey, thumbnails: dict[str, str], about: dict[s
         chosen=chosen,
         identical=survey.identical,
         filled=[(name, filled, filled / records.num_bins) for name, filled in records.filled.items()],
-        max_quantity=MAX_QUANTITY,
         thumbnails=thumbnails,
         made=json.dumps({name: about[name] for name in ("config", "versions", "git_commit")}, indent=1),
     )
@@ -91,19 +97,23 @@ def _num_bins(quantities: Counter[int], name: str) -> int:
     return quantities[int(name)]
 
 
-def _counter_plot(counts: Counter[int], last: int, *, title: str, x: str) -> Markup:
+def _counter_plot(counts: Counter[int], last: int, *, title: str, x: str, size: tuple[float, float]) -> Markup:
     """Bars for 0..last - 1 and one for `last` and more (no further than there is anything)."""
     end = min(last, max(counts, default=0) + 1)
     names, values = [str(value) for value in range(end)], [counts[value] for value in range(end)]
     above = sum(bins for value, bins in counts.items() if value >= end)
     if above:
         names, values = [*names, f"{end}+"], [*values, above]
-    return bar_plot(names, values, title=title, x=x, size=(8, 2.8))
+    return bar_plot(names, values, title=title, x=x, size=size)
 
 
 def _group_plot(sizes: Counter[int]) -> Markup | None:
     if not sizes:
         return None
+    if len(sizes) <= SHOWN_SKUS:
+        ordered = sorted(sizes.items())
+        names, groups = [f"{size:,}" for size, _ in ordered], [groups for _, groups in ordered]
+        return bar_plot(names, groups, title="Sizes of groups", x="bins in the group", y="groups")
     values = np.repeat(list(sizes.keys()), _at_most(list(sizes.values())))
     return histogram_plot(values, title="Sizes of groups", x="bins in the group", y="groups")
 
@@ -132,19 +142,25 @@ def _photo_plots(photos: list[dict[str, Any]], counts: dict[str, list[dict[str, 
     several = {name: [photo["detail"] for photo in found] for name, found in counts.items() if found}
     return [
         (
-            histogram_plot(_values(photos, "brightness"), title="Brightness", x="mean grey value, 0 to 255"),
+            histogram_plot(
+                _values(photos, "brightness"), title="Brightness", x="brightness (mean grey value, 0 to 255)"
+            ),
             "Dark and overexposed photos lie at the ends.",
         ),
         (
-            histogram_plot(_values(photos, "contrast"), title="Contrast", x="standard deviation of grey values"),
+            histogram_plot(
+                _values(photos, "contrast"), title="Contrast", x="contrast (standard deviation of grey values)"
+            ),
             "Near 0 a photo shows nothing: a lens cap, a blank frame.",
         ),
         (
-            histogram_plot(_values(photos, "num_bytes") / 1024, title="File size", x="KiB"),
+            histogram_plot(_values(photos, "num_bytes") / 1024, title="File size", x="file size in KiB"),
             "A few sizes far off the rest are worth a look: truncated files, or another camera.",
         ),
         (
-            box_plot(several, title="Detail by recorded quantity", x="pieces in the bin", y="mean |Laplacian|"),
+            box_plot(
+                several, title="Detail by recorded quantity", x="pieces in the bin", y="detail (mean |Laplacian|)"
+            ),
             "Fuller bins show more edges. Boxes: middle half and median; whiskers: 5 % to 95 %.",
         ),
     ]

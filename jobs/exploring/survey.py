@@ -50,7 +50,7 @@ def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int
         fn_kwargs={"plan": plan, "share": share, "seed": seed},
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=resources.num_fetchers),
+        compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
         num_cpus=resources.fetcher_cpus,
     )
     records, looks = RecordFacts(), []

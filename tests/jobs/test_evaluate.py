@@ -1,0 +1,196 @@
+"""The evaluation measures what the bundle says about the bins that it should, and says which those are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs import evaluate, storage
+from jobs.evaluating.doubt import measure_doubt
+from model.metrics import evaluate_counts
+from schemas.bundle import BundleInfo
+from tests.dump import manifest_table, photo, write_bundle, write_photos
+
+NUM_BINS = 60
+QUANTITIES = [number % 9 for number in range(NUM_BINS)]
+LEARNED, HELD_OUT, MISSING, EMPTY = range(20), range(20, 30), 31, 32
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, a manifest over them and a bundle that learned from the first 20 and tested itself on the next 10."""
+    folder = tmp_path_factory.mktemp("dump")
+    images_uri = str(folder / "bin-images")
+    write_photos(images_uri, QUANTITIES)
+    (folder / "bin-images" / f"{MISSING:05d}.jpg").unlink()
+    (folder / "bin-images" / f"{EMPTY:05d}.jpg").write_bytes(b"")
+    names = [[{"sku": "S", "name": "<script>alert(1)</script>", "quantity": quantity}] for quantity in QUANTITIES]
+    write_manifest(folder / "manifest", images_uri, QUANTITIES, skus=names)
+    seen = [
+        {"image_sha256": sha256(number), "bin_id": f"{number:05d}", "split": split}
+        for numbers, split in ((LEARNED, "train"), (HELD_OUT, "test"))
+        for number in numbers
+    ]
+    write_bundle(folder / "bundle", seen=pa.Table.from_pylist(seen))
+    return folder
+
+
+def write_manifest(folder: Path, images_uri: str, quantities: list[int], **columns: list) -> None:
+    storage.write_table(str(folder / "part-0.parquet"), manifest_table(images_uri, quantities, **columns))
+
+
+def sha256(number: int) -> str:
+    return hashlib.sha256(photo(QUANTITIES[number], number)).hexdigest()
+
+
+def run(dump: Path, output: Path, *flags: str, manifest: str = "manifest", bundle: str = "bundle") -> int:
+    return evaluate.main(
+        [
+            "--manifest-uri",
+            str(dump / manifest),
+            "--bundle-uri",
+            str(dump / bundle),
+            "--output-uri",
+            str(output),
+            *flags,
+        ]
+    )
+
+
+def read_metrics(output: Path) -> dict[str, Any]:
+    return json.loads((output / "metrics.json").read_text())
+
+
+def score_directly(dump: Path, numbers: list[int]) -> np.ndarray:
+    from model.bundle import load_bundle
+    from model.images import decode_image
+    from model.scoring import Scorer
+
+    bundle = load_bundle(dump / "bundle")
+    pixels = [decode_image(photo(QUANTITIES[number], number), bundle.info.preprocessing) for number in numbers]
+    return Scorer(bundle, device="cpu", precision="fp32", batch_size=32).score(np.stack(pixels))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_unseen_bins_are_measured_as_the_bundle_scores_them(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(dump, tmp_path, "--precision", "fp32") == 0
+    found = read_metrics(tmp_path)
+    kept = [number for number in range(20, NUM_BINS) if number not in (MISSING, EMPTY)]
+    labels = np.minimum([QUANTITIES[number] for number in kept], 6)
+    probabilities = score_directly(dump, kept)
+    expected = evaluate_counts(probabilities, labels, np.array([str(number // 10) for number in kept]), seed=0)
+    assert found["num_left_out"] == len(LEARNED)
+    assert found["num_bins"] == len(kept)
+    for scope in ("1..5", "0..5", "all"):
+        for name in ("exact", "mae", "nll"):
+            assert found["metrics"][scope][name]["value"] == pytest.approx(expected[scope][name]["value"], abs=1e-5)
+            assert found["metrics"][scope][name]["low"] == pytest.approx(expected[scope][name]["low"], abs=1e-5)
+    assert found["calibration"]["raw"] == pytest.approx(expected["calibration_error"]["raw"], abs=1e-5)
+    assert found["unscored"] == {"missing_image": 1, "unreadable_image": 1}
+    assert [row["bin_id"] for row in found["unscored_examples"]] == [f"{MISSING:05d}", f"{EMPTY:05d}"]
+    assert np.sum(found["confusion"]["table"]) == len(kept)
+    assert "20 left out, 2 photos without a score" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "metrics.json"]
+    page = (tmp_path / "index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("data:image/jpeg") == 24
+    outside = [link for link in re.findall(r'(?:src|href)="([^"]+)"', page) if not link.startswith(("#", "data:"))]
+    assert not outside
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_split_test_takes_only_the_test_photos_of_training_and_split_all_says_that_it_flatters(
+    dump: Path, tmp_path: Path
+) -> None:
+    assert run(dump, tmp_path / "test", "--split", "test") == 0
+    assert read_metrics(tmp_path / "test")["num_bins"] == len(HELD_OUT)
+    assert run(dump, tmp_path / "all", "--split", "all") == 0
+    found = read_metrics(tmp_path / "all")
+    assert (found["num_bins"], found["num_left_out"], found["num_learned_from"]) == (NUM_BINS - 2, 0, len(LEARNED))
+    assert "these figures flatter" in (tmp_path / "all" / "index.html").read_text()
+    assert found["metrics"]["all"]["exact"]["low"] is not None
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_manifest_that_training_has_seen_whole_exits_2(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(dump / "seen", str(dump / "bin-images"), QUANTITIES[:20])
+    assert run(dump, tmp_path, manifest="seen") == 2
+    assert "all 20 are left out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_many_photos_without_a_score_exit_1_with_the_page_written(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(dump / "gaps", str(dump / "bin-images"), [3] * 12, bin_id=[f"{n:05d}" for n in range(28, 40)],
+                   image_uri=[str(dump / "bin-images" / f"{n:05d}.jpg") for n in range(28, 40)])  # fmt: skip
+    assert run(dump, tmp_path, manifest="gaps") == 1
+    assert "2 of 12 photos have no score" in capsys.readouterr().err
+    assert read_metrics(tmp_path)["metrics"]["1..5"]["majority"]["exact"] == 1.0
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_bundle_that_does_not_load_exits_2(dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(dump, tmp_path / "out", bundle="nothing") == 2
+    assert "bundle.json: not found" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [["--split", "train"], ["--seeds", "1"]])
+def test_flags_that_do_not_parse_exit_2(dump: Path, tmp_path: Path, flags: list[str]) -> None:
+    assert run(dump, tmp_path, *flags) == 2
+
+
+def info(num_classes: int = 7) -> BundleInfo:
+    identity = np.eye(num_classes).tolist()
+    return BundleInfo.model_validate(
+        {
+            "bundle_id": "0",
+            "architecture": "resnet18",
+            "top_class": num_classes - 1,
+            "classes": [str(k) for k in range(num_classes)],
+            "preprocessing": {"image_size": 32},
+            "calibration": {"method": "none", "weight": identity, "bias": [0.0] * num_classes},
+            "prediction_set_threshold": 0.9,
+            "num_calibration": 100,
+            "record_outside_set_share": 0.1,
+            "label_histogram": [100] * num_classes,
+            "weights_sha256": "0",
+        }
+    )
+
+
+def test_a_counter_that_knows_doubts_the_altered_records_and_one_that_does_not_draws_lots() -> None:
+    labels = np.random.default_rng(0).integers(0, 9, 1000)
+    knows = np.full((1000, 7), 0.01)
+    knows[np.arange(1000), np.minimum(labels, 6)] = 0.94
+    found = measure_doubt(knows, labels, info(), seed=0)
+    assert found["num_altered"] == 50
+    assert list(found["rankings"]["p_expected"]) == ["25", "50"]
+    assert found["rankings"]["p_expected"]["50"] == 1.0
+    assert found["rankings"]["p_record_wrong"]["50"] > 0.99
+    lots = measure_doubt(np.full((1000, 7), 1 / 7), labels, info(), seed=0)
+    assert lots["rankings"]["p_expected"]["50"] == pytest.approx(0.05, abs=0.03)
+
+
+def test_too_few_bins_give_no_ranking() -> None:
+    found = measure_doubt(np.full((100, 7), 1 / 7), np.arange(100) % 7, info(), seed=0)
+    assert found["rankings"]["p_expected"] == {}

@@ -1,0 +1,59 @@
+"""Plots are inline SVG that the page colours and screen readers can name."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+
+from jobs.pages import format_percent, format_signed
+from jobs.plots import bar_plot, box_plot, histogram_plot, line_plot, reliability_plot
+
+POINTS = [{"confidence": 0.2, "accuracy": 0.25, "num_bins": 40}, {"confidence": 0.7, "accuracy": 0.6, "num_bins": 4}]
+
+
+def all_plots() -> list[str]:
+    return [
+        bar_plot(["0", "6+"], [3, 4], title="Bars", x="pieces"),
+        histogram_plot(np.arange(50.0), title="Histogram", x="grey"),
+        line_plot({"train": ([1, 2], [3, 4]), "selection": ([1, 2], [4, 3])}, title="Lines", x="epoch", y="loss"),
+        box_plot({"0": [1, 2, 3], "1": [2, 3, 4]}, title="Boxes", x="pieces", y="detail"),
+        reliability_plot(POINTS, title="Reliability"),
+    ]
+
+
+def test_every_plot_is_well_formed_named_and_coloured_by_the_page() -> None:
+    for svg in all_plots():
+        root = ElementTree.fromstring(svg)
+        assert root.attrib["role"] == "img"
+        assert root.attrib["aria-label"]
+        assert "var(--ink)" in svg
+        assert not re.findall(r"#0[1-7]0[1-7]0[1-7]", svg)
+
+
+def test_ids_of_several_plots_on_one_page_do_not_clash() -> None:
+    ids = [identifier for svg in all_plots() for identifier in re.findall(r'\bid="([^"]+)"', svg)]
+    assert len(ids) == len(set(ids))
+
+
+def test_references_inside_a_plot_lead_somewhere() -> None:
+    for svg in all_plots():
+        ids = set(re.findall(r'\bid="([^"]+)"', svg))
+        used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
+        assert used <= ids
+
+
+def test_the_same_figures_give_the_same_plot() -> None:
+    assert all_plots() == all_plots()
+
+
+def test_a_title_can_not_break_out_of_the_plot() -> None:
+    svg = bar_plot(["a"], [1], title='"><script>alert(1)</script>', x="x")
+    assert "<script>" not in svg
+    ElementTree.fromstring(svg)
+
+
+def test_figures_that_do_not_exist_are_dashes_and_zero_has_no_sign() -> None:
+    assert format_percent(None) == "–"
+    assert format_percent(0.4141) == "41.4 %"
+    assert format_signed(-0.0004) == "0.000"
+    assert format_signed(-0.5, 1) == "−0.5"
