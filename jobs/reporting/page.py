@@ -157,7 +157,7 @@ def flatten_settings(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def number(value: float | None, digits: int = 0) -> str:

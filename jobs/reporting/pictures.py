@@ -7,15 +7,15 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import date
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import NDArray
 
 from jobs.reporting.history import Promise
 
@@ -25,7 +25,7 @@ _VARIABLES = {
     **{INK: "var(--ink)", QUIET: "var(--quiet)", GRID: "var(--grid)"},
     **{FIRST: "var(--first)", SECOND: "var(--second)", ALARM: "var(--alarm)"},
 }
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -43,6 +43,8 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
 }
 
+Days: TypeAlias = NDArray[np.datetime64]
+
 MAX_ZONES = 25
 
 
@@ -53,16 +55,16 @@ def accuracy_picture(nights: Sequence[dict[str, Any]]) -> Markup | None:
         return None
 
     def draw(axes: Axes) -> None:
-        days = _days(known)
+        days = _days([night["audit_date"] for night in known])
         low = [1 - night["error_rate_high"] for night in known]
         high = [1 - night["error_rate_low"] for night in known]
-        axes.fill_between(days, low, high, color=FIRST, alpha=0.18, linewidth=0, label="95 % interval")  # type: ignore[arg-type]
+        axes.fill_between(days, low, high, color=FIRST, alpha=0.18, linewidth=0, label="95 % interval")
         axes.plot(
             days, [night["ira"] for night in known], color=FIRST, marker="o", markersize=3, label="record accuracy"
-        )  # type: ignore[arg-type]
+        )
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
-    return _paint("accuracy", draw)
+    return _paint("accuracy", draw, days=_spread(_days([night["audit_date"] for night in known])))
 
 
 def precision_picture(promises: Sequence[Promise]) -> Markup | None:
@@ -72,20 +74,20 @@ def precision_picture(promises: Sequence[Promise]) -> Markup | None:
         return None
 
     def draw(axes: Axes) -> None:
-        days = [date.fromisoformat(promise.audit_date) for promise in known]
+        days = _days([promise.audit_date for promise in known])
         found = [promise.found_hits / promise.num_resolved for promise in known]
         intervals = [promise.found_interval or (0.0, 1.0) for promise in known]
         bars = [
             [max(0.0, share - low) for share, (low, _) in zip(found, intervals, strict=True)],
             [max(0.0, high - share) for share, (_, high) in zip(found, intervals, strict=True)],
         ]
-        axes.errorbar(days, found, yerr=bars, fmt="o", markersize=4, linewidth=1, color=SECOND, label="found (95 %)")  # type: ignore[arg-type]
+        axes.errorbar(days, found, yerr=bars, fmt="o", markersize=4, linewidth=1, color=SECOND, label="found (95 %)")
         claimed = [promise.claimed_hits / promise.num_resolved for promise in known]
-        axes.plot(days, claimed, color=FIRST, linewidth=1.8, label="claimed")  # type: ignore[arg-type]
+        axes.plot(days, claimed, color=FIRST, linewidth=1.8, label="claimed")
         axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
-    return _paint("precision", draw)
+    return _paint("precision", draw, days=_spread(_days([promise.audit_date for promise in known])))
 
 
 def value_picture(promises: Sequence[Promise]) -> Markup | None:
@@ -95,15 +97,15 @@ def value_picture(promises: Sequence[Promise]) -> Markup | None:
         return None
 
     def draw(axes: Axes) -> None:
-        days = [date.fromisoformat(promise.audit_date) for promise in known]
+        days = _days([promise.audit_date for promise in known])
         claimed = _running([promise.claimed_value or 0.0 for promise in known])
         found = _running([promise.found_value or 0.0 for promise in known])
-        axes.plot(days, found, color=SECOND, marker="o", markersize=3, label="found, added up")  # type: ignore[arg-type]
-        axes.plot(days, claimed, color=FIRST, linewidth=1.8, label="claimed, added up")  # type: ignore[arg-type]
+        axes.plot(days, found, color=SECOND, marker="o", markersize=3, label="found, added up")
+        axes.plot(days, claimed, color=FIRST, linewidth=1.8, label="claimed, added up")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
-    return _paint("value", draw)
+    return _paint("value", draw, days=_spread(_days([promise.audit_date for promise in known])))
 
 
 def drift_picture(nights: Sequence[dict[str, Any]]) -> Markup | None:
@@ -114,15 +116,24 @@ def drift_picture(nights: Sequence[dict[str, Any]]) -> Markup | None:
 
     def draw(axes: Axes) -> None:
         shares = [night["record_outside_set_share"] for night in known]
-        axes.plot(_days(known), shares, color=FIRST, marker="o", markersize=3, label="records outside the set")  # type: ignore[arg-type]
+        axes.plot(
+            _days([night["audit_date"] for night in known]),
+            shares,
+            color=FIRST,
+            marker="o",
+            markersize=3,
+            label="records outside the set",
+        )
         alarms = [night for night in known if night["drift_alarm"]]
         if alarms:
             outside = [night["record_outside_set_share"] for night in alarms]
-            axes.plot(_days(alarms), outside, "D", color=ALARM, markersize=7, label="alarm")  # type: ignore[arg-type]
+            axes.plot(
+                _days([night["audit_date"] for night in alarms]), outside, "D", color=ALARM, markersize=7, label="alarm"
+            )
         axes.set_ylim(0, max(0.2, 1.15 * max(shares)))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
-    return _paint("drift", draw)
+    return _paint("drift", draw, days=_spread(_days([night["audit_date"] for night in known])))
 
 
 def zone_picture(zones: Sequence[dict[str, Any]]) -> Markup | None:
@@ -141,20 +152,17 @@ def zone_picture(zones: Sequence[dict[str, Any]]) -> Markup | None:
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
-    return _paint("zones", draw, height=0.6 + 0.22 * len(known), dates=False)
+    return _paint("zones", draw, height=0.6 + 0.22 * len(known))
 
 
-def _paint(name: str, draw: Callable[[Axes], None], *, height: float = 2.5, dates: bool = True) -> Markup:
+def _paint(name: str, draw: Callable[[Axes], None], *, height: float = 2.5, days: Days | None = None) -> Markup:
     """An SVG whose ids begin with `name`, so that several can stand in one document."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(6.2, height), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        if dates:
-            locator = AutoDateLocator(minticks=2, maxticks=7)
-            locator.intervald[3] = [1, 2, 3, 7, 14]  # daily: a night has no hours
-            axes.xaxis.set_major_locator(locator)
-            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        if days is not None:
+            axes.set_xticks(days, [f"{day.day} {day:%b}" for day in days.astype(object)])
             axes.legend(loc="upper left", bbox_to_anchor=(0, 1.16), ncols=3, borderaxespad=0)
         sink = io.StringIO()
         with warnings.catch_warnings():
@@ -177,8 +185,14 @@ def _plain(text: str) -> str:
     return visible if len(visible) <= 24 else visible[:23] + "…"
 
 
-def _days(nights: Sequence[dict[str, Any]]) -> list[date]:
-    return [date.fromisoformat(night["audit_date"]) for night in nights]
+def _days(audit_dates: Sequence[str]) -> Days:
+    return np.array(audit_dates, dtype="datetime64[D]")
+
+
+def _spread(days: Days) -> Days:
+    """At most seven of the nights, evenly: what the axis names."""
+    step = max(1, math.ceil((len(days) - 1) / 6))
+    return days[::step]
 
 
 def _running(values: Sequence[float]) -> list[float]:

@@ -109,8 +109,8 @@ def test_the_page_gives_accuracy_with_its_interval_and_what_past_lists_claimed_a
     page = (report / "report.html").read_text()
     whole = read_night(str(nights), TONIGHT).whole
     accuracy, low, high = whole["ira"], 1 - whole["error_rate_high"], 1 - whole["error_rate_low"]
-    assert f"<dd>{100 * accuracy:.1f} %</dd>" in page
-    assert f"95 %: {100 * low:.1f} % to {100 * high:.1f} %" in page
+    assert f"<dd>{100 * accuracy:.1f}\N{NO-BREAK SPACE}%</dd>" in page
+    assert f"95 %: {100 * low:.1f}\N{NO-BREAK SPACE}% to {100 * high:.1f}\N{NO-BREAK SPACE}%" in page
     assert "record model: assumed" not in page
     assert page.count("<svg") == 5
 
