@@ -60,16 +60,20 @@ def test_an_empty_scope_is_absent() -> None:
 def test_intervals_widen_when_bins_of_a_group_agree() -> None:
     generator = np.random.default_rng(1)
     values = generator.random(400) < 0.4
-
-    def mean(rows: np.ndarray) -> list[float]:
-        return [float(values[rows].mean())]
-
-    (low, high), *_ = bootstrap_by_group(np.array([f"g{i}" for i in range(400)]), mean, seed=0)
+    (low,), (high,) = bootstrap_by_group(np.array([f"g{i}" for i in range(400)]), values[:, None], seed=0)
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.24 / 400), rel=0.15)
     values = np.repeat(generator.random(20) < 0.4, 20)
-    (low_b, high_b), *_ = bootstrap_by_group(np.array([f"g{i // 20}" for i in range(400)]), mean, seed=0)
+    (low_b,), (high_b,) = bootstrap_by_group(np.array([f"g{i // 20}" for i in range(400)]), values[:, None], seed=0)
     assert high_b - low_b > 3 * (high - low)
+
+
+def test_groups_of_unequal_size_are_resampled_whole() -> None:
+    groups = np.repeat(["a", "b", "c"], [1, 50, 949])
+    values = np.repeat([0.0, 1.0, 0.2], [1, 50, 949])[:, None]
+    (low,), (high,) = bootstrap_by_group(groups, values, seed=0)
+    # by hand: three draws of three groups; all of "a" has chance 1/27 > 2.5 %, all of "b" likewise
+    assert (low, high) == (0.0, 1.0)
 
 
 def test_the_calibration_error_of_a_perfect_camera_is_its_noise_floor() -> None:
