@@ -4,6 +4,7 @@ import re
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 
 from jobs.pages import format_percent, format_signed
 from jobs.plots import bar_plot, box_plot, histogram_plot, line_plot, reliability_plot
@@ -11,7 +12,12 @@ from jobs.plots import bar_plot, box_plot, histogram_plot, line_plot, reliabilit
 POINTS = [{"confidence": 0.2, "accuracy": 0.25, "num_bins": 40}, {"confidence": 0.7, "accuracy": 0.6, "num_bins": 4}]
 
 
-def all_plots() -> list[str]:
+@pytest.fixture(scope="module")
+def plots() -> list[str]:
+    return draw_all()
+
+
+def draw_all() -> list[str]:
     return [
         bar_plot(["0", "6+"], [3, 4], title="Bars", x="pieces"),
         histogram_plot(np.arange(50.0), title="Histogram", x="grey"),
@@ -21,8 +27,8 @@ def all_plots() -> list[str]:
     ]
 
 
-def test_every_plot_is_well_formed_named_and_coloured_by_the_page() -> None:
-    for svg in all_plots():
+def test_every_plot_is_well_formed_named_and_coloured_by_the_page(plots: list[str]) -> None:
+    for svg in plots:
         root = ElementTree.fromstring(svg)
         assert root.attrib["role"] == "img"
         assert root.attrib["aria-label"]
@@ -30,20 +36,20 @@ def test_every_plot_is_well_formed_named_and_coloured_by_the_page() -> None:
         assert not re.findall(r"#0[1-7]0[1-7]0[1-7]", svg)
 
 
-def test_ids_of_several_plots_on_one_page_do_not_clash() -> None:
-    ids = [identifier for svg in all_plots() for identifier in re.findall(r'\bid="([^"]+)"', svg)]
+def test_ids_of_several_plots_on_one_page_do_not_clash(plots: list[str]) -> None:
+    ids = [identifier for svg in plots for identifier in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
 
 
-def test_references_inside_a_plot_lead_somewhere() -> None:
-    for svg in all_plots():
+def test_references_inside_a_plot_lead_somewhere(plots: list[str]) -> None:
+    for svg in plots:
         ids = set(re.findall(r'\bid="([^"]+)"', svg))
         used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
         assert used <= ids
 
 
-def test_the_same_figures_give_the_same_plot() -> None:
-    assert all_plots() == all_plots()
+def test_the_same_figures_give_the_same_plot(plots: list[str]) -> None:
+    assert draw_all() == plots
 
 
 def test_a_title_can_not_break_out_of_the_plot() -> None:
