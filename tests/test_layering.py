@@ -54,7 +54,9 @@ def test_statistics_need_neither_torch_nor_ray(name: str) -> None:
 
 
 def test_only_training_uses_ray_in_the_model_package() -> None:
-    users = {path.name for path in (ROOT / "model").rglob("*.py") if any(n.split(".")[0] == "ray" for n in _imports(path))}
+    users = {
+        path.name for path in (ROOT / "model").rglob("*.py") if any(n.split(".")[0] == "ray" for n in _imports(path))
+    }
     assert users <= {"training.py"}
 
 

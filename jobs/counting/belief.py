@@ -56,7 +56,7 @@ class Belief:
     def from_dict(cls, values: dict[str, Any]) -> Belief:
         reference = values["reference"]
         if reference is not None:
-            scores = np.array(reference["right_scores"], dtype=np.float64)
+            scores = np.array(reference["right_scores"], dtype=np.float32)
             reference = ReferenceScores(scores, reference["num_counted"])
         return cls(
             **{

@@ -7,13 +7,14 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from jobs.serving.problems import ProblemDetails
 from jobs.stages.reconcile import MIN_CONTRAST
 from model.posterior import Assessor, camera_columns
 from schemas.results import Reason
 
-EXAMPLE = {
+EXAMPLE: JsonDict = {
     "count": 3,
     "is_top_class": False,
     "probabilities": [0.001, 0.012, 0.157, 0.62, 0.178, 0.027, 0.005],

@@ -52,7 +52,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
     resources = plan_resources()
     batch_size = settings.batch_size or resources.batch_size
     max_waiting = settings.max_waiting or 4 * batch_size
-    counter = serve.deployment(
+    counter = serve.deployment(  # type: ignore[attr-defined]
         Counter,
         max_ongoing_requests=2 * batch_size,  # one batch is scored, one forms; the rest waits for whoever is free
         max_queued_requests=max_waiting,
@@ -79,7 +79,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
     )
     # Decoding keeps up with a network on a CPU by far; beside GPUs it is what must grow.
     num_fronts = resources.num_fetchers if resources.device == "cuda" else 1
-    return serve.deployment(
+    return serve.deployment(  # type: ignore[attr-defined]
         serve.ingress()(Front),
         name="Front",
         # above our own limit, so that the gate answers; beyond this Serve's proxy does

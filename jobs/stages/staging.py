@@ -70,7 +70,7 @@ def stage_shards(
         override_num_blocks=len(shards),
     )
     fetched = work.map_batches(
-        _fetch_or_resume,
+        _fetch_or_resume,  # type: ignore[arg-type]
         fn_kwargs={"folder_uri": folder_uri, "plan": plan},
         batch_size=None,
         batch_format="pyarrow",
@@ -79,7 +79,7 @@ def stage_shards(
     )
     scored = score_shards(fetched, bundle_uri=bundle_uri, bundle_id=bundle_id, precision=precision, resources=resources)
     staged = scored.map_batches(
-        _stage,
+        _stage,  # type: ignore[arg-type]
         fn_kwargs={"folder_uri": folder_uri},
         batch_size=None,
         batch_format="pyarrow",

@@ -157,7 +157,8 @@ def test_a_photo_the_bundle_has_learned_from_is_scored_but_not_assessed(tmp_path
 
     digests = [hashlib.sha256(photo(number % 8, number)).hexdigest() for number in range(2)]
     seen = pa.Table.from_pydict(
-        {"image_sha256": digests, "bin_id": ["00000", "00001"], "split": ["train", "test"]}, schema=TRAINING_IMAGES_SCHEMA
+        {"image_sha256": digests, "bin_id": ["00000", "00001"], "split": ["train", "test"]},
+        schema=TRAINING_IMAGES_SCHEMA,
     )
     bundle = str(write_bundle(tmp_path / "bundle", seen=seen))
     assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits") == 0

@@ -66,8 +66,7 @@ def test_a_held_night_names_its_holder(output_uri: str, monkeypatch: pytest.Monk
 
 def test_a_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from jobs.stages.run import NightLock; "
-        "NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
+        "import os, sys; from jobs.stages.run import NightLock; NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
     )
     lock_uri = f"{tmp_path}/locks/audit_date=2026-11-22"
     done = subprocess.run([sys.executable, "-c", script, lock_uri], cwd=Path(__file__).parents[2], check=False)
@@ -83,10 +82,8 @@ def test_a_holder_elsewhere_whose_heart_stopped_is_replaced(output_uri: str, mon
     monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 3600.0)
     stopped.acquire()
     monkeypatch.setattr(run.socket, "gethostname", lambda: "this-machine")
-    with hold_night(output_uri, "2026-11-22", "run-b"):
-        # should the first one wake up, it must not commit
-        with pytest.raises(GateError, match="another run has taken the night"):
-            stopped.check()
+    # should the first one wake up, it must not commit
+    taken = pytest.raises(GateError, match="another run has taken the night")
+    with hold_night(output_uri, "2026-11-22", "run-b"), taken:
+        stopped.check()
     stopped._stopped.set()
-
-
