@@ -49,7 +49,14 @@ def browser(tmp_path: Path) -> Iterator[int]:
     """The port that a fresh headless Chromium answers on."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     process = subprocess.Popen(
-        [CHROMIUM, *options, "--remote-debugging-port=0", f"--user-data-dir={tmp_path}", "--window-size=1400,1000"],
+        [
+            CHROMIUM,
+            *options,
+            "--remote-debugging-port=0",
+            f"--user-data-dir={tmp_path}",
+            "--window-size=1400,1000",
+            "about:blank",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
