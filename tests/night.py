@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from model.estimators import wilson_interval
 from schemas.arrow import TIMESTAMP, conform
 from schemas.manifest import SKU_LINE
-from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
+from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
@@ -254,10 +254,15 @@ def write_night(
         _write(output / "results" / partition / f"part-{run_id}-{number:05d}.parquet", part)
     planned = results.filter(pa.compute.is_valid(results["recount"]))
     _write(output / "recount_plan" / partition / f"part-{run_id}-00000.parquet", conform(planned, RECOUNT_PLAN_SCHEMA))
+    _write(output / "runs" / run_id / "plan.parquet", conform(planned, PLANNED_SCHEMA).sort_by("bin_id"))
     run = {
         "run_id": run_id,
         "audit_date": audit_date,
-        "config": {"manifest_uri": "s3://stock/manifest", "bundle_uri": "s3://stock/bundle", "recount_budget": 100},
+        "config": {
+            "manifest_uri": "s3://stock/manifest",
+            "bundle_uri": "s3://stock/bundle",
+            "objective": "probability",
+        },
         "bundle": {"bundle_id": "0123456789ab", "architecture": "resnet18", "top_class": TOP_CLASS},
         "versions": {"python": "3.11.2"},
         "outcome": {"seconds": {"score": 12.5}, "status": {"scored": results.num_rows}},
