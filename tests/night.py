@@ -170,7 +170,7 @@ def audit_bins(
     draw = np.where(assessed, rng.random(size), 2.0)
     is_random = draw <= np.sort(draw)[num_random - 1] if num_random else np.zeros(size, bool)
     doubt = np.where(assessed & ~is_random, p_wrong, -1)
-    order = np.argsort(-doubt, kind="stable")[: recount_budget - num_random]
+    order = np.argsort(-doubt, kind="stable")[: min(recount_budget - num_random, int((doubt >= 0).sum()))]
     rank = np.zeros(size, np.int32)
     rank[order] = np.arange(1, len(order) + 1)
     recount = np.where(is_random, "random", np.where(rank > 0, "priority", None))
