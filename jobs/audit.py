@@ -24,8 +24,10 @@ from jobs import storage
 from jobs.cluster import connect
 from jobs.command import run_command
 from jobs.config.audit import AuditConfig
+from jobs.config.report import ReportConfig
 from jobs.counting.belief import Belief, learn_belief
 from jobs.counting.history import History, read_history
+from jobs.report import write_report
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import write_worklist
@@ -63,7 +65,7 @@ def run_audit(config: AuditConfig) -> None:
             night, decisions = _conclude(tonight, belief, history)
             seconds = time.monotonic() - started
             facts = _facts_of_night(tonight, belief, decisions)
-            estimates = _estimates(tonight, belief, decisions, progress, seconds)
+            estimates = _estimates(tonight, belief, progress, seconds)
             summary = summarize(night, facts, estimates)
             publish_night(
                 night,
@@ -81,6 +83,14 @@ def run_audit(config: AuditConfig) -> None:
                 "statuses": dict(progress.statuses),
             }
             finish_run(tonight.run_uri, frozen, outcome)
+        if config.report_uri is not None:
+            write_report(
+                ReportConfig(
+                    output_uri=tonight.output_uri,
+                    audit_date=date.fromisoformat(tonight.audit_date),
+                    report_uri=config.report_uri,
+                )
+            )
         _tell(tonight, progress, summary.to_pylist()[0])
 
 
@@ -196,9 +206,7 @@ def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> d
     }
 
 
-def _estimates(
-    tonight: Tonight, belief: Belief, decisions: Decisions, progress: Progress, seconds: float
-) -> dict[str, object]:
+def _estimates(tonight: Tonight, belief: Belief, progress: Progress, seconds: float) -> dict[str, object]:
     """What stands in the summary's row of the whole night only."""
     price = None
     if tonight.config.node_price is not None and progress.num_fresh:
@@ -206,7 +214,6 @@ def _estimates(
         price = tonight.config.node_price * hours / progress.num_fresh * 1000
     return {
         **belief.estimates.summary_columns(),
-        "record_outside_set_share": decisions.drift.record_outside_set_share,
         "images_per_second": progress.images_per_second(),
         "price_per_1000_images": price,
     }

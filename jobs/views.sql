@@ -13,6 +13,10 @@ SELECT r.*
 FROM read_parquet('{output_uri}/results/*/*.parquet', hive_partitioning = true, union_by_name = true) AS r
 JOIN committed USING (audit_date, run_id);
 
+-- What people counted, of every plan that was ever committed.
+CREATE OR REPLACE VIEW counted AS
+SELECT * FROM read_parquet('{output_uri}/counted/*.parquet', union_by_name = true);
+
 CREATE OR REPLACE VIEW recount_plan AS
 SELECT p.*
 FROM read_parquet('{output_uri}/recount_plan/*/*.parquet', hive_partitioning = true, union_by_name = true) AS p

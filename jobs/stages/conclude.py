@@ -213,7 +213,8 @@ def _write_group(row: dict, shared: ray.ObjectRef, results_uri: str) -> dict:
         rows = reconciler.reconcile(staged)
         results = _conclude(rows, reference, rules, decisions)
         planned.append(_planned(rows, results))
-        _add_sums(sums, results, reconciler.assessor.top_class)
+        outside = pc.and_(rows["assessed"], pc.invert(pc.fill_null(rows["record_in_set"], True)))
+        _add_sums(sums, results, outside.to_numpy(), reconciler.assessor.top_class)
         tables.append(results)
     uri = storage.join(results_uri, f"part-{rules.run_id}-{row['group']:05d}.parquet")
     storage.write_table(uri, pa.concat_tables(tables), row_group_size=65536)
@@ -283,6 +284,7 @@ SUMS = (
     "num_random",
     "exp_wrong_in_list",
     "num_mismatch",
+    "num_outside",
     "expected_wrong",
     "net_variance_predicted",
     "gross_variance_units",
@@ -294,8 +296,13 @@ SUMS = (
 """What is summed per scope; the summary's columns, and the numerators of its shares."""
 
 
-def _add_sums(sums: dict[tuple[str, str | None], np.ndarray], results: pa.Table, top_class: int) -> None:
-    """Adds a results table to the sums of its scopes: all, each zone, each class, each recorded quantity."""
+def _add_sums(
+    sums: dict[tuple[str, str | None], np.ndarray], results: pa.Table, outside: np.ndarray, top_class: int
+) -> None:
+    """Adds a results table to the sums of its scopes: all, each zone, each class, each recorded quantity.
+
+    `outside` (n,): assessed, and the record lies outside the camera's 90 % set.
+    """
 
     def column(name: str) -> np.ndarray:
         return np.nan_to_num(results[name].to_numpy(zero_copy_only=False).astype(np.float64))
@@ -321,6 +328,7 @@ def _add_sums(sums: dict[tuple[str, str | None], np.ndarray], results: pa.Table,
         "num_random": equal("recount", str(Recount.RANDOM)),
         "exp_wrong_in_list": np.where(priority, column("p_record_wrong"), 0.0),
         "num_mismatch": differs,
+        "num_outside": outside,
         "expected_wrong": column("p_record_wrong"),
         "net_variance_predicted": column("expected_variance_qty"),
         "gross_variance_units": column("expected_abs_variance_qty"),

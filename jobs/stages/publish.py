@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 import jobs
 from jobs import storage
 from jobs.stages.conclude import SUMS, Night
 from jobs.stages.run import NightLock
 from schemas.arrow import conform
-from schemas.recount import RECOUNT_PLAN_SCHEMA
+from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
 
@@ -51,6 +53,7 @@ def summarize(night: Night, facts: dict[str, object], estimates: dict[str, objec
         row |= facts | {"scope": scope, "scope_value": value}
         row["coverage"] = sums["num_assessed"] / sums["num_bins"]
         row["naive_mismatch_share"] = sums["num_mismatch"] / sums["num_scored"] if sums["num_scored"] else None
+        row["record_outside_set_share"] = sums["num_outside"] / sums["num_assessed"] if sums["num_assessed"] else None
         if scope == "all":
             row |= estimates
         rows.append({name: _plain(row.get(name)) for name in SUMMARY_SCHEMA.names})
@@ -74,6 +77,8 @@ def publish_night(
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
     plan_uri = storage.join(partition_uri(output_uri, "recount_plan", audit_date), f"part-{run_id}-00000.parquet")
     storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
+    # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
+    storage.create_bytes(storage.join(output_uri, "counted", "_schema.parquet"), _empty_table(COUNTED_SCHEMA))
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
     storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri).encode())
     if replaces is not None:
@@ -101,6 +106,12 @@ def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
     for folder in ("staged", "worklist"):
         objects = storage.list_objects(storage.join(run_uri(output_uri, run_id), folder))
         storage.delete(entry.uri for entry in objects)
+
+
+def _empty_table(schema: pa.Schema) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
+    return sink.getvalue()
 
 
 def _plain(value: object) -> object:
