@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jobs.config.base import JobConfig
 
@@ -23,14 +23,11 @@ class EndpointSettings(JobConfig):
     """Photos per padded batch; by default the audit's (32 on a CPU, 256 on a GPU), so that both give the same bits.
     A batch costs the same however few photos wait, so on a CPU with few clients a smaller one answers sooner."""
 
-    batch_wait_ms: NonNegativeFloat = 5.0
-    """How long the first photo of a batch waits for company."""
-
     max_replicas: PositiveInt | None = None
     """How many networks may run at once; they follow the length of the queue. By default one per GPU, else per node."""
 
     max_waiting: PositiveInt | None = None
-    """Requests in flight at which a front replica answers 429; four batches by default."""
+    """Requests in flight at which a front replica answers 429; four batches by default, and at least 64."""
 
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1, le=1024**3)
     """Beyond it a request is answered 413. One photo may have 32 MiB and 50 million pixels at most."""

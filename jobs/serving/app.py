@@ -40,6 +40,8 @@ APP_NAME = "stock-audit"
 SHUTDOWN_S = 60.0
 """How long a replica may finish what it took."""
 
+MIN_WAITING = 64
+
 # One line of JSON per request comes from our gate; Serve's own would be a second one.
 LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 
@@ -51,7 +53,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
     belief = learn_current_belief(settings.output_uri, bundle)
     resources = plan_resources()
     batch_size = settings.batch_size or resources.batch_size
-    max_waiting = settings.max_waiting or 4 * batch_size
+    max_waiting = settings.max_waiting or max(MIN_WAITING, 4 * batch_size)
     counter = serve.deployment(  # type: ignore[attr-defined]
         Counter,
         max_ongoing_requests=2 * batch_size,  # one batch is scored, one forms; the rest waits for whoever is free
@@ -66,7 +68,6 @@ def build_app(settings: EndpointSettings) -> serve.Application:
         device=resources.device,
         precision=resolve_precision(settings.precision, resources.device),
         batch_size=batch_size,
-        batch_wait_s=settings.batch_wait_ms / 1000,
         threads=resources.scorer_threads,
     )
     front_settings = FrontSettings(

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from ray import serve
+from ray.serve.metrics import Histogram
 
 from jobs.bundles import local_bundle
+from jobs.serving.batching import Batcher
 from schemas.errors import InputError
 
 
 class Counter:
-    """One network on one device. A batch forms while the one before it is scored."""
+    """One network on one device."""
 
     def __init__(
-        self,
-        bundle_uri: str,
-        bundle_id: str,
-        device: str,
-        precision: str,
-        batch_size: int,
-        batch_wait_s: float,
-        threads: int,
+        self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int
     ) -> None:
         """Raises InputError where the bundle is not the one that the front was built for."""
         import torch
@@ -39,20 +32,30 @@ class Counter:
         self._scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
         # One thread of our own, so that Serve can probe the replica meanwhile; OpenMP keeps its width per thread.
         width = max(1, min(threads, os.cpu_count() or 1))
-        self._thread = ThreadPoolExecutor(1, "scorer")
-        if device == "cpu":
-            self._thread.submit(torch.set_num_threads, width).result()
+        settings = {"initializer": torch.set_num_threads, "initargs": (width,)} if device == "cpu" else {}
+        executor = ThreadPoolExecutor(1, "scorer", **settings)  # type: ignore[arg-type]
         side = bundle.info.preprocessing.image_size
         # the first batch of a process is slow: no caller should wait for it
-        self._thread.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()
-        self.count.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
-        self.count.set_batch_wait_timeout_s(batch_wait_s)  # type: ignore[attr-defined]
+        executor.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()
+        self._batcher = Batcher(self._score, batch_size, executor)
+        self._sizes = Histogram(
+            "stock_audit_batch_photos",
+            description="Photos in each batch that the network scored.",
+            boundaries=[1, 2, 4, 8, 16, 32, 64, 128, 256],
+        )
 
-    @serve.batch
-    async def count(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
-        """Photos (S, S, 3) uint8 in, (K + 1,) float32 probabilities out, one each."""
-        loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self._thread, self._scorer.score, np.stack(pixels)))
+    async def count(self, pixels: np.ndarray) -> np.ndarray:
+        """A photo, (S, S, 3) uint8, in; its (K + 1,) float32 probabilities out."""
+        return await self._batcher.submit(pixels)
 
     async def ping(self) -> None:
         """Comes back once a replica is there."""
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces a replica that raises."""
+        if self._batcher.is_broken:
+            raise RuntimeError("the batches' worker has ended")
+
+    def _score(self, pixels: np.ndarray) -> np.ndarray:
+        self._sizes.observe(len(pixels))
+        return self._scorer.score(pixels)

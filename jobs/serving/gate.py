@@ -123,7 +123,7 @@ class Gate:
             facts = {
                 "method": scope["method"],
                 "path": getattr(route, "path", None),
-                "status": seen["status"],
+                "status": seen["status"] or None,  # none: the caller hung up, or a defect (logged by itself)
                 "seconds": round(seconds, 4),
                 "body_bytes": seen["bytes"],
             }

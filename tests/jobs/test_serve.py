@@ -20,6 +20,7 @@ from jobs import serve as serve_job
 from jobs.config.serve import EndpointSettings, ServeConfig
 from jobs.serving import uploads
 from jobs.serving.app import APP_NAME, build_app, learn_current_belief
+from jobs.serving.batching import Batcher
 from jobs.serving.gate import Room
 from jobs.serving.metrics import merge_pages
 from jobs.serving.problems import Problem
@@ -48,7 +49,7 @@ class Client:
     def ask(
         self, method: str, path: str, body: bytes | None = None, *, token: str | None = TOKEN, **headers: str
     ) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:
             fields["Authorization"] = f"Bearer {token}"
@@ -132,8 +133,6 @@ def _problem(reply: Reply, status: int, cause: str) -> dict:
 
 
 # --- with a running endpoint -------------------------------------------------------------------------------------
-
-running = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.mark.ray
@@ -243,7 +242,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(client: Client) -> None
             sent += 10_000
             yield b"x" * 10_000
 
-    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=200)
     headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {TOKEN}"}
     try:
         connection.request("POST", "/v1/count", pieces(), headers, encode_chunked=True)
@@ -369,7 +368,7 @@ def test_the_pages_load_nothing_from_elsewhere(client: Client) -> None:
 @pytest.mark.ray
 def test_a_killed_replica_costs_no_request(client: Client) -> None:
     import ray
-    from ray.util.state import list_actors
+    from ray.util import list_named_actors
 
     replies: list[Reply] = []
 
@@ -381,12 +380,8 @@ def test_a_killed_replica_costs_no_request(client: Client) -> None:
     for thread in threads:
         thread.start()
     time.sleep(0.5)
-    victim = next(
-        actor
-        for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        if "Counter" in (actor["name"] or "") and "SERVE_REPLICA" in actor["name"]
-    )
-    ray.kill(ray.get_actor(victim["name"], namespace="serve"))
+    names = [actor["name"] for actor in list_named_actors(all_namespaces=True)]
+    ray.kill(ray.get_actor(next(name for name in names if "#Counter#" in name), namespace="serve"))
     for thread in threads:
         thread.join()
     assert [reply.status for reply in replies if reply.status != 200] == []
@@ -445,6 +440,42 @@ def test_a_full_room_refuses_and_a_draining_one_waits() -> None:
     asyncio.run(live())
 
 
+def test_a_batch_holds_what_came_while_the_last_one_was_scored() -> None:
+    sizes: list[int] = []
+
+    def score(photos: np.ndarray) -> np.ndarray:
+        sizes.append(len(photos))
+        time.sleep(0.05)
+        if (photos < 0).any():
+            raise ValueError("negative")
+        return photos * 2
+
+    async def live() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(score, 8, executor)
+
+            async def ask(number: int) -> None:
+                for turn in range(6):
+                    # not at the same moment: what comes while a batch is scored must not start one of its own
+                    await asyncio.sleep(0.001 * number)
+                    answer = await batcher.submit(np.array([100 * turn + number]))
+                    assert answer.tolist() == [2 * (100 * turn + number)]
+
+            await asyncio.gather(*map(ask, range(8)))
+            assert sizes[0] == 1
+            assert sum(sizes) == 48 and len(sizes) <= 12
+            gone = asyncio.create_task(batcher.submit(np.array([1])))
+            busy = asyncio.create_task(batcher.submit(np.array([-1])))
+            await asyncio.sleep(0.001)
+            gone.cancel()
+            with pytest.raises(ValueError, match="negative"):
+                await busy
+            assert (await batcher.submit(np.array([4]))).tolist() == [8]
+            assert not batcher.is_broken
+
+    asyncio.run(live())
+
+
 def test_metrics_of_several_nodes_are_one_page() -> None:
     head = "# HELP ray_serve_x_ms text\n# TYPE ray_serve_x_ms histogram\n"
     pages = [
@@ -493,7 +524,7 @@ def test_the_record_model_is_learned_from_the_audits_recounts(tmp_path: Path, bu
     info = read_bundle_info(bundle)
     with pytest.raises(InputError, match="no committed night"):
         learn_current_belief(str(tmp_path / "nothing"), info)
-    write_nights(tmp_path / "audits", [NIGHT], num_bins=300)
+    write_nights(tmp_path / "audits", ["2026-11-21", NIGHT], num_bins=300)
     assert learn_current_belief(str(tmp_path / "audits"), info).state == "learned"
 
 
