@@ -6,11 +6,11 @@ import gzip
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray.train
@@ -31,6 +31,7 @@ from model.health import (
     layer_ratios,
 )
 from model.metrics import evaluate_scope
+from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch
 from model.network import build_network
 from model.optimisation import (
     MAX_GRADIENT_NORM,
@@ -54,30 +55,6 @@ STATE_FILE = "state.pt"
 AUXILIARY_WEIGHT = 0.3
 UNHEALTHY = "unhealthy"
 NOT_FINITE = "the loss is not a finite number"
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Photos that go through the network together: row numbers of the training set, and how they are prepared."""
-
-    rows: tuple[int, ...]
-    image_size: int
-    augment_epoch: int | None
-    """The epoch whose augmentation is drawn; None leaves the photos as they are."""
-
-
-@dataclass(frozen=True)
-class PreparedBatch:
-    """A micro-batch's photos: uint8 (rows, S, S, 3), in the order of its rows, and the seconds it took by phase."""
-
-    pixels: np.ndarray
-    seconds: dict[str, float]
-
-
-class PhotoSource(Protocol):
-    """Where a worker's photos come from: streamed by Ray Data in a job, from memory in a benchmark."""
-
-    def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]: ...
 
 
 @dataclass(frozen=True)

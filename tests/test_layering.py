@@ -1,6 +1,8 @@
 """schemas <- model <- jobs: an import may only point left."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,9 @@ def test_only_training_uses_ray_in_the_model_package() -> None:
 def test_tests_have_no_init_files() -> None:
     # with them `import jobs` would find tests/jobs
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_tasks_that_prepare_photos_import_no_torch() -> None:
+    # a Ray worker that imports it starts seconds later, and a training starts many
+    script = "import sys, jobs.stages.training_photos, jobs.stages.staging; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

@@ -32,8 +32,9 @@ class Counter:
         self._scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
         # One thread of our own, so that Serve can probe the replica meanwhile; OpenMP keeps its width per thread.
         width = max(1, min(threads, os.cpu_count() or 1))
-        settings = {"initializer": torch.set_num_threads, "initargs": (width,)} if device == "cpu" else {}
-        executor = ThreadPoolExecutor(1, "scorer", **settings)  # type: ignore[arg-type]
+        executor = ThreadPoolExecutor(1, "scorer")
+        if device == "cpu":
+            executor.submit(torch.set_num_threads, width).result()
         side = bundle.info.preprocessing.image_size
         # the first batch of a process is slow: no caller should wait for it
         executor.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()

@@ -17,8 +17,8 @@ import ray.data
 from jobs import storage
 from jobs.stages.labelled_bins import TASK_CPUS, fetch_all
 from model.images import decode_image
+from model.micro_batches import MicroBatch, PreparedBatch
 from model.splitting import id_hashes, keyed
-from model.training import MicroBatch, PreparedBatch
 from model.transforms import augment
 from schemas.bundle import Preprocessing
 
