@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: setup audit test faults lint clean
+.PHONY: setup audit test lint clean
 
 setup: $(VENV)/.ready
 
@@ -33,9 +33,6 @@ lint: setup
 
 test: setup lint
 	$(BIN)/pytest -m 'not slow'
-
-faults: setup
-	$(BIN)/pytest tests/faults
 
 clean:
 	rm -rf $(DEMO) build *.egg-info
