@@ -29,6 +29,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from fastapi import Request
 
 from tests.dump import photo, write_bundle
 
@@ -77,7 +78,7 @@ def serve_plain(bundle_folder: str, port: int, batch_size: int) -> None:
     """What one would write without Ray: decode, score, answer; with `batch_size` above 1 whoever waits goes along."""
     import torch
     import uvicorn
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
 
     from model.bundle import load_bundle
     from model.images import decode_image

@@ -90,7 +90,7 @@ def client(ray_cluster: None, bundle: Path) -> Iterator[Client]:
         probe.close()
         serve_job.start_endpoint(
             ServeConfig(
-                bundle_uri=str(bundle), port=port, max_waiting=24, max_body_bytes=MAX_BODY, request_timeout_s=20
+                bundle_uri=str(bundle), port=port, max_waiting=24, max_body_bytes=MAX_BODY, request_timeout_s=120
             )
         )
     yield Client(port)
