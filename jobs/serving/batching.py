@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WAIT_SHARE = 0.1
-"""A batch waits for company at most this share of the time that the last one took."""
+GAP_SHARE, WAIT_SHARE = 0.1, 0.5
+"""A batch waits for company while photos keep coming, with gaps up to the first share of the time that the last batch
+took, and never beyond the second. Going off alone would cost the others a whole batch time."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._seconds = 0.0
-        self._outstanding = 1
+        self._scoring = 0
+        self._most = 1
+        """Most photos that were about at once, waiting or being scored, since the last batch was closed."""
 
     async def submit(self, pixels: np.ndarray) -> np.ndarray:
         """One photo in, its row of `score` out. Raises what `score` raises."""
@@ -42,6 +45,7 @@ class Batcher:
             self._worker = asyncio.create_task(self._work())
         waiting = _Waiting(pixels, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
+        self._most = max(self._most, self._scoring + len(self._queue))
         self._arrived.set()
         return await waiting.answer
 
@@ -56,7 +60,7 @@ class Batcher:
             started = loop.time()
             scoring = loop.run_in_executor(self._executor, self._score, np.stack([each.pixels for each in batch]))
             await asyncio.wait([scoring])
-            self._seconds = loop.time() - started
+            self._seconds, self._scoring = loop.time() - started, 0
             error = scoring.exception()
             for place, each in enumerate(batch):
                 if each.answer.done():
@@ -67,7 +71,7 @@ class Batcher:
                     each.answer.set_result(scoring.result()[place])
 
     async def _collect(self) -> list[_Waiting]:
-        """The next photos, oldest first: as many as were about lately, or those that came within the wait."""
+        """The next photos, oldest first: as many as were about lately, or those that came while it waited."""
         batch: list[_Waiting] = []
         while not batch:
             while not self._queue:
@@ -75,17 +79,19 @@ class Batcher:
                 await self._arrived.wait()
             # clients that had an answer just now are about to ask again: without a wait they would split into two
             # groups that take turns, each with half a batch
-            expected = min(self._batch_size, self._outstanding)
-            loop = asyncio.get_running_loop()
-            deadline = loop.time() + WAIT_SHARE * self._seconds
-            while len(self._queue) < expected and loop.time() < deadline:
-                self._arrived.clear()
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await self._arrived.wait()
-                except TimeoutError:
-                    break
+            await self._await_company(min(self._batch_size, self._most))
             self._queue = [each for each in self._queue if not each.answer.done()]
             batch, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
-            self._outstanding = max(1, len(batch) + len(self._queue))
+            self._scoring, self._most = len(batch), len(batch) + len(self._queue)
         return batch
+
+    async def _await_company(self, expected: int) -> None:
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + WAIT_SHARE * self._seconds
+        while len(self._queue) < expected:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout_at(min(latest, loop.time() + GAP_SHARE * self._seconds)):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return

@@ -126,6 +126,8 @@ class Gate:
                 "status": seen["status"] or None,  # none: the caller hung up, or a defect (logged by itself)
                 "seconds": round(seconds, 4),
                 "body_bytes": seen["bytes"],
+                # one line per photo on the driver's console would cost more than the photo
+                "log_to_stderr": False,
             }
             # Serve's filters add request_id, replica and application to it
             logger.info("request", extra=facts)
