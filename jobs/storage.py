@@ -136,6 +136,9 @@ _WRONG_PLACE = (
     "file name too long",
     "nosuchbucket",
     "bucket does not exist",
+    # of a listing, obstore raises a GenericError whatever the status
+    "status code: 401",
+    "status code: 403",
 )
 
 
