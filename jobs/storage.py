@@ -69,7 +69,8 @@ def absolute(uri: str) -> str:
         uri = unquote(uri.removeprefix("file://"))
     if "://" in uri:
         raise InputError(f"{uri}: expected a local path, file:///path or s3://bucket/key, found another scheme")
-    return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 - Path.resolve would follow links
+    # not Path: its resolve would follow links, and its expanduser raises where a user is not known
+    return os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
 
 
 def join(uri: str, *parts: str) -> str:

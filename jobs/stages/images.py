@@ -159,7 +159,7 @@ async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Ph
             return Photo(ImageStatus.FETCH_FAILED, "access denied")
         except PreconditionError:
             return Photo(ImageStatus.FETCH_FAILED, "changed since it was listed; ingest again")
-        except InvalidPathError:
+        except (InvalidPathError, ValueError):  # a control character in a key is a ValueError
             return Photo(ImageStatus.IMAGE_REJECTED, "not a valid key")
         except (BaseError, OSError) as failure:
             error = _failure(failure)
