@@ -30,9 +30,9 @@ from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.figures import measure
 from jobs.evaluating.page import render_evaluation
 from jobs.evaluating.predictions import SCORED, Predictions, predict_bins
-from jobs.photos import read_thumbnails, settle_roots
+from jobs.photos import read_thumbnails
 from jobs.stages.images import FetchPlan
-from jobs.stages.manifest import Manifest, check_manifest
+from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.resources import plan_resources, resolve_precision
 from jobs.stages.run import provenance
 from jobs.worklist import temporary_worklist

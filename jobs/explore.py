@@ -22,9 +22,9 @@ from jobs.config.explore import ExploreConfig
 from jobs.exploring.looks import LOOK
 from jobs.exploring.page import photos_to_show, render_exploration
 from jobs.exploring.survey import Survey, survey_bins
-from jobs.photos import read_thumbnails, settle_roots
+from jobs.photos import read_thumbnails
 from jobs.stages.images import FetchPlan
-from jobs.stages.manifest import check_manifest
+from jobs.stages.manifest import check_manifest, settle_roots
 from jobs.stages.resources import plan_resources
 from jobs.stages.run import provenance
 from jobs.worklist import temporary_worklist

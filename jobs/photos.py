@@ -1,4 +1,4 @@
-"""Photos for people: where they may be read from, and small copies of a few inside a page."""
+"""Photos for people: small copies of a few inside a page."""
 
 from __future__ import annotations
 
@@ -10,28 +10,11 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from jobs import storage
 from jobs.stages.images import FetchPlan, Photo, fetch_bytes
-from jobs.stages.manifest import Manifest
 from model.images import RejectedImage, UnreadableImage, read_pixels
-from schemas.errors import InputError
 
 SIDE = 224
 QUALITY = 75
-
-
-def settle_roots(manifest: Manifest, allowed_root: tuple[str, ...]) -> tuple[str, ...]:
-    """Below these URIs photos may be read: --allowed-root, else the manifest's images_uri.
-
-    Raises InputError where neither is given.
-    """
-    if allowed_root:
-        return tuple(storage.absolute(root) for root in allowed_root)
-    if manifest.images_uri is None:
-        raise InputError(
-            f"{manifest.uri}: no images_uri in the file metadata; say with --allowed-root where photos may be read from"
-        )
-    return (storage.absolute(manifest.images_uri),)
 
 
 def read_thumbnails(image_uris: Iterable[str], plan: FetchPlan) -> dict[str, str]:

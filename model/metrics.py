@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from model.calibration_error import calibration_error_floor, expected_calibration_error
+
 SCOPES: dict[str, tuple[int, int | None]] = {"1..5": (1, 5), "0..5": (0, 5), "all": (0, None)}
 """Scope to (lowest, highest) label; None is the top class. Predictions are restricted to the scope's classes."""
 NUM_RESAMPLES = 1000
-NUM_CONFIDENCE_BINS = 15
 
 
 def scope_rows(labels: np.ndarray, scope: str, top_class: int) -> tuple[np.ndarray, range]:
@@ -137,28 +138,11 @@ def evaluate_counts(
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, float]:
-    """Expected calibration error of the argmax over 15 equal-width bins (Naeini et al. 2015): `raw`; `noise_floor`,
-    its mean were the probabilities exactly right (labels drawn from them, 200 times); `excess`, raw minus floor,
-    at least 0."""
-    raw = _binned_error(probabilities, labels)
-    generator = np.random.default_rng(seed)
-    cumulative = probabilities.cumsum(axis=1)
-    cumulative /= cumulative[:, -1:]
-    floor = np.mean(
-        [
-            _binned_error(probabilities, (cumulative < generator.random((len(labels), 1))).sum(axis=1))
-            for _ in range(200)
-        ]
-    )
-    return {"raw": raw, "noise_floor": float(floor), "excess": max(0.0, raw - float(floor))}
-
-
-def _binned_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    position = np.minimum((confidence * NUM_CONFIDENCE_BINS).astype(int), NUM_CONFIDENCE_BINS - 1)
-    gap = np.bincount(position, weights=right - confidence, minlength=NUM_CONFIDENCE_BINS)
-    return float(np.abs(gap).sum() / len(labels))
+    """Expected calibration error of the argmax (Naeini et al. 2015): `raw`; `noise_floor`, its mean were the
+    probabilities exactly right; `excess`, raw minus floor, at least 0."""
+    claimed, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    raw, floor = expected_calibration_error(claimed, right), calibration_error_floor(claimed, seed=seed)
+    return {"raw": raw, "noise_floor": floor, "excess": max(0.0, raw - floor)}
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, float]]:

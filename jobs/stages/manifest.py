@@ -29,6 +29,9 @@ from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 MAX_PROBLEMS = 10
 """So many problems are listed in one message; the rest are counted."""
 
+MAX_UNIT_VALUE = 1e12
+"""More is no price; sums over a night of such values stay finite."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -57,6 +60,20 @@ class Shard:
     uri: str
     row_group: int
     num_rows: int
+
+
+def settle_roots(manifest: Manifest, allowed_root: tuple[str, ...]) -> tuple[str, ...]:
+    """Below these URIs photos may be read: --allowed-root, else the manifest's images_uri.
+
+    Raises InputError where neither is given.
+    """
+    if allowed_root:
+        return tuple(storage.absolute(root) for root in allowed_root)
+    if manifest.images_uri is None:
+        raise InputError(
+            f"{manifest.uri}: no images_uri in the file metadata; say with --allowed-root where photos may be read from"
+        )
+    return (storage.absolute(manifest.images_uri),)
 
 
 def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = True) -> Manifest:
@@ -160,24 +177,29 @@ def _file_report(uri: str) -> dict:
         "currencies": [],
     }
     try:
-        parquet = pq.ParquetFile(io.BytesIO(data))
-    except pa.ArrowInvalid as error:
-        report["problems"] = [f"{uri}: expected a Parquet file, found something else ({error})"]
-        return report
+        _check_rows(pq.ParquetFile(io.BytesIO(data)), uri, report)
+    except (pa.ArrowException, OSError) as error:
+        # Arrow finds damage where it stands: in the footer, or only in some page of some column
+        report["problems"].append(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
+    return report
+
+
+def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
     schema = parquet.schema_arrow
     report["metadata"] = file_metadata(schema)
     report["problems"] = [f"{uri}: {problem}" for problem in schema_problems(schema, MANIFEST_SCHEMA)]
     if report["problems"]:
-        return report
+        return
     currencies: set[str] = set()
     present = [field.name for field in MANIFEST_SCHEMA if field.name in schema.names]
     for batch in parquet.iter_batches(batch_size=65536, columns=present):
         try:
             table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA)
+            table.validate(full=True)  # texts that are no UTF-8
         except pa.ArrowInvalid as error:
             start = report["num_rows"]
             report["problems"].append(f"{uri}: rows {start} to {start + batch.num_rows - 1}: {error}")
-            return report
+            return
         report["problems"] += list(_row_problems(table, uri, report["num_rows"]))
         report["num_rows"] += table.num_rows
         report["has_all_unit_values"] &= table["unit_value"].null_count == 0
@@ -185,7 +207,6 @@ def _file_report(uri: str) -> dict:
         if len(report["problems"]) > MAX_PROBLEMS:
             break
     report["currencies"] = sorted(currencies)[:MAX_PROBLEMS]
-    return report
 
 
 def _row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
@@ -198,6 +219,9 @@ def _row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
         (name, pc.equal(pc.utf8_length(table[name]), 0), "a text", "an empty one") for name in ("bin_id", "image_uri")
     ]
     checks += [(name, pc.less(table[name], 0), "0 or more", "a negative one") for name in ("expected_qty", "num_skus")]
+    price = table["unit_value"]
+    in_range = pc.and_(pc.greater_equal(price, 0), pc.less_equal(price, MAX_UNIT_VALUE))  # false for NaN too
+    checks += [("unit_value", pc.invert(in_range), f"a value from 0 to {MAX_UNIT_VALUE:g}", "another one")]
     for name, mask, expected, found in checks:
         rows = np.flatnonzero(pc.fill_null(mask, False).to_numpy())
         if rows.size:

@@ -11,7 +11,7 @@ from jobs.bundles import local_bundle
 from jobs.config.audit import AuditConfig
 from jobs.counting.history import has_counts
 from jobs.stages import run
-from jobs.stages.manifest import Manifest, check_manifest
+from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import clean_up, committed_run
 from jobs.stages.resources import Resources, plan_resources, resolve_precision
 from schemas.bundle import BundleInfo
@@ -52,7 +52,7 @@ def settle_night(config: AuditConfig) -> Tonight:
     bundle, training_photos = _read_bundle(config.bundle_uri)
     manifest = check_manifest(config.manifest_uri, config.audit_date)
     _check_objective(config, manifest)
-    roots = _allowed_roots(config, manifest)
+    roots = settle_roots(manifest, config.allowed_root)
     resources = plan_resources()
     precision = resolve_precision(config.precision, resources.device)
     replaces = _check_replacement(config, output_uri, manifest.audit_date)
@@ -98,16 +98,6 @@ def _check_objective(config: AuditConfig, manifest: Manifest) -> None:
             f"{manifest.uri}: --objective value: expected one currency, found {', '.join(manifest.currencies)}; "
             "convert unit_value to one of them"
         )
-
-
-def _allowed_roots(config: AuditConfig, manifest: Manifest) -> tuple[str, ...]:
-    if config.allowed_root:
-        return tuple(storage.absolute(root) for root in config.allowed_root)
-    if manifest.images_uri is None:
-        raise InputError(
-            f"{manifest.uri}: no images_uri in the file metadata; say with --allowed-root where photos may be read from"
-        )
-    return (storage.absolute(manifest.images_uri),)
 
 
 def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str) -> str | None:
