@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model.calibration_error import calibration_error_floor, expected_calibration_error
+from model.calibration_error import NUM_BINS, calibration_error_floor, expected_calibration_error
 
 SCOPES: dict[str, tuple[int, int | None]] = {"1..5": (1, 5), "0..5": (0, 5), "all": (0, None)}
 """Scope to (lowest, highest) label; None is the top class. Predictions are restricted to the scope's classes."""
@@ -149,7 +149,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str,
     """The reliability diagram's points: per non-empty bin of confidence `confidence`, `accuracy`, `num_bins`."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    position = np.minimum((confidence * NUM_CONFIDENCE_BINS).astype(int), NUM_CONFIDENCE_BINS - 1)
+    position = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     return [
         {
             "confidence": float(confidence[position == k].mean()),
