@@ -32,7 +32,7 @@ from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_sh
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
-from jobs.stages.publish import partition_uri, publish_night, summarize
+from jobs.stages.publish import committed_run, partition_uri, publish_night, summarize
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.run import finish_run, freeze_run, hold_night, provenance
 from jobs.stages.staging import stage_shards
@@ -58,6 +58,7 @@ def run_audit(config: AuditConfig) -> None:
             tonight.resources.device,
         )
         with hold_night(tonight.output_uri, tonight.audit_date, tonight.run_id) as lock:
+            _check_uncommitted(tonight)
             history = read_history(tonight.output_uri, tonight.audit_date)
             frozen = freeze_run(tonight.run_uri, _facts(tonight, learn_belief(history, tonight.bundle)))
             belief = Belief.from_dict(frozen["belief"])
@@ -92,6 +93,16 @@ def run_audit(config: AuditConfig) -> None:
                 )
             )
         _tell(tonight, progress, summary.to_pylist()[0])
+
+
+def _check_uncommitted(tonight: Tonight) -> None:
+    """Raises GateError where another run committed the night while this one waited to hold it."""
+    committed = committed_run(tonight.output_uri, tonight.audit_date)
+    if committed != tonight.replaces:
+        raise GateError(
+            f"{tonight.output_uri}: the night {tonight.audit_date} was committed by run {committed} while this one waited "
+            "for it; pass --replace to audit it again"
+        )
 
 
 def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:

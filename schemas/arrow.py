@@ -55,7 +55,7 @@ def file_metadata(schema: pa.Schema) -> dict[str, str]:
     """The file's own key-value metadata as text, without Arrow's and pandas' entries."""
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     return {
-        key.decode(): value.decode()
+        key.decode(errors="replace"): value.decode(errors="replace")
         for key, value in metadata.items()
         if key not in (b"ARROW:schema", b"pandas") and not key.startswith(b"PARQUET:")
     }

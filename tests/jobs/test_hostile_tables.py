@@ -1,0 +1,119 @@
+"""Manifests and recount files made to break the reader: each is read whole or refused with a message."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.counting.counts_file import read_counts_file
+from jobs.stages.manifest import _file_report
+from schemas.errors import InputError
+from schemas.recount import COUNTS_SCHEMA
+from tests.dump import manifest_table
+from tests.night import NASTY_TEXTS
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+GOOD = parquet_bytes(manifest_table("/photos", [1, 2, 3], unit_value=[1.0, 2.0, None]))
+COUNTS = parquet_bytes(
+    pa.table({"bin_id": ["a"], "audit_date": ["2026-03-02"], "counted_qty": [3], "counted_at": ["2026-03-03T08:00Z"]})
+)
+damages = st.tuples(
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
+    st.integers(0, 60),
+    st.binary(max_size=20),
+)
+
+
+def damage(data: bytes, how: tuple[list[tuple[int, int]], int, bytes]) -> bytes:
+    places, cut, tail = how
+    damaged = bytearray(data[: len(data) - cut] + tail)
+    for place, value in places:
+        damaged[place % len(damaged)] = value
+    return bytes(damaged)
+
+
+def problems(folder: Path, data: bytes) -> list[str]:
+    path = folder / "part.parquet"
+    path.write_bytes(data)
+    return _file_report(str(path))["problems"]
+
+
+@unhurried
+@given(damages)
+def test_a_damaged_manifest_is_read_or_refused(tmp_path: Path, how: tuple) -> None:
+    assert all(isinstance(problem, str) for problem in problems(tmp_path, damage(GOOD, how)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"unit_value": [1.0, float("nan"), None]}, r"row 1: unit_value: expected a value from 0 to 1e\+12, found nan"),
+        ({"unit_value": [float("inf"), 1.0, 1.0]}, "row 0: unit_value: .*found inf"),
+        ({"unit_value": [1.0, 1.0, 1e300]}, r"row 2: unit_value: .*found 1e\+300"),
+        ({"unit_value": [-0.01, 1.0, 1.0]}, r"row 0: unit_value: .*found -0\.01"),
+        ({"expected_qty": [1, -(2**31), 3]}, "row 1: expected_qty: expected 0 or more"),
+    ],
+    ids=["nan", "infinite", "huge", "negative value", "negative quantity"],
+)
+def test_a_number_that_is_none_is_named(tmp_path: Path, columns: dict, message: str) -> None:
+    (problem,) = problems(tmp_path, parquet_bytes(manifest_table("/photos", [1, 2, 3], **columns)))
+    assert re.search(message, problem), problem
+
+
+def test_quantities_beyond_int32_and_texts_that_are_no_utf8_are_named(tmp_path: Path) -> None:
+    table = manifest_table("/photos", [1, 2, 3])
+    wide = table.set_column(2, "expected_qty", pa.array([1, 2**40, 3]))
+    assert "rows 0 to 2" in problems(tmp_path, parquet_bytes(wide))[0]
+    broken = pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string())
+    (problem,) = problems(tmp_path, parquet_bytes(table.set_column(0, "bin_id", broken)))
+    assert "UTF8" in problem
+
+
+def test_metadata_of_noise_is_no_obstacle(tmp_path: Path) -> None:
+    table = manifest_table("/photos", [1]).replace_schema_metadata({b"\xff": b"\xfe", b"audit_date": b"2026-11-22"})
+    assert problems(tmp_path, parquet_bytes(table)) == []
+
+
+def test_odd_names_are_no_problem(tmp_path: Path) -> None:
+    texts = list(NASTY_TEXTS)
+    table = manifest_table("/photos", [1] * len(texts), bin_id=texts, zone=texts)
+    assert problems(tmp_path, parquet_bytes(table)) == []
+
+
+def assert_rows_or_reason(folder: Path, data: bytes) -> None:
+    path = folder / "counts"
+    path.write_bytes(data)
+    try:
+        rows = read_counts_file(str(path))
+    except InputError as reason:
+        assert str(path) in str(reason)
+        return
+    assert all(row.malformed or set(row.cells) <= set(COUNTS_SCHEMA.names) for row in rows)
+
+
+@unhurried
+@given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_recount_csv_is_rows_or_a_reason(tmp_path: Path, tail: bytes) -> None:
+    assert_rows_or_reason(tmp_path, tail)
+    assert_rows_or_reason(tmp_path, b"bin_id,audit_date,counted_qty,counted_at\n" + tail)
+
+
+@unhurried
+@given(damages)
+def test_a_damaged_recount_parquet_is_rows_or_a_reason(tmp_path: Path, how: tuple) -> None:
+    assert_rows_or_reason(tmp_path, damage(COUNTS, how))
