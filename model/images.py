@@ -15,6 +15,9 @@ MAX_IMAGE_BYTES = 32 * 1024 * 1024
 """A bin photo has 16 to 200 KB; a larger file than this is not one."""
 MAX_IMAGE_PIXELS = 50_000_000
 """Read from the header, before a pixel is decoded (decompression bombs)."""
+MAX_SCANNED_PIXELS = 2_500_000_000
+"""Pixels times scans of a JPEG. Every further scan goes over the whole photo, in a few bytes: 30 kB can ask for a
+minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has ten scans."""
 
 INTERPOLATION = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 # Pillow has readers for dozens of formats, Ghostscript among them; photos come in these.
@@ -28,7 +31,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - the name is the status `unrea
 
 
 class RejectedImage(ValueError):  # noqa: N818 - the name is the status `image_rejected`
-    """Beyond MAX_IMAGE_BYTES or MAX_IMAGE_PIXELS."""
+    """Beyond MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS or MAX_SCANNED_PIXELS."""
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
@@ -72,6 +75,7 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
     except ValueError:
         return None
     _check_pixels(width, height)
+    _check_scans(data, width, height)
     try:
         # strict: libjpeg only warns where data ends early, and fills the rest of the photo with grey
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
@@ -107,6 +111,8 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size)
+            if image.format == "JPEG":
+                _check_scans(data, *image.size)
             image.load()
             return np.array(_as_rgb(ImageOps.exif_transpose(image)))
     except (RejectedImage, MemoryError):
@@ -131,3 +137,9 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_IMAGE_PIXELS:
         raise RejectedImage(f"{width} x {height} pixels, more than {MAX_IMAGE_PIXELS} in all")
+
+
+def _check_scans(data: bytes, width: int, height: int) -> None:
+    scans = data.count(b"\xff\xda")
+    if scans * width * height > MAX_SCANNED_PIXELS:
+        raise RejectedImage(f"{scans} scans of {width} x {height} pixels, more than {MAX_SCANNED_PIXELS} in all")
