@@ -1,1 +1,1 @@
-"""What can be run: sample, ingest, explore, train, evaluate, audit, recount, report, serve."""
+"""What can be run: sample, ingest, explore, train, tune, evaluate, audit, recount, report, serve."""

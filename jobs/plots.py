@@ -104,6 +104,28 @@ def line_plot(
         return to_svg(figure, title)
 
 
+def curves_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    marked: str | None,
+    title: str,
+    x: str,
+    y: str,
+    size: tuple[float, float] = (5.6, 2.7),
+) -> Markup:
+    """Any number of lines, each (x values, y values) with its name at its end; the one `marked` stands out."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(size, x, y)
+        for name, (places, values) in curves.items():
+            colour, width = (SERIES[0], 2.2) if name == marked else (MUTED, 1.0)
+            axes.plot(places, values, color=colour, linewidth=width, marker="o", markersize=3)
+            if len(places):
+                axes.annotate(
+                    name, (places[-1], values[-1]), xytext=(4, -3), textcoords="offset points", fontsize=8, color=colour
+                )
+        return to_svg(figure, title)
+
+
 def box_plot(
     groups: Mapping[str, Sequence[float]], *, title: str, x: str, y: str, size: tuple[float, float] = (5.6, 2.7)
 ) -> Markup:

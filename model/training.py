@@ -84,14 +84,16 @@ class LoopSettings:
     """Of each CPU worker."""
     on_unhealthy: str = "warn"
     trace_steps: int = 0
+    conclude: tuple[str, ...] = ("selection", "test")
+    """Splits whose logits are returned. The trials of a search return none: the test bins are not for choosing."""
 
 
 def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
     """Trains, and returns on rank 0 what the bundle and its report need (None on the others):
 
     `history` (a dict per epoch), `step_losses`, `findings`, `profile` (seconds by phase), `best_epoch`, `stopped`
-    (why, or None), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (`selection`, `test`; of the best epoch, with the mirror image if
-    the recipe says so). The weights are in the last checkpoint: `best_state`.
+    (why, or None), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (those of
+    `LoopSettings.conclude`; of the best epoch, with the mirror image if the recipe says so). The weights are in the last checkpoint: `best_state`.
 
     loop_config: {"settings": LoopSettings}.
     """
@@ -303,7 +305,11 @@ class _Loop:
         findings = [finding.to_dict() for finding in check_health(self.seen)]
         known = {finding["rule"]: finding for finding in self.findings}
         # a rule's first finding stands, with the epoch in which it was seen
-        self.findings = [*self.findings, *(f for f in findings if f["rule"] not in known)]
+        new = [finding for finding in findings if finding["rule"] not in known]
+        self.findings += new
+        if self.rank == 0:
+            for finding in new:
+                print(f"unhealthy in epoch {epoch + 1}: {finding['rule']}: {finding['message']}", flush=True)
         stopping = sorted({f["rule"] for f in findings} - NEVER_STOP)
         if self.settings.on_unhealthy == "stop" and self._agreed(bool(stopping)):
             self.stopped = f"{UNHEALTHY} in epoch {epoch + 1}: {', '.join(stopping)}"
@@ -444,7 +450,7 @@ class _Loop:
         rows, logits = {}, {}
         if self.best_state:
             with self.watch.phase("validation"):
-                for split in ("selection", "test"):
+                for split in self.settings.conclude:
                     rows[split] = self.bins.rows_of(split)
                     logits[split] = self._evaluate(
                         self.best_state,

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import ray
 import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.torch import load, save
@@ -67,6 +70,10 @@ class Trained:
     state: dict[str, torch.Tensor]
     """Of CountingNetwork, at the best epoch."""
     run_uri: str
+
+
+class TrainingStoppedError(GateError):
+    """The training came to an end of its own that is worth nothing: the same settings would come to it again."""
 
 
 def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
@@ -135,15 +142,22 @@ def run_name(bins: pa.Table, config: TrainConfig) -> str:
 
 
 def train_network(
-    bins: pa.Table, config: TrainConfig, training_uri: str, *, callbacks: list[Any] | None = None
+    bins: pa.Table,
+    config: TrainConfig,
+    training_uri: str,
+    *,
+    callbacks: list[Any] | None = None,
+    num_runs: int = 1,
+    conclude: tuple[str, ...] = ("selection", "test"),
 ) -> Trained:
     """Trains on `bins` (with image_sha256 and split), continuing the run of the same data and settings if there is one.
 
-    `callbacks` are Ray Train's (`jobs.tune` reports to Ray Tune through one). Raises InputError for settings that
-    the cluster can't hold and GateError for a training that failed or was stopped as unhealthy.
+    `callbacks` are Ray Train's (`jobs.tune` reports to Ray Tune through one), `num_runs` trainings share the cluster,
+    and `conclude` names the splits whose logits are wanted. Raises InputError for settings that the cluster can't
+    hold, GateError for a training that failed, and TrainingStoppedError for one that was stopped as unhealthy.
     """
     recipe = config.recipe()
-    scaling, threads = plan_workers(config)
+    scaling, threads = plan_workers(config, num_runs)
     name = run_name(bins, config)
     run_uri = storage.join(storage.absolute(training_uri), name)
     bins_uri, initial_uri = (storage.join(run_uri, "inputs", file) for file in (BINS_FILE, INITIAL_FILE))
@@ -157,6 +171,7 @@ def train_network(
         threads=threads,
         on_unhealthy=config.on_unhealthy,
         trace_steps=config.trace_steps,
+        conclude=conclude,
     )
     path, filesystem = ray_storage(storage.absolute(training_uri))
     trainer = TorchTrainer(
@@ -176,7 +191,8 @@ def train_network(
         ),
     )
     try:
-        result = trainer.fit()
+        with _cluster_named():
+            result = trainer.fit()
     except TrainingFailedError as error:
         raise GateError(f"training failed: {_reason(error)}; the same command continues from {run_uri}") from error
     outcome = result.return_value  # type: ignore[attr-defined]
@@ -185,15 +201,35 @@ def train_network(
     stopped = outcome["stopped"] or ""
     if stopped.startswith((UNHEALTHY, NOT_FINITE)):
         evidence = json.dumps(outcome["findings"], default=str)[:2000]
-        raise GateError(f"training was stopped: {stopped}. No bundle is written. Findings: {evidence}")
+        raise TrainingStoppedError(f"training was stopped: {stopped}. No bundle is written. Findings: {evidence}")
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
     return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)
 
 
-def plan_workers(config: TrainConfig) -> tuple[ScalingConfig, int]:
-    """Ray Train's scaling and the threads of a CPU worker. CPU slots stay free for the tasks that decode photos,
-    so that training never waits for a slot that it holds itself. Raises InputError where the cluster is too small."""
+@contextmanager
+def _cluster_named() -> Iterator[None]:
+    """Tells Ray Train's watchdog which cluster is its own.
+
+    It asks Ray's state API every second whether the controller lives. Where a second Ray runs on the machine, that asks
+    the wrong one, is told of no such controller, and removes the workers of a sound training (seen with Ray 2.60).
+    """
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
+
+
+def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig, int]:
+    """Ray Train's scaling and the threads of a CPU worker, where `num_runs` trainings run at a time. CPU slots stay
+    free for the tasks that decode photos, so that training never waits for a slot that it holds itself. Raises
+    InputError where the cluster is too small."""
     per_batch = config.batch_size // config.micro_batch
     if config.num_workers > per_batch:
         raise InputError(
@@ -204,11 +240,15 @@ def plan_workers(config: TrainConfig) -> tuple[ScalingConfig, int]:
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
     if gpus:
-        if config.num_workers > gpus:
-            raise InputError(f"num_workers: expected at most {gpus}, the cluster's GPUs, found {config.num_workers}")
+        if config.num_workers * num_runs > gpus:
+            raise InputError(
+                f"num_workers: expected at most {gpus // num_runs}, the cluster's GPUs"
+                + (f" ({gpus}) over the trials at a time" if num_runs > 1 else "")
+                + f", found {config.num_workers}"
+            )
         return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}), 1
     nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
-    per_node = -(-config.num_workers // nodes)
+    per_node = -(-config.num_workers * num_runs // nodes)
     share = (cpus / nodes - (1.0 if cpus / nodes >= 2 else 0.5)) / per_node
     # Ray takes fractions below one only
     share = float(int(share)) if share >= 1 else max(0.01, int(share * 100) / 100)
@@ -225,6 +265,10 @@ def worker_environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         # Decoding shares these cores: a thread that spins while it waits for the others takes theirs.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc would give every activation back to the kernel and fault it in again: a sixth of the CPU time at 64 pixels.
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        "MALLOC_TOP_PAD_": str(2**28),
         # Ray Train would write every printed line twice.
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     }

@@ -1,0 +1,113 @@
+"""Searches the settings of a training with Ray Tune and writes the best trial's bundle.
+
+    python -m jobs.tune --manifest-uri learn-manifest --bundle-uri bundle --image-size 112 --num-trials 8
+    ray job submit --working-dir . -- python -m jobs.tune --manifest-uri s3://b/learn --bundle-uri s3://b/bundle
+
+Writes the bundle as `jobs.train` does and, to <bundle-uri>.search or --output-uri: trials.parquet (one row per trial),
+search.html, and search.json and trials/, from which the same command continues after a kill. Trials are chosen by
+their selection bins; only the best one, trained to its end, sees the test bins, once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from jobs import storage
+from jobs.cluster import connect
+from jobs.command import run_command
+from jobs.config.tune import TuneConfig
+from jobs.stages.labelled_bins import check_photos, fingerprint, read_labelled_bins
+from jobs.stages.train_bundle import write_bundle
+from jobs.stages.train_network import (
+    TrainingStoppedError,
+    assign_splits,
+    initial_state,
+    plan_workers,
+    remove_run,
+    train_network,
+)
+from jobs.tuning.page import publish_search
+from jobs.tuning.search import run_trials
+from jobs.tuning.space import batches, search_space, trial_config
+from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_trials, median_nll, ranked
+from model.bundle import INFO_FILE
+from schemas.bundle import BundleInfo
+from schemas.errors import GateError
+
+
+def run_tune(config: TuneConfig) -> None:
+    if os.path.exists(config.weights):  # noqa: PTH110 - mostly it is no path; a trial runs in a folder of its own
+        config = config.model_copy(update={"weights": storage.absolute(config.weights)})
+    of_batches = batches(config)
+    smallest, largest = of_batches[0], of_batches[-1]
+    bins = read_labelled_bins(config.manifest_uri)
+    assign_splits(bins, largest)  # what is wrong with the data is said before a cluster starts
+    initial_state(config.recipe())
+    output_uri = storage.absolute(config.output_uri or storage.absolute(config.bundle_uri) + ".search")
+    training_uri = storage.join(output_uri, "training")
+    with connect():
+        plan_workers(smallest, config.max_concurrent)
+        bins = assign_splits(check_photos(bins), largest)
+        trials = Trials(config, output_uri, fingerprint(bins))
+        run_trials(bins, config, trials, training_uri)
+        publish_search(config, trials, None)
+        best, info = finish_best(bins, config, trials, training_uri)
+    publish_search(config, trials, info)
+    print(format_trials(trials.records, list(search_space(config))))
+    if best is None:
+        raise GateError(f"all {len(trials.records)} trials failed; no bundle is written (see {output_uri}/search.html)")
+    print(
+        f"best: trial {best.number}, selection NLL {best.selection_nll:.4f} (median trial "
+        f"{median_nll(trials.records):.4f}); table and page: {output_uri}"
+    )
+
+
+def finish_best(
+    bins: pa.Table, config: TuneConfig, trials: Trials, training_uri: str
+) -> tuple[TrialRecord | None, BundleInfo | None]:
+    """The best trial, trained to its end, and its bundle, written; the next best where that fails; None where all do."""
+    for record in ranked(trials.records):
+        info = written_bundle(config.bundle_uri, record)
+        if info is not None:
+            print(f"bundle {info.bundle_id} of trial {record.number} stands in {config.bundle_uri} already")
+            return record, info
+        settings = trial_config(config, record.parameters)
+        try:
+            trained = train_network(bins, settings, training_uri)
+        except TrainingStoppedError as error:
+            record.end(FAILED, str(error))
+            trials.save(record)
+            continue
+        if record.status == STOPPED_EARLY:
+            record.end(COMPLETED, f"stopped early after {len(record.epochs)} epochs; as the best, trained to its end")
+        for epoch in trained.outcome["history"]:
+            record.add_epoch(epoch)
+        info = write_bundle(bins, settings, trained)
+        for other in trials.records:
+            other.bundle_id = info.bundle_id if other is record else None
+            trials.save(other)
+        remove_run(trained.run_uri)
+        return record, info
+    return None, None
+
+
+def written_bundle(bundle_uri: str, record: TrialRecord) -> BundleInfo | None:
+    """The bundle of this trial, where an earlier run of the search has written it."""
+    uri = storage.join(storage.absolute(bundle_uri), INFO_FILE)
+    if record.bundle_id is None or not storage.exists(uri):
+        return None
+    info = BundleInfo.model_validate_json(storage.read_bytes(uri))
+    return info if info.bundle_id == record.bundle_id else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(
+        TuneConfig, run_tune, job="tune", description="Search a training's settings; write the best bundle.", argv=argv
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""Ray Tune over the training: Optuna proposes, ASHA stops, and each trial is `train_network` in a small driver.
+
+How Ray 2.60 behaves here, and what that asks for:
+- Tune stops a trial by ending its driver. The Ray Train controller dies with it but its placement group stays (what
+  removes it asks the dashboard, which a local cluster doesn't have), and the next trial would wait for ever. So the
+  controller is told to abort before the driver ends: its handle comes with every report.
+- A driver holds no CPU (a sliver of its node's own resource, on the node of the search, where local weights are), and
+  the workers of all concurrent trials together leave room for the tasks that decode photos: see `plan_workers`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pyarrow as pa
+import ray
+import ray.util
+from ray import tune
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.util.queue import Full
+
+from jobs import storage
+from jobs.config.tune import TuneConfig
+from jobs.stages.train_network import TrainingStoppedError, remove_run, train_network
+from jobs.tuning.space import search_space, trial_config
+from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_setting, ranked
+from schemas.errors import GateError, InputError
+
+logger = logging.getLogger(__name__)
+
+METRIC = "selection_nll"
+PROGRESS = "epochs_percent"
+FIRST_RUNG_PERCENT, REDUCTION = 25, 2
+RANDOM_TRIALS = 4
+"""Drawn at random before the proposals learn from what came of them."""
+CONTROLLER, RUN, HISTORY, FAILURE, FINAL = "controller", "run", "history", "failure", "final"
+
+
+@dataclass(frozen=True)
+class SearchInputs:
+    """What every trial is given."""
+
+    bins: pa.Table
+    config: TuneConfig
+    training_uri: str
+    records: list[TrialRecord]
+    """Of earlier runs of this search."""
+
+
+def run_trials(bins: pa.Table, config: TuneConfig, trials: Trials, training_uri: str) -> None:
+    """Runs the search up to `num_trials`; every trial's record in `trials` has ended when it returns.
+
+    The trials of earlier runs come first and in their order, so that Optuna and ASHA know them: one that has ended only
+    reports again what it reported then, one that was cut short goes on from its last checkpoint.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records are our own
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted search must not go on to choose
+    known = trials.records
+    inputs = SearchInputs(bins, config, training_uri, list(known))
+    sampler = optuna.samplers.TPESampler(
+        n_startup_trials=RANDOM_TRIALS,
+        constant_liar=config.max_concurrent > 1,
+        # what is known is not drawn, so with the same seed the first draws of a restart would be its repetition
+        seed=config.seed + len(known),
+    )
+    scheduler = AsyncHyperBandScheduler(
+        time_attr=PROGRESS,
+        max_t=99,  # no rung at the end: who gets there is done
+        grace_period=FIRST_RUNG_PERCENT,
+        reduction_factor=REDUCTION,
+        stop_last_trials=False,
+    )
+    node = f"node:{ray.util.get_node_ip_address()}"
+    driver = tune.with_resources(
+        tune.with_parameters(run_trial, inputs=inputs), tune.PlacementGroupFactory([{node: 0.001}])
+    )
+    with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+        tune.Tuner(
+            driver,
+            param_space=search_space(config),
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="min",
+                search_alg=OptunaSearch(sampler=sampler, points_to_evaluate=[record.parameters for record in known]),
+                scheduler=scheduler if config.early_stopping else None,
+                num_samples=max(config.num_trials, len(known)),
+                max_concurrent_trials=config.max_concurrent,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="search", storage_path=folder, callbacks=[KeepRecords(trials, training_uri)], verbose=0
+            ),
+        ).fit()
+
+
+def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any]:
+    """The driver of one trial. Returns its last report: the history of its epochs, or why it failed."""
+    record = next((record for record in inputs.records if record.parameters == parameters), None)
+    config = trial_config(inputs.config, parameters)
+    if record is not None:
+        for epoch in record.epochs:
+            tune.report({**epoch, PROGRESS: progress(epoch, config.max_epochs)})
+        if record.final:
+            best = record.selection_nll
+            return {METRIC: math.inf if best is None else best}
+    reports = ReportEpochs(config.max_epochs)
+    try:
+        trained = train_network(
+            inputs.bins,
+            config,
+            inputs.training_uri,
+            callbacks=[reports],
+            num_runs=inputs.config.max_concurrent,
+            conclude=(),
+        )
+    except (GateError, InputError) as error:
+        return {METRIC: math.inf, FAILURE: str(error), FINAL: isinstance(error, TrainingStoppedError)}
+    finally:
+        reports.wait()
+    history = trained.outcome["history"]
+    return {METRIC: min(epoch[METRIC] for epoch in history), HISTORY: history}
+
+
+def progress(epoch: dict[str, Any], max_epochs: int) -> float:
+    """ASHA's time, in percent of the trial's own epochs: the learning rate is planned for so many, and at the same epoch
+    a short training is about to end while a long one has just warmed up."""
+    return 100 * (epoch["epoch"] + 1) / max_epochs
+
+
+class ReportEpochs(TuneReportCallback):
+    """Ray's callback, which runs in the controller; a report also says how far the trial is and who controls it."""
+
+    def __init__(self, max_epochs: int) -> None:
+        super().__init__()
+        self._max_epochs = max_epochs
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        epoch = metrics[0]
+        if not math.isfinite(epoch[METRIC]):
+            return  # the trial is about to fail and to say why; ASHA would call it stopped
+        report = {
+            **epoch,
+            PROGRESS: progress(epoch, self._max_epochs),
+            CONTROLLER: ray.get_runtime_context().current_actor,
+            RUN: run_context.get_run_config().name,
+        }
+        # the queue holds one: Tune, which no longer reads a trial that it is stopping, must not hold up the controller
+        with suppress(Full):
+            self._training_actor_item_queue.put(report, timeout=5)
+
+    def wait(self) -> None:
+        """Until Tune has taken every report: the driver's last one would block those that come after it for ever."""
+        while not self._training_actor_item_queue.empty():
+            time.sleep(0.05)
+
+
+class KeepRecords(tune.Callback):
+    """Runs in the search's own process: writes each trial's record as it goes, and frees what a trial held."""
+
+    def __init__(self, trials: Trials, training_uri: str) -> None:
+        self._trials, self._training_uri = trials, training_uri
+        self._controllers: dict[str, ActorHandle] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        record = self._trials.of(trial.config)
+        if record.final:
+            return
+        record.status = record.reason = None
+        self._trials.save(record)
+        drawn = ", ".join(f"{name} {format_setting(value)}" for name, value in record.parameters.items())
+        logger.info("trial %d: %s", record.number, drawn)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        controller, run = result.pop(CONTROLLER, None), result.pop(RUN, None)
+        record = self._trials.of(trial.config)
+        if record.final:
+            return
+        if controller is not None:
+            self._controllers[trial.trial_id] = controller
+            record.run = run
+            record.add_epoch(result)
+        elif FAILURE in result:
+            record.end(FAILED, result[FAILURE], final=result[FINAL])
+        elif HISTORY in result:
+            for epoch in result.pop(HISTORY):
+                record.add_epoch(epoch)
+            record.end(COMPLETED)
+        self._trials.save(record)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Also of a trial that ASHA stops, and before its driver ends."""
+        self._release(trial)
+        record = self._trials.of(trial.config)
+        if record.status is None:
+            record.end(STOPPED_EARLY)
+            self._trials.save(record)
+        nll = "no selection NLL" if record.selection_nll is None else f"selection NLL {record.selection_nll:.4f}"
+        logger.info("trial %d: %s after %d epochs, %s", record.number, record.status, len(record.epochs), nll)
+        self._remove_runs()
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Of a driver that died, not of a training that failed."""
+        self._release(trial)
+        record = self._trials.of(trial.config)
+        lines = str(trial.get_error() or "the trial's driver died").strip().splitlines()
+        record.end(FAILED, lines[-1][:500], final=False)
+        self._trials.save(record)
+
+    def _release(self, trial: Trial) -> None:
+        controller = self._controllers.pop(trial.trial_id, None)
+        if controller is not None:
+            with suppress(RayActorError):  # it leaves as it is told to, or has left
+                ray.get(controller.abort.remote())
+
+    def _remove_runs(self) -> None:
+        """The checkpoints of every trial that has ended, but of the best one."""
+        records = self._trials.records
+        for record in records:
+            if record.final and record.run is not None and record not in ranked(records)[:1]:
+                remove_run(storage.join(self._training_uri, record.run))
+                record.run = None
+                self._trials.save(record)

@@ -1,0 +1,60 @@
+"""What a search may choose, and the training that a choice means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+
+from jobs.config.train import TrainConfig
+from jobs.config.tune import TuneConfig
+
+BATCH_SIZES = (16, 32, 64)
+EPOCHS = (2, 6)
+SETTINGS = (
+    "learning_rate",
+    "weight_decay",
+    "batch_size",
+    "max_epochs",
+    "image_size",
+    "augmentation",
+    "targets",
+    "unfreeze",
+)
+"""The settings that some space searches."""
+
+
+def search_space(config: TuneConfig) -> dict[str, Any]:
+    """Ray Tune's domains by setting."""
+    if config.space == "seed":
+        return {
+            "learning_rate": tune.loguniform(1e-3, 1e-1),
+            "batch_size": tune.choice(list(BATCH_SIZES)),
+            "max_epochs": tune.randint(EPOCHS[0], min(EPOCHS[1], config.max_epochs) + 1),
+        }
+    space = {
+        "learning_rate": tune.loguniform(1e-5, 1e-1),
+        "weight_decay": tune.loguniform(1e-4, 0.3),
+        "augmentation": tune.choice([True, False]),
+        "targets": tune.choice(["ordinal", "classes"]),
+        "image_size": tune.choice(image_sizes(config.image_size)),
+    }
+    if config.weights != "none":  # without weights there is nothing to keep
+        space["unfreeze"] = tune.choice(["all", "layer2", "layer3", "layer4", "head"])
+    return space
+
+
+def image_sizes(largest: int) -> list[int]:
+    """Half, three quarters (of 16 pixels a step) and all of the largest side."""
+    return sorted({max(16, round(largest * share / 16) * 16) for share in (0.5, 0.75)} | {largest})
+
+
+def trial_config(config: TuneConfig, parameters: dict[str, Any]) -> TrainConfig:
+    """The training of one trial."""
+    return TrainConfig(**{name: getattr(config, name) for name in TrainConfig.model_fields} | parameters)
+
+
+def batches(config: TuneConfig) -> list[TrainConfig]:
+    """A training for each batch size of the space, the smallest first."""
+    sizes = BATCH_SIZES if config.space == "seed" else (config.batch_size,)
+    return [trial_config(config, {"batch_size": size}) for size in sizes]

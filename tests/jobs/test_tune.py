@@ -1,0 +1,233 @@
+"""The search: its table, page and bundle, failed trials, the restart, and two trials on two CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from jobs.config.train import TrainConfig
+from jobs.config.tune import TuneConfig
+from jobs.stages.labelled_bins import check_photos, read_labelled_bins
+from jobs.stages.train_network import assign_splits, train_network
+from jobs.tune import main
+from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
+from jobs.tuning.trials import (
+    COMPLETED,
+    FAILED,
+    STOPPED_EARLY,
+    TRIALS_SCHEMA,
+    TrialRecord,
+    Trials,
+    format_trials,
+    ranked,
+)
+from model.bundle import load_bundle
+from model.network import build_network
+from schemas.errors import InputError
+from tests.dump import write_night
+
+NUM_BINS = 140
+
+
+@pytest.fixture(scope="module")
+def manifest_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_night(str(tmp_path_factory.mktemp("dump")), NUM_BINS)
+
+
+def flags(manifest_uri: str, folder: Path, **changes: Any) -> list[str]:
+    values = {
+        "manifest_uri": manifest_uri,
+        "bundle_uri": folder / "bundle",
+        "architecture": "resnet18",
+        "image_size": 32,
+        "top_class": 3,
+        "max_epochs": 2,
+        "num_trials": 3,
+        "max_failures": 0,
+    } | changes
+    return [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def record(number: int, *nlls: float, **fields: Any) -> TrialRecord:
+    """A trial of 64 pixels whose epochs had these selection NLLs, the first one on photos of half the size."""
+    made = TrialRecord(number, {"learning_rate": 0.01 * number}, {"image_size": 64, "max_epochs": 4})
+    for epoch, nll in enumerate(nlls):
+        made.add_epoch({"epoch": epoch, "image_size": 64 if epoch else 32, "selection_nll": nll, "seconds": 2.0})
+    made.end(**{"status": COMPLETED} | fields)
+    return made
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")  # the trial that must fail is outside the space
+def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
+    ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    search = tmp_path / "bundle.search"
+    (search / "trials").mkdir(parents=True)
+    drawn = {"learning_rate": 1e12, "batch_size": 32, "max_epochs": 2}
+    settings = trial_config(TuneConfig(manifest_uri="m", bundle_uri="b", image_size=32), drawn)
+    cut_short = TrialRecord(1, drawn, {name: getattr(settings, name) for name in SETTINGS})
+    (search / "trials" / "00001.json").write_text(json.dumps(asdict(cut_short)))
+    arguments = flags(manifest_uri, tmp_path, optimiser="sgd")
+
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    table = pq.read_table(search / "trials.parquet")
+    assert table.schema.equals(TRIALS_SCHEMA)
+    rows = table.to_pylist()
+    assert [row["trial"] for row in rows] == [1, 2, 3]
+    assert rows[0]["status"] == FAILED
+    assert "not a finite number" in rows[0]["reason"]
+    assert rows[0]["selection_nll"] is None
+    for row in rows[1:]:
+        assert row["status"] in (COMPLETED, STOPPED_EARLY)
+        assert 1e-3 <= row["learning_rate"] <= 1e-1
+        assert row["batch_size"] in (16, 32, 64)
+        assert [epoch["epoch"] for epoch in row["epochs"]] == list(range(len(row["epochs"])))
+        assert row["seconds"] > 0
+    best = min(rows[1:], key=lambda row: row["selection_nll"])
+    bundle = load_bundle(tmp_path / "bundle")
+    assert best["status"] == COMPLETED
+    assert best["bundle_id"] == bundle.info.bundle_id
+    assert bundle.info.training["learning_rate"] == best["learning_rate"]
+    assert bundle.info.training["epochs"] == len(best["epochs"]) == 2
+    assert bundle.info.metrics["test"]["all"]["num_bins"] > 0
+    assert f"best: trial {best['trial']}" in printed
+    page = (search / "search.html").read_text()
+    assert "not a finite number" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert not (search / "training").exists()
+
+    assert main(arguments) == 0  # nothing is left to do: no trial trains again, and the test bins stay unseen
+    assert "stands in" in capsys.readouterr().out
+    assert pq.read_table(search / "trials.parquet").to_pylist() == rows
+
+    assert main(flags(manifest_uri, tmp_path, optimiser="sgd", seed=1)) == 2
+    assert "other settings (seed)" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_where_all_trials_fail_there_is_no_bundle_and_the_exit_code_is_1(
+    ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    state = build_network("resnet18", 4).state_dict()
+    huge = {name: torch.full_like(value, 1e30) if value.is_floating_point() else value for name, value in state.items()}
+    save_file(huge, tmp_path / "huge.safetensors")
+    changes = {"weights": tmp_path / "huge.safetensors", "num_trials": 2, "max_concurrent": 2}
+    assert main(flags(manifest_uri, tmp_path, **changes)) == 1
+    assert "all 2 trials failed" in capsys.readouterr().err
+    rows = pq.read_table(tmp_path / "bundle.search" / "trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == [FAILED, FAILED]
+    assert all("not a finite number" in row["reason"] for row in rows)
+    assert not (tmp_path / "bundle").exists()
+
+
+SEARCH_ON_TWO_CPUS = """
+import sys
+import ray
+from jobs.tune import main
+ray.init(num_cpus=2, include_dashboard=False)
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_search_of_two_trials_at_a_time_on_two_cpus_continues_and_repeats_none(
+    manifest_uri: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SEARCH_ON_TWO_CPUS, *flags(manifest_uri, tmp_path, num_trials=4, max_concurrent=2)]
+    folder = tmp_path / "bundle.search" / "trials"
+
+    def ended() -> dict[str, str]:
+        texts = {path.name: path.read_text() for path in folder.glob("*.json")}
+        return {name: text for name, text in texts.items() if json.loads(text)["final"]}
+
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        deadline = time.monotonic() + 600
+        while not ended() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+    before = ended()
+    assert 1 <= len(before) < 4
+    assert not (tmp_path / "bundle").exists()
+
+    subprocess.run(command, check=True, timeout=900)
+    rows = pq.read_table(tmp_path / "bundle.search" / "trials.parquet").to_pylist()
+    assert [row["trial"] for row in rows] == [1, 2, 3, 4]
+    assert len({row["learning_rate"] for row in rows}) == 4
+    assert load_bundle(tmp_path / "bundle").info.bundle_id in {row["bundle_id"] for row in rows}
+    after = ended()
+    for name, text in before.items():
+        # a second training would have taken other seconds
+        assert json.loads(after[name])["epochs"][: len(json.loads(text)["epochs"])] == json.loads(text)["epochs"]
+
+
+@pytest.mark.ray
+def test_a_trial_gives_no_logits_of_test_bins(ray_cluster: None, manifest_uri: str, tmp_path: Path) -> None:
+    config = TrainConfig(
+        manifest_uri=manifest_uri,
+        bundle_uri="unused",
+        architecture="resnet18",
+        image_size=32,
+        top_class=3,
+        max_epochs=1,
+    )
+    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri)), config)
+    trial = train_network(bins, config, str(tmp_path), conclude=())
+    assert trial.outcome["logits"] == trial.outcome["rows"] == {}
+    whole = train_network(bins, config, str(tmp_path))  # the best one, which had ended: only this sees them
+    assert set(whole.outcome["logits"]) == {"selection", "test"}
+    assert whole.outcome["history"] == trial.outcome["history"]
+
+
+def test_trials_are_ranked_by_their_best_epoch_on_whole_photos_and_failed_ones_left_out() -> None:
+    records = [
+        record(1, 0.1, 1.4, 1.3),
+        record(2, 1.5, 1.2, 1.6, status=STOPPED_EARLY),
+        record(3, 0.5, status=STOPPED_EARLY),
+        record(4, 0.1, 0.2, status=FAILED, reason="the loss is not a finite number"),
+    ]
+    assert [found.number for found in ranked(records)] == [2, 1, 3]
+    assert [found.selection_nll for found in records] == [1.3, 1.2, None, None]
+    text = format_trials(records, ["learning_rate"])
+    assert "trial 4: the loss is not a finite number" in text
+    assert text.splitlines()[2].split() == ["2", "stopped", "early", "0.02", "3/4", "1.2000", "6"]
+
+
+def test_the_spaces_are_those_of_the_help() -> None:
+    seed = search_space(TuneConfig(manifest_uri="m", bundle_uri="b"))
+    assert set(seed) == {"learning_rate", "batch_size", "max_epochs"}
+    assert {seed["max_epochs"].sample() for _ in range(200)} == {2, 3, 4, 5, 6}
+    capped = search_space(TuneConfig(manifest_uri="m", bundle_uri="b", max_epochs=3))
+    assert {capped["max_epochs"].sample() for _ in range(100)} == {2, 3}
+    wide = TuneConfig(manifest_uri="m", bundle_uri="b", space="wide")
+    assert set(search_space(wide)) == {"learning_rate", "weight_decay", "augmentation", "targets", "image_size"}
+    loaded = wide.model_copy(update={"weights": "IMAGENET1K_V2"})
+    assert set(search_space(loaded)) - set(search_space(wide)) == {"unfreeze"}
+    assert image_sizes(112) == [64, 80, 112]
+
+
+def test_a_setting_that_is_searched_can_not_be_given(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert main(flags("m", tmp_path, learning_rate=0.01)) == 2
+    assert "learning_rate: is searched in --space seed" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
+    config = TuneConfig(manifest_uri="m", bundle_uri="b")
+    Trials(config, str(tmp_path), "data")
+    Trials(config.model_copy(update={"num_trials": 20, "max_concurrent": 2}), str(tmp_path), "data")
+    with pytest.raises(InputError, match=r"other settings \(space, data\)"):
+        Trials(config.model_copy(update={"space": "wide"}), str(tmp_path), "other data")
