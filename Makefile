@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: setup audit test lint clean
+.PHONY: setup audit test faults lint clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,11 @@ lint: setup
 
 test: setup lint
 	$(BIN)/pytest -m 'not slow'
+
+# Every fault as often as the README's table says; it is printed at the end.
+faults: setup
+	mkdir -p build
+	$(BIN)/pytest tests/faults --faults-json build/faults.json
 
 clean:
 	rm -rf $(DEMO) build *.egg-info
