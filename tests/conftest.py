@@ -27,7 +27,7 @@ def _isolated_environment() -> Iterator[None]:
         patch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "RAY_ADDRESS"):
         patch.delenv(name, raising=False)
-    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{_free_port()}")
+    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     patch.setenv("AWS_CONFIG_FILE", os.devnull)
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     yield
@@ -67,7 +67,7 @@ def bucket(s3_server: str) -> str:
 def start_s3_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     """Starts `weed mini` with its data in `folder` and waits until it answers."""
     weed = Path(sysconfig.get_path("scripts")) / "weed"
-    ports = {name: _free_port() for name in ("master", "volume", "filer", "webdav", "admin")}
+    ports = {name: free_port() for name in ("master", "volume", "filer", "webdav", "admin")}
     command = [
         str(weed),
         "mini",
@@ -96,7 +96,7 @@ def start_s3_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     raise RuntimeError(f"the S3 server did not start: {(folder / 'weed.log').read_text()[-2000:]}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

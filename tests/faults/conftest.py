@@ -1,0 +1,130 @@
+"""The site that faults are injected at, and the table of what they did."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from jobs import storage
+from tests.conftest import S3_ENVIRONMENT, free_port
+from tests.dump import manifest_table, write_bundle, write_photos
+from tests.faults.disturbed_runs import ROOT, Site, Trial, read_views
+from tests.faults.faulty_network import FaultyNetwork, Server
+from tests.faults.ray_nodes import RAY_ENVIRONMENT, RayNodes
+
+NUM_BINS, ROWS_PER_FILE = 48, 8
+"""A shard never crosses files: six shards."""
+NUM_CPUS = 2
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults-json", help="write the fault table there")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Everything of a nightly audit, and one night of it audited undisturbed."""
+    with ExitStack() as stack:
+        server, port = Server(tmp_path_factory.mktemp("faults-s3")), free_port()
+        stack.callback(server.stop)
+        network = FaultyNetwork(port, server.endpoint)
+        stack.callback(network.stop)
+        environment = {
+            **S3_ENVIRONMENT,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "PYTHONPATH": str(ROOT),
+        }
+        nodes = RayNodes(environment, num_cpus=NUM_CPUS)
+        stack.callback(nodes.stop)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        place = make_bucket()
+        manifest_uri, bundle_uri = f"{place}/manifest", f"{place}/bundle"
+        write_small_night(f"{place}/bin-images", manifest_uri)
+        storage.upload_folder(write_bundle(tmp_path_factory.mktemp("bundle")), bundle_uri, last="bundle.json")
+        environment |= {**RAY_ENVIRONMENT, "RAY_ADDRESS": nodes.address}
+        site = Site(server, network, nodes, place, manifest_uri, bundle_uri, environment)
+        audit = site.start(f"{place}/undisturbed")
+        assert audit.wait() == 0, audit.log()
+        site.num_requests = len(network.faults.seen)
+        site.undisturbed = read_views(f"{place}/undisturbed")
+        below = f"/{place.removeprefix('s3://')}/undisturbed/"
+        site.writes = [
+            f"{method} {path.removeprefix(below)}"
+            for method, path in network.faults.seen
+            if method not in ("GET", "HEAD") and path.startswith(below)
+        ]
+        patch.undo()
+        yield site
+
+
+@pytest.fixture
+def trial(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
+    """A fresh output to audit into. The tests themselves talk to the server directly, past the faulty network."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", site.server.endpoint)
+    site.network.heal()
+    trial = Trial(site, f"{site.place}/out-{uuid.uuid4().hex[:8]}")
+    yield trial
+    trial.reader.stop()
+    site.network.heal()
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str, dict[str, float]], None]:
+    """Puts a verdict into the fault table, which is printed at the end."""
+    table = request.config.stash.setdefault(TABLE, [])
+    return lambda fault, verdict: table.append({"fault": fault, **verdict})
+
+
+TABLE = pytest.StashKey[list[dict]]()
+
+
+def write_small_night(images_uri: str, manifest_uri: str) -> None:
+    quantities = [number % 8 for number in range(NUM_BINS)]
+    write_photos(images_uri, quantities)
+    etags = {entry.uri: entry.etag for entry in storage.list_objects(images_uri)}
+    table = manifest_table(images_uri, quantities)
+    table = manifest_table(images_uri, quantities, image_etag=[etags[uri] for uri in table["image_uri"].to_pylist()])
+    for start in range(0, NUM_BINS, ROWS_PER_FILE):
+        uri = storage.join(manifest_uri, f"part-{start:05d}.parquet")
+        storage.write_table(uri, table.slice(start, ROWS_PER_FILE))
+
+
+def make_bucket() -> str:
+    import boto3
+
+    name = f"faults-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash.get(TABLE, [])
+    if not rows:
+        return
+    faults: dict[str, list[dict]] = {}
+    for row in rows:
+        faults.setdefault(row["fault"], []).append(row)
+    terminalreporter.section("faults")
+    lines = [
+        "| fault | times | rows lost | rows doubled | readable early | seconds to recover | tries |",
+        "|---|" + "---:|" * 6,
+    ]
+    for fault, found in faults.items():
+        seconds = sorted(row["seconds"] for row in found)
+        spread = f"{seconds[0]:.0f}" if len(seconds) == 1 else f"{seconds[0]:.0f} to {seconds[-1]:.0f}"
+        num_times = sum(row.get("times", 1) for row in found)
+        sums = " | ".join(str(sum(row[name] for row in found)) for name in ("lost", "doubled", "early"))
+        lines.append(f"| {fault} | {num_times} | {sums} | {spread} | {max(row['tries'] for row in found)} |")
+    terminalreporter.write_line("\n".join(lines))
+    path = config.getoption("--faults-json", default=None)
+    if path:
+        Path(path).write_text(json.dumps(rows, indent=1))

@@ -1,0 +1,143 @@
+"""The S3 server goes away, is slow, throttles, cuts answers short, denies; photos change; the disk fills up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import storage
+from tests.dump import photo
+from tests.faults.disturbed_runs import Site, Trial, compare_bins, read_views
+from tests.faults.repetition import gets, puts, times
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+THROTTLED = "503 to a third of the requests"
+FAULTS = {
+    THROTTLED: {"refuse_every": 3},
+    "a third of the bodies cut short": {"cut_every": 3},
+    "every request 0.5 s slower": {"delay": 0.5},
+}
+
+
+@times(3, quick=0)
+@pytest.mark.parametrize("during", [gets("/bin-images/"), puts("/staged/")], ids=["fetching", "staging"])
+def test_a_server_that_is_away_for_a_minute(
+    site: Site, trial: Trial, record: Callable, during: Callable, attempt: int
+) -> None:
+    def stop() -> None:
+        trial.inject()
+        site.server.stop()
+        threading.Timer(60, site.server.start).start()
+
+    site.network.watch(during, stop)
+    trial.recover()
+    assert trial.num_tries == 1, "a minute is waited for, not failed on"
+    record("S3 server stopped for a minute", trial.judge())
+
+
+@pytest.mark.parametrize(
+    ("fault", "change", "attempt"),
+    [
+        pytest.param(fault, change, attempt, marks=[] if fault == THROTTLED and attempt == 0 else [pytest.mark.slow])
+        for fault, change in FAULTS.items()
+        for attempt in range(3)
+    ],
+)
+def test_a_network_that_misbehaves(
+    site: Site, trial: Trial, record: Callable, fault: str, change: dict, attempt: int
+) -> None:
+    trial.inject()
+    for name, value in change.items():
+        setattr(site.network.faults, name, value)
+    trial.recover()
+    assert site.network.faults.num_injected > 20
+    assert trial.num_tries == 1, "retried, not failed"
+    record(fault, trial.judge())
+
+
+@times(3)
+def test_a_prefix_that_is_denied_fails_the_gate_with_its_findings(
+    site: Site, trial: Trial, record: Callable, attempt: int
+) -> None:
+    site.network.faults.deny = lambda method, path: "/bin-images/0000" in path
+    trial.inject()
+    audit = trial.run()
+    assert audit.process.returncode == 1
+    assert re.search(r"\d+ of 48 images are missing_image or fetch_failed", trial.logs[-1])
+    assert f"below {site.place}/bin-images: access denied" in trial.logs[-1]
+    assert read_views(trial.output_uri) == {}
+    (findings,) = (
+        json.loads(storage.read_bytes(entry.uri))
+        for entry in storage.list_objects(f"{trial.output_uri}/runs")
+        if entry.uri.endswith("/findings.json")
+    )
+    assert findings["failed"] in trial.logs[-1]
+    assert findings["findings"][0]["error"] == "access denied"
+    site.network.heal()
+    trial.recover()
+    record("a prefix of the photos denied", trial.judge())
+
+
+@times(3, quick=0)
+def test_an_output_that_is_denied(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
+    site.network.faults.deny = lambda method, path: "/results/" in path and method == "PUT"
+    trial.inject()
+    assert trial.run().process.returncode in (1, 2)
+    assert "can't be written" in trial.logs[-1]
+    assert read_views(trial.output_uri) == {}
+    site.network.heal()
+    trial.recover()
+    record("the results' prefix denied", trial.judge())
+
+
+@times(3, quick=0)
+def test_a_photo_that_changed_after_it_was_listed(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
+    uri = f"{site.place}/bin-images/{7 + attempt:05d}.jpg"
+    listed = storage.read_bytes(uri)
+    storage.write_bytes(uri, photo(1, 999))
+    trial.inject()
+    try:
+        trial.recover()
+    finally:
+        storage.write_bytes(uri, listed)
+    rows = read_views(trial.output_uri)["results"]
+    assert compare_bins(site.undisturbed["results"], rows) == (0, 0)
+    changed = {row["image_uri"]: row for row in rows.to_pylist() if row["status"] != "scored"}
+    assert list(changed) == [uri]
+    assert (changed[uri]["status"], changed[uri]["verdict"]) == ("fetch_failed", "not_assessed")
+    assert "changed since it was listed" in changed[uri]["error"]
+    trial.recover("--replace")
+    record("a photo changed between listing and reading", trial.judge())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that is full after a few shards."""
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=False).returncode
+    ):
+        pytest.skip("mounting a small file system needs root")
+    yield tmp_path
+    # Ray's workers of the last run may still be about to leave
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+@times(3, quick=0)
+def test_a_disk_that_is_full_at_staging(site: Site, small_disk: Path, record: Callable, attempt: int) -> None:
+    trial = Trial(site, f"{small_disk}/audits")
+    trial.inject()
+    assert trial.run().process.returncode == 1
+    assert "No space left on device" in trial.logs[-1]
+    assert read_views(trial.output_uri) == {}
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    trial.recover()
+    record("disk full at staging", trial.judge())
