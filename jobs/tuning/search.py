@@ -22,7 +22,6 @@ from typing import Any
 import optuna
 import pyarrow as pa
 import ray
-import ray.util
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
@@ -73,7 +72,6 @@ def run_trials(bins: pa.Table, config: TuneConfig, trials: Trials, training_uri:
     inputs = SearchInputs(bins, config, training_uri, list(known))
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=RANDOM_TRIALS,
-        constant_liar=config.max_concurrent > 1,
         # what is known is not drawn, so with the same seed the first draws of a restart would be its repetition
         seed=config.seed + len(known),
     )
@@ -84,9 +82,8 @@ def run_trials(bins: pa.Table, config: TuneConfig, trials: Trials, training_uri:
         reduction_factor=REDUCTION,
         stop_last_trials=False,
     )
-    node = f"node:{ray.util.get_node_ip_address()}"
     driver = tune.with_resources(
-        tune.with_parameters(run_trial, inputs=inputs), tune.PlacementGroupFactory([{node: 0.001}])
+        tune.with_parameters(run_trial, inputs=inputs), tune.PlacementGroupFactory([{this_node(): 0.001}])
     )
     with tempfile.TemporaryDirectory(prefix="tune-") as folder:
         tune.Tuner(
@@ -105,6 +102,13 @@ def run_trials(bins: pa.Table, config: TuneConfig, trials: Trials, training_uri:
                 name="search", storage_path=folder, callbacks=[KeepRecords(trials, training_uri)], verbose=0
             ),
         ).fit()
+
+
+def this_node() -> str:
+    """The resource that only the node of this process has."""
+    node_id = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == node_id)
+    return next(name for name in resources if name.startswith("node:") and name != "node:__internal_head__")
 
 
 def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any]:
