@@ -78,7 +78,7 @@ def finish_best(
         try:
             trained = train_network(bins, settings, training_uri)
         except TrainingStoppedError as error:
-            record.end(FAILED, str(error))
+            record.end(FAILED, error.reason)
             trials.save(record)
             continue
         if record.status == STOPPED_EARLY:

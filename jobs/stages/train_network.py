@@ -75,6 +75,11 @@ class Trained:
 class TrainingStoppedError(GateError):
     """The training came to an end of its own that is worth nothing: the same settings would come to it again."""
 
+    def __init__(self, reason: str, findings: list[dict[str, Any]]) -> None:
+        evidence = json.dumps(findings, default=str)[:2000]
+        super().__init__(f"training was stopped: {reason}. No bundle is written. Findings: {evidence}")
+        self.reason = reason
+
 
 def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     """`bins` with a column `split`. Raises InputError where a split is too small or a class has no examples."""
@@ -200,8 +205,7 @@ def train_network(
         raise GateError(f"training ended without a checkpoint; look at {run_uri}")
     stopped = outcome["stopped"] or ""
     if stopped.startswith((UNHEALTHY, NOT_FINITE)):
-        evidence = json.dumps(outcome["findings"], default=str)[:2000]
-        raise TrainingStoppedError(f"training was stopped: {stopped}. No bundle is written. Findings: {evidence}")
+        raise TrainingStoppedError(stopped, outcome["findings"])
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
     return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)

@@ -33,7 +33,7 @@ from ray.util.queue import Full
 
 from jobs import storage
 from jobs.config.tune import TuneConfig
-from jobs.stages.train_network import TrainingStoppedError, remove_run, train_network
+from jobs.stages.train_network import TrainingStoppedError, remove_run, run_name, train_network
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_setting, ranked
 from schemas.errors import GateError, InputError
@@ -121,7 +121,8 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
         if record.final:
             best = record.selection_nll
             return {METRIC: math.inf if best is None else best}
-    reports = ReportEpochs(config.max_epochs)
+    run = run_name(inputs.bins, config)
+    reports = ReportEpochs(config.max_epochs, run)
     try:
         trained = train_network(
             inputs.bins,
@@ -131,12 +132,14 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
             num_runs=inputs.config.max_concurrent,
             conclude=(),
         )
+    except TrainingStoppedError as error:
+        return {METRIC: math.inf, RUN: run, FAILURE: error.reason, FINAL: True}
     except (GateError, InputError) as error:
-        return {METRIC: math.inf, FAILURE: str(error), FINAL: isinstance(error, TrainingStoppedError)}
+        return {METRIC: math.inf, RUN: run, FAILURE: str(error), FINAL: False}
     finally:
         reports.wait()
     history = trained.outcome["history"]
-    return {METRIC: min(epoch[METRIC] for epoch in history), HISTORY: history}
+    return {METRIC: min(epoch[METRIC] for epoch in history), RUN: run, HISTORY: history}
 
 
 def progress(epoch: dict[str, Any], max_epochs: int) -> float:
@@ -148,9 +151,9 @@ def progress(epoch: dict[str, Any], max_epochs: int) -> float:
 class ReportEpochs(TuneReportCallback):
     """Ray's callback, which runs in the controller; a report also says how far the trial is and who controls it."""
 
-    def __init__(self, max_epochs: int) -> None:
+    def __init__(self, max_epochs: int, run: str) -> None:
         super().__init__()
-        self._max_epochs = max_epochs
+        self._max_epochs, self._run = max_epochs, run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         epoch = metrics[0]
@@ -160,7 +163,7 @@ class ReportEpochs(TuneReportCallback):
             **epoch,
             PROGRESS: progress(epoch, self._max_epochs),
             CONTROLLER: ray.get_runtime_context().current_actor,
-            RUN: run_context.get_run_config().name,
+            RUN: self._run,
         }
         # the queue holds one: Tune, which no longer reads a trial that it is stopping, must not hold up the controller
         with suppress(Full):
@@ -195,9 +198,9 @@ class KeepRecords(tune.Callback):
         record = self._trials.of(trial.config)
         if record.final:
             return
+        record.run = run or record.run
         if controller is not None:
             self._controllers[trial.trial_id] = controller
-            record.run = run
             record.add_epoch(result)
         elif FAILURE in result:
             record.end(FAILED, result[FAILURE], final=result[FINAL])
