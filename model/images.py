@@ -7,7 +7,7 @@ import io
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from schemas.bundle import Preprocessing
 
@@ -117,9 +117,12 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
             return np.array(_as_rgb(ImageOps.exif_transpose(image)))
     except (RejectedImage, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        # Pillow's own text holds an address in memory: it would differ from run to run
+        raise UnreadableImage("not an image of a known format") from error
     except Exception as error:
         message = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UnreadableImage(message.replace(repr(io.BytesIO), "the data")) from error
+        raise UnreadableImage(message) from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

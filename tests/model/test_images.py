@@ -141,3 +141,8 @@ def test_area_and_linear_resampling_differ(photo: Image.Image) -> None:
     area = decode_image(data, PREPROCESSING)
     linear = decode_image(data, Preprocessing(image_size=64, resampling="linear"))
     assert area.std() < linear.std()
+
+
+def test_what_is_no_image_is_named_the_same_in_every_run() -> None:
+    with pytest.raises(UnreadableImage, match="^not an image of a known format$"):
+        decode_image(b"hello world" * 50, Preprocessing(image_size=32))
