@@ -123,7 +123,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that is full after a few shards."""
     if (
         os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=False).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", tmp_path], check=False).returncode
     ):
         pytest.skip("mounting a small file system needs root")
     yield tmp_path
