@@ -10,8 +10,8 @@ their selection bins; only the best one, trained to its end, sees the test bins,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -39,7 +39,7 @@ from schemas.errors import GateError
 
 
 def run_tune(config: TuneConfig) -> None:
-    if os.path.exists(config.weights):  # noqa: PTH110 - mostly it is no path; a trial runs in a folder of its own
+    if Path(config.weights).is_file():  # a trial runs in a folder of its own
         config = config.model_copy(update={"weights": storage.absolute(config.weights)})
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]

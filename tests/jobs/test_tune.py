@@ -62,7 +62,8 @@ def flags(manifest_uri: str, folder: Path, **changes: Any) -> list[str]:
 
 def record(number: int, *nlls: float, **fields: Any) -> TrialRecord:
     """A trial of 64 pixels whose epochs had these selection NLLs, the first one on photos of half the size."""
-    made = TrialRecord(number, {"learning_rate": 0.01 * number}, {"image_size": 64, "max_epochs": 4})
+    drawn = {"learning_rate": 0.01 * number}
+    made = TrialRecord(number, drawn, {"image_size": 64, "max_epochs": 4} | drawn)
     for epoch, nll in enumerate(nlls):
         made.add_epoch({"epoch": epoch, "image_size": 64 if epoch else 32, "selection_nll": nll, "seconds": 2.0})
     made.end(**{"status": COMPLETED} | fields)
