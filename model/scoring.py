@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from model.bundle import Bundle
 from model.calibration import apply_calibration
+from model.inference import prepare_network
 from schemas.bundle import Preprocessing
 from schemas.errors import InputError
 
@@ -29,8 +29,7 @@ class Scorer:
         self.batch_size = batch_size
         self._device = torch.device(device)
         self._dtype = DTYPES[precision]
-        # the head stays in float32: a few thousand products, and the probabilities' tails hang on them
-        self._network = bundle.network.to(self._device).to(memory_format=torch.channels_last).eval()
+        self._network = prepare_network(bundle.network, self._device, self._dtype)
         self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
@@ -42,33 +41,27 @@ class Scorer:
         side = self.info.preprocessing.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels: expected uint8 (n, {side}, {side}, 3), found {pixels.dtype} {pixels.shape}")
-        rows = [
-            self._padded_logits(pixels[start : start + self.batch_size])
-            for start in range(0, len(pixels), self.batch_size)
-        ]
-        return np.concatenate(rows) if rows else np.empty((0, self.info.num_classes), np.float32)
+        with torch.inference_mode():
+            rows = [
+                self._padded_logits(pixels[start : start + self.batch_size])
+                for start in range(0, len(pixels), self.batch_size)
+            ]
+            # copied at the end, once: a GPU computes one batch while the next is made ready
+            return torch.cat(rows).cpu().numpy() if rows else np.empty((0, self.info.num_classes), np.float32)
 
-    def _padded_logits(self, pixels: np.ndarray) -> np.ndarray:
+    def _padded_logits(self, pixels: np.ndarray) -> torch.Tensor:
         batch = np.ascontiguousarray(pixels)
         if len(pixels) < self.batch_size:
             batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
             batch[: len(pixels)] = pixels
-        with torch.inference_mode():
-            inputs = to_inputs(torch.from_numpy(batch).to(self._device), self._scale, self._shift)
-            logits = self._forward(inputs)
-            if self.info.test_time_flip:
-                logits = (logits + self._forward(inputs.flip(3))) / 2
-        return logits[: len(pixels)].float().cpu().numpy()
-
-    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        enabled = self._dtype != torch.float32
-        with torch.autocast(self._device.type, dtype=self._dtype if enabled else None, enabled=enabled):
-            return forward_rows(self._network, inputs)
-
-
-def forward_rows(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Logits of a ResNet, float32."""
-    return network(inputs).float()
+        photos = torch.from_numpy(batch)
+        if self._device.type == "cuda":
+            photos = photos.pin_memory().to(self._device, non_blocking=True)
+        inputs = to_inputs(photos, self._scale, self._shift).to(self._dtype)
+        logits = self._network(inputs)
+        if self.info.test_time_flip:
+            logits = (logits + self._network(inputs.flip(3))) / 2
+        return logits[: len(pixels)]
 
 
 def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
