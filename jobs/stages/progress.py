@@ -26,10 +26,11 @@ class Progress:
     max_unreadable_share: float
     max_missing_share: float
     started: float = field(default_factory=time.monotonic)
-    first_scored: float | None = None
     num_done: int = 0
     num_fresh: int = 0
-    num_fresh_after_first: int = 0
+    first_scored: tuple[float, int] | None = None
+    """When the first shard was scored (seconds since the epoch), and its images."""
+    last_scored: float = 0.0
     statuses: Counter = field(default_factory=Counter)
     findings: Counter = field(default_factory=Counter)
     _last_line: float = 0.0
@@ -37,11 +38,10 @@ class Progress:
     def add(self, shard: StagedShard) -> None:
         """Counts a staged shard, and says so when it is time. Raises GateError as soon as a gate can't be met."""
         now = time.monotonic()
-        if shard.num_fresh:
-            if self.first_scored is None:
-                self.first_scored = now
-            else:
-                self.num_fresh_after_first += shard.num_fresh
+        if shard.scored_at is not None:
+            if self.first_scored is None or shard.scored_at < self.first_scored[0]:
+                self.first_scored = (shard.scored_at, shard.num_fresh)
+            self.last_scored = max(self.last_scored, shard.scored_at)
         self.num_done += shard.num_rows
         self.num_fresh += shard.num_fresh
         self.statuses.update(shard.statuses)
@@ -54,10 +54,11 @@ class Progress:
         self.check_gates()
 
     def images_per_second(self) -> float | None:
-        """Steady state: from the first staged shard on, so that start-up is left out; null for a single shard."""
-        if self.first_scored is None or not self.num_fresh_after_first:
+        """Steady state: from the first scored shard to the last, so that start-up is left out; None for one shard."""
+        if self.first_scored is None or self.last_scored <= self.first_scored[0]:
             return None
-        return self.num_fresh_after_first / max(1e-9, time.monotonic() - self.first_scored)
+        started, num_first = self.first_scored
+        return (self.num_fresh - num_first) / (self.last_scored - started)
 
     def line(self, now: float) -> str:
         rate = self.num_done / max(1e-9, now - self.started)
@@ -83,7 +84,7 @@ class Progress:
                 (status, error, prefix), count = worst[0]
                 raise GateError(
                     f"{failed} of {self.num_bins} images are {' or '.join(statuses)}, {flag} allows {limit:.1%} "
-                    f"(seen so far: {self.num_done} bins). Most of them, {count}, are {status} below {prefix}: {error}. "
+                    f"(seen so far: {self.num_done} bins). The commonest cause, {count} of them: {status} below {prefix}: {error}. "
                     "Nothing was committed; mend it and run the same command again, which retries them"
                 )
 

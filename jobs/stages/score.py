@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +21,12 @@ SCORED_SCHEMA = pa.schema(
         pa.field("probabilities", pa.list_(pa.float32())),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("fresh", pa.bool_(), nullable=False),
+        pa.field("scored_at", pa.float64()),
     ]
 )
 """Manifest columns, what became of the photo, the calibrated probabilities. `fresh`: computed in this try of the run,
-so the shard has to be staged (again)."""
+so the shard has to be staged (again). `scored_at`: when the network was through with the shard, in seconds since the
+epoch; null where it had nothing to do."""
 
 
 class ShardScorer:
@@ -47,19 +50,24 @@ class ShardScorer:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         pixels = pixels_of(rows, self._preprocessing)
-        return with_probabilities(rows, self._scorer.score(pixels)) if len(pixels) else without_pixels(rows)
+        return (
+            with_probabilities(rows, self._scorer.score(pixels), time.time()) if len(pixels) else without_pixels(rows)
+        )
 
 
-def with_probabilities(rows: pa.Table, probabilities: np.ndarray) -> pa.Table:
+def with_probabilities(rows: pa.Table, probabilities: np.ndarray, scored_at: float) -> pa.Table:
     """Puts (n, K + 1) `probabilities` into the n rows that have pixels; the other rows keep theirs, or null."""
-    answers = np.empty(rows.num_rows, dtype=object)
-    answers[:] = rows["probabilities"].to_pylist()
-    places = np.flatnonzero(pc.is_valid(rows["pixels"]).to_numpy())
-    for place, answer in zip(places, probabilities, strict=True):
-        answers[place] = answer
-    column = pa.array(list(answers), pa.list_(pa.float32()))
-    index = rows.schema.get_field_index("probabilities")
-    return without_pixels(rows.set_column(index, SCORED_SCHEMA.field("probabilities"), column))
+    scored = pc.is_valid(rows["pixels"]).to_numpy()
+    answers = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1])
+    # each row's place in the old column, with the new answers appended to it
+    places = np.arange(rows.num_rows)
+    places[scored] = rows.num_rows + np.arange(len(probabilities))
+    both = pa.chunked_array([*rows["probabilities"].chunks, answers.cast(pa.list_(pa.float32()))])
+    columns = {
+        "probabilities": both.take(pa.array(places)),
+        "scored_at": pa.repeat(pa.scalar(scored_at), rows.num_rows),
+    }
+    return pa.Table.from_arrays([columns.get(name, rows[name]) for name in SCORED_SCHEMA.names], schema=SCORED_SCHEMA)
 
 
 def without_pixels(rows: pa.Table) -> pa.Table:

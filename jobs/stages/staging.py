@@ -24,9 +24,9 @@ from jobs.stages.score import SCORED_SCHEMA, score_shards
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
-STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh")])
+STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh", "scored_at")])
 FETCHED_SHARD_SCHEMA = pa.schema(
-    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh"))]
+    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh", "scored_at"))]
 )
 SCORED = str(ImageStatus.SCORED)
 MAX_FINDINGS = 200
@@ -41,6 +41,8 @@ class StagedShard:
     num_rows: int
     num_fresh: int
     """Images scored in this try of the run."""
+    scored_at: float | None
+    """Seconds since the epoch; None where the network had nothing to do."""
     statuses: dict[str, int]
     findings: Counter
     """(status, error, where the images lie) -> how many."""
@@ -122,6 +124,7 @@ def _shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
         "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
         "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
         "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
+        "scored_at": pa.nulls(rows.num_rows, pa.float64()),
     }
     columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
@@ -145,6 +148,7 @@ def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
         "shard": shards[0],
         "num_rows": rows.num_rows,
         "num_fresh": statuses[SCORED] if fresh else 0,
+        "scored_at": rows["scored_at"][0].as_py(),
         "statuses": dict(statuses),
         "findings": [[list(key), count] for key, count in findings.most_common(MAX_FINDINGS)],
     }

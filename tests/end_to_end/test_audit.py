@@ -188,3 +188,13 @@ def test_an_empty_budget_writes_an_empty_plan(tmp_path: Path, bundle: str) -> No
     assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits", "--recount-budget", "0") == 0
     plan = list(Path(tmp_path).glob("audits/recount_plan/*/*.parquet"))
     assert [pq.read_table(path).num_rows for path in plan] == [0]
+
+
+def test_a_node_price_gives_the_price_of_1000_images(tmp_path: Path, bundle: str) -> None:
+    assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits", "--node-price", "3.6") == 0
+    summary = storage.read_table(f"{tmp_path}/audits/summary/audit_date={NIGHT}/summary.parquet").to_pylist()
+    (document,) = tmp_path.glob("audits/runs/*/run.json")
+    seconds = json.loads(document.read_text())["outcome"]["seconds"]
+    # one node; the price is settled just before the commit, which the run's own seconds include
+    assert 0.5 * seconds < summary[0]["price_per_1000_images"] * 10 <= seconds
+    assert {row["price_per_1000_images"] for row in summary[1:]} == {None}
