@@ -67,22 +67,29 @@ def write_night(folder: str, num_bins: int, **columns: list) -> str:
     return uri
 
 
-def write_bundle(folder: Path, *, image_size: int = 32, top_class: int = 6, seen: pa.Table | None = None) -> Path:
-    """A ResNet18 with random weights (the same ones every time)."""
+def write_bundle(
+    folder: Path,
+    *,
+    image_size: int = 32,
+    top_class: int = 6,
+    architecture: str = "resnet18",
+    seen: pa.Table | None = None,
+) -> Path:
+    """A network with random weights (the same ones every time)."""
     import torch
 
     from model.bundle import TRAINING_IMAGES_SCHEMA, save_bundle
     from model.network import build_network
 
     torch.manual_seed(0)
-    network = build_network("resnet18", top_class + 1)
+    network = build_network(architecture, top_class + 1)
     identity = np.eye(top_class + 1).tolist()
     save_bundle(
         folder,
         network=network,
         training_images=seen if seen is not None else TRAINING_IMAGES_SCHEMA.empty_table(),
         fields={
-            "architecture": "resnet18",
+            "architecture": architecture,
             "top_class": top_class,
             "preprocessing": {"image_size": image_size},
             "calibration": {"method": "none", "weight": identity, "bias": [0.0] * (top_class + 1)},

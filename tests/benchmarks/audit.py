@@ -1,0 +1,176 @@
+"""The audit's throughput beside its hardware's roofs and beside what a user would pick instead, in one run.
+
+    python -m tests.benchmarks.audit --photos-uri PHOTOS --bundle-uri BUNDLE --num-images 1024 --json figures.json
+    python -m tests.benchmarks.audit --growth 1000 10000 100000 1000000
+
+Photos come from a real S3 server (SeaweedFS) on this machine; every measurement is a process of its own, and the repeats
+are interleaved, so that a machine that slows down does so for all. Figures are medians, the spread is their range.
+
+Steady state leaves start-up out: from the first batch (ours: the first shard) that is scored to the last. What was
+fetched before that is a gift of up to a few percent to everybody; for our share of the bound it is charged, as if all
+photos had been fetched and decoded then. A share above 1.0 is a measuring error: exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from jobs import storage
+from tests.benchmarks.audit_growth import measure_growth
+from tests.benchmarks.audit_inputs import MANIFEST_URI, make_bundle, serve_photos
+from tests.benchmarks.audit_processes import Ended, run
+from tests.dump import NIGHT
+
+ROOFS = ("fetch", "decode", "network")
+PEERS = {
+    "ray_documentation": ("tests.benchmarks.audit_peers.ray_documentation",),
+    "data_loader": ("tests.benchmarks.audit_peers.data_loader", "--kind", "plain"),
+    **{
+        f"data_loader_tuned_{workers}": (
+            "tests.benchmarks.audit_peers.data_loader",
+            *("--kind", "tuned", "--workers", str(workers)),
+        )
+        for workers in (0, 1, 2)
+    },
+    "daft": ("tests.benchmarks.audit_peers.daft_query",),
+    "single_requests": ("tests.benchmarks.audit_peers.single_requests",),
+}
+PEER_IMAGES = 224
+"""Photos that a peer scores: its rate per image is constant, and some peers are slow."""
+
+
+def measure(bundle: Path, folder: Path, uris: list[str], repeats: int, skip: list[str]) -> dict[str, list[dict]]:
+    """One figure per repeat for each roof, for ours and for each peer; of the tuned loader only its best number of
+    workers is repeated."""
+    everything, some = folder / "uris.json", folder / "some_uris.json"
+    everything.write_text(json.dumps(uris))
+    some.write_text(json.dumps(uris[:PEER_IMAGES]))
+    peers = {name: command for name, command in PEERS.items() if not name.startswith(tuple(skip) or "-")}
+    found: dict[str, list[dict]] = defaultdict(list)
+
+    def note(name: str, ended: Ended, rate: float, **more: float) -> None:
+        figures = {"images_per_second": rate, "driver_mb": ended.driver_mb, "workers_mb": ended.workers_mb, **more}
+        found[name].append(figures)
+        print(f"{name:24}" + "".join(f"  {key} {value:9.2f}" for key, value in figures.items()), flush=True)
+
+    for repeat in range(repeats):
+        for part in ROOFS:
+            ended = run("tests.benchmarks.audit_roofs", part, "--uris", str(everything), "--bundle", str(bundle))
+            note(part, ended, ended.answer["images_per_second"])
+        output_uri = f"s3://bench/audits-{repeat}"
+        command = ("--manifest-uri", MANIFEST_URI, "--bundle-uri", str(bundle), "--output-uri", output_uri)
+        ended = run("jobs.audit", *command)
+        rate, seconds = read_night(output_uri)
+        note("ours", ended, rate, seconds=seconds, start_and_end_seconds=seconds - len(uris) / rate)
+        for name, (module, *flags) in peers.items():
+            ended = run(module, "--uris", str(some), "--bundle", str(bundle), *flags)
+            (first_at, first), *_, (last_at, last) = ended.answer["marks"]
+            assert last == len(uris[:PEER_IMAGES]), f"{name} answered {last} photos"
+            note(name, ended, (last - first) / (last_at - first_at))
+        tuned = [name for name in peers if "tuned" in name]
+        best = max(tuned, key=lambda name: found[name][0]["images_per_second"], default=None)
+        for name in tuned:
+            if name != best:
+                del peers[name]
+                if name in found:
+                    print(f"{name}: slower than {best}, dropped")
+                    del found[name]
+    return dict(found)
+
+
+def read_night(output_uri: str) -> tuple[float, float]:
+    """Images per second in the steady state, and the seconds of the whole command."""
+    summary = storage.read_table(f"{output_uri}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
+    assert summary["num_scored"] == summary["num_bins"], "every photo of the benchmark can be scored"
+    run_uri = f"{output_uri}/runs/{summary['run_id']}/run.json"
+    return summary["images_per_second"], json.loads(storage.read_bytes(run_uri))["outcome"]["seconds"]
+
+
+def conclude(found: dict[str, list[dict]]) -> dict:
+    """The document that --json writes: medians, and what follows from them."""
+    rates = {name: [figures["images_per_second"] for figures in repeats] for name, repeats in found.items()}
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    roofs = {name: median[name] for name in ROOFS}
+    preparing = 1 / roofs["fetch"] + 1 / roofs["decode"]
+    if torch.cuda.is_available():
+        bound, charged = min(1 / preparing, roofs["network"]), median["ours"]
+    else:
+        # one set of cores does everything, so the costs add up
+        bound, charged = 1 / (preparing + 1 / roofs["network"]), 1 / (preparing + 1 / median["ours"])
+    peers = {name: rate for name, rate in median.items() if name not in (*ROOFS, "ours")}
+    ours = {key: statistics.median(figures[key] for figures in found["ours"]) for key in found["ours"][0]}
+    return {
+        "roofs": roofs,
+        "bound": bound,
+        "ours": ours,
+        "share_of_bound": charged / bound,
+        "peers": peers,
+        "ratios": {name: median["ours"] / rate for name, rate in peers.items()},
+        "spread": {name: [min(values), max(values)] for name, values in rates.items()},
+    }
+
+
+def table(figures: dict) -> str:
+    """The document as text."""
+    rows = [("", "images/s", "from", "to", "ours is")]
+    listed = {
+        **{f"roof: {name} alone": (name, rate) for name, rate in figures["roofs"].items()},
+        "ours": ("ours", figures["ours"]["images_per_second"]),
+        **{name: (name, rate) for name, rate in figures["peers"].items()},
+    }
+    for title, (name, rate) in listed.items():
+        low, high = figures["spread"][name]
+        ratio = f"{figures['ratios'][name]:.2f} x" if name in figures["ratios"] else ""
+        rows.append((title, f"{rate:.2f}", f"{low:.2f}", f"{high:.2f}", ratio))
+    rows.insert(
+        4, ("bound of the pipeline", f"{figures['bound']:.2f}", "", "", f"{figures['share_of_bound']:.1%} of it")
+    )
+    ours = figures["ours"]
+    return "\n".join(f"{title:32}{rate:>10}{low:>10}{high:>10}   {ratio}" for title, rate, low, high, ratio in rows) + (
+        f"\nours: {ours['seconds']:.0f} s in all, of which {ours['start_and_end_seconds']:.0f} s start and end; "
+        f"driver {ours['driver_mb']:.0f} MB, its workers and Ray's own processes {ours['workers_mb']:.0f} MB"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos-uri", help="folder of .jpg files; by default generated photos")
+    parser.add_argument("--bundle-uri", type=Path, help="folder; by default a ResNet50 at 224 with random weights")
+    parser.add_argument(
+        "--num-images", type=int, default=1024, help="the first 256 of them, a shard, count as start-up"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--skip-peer", nargs="*", default=[], help=f"names, or how they begin: {', '.join(PEERS)}")
+    parser.add_argument("--growth", type=int, nargs="+", help="instead: nights of so many bins with a scoring stand-in")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.num_images <= 256:
+        parser.error("--num-images: expected more than 256, one shard of the audit")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.growth:
+            figures = {"growth": [measure_growth(num_bins, folder) for num_bins in options.growth]}
+        else:
+            bundle = options.bundle_uri or make_bundle(folder / "bundle")
+            (folder / "s3").mkdir()
+            with serve_photos(options.photos_uri, options.num_images, folder / "s3") as uris:
+                figures = conclude(measure(bundle, folder, uris, options.repeats, options.skip_peer))
+            print(table(figures))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if figures.get("share_of_bound", 0) > 1:
+        print("a share of the bound above 1.0 is a measuring error", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

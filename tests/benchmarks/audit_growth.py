@@ -1,0 +1,118 @@
+"""Nights from a thousand to a million bins: seconds, the driver's memory, files written. Fetch and network are replaced
+by stand-ins in the workers; everything else, from the manifest's check to the commit, is the audit as it is.
+
+    python -m tests.benchmarks.audit --growth 1000 10000 100000 1000000
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from jobs import audit, storage
+from jobs.stages import score, staging
+from jobs.stages.images import FETCHED_SCHEMA, FetchPlan
+from schemas.arrow import conform
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
+from tests.benchmarks.audit_processes import run
+from tests.dump import NIGHT, write_bundle
+
+ROWS_PER_FILE = 100_000
+
+
+def measure_growth(num_bins: int, folder: Path) -> dict[str, float]:
+    """One night of `num_bins`, in a process of its own. Prints and returns its figures."""
+    place = folder / f"night-{num_bins}"
+    write_manifest(place, num_bins)
+    write_bundle(place / "bundle")
+    ended = run("tests.benchmarks.audit_growth", str(place))
+    files = list((place / "audits" / "results").rglob("*.parquet"))
+    figures = {
+        "bins": num_bins,
+        **ended.answer,
+        "workers_mb": round(ended.workers_mb),
+        "result_files": len(files),
+        "result_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
+        "all_files": sum(path.is_file() for path in (place / "audits").rglob("*")),
+    }
+    print("  ".join(f"{name} {value:,}" for name, value in figures.items()), flush=True)
+    return figures
+
+
+def write_manifest(place: Path, num_bins: int) -> None:
+    metadata = {"audit_date": NIGHT, "images_uri": str(place / "bin-images"), "format_version": FORMAT_VERSION}
+    for start in range(0, num_bins, ROWS_PER_FILE):
+        numbers = np.arange(start, min(start + ROWS_PER_FILE, num_bins))
+        names = pa.array(np.char.zfill(numbers.astype(str), 8))
+        quantities = pa.array((numbers % 8).astype(np.int32))
+        lines = pa.StructArray.from_arrays(
+            [names, pa.repeat("a thing in a box", len(numbers)), quantities], names=["sku", "name", "quantity"]
+        )
+        table = pa.table(
+            {
+                "bin_id": names,
+                "image_uri": pa.array([f"{place}/bin-images/{name}.jpg" for name in names.to_pylist()]),
+                "expected_qty": quantities,
+                "num_skus": pa.array(np.ones(len(numbers), np.int32)),
+                "skus": pa.ListArray.from_arrays(pa.array(np.arange(len(numbers) + 1, dtype=np.int32)), lines),
+                "zone": pa.array(np.char.add("zone ", (numbers % 20).astype(str))),
+                "record_inconsistent": pa.repeat(False, len(numbers)),
+            }
+        )
+        uri = storage.join(str(place), "manifest", f"part-{start:09d}.parquet")
+        storage.write_table(uri, conform(table, MANIFEST_SCHEMA).replace_schema_metadata(metadata))
+
+
+def stand_in() -> None:
+    """In every worker, before its first task: no photo is fetched and no network computes."""
+    staging.fetch_rows = _fetched
+    score.ShardScorer.__init__ = _hold_nothing  # type: ignore[method-assign]
+    score.ShardScorer.__call__ = _scored  # type: ignore[method-assign]
+
+
+def _fetched(rows: pa.Table, plan: FetchPlan) -> pa.Table:
+    added = {
+        "status": pa.repeat("scored", rows.num_rows),
+        "error": pa.nulls(rows.num_rows, pa.string()),
+        "training_photo": pa.repeat(False, rows.num_rows),
+        "contrast": pa.repeat(pa.scalar(50.0, pa.float32()), rows.num_rows),
+        "pixels": pa.repeat(pa.scalar(b"\0" * 64), rows.num_rows),
+    }
+    return pa.Table.from_arrays(
+        [added[name] if name in added else rows[name] for name in FETCHED_SCHEMA.names], schema=FETCHED_SCHEMA
+    )
+
+
+def _hold_nothing(self: score.ShardScorer, **_: object) -> None:
+    pass
+
+
+def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
+    seed = hashlib.sha256(rows["bin_id"][0].as_py().encode()).digest()[:8]
+    chances = np.random.default_rng(int.from_bytes(seed)).dirichlet([0.3] * 7, rows.num_rows)
+    return score.with_probabilities(rows, chances.astype(np.float32), time.time())
+
+
+def main(place: str) -> int:
+    began = time.perf_counter()
+    hook = "tests.benchmarks.audit_growth.stand_in"
+    ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"worker_process_setup_hook": hook})
+    command = f"--manifest-uri {place}/manifest --bundle-uri {place}/bundle --output-uri {place}/audits"
+    code = audit.main(command.split())
+    seconds = time.perf_counter() - began
+    ray.shutdown()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    print(json.dumps({"seconds": round(seconds, 1), "driver_mb": round(memory)}))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,56 @@
+"""What the audit's benchmark runs on: photos in a real S3 server, a manifest over them, a bundle."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+
+from jobs import storage
+from tests.conftest import S3_ENVIRONMENT, start_s3_server
+from tests.dump import manifest_table, photo, write_bundle
+
+IMAGES_URI, MANIFEST_URI = "s3://bench/bin-images", "s3://bench/manifest"
+
+
+@contextmanager
+def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Iterator[list[str]]:
+    """Starts an S3 server that holds `num_images` photos, those below `photos_uri` over and over (generated ones of a
+    bin photo's usual size without it), and a manifest over them. Yields their URIs; child processes inherit its address.
+    """
+    photos = read_photos(photos_uri, num_images)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    server = start_s3_server(folder, port)
+    try:
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket="bench")
+        table = manifest_table(IMAGES_URI, [number % 6 for number in range(num_images)])
+        for uri, data in zip(table["image_uri"].to_pylist(), cycle(photos), strict=False):
+            storage.write_bytes(uri, data)
+        storage.write_table(storage.join(MANIFEST_URI, "part-0.parquet"), table)
+        yield table["image_uri"].to_pylist()
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def read_photos(photos_uri: str | None, num_images: int) -> list[bytes]:
+    if photos_uri is None:
+        return [photo(number % 7, number, size=(468, 334)) for number in range(min(64, num_images))]
+    found = (entry.uri for entry in storage.list_objects(storage.absolute(photos_uri)))
+    photos = [storage.read_bytes(uri) for uri in islice((uri for uri in found if uri.endswith(".jpg")), num_images)]
+    if not photos:
+        raise SystemExit(f"{photos_uri}: expected .jpg files, found none")
+    return photos
+
+
+def make_bundle(folder: Path) -> Path:
+    """A ResNet50 at 224 pixels with random weights: what it counts is nonsense, what it costs is not."""
+    return write_bundle(folder, image_size=224, architecture="resnet50")

@@ -1,0 +1,85 @@
+"""A PyTorch DataLoader script: `plain` as the tutorials write it (boto3, Pillow, torchvision's transforms, float32),
+or `tuned` with the audit's own fetch, decoding and network settings. `--workers` counts its worker processes."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import time
+from pathlib import Path
+
+import boto3
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from jobs import storage
+from jobs.stages.resources import CPU_BATCH, resolve_precision
+from model.bundle import load_bundle
+from model.images import decode_image
+from model.scoring import Scorer
+from schemas.bundle import Preprocessing
+
+
+class Photos(Dataset):
+    def __init__(self, uris: list[str], preprocessing: Preprocessing) -> None:
+        self.uris, self.client = uris, None
+        side = preprocessing.image_size
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((side, side)),
+                transforms.ToTensor(),
+                transforms.Normalize(preprocessing.mean, preprocessing.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.client = self.client or boto3.client("s3")
+        bucket, key = self.uris[index].removeprefix("s3://").split("/", 1)
+        body = self.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return self.transform(Image.open(io.BytesIO(body)).convert("RGB"))
+
+
+class TunedPhotos(Photos):
+    def __init__(self, uris: list[str], preprocessing: Preprocessing) -> None:
+        self.uris, self.preprocessing = uris, preprocessing
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(decode_image(storage.read_bytes(self.uris[index]), self.preprocessing))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--uris", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--kind", choices=("plain", "tuned"), required=True)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    uris, bundle = json.loads(options.uris.read_text()), load_bundle(options.bundle)
+    kind = Photos if options.kind == "plain" else TunedPhotos
+    photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=CPU_BATCH, num_workers=options.workers)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = bundle.network.to(device, memory_format=torch.contiguous_format).eval()
+    scorer = Scorer(bundle, device=device, precision=resolve_precision("auto", device), batch_size=CPU_BATCH)
+    marks, done = [], 0
+    with torch.no_grad():
+        for batch in photos:
+            if options.kind == "plain":
+                rows = torch.softmax(network(batch.to(device)), dim=1).cpu().numpy()
+            else:
+                rows = scorer.score(batch.numpy())
+            assert np.isfinite(rows).all()
+            done += len(rows)
+            marks.append((time.time(), done))
+    print(json.dumps({"marks": marks}))
+
+
+if __name__ == "__main__":
+    main()

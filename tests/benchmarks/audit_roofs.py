@@ -1,0 +1,114 @@
+"""One part of the audit alone, with the audit's own functions on the whole machine: `fetch`, `decode` or `network`.
+
+    python -m tests.benchmarks.audit_roofs decode --uris uris.json --bundle DIR
+
+Prints images per second. Fetch and decode run in as many processes as there are cores; the S3 server's own work is part
+of what a fetch costs, as it runs on the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+from jobs import storage
+from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_bytes
+from jobs.stages.resources import CPU_BATCH, GPU_BATCH, resolve_precision
+from model.images import decode_image
+from schemas.bundle import Preprocessing
+
+SECONDS = 4.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("fetch", "decode", "network"))
+    parser.add_argument("--uris", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    options = parser.parse_args()
+    uris = json.loads(options.uris.read_text())
+    if options.part == "network":
+        rate = network_rate(uris, options.bundle)
+    else:
+        image_size = json.loads((options.bundle / "bundle.json").read_text())["preprocessing"]["image_size"]
+        rate = rate_of_processes(options.part, uris, image_size)
+    print(json.dumps({"images_per_second": rate}))
+
+
+def rate_of_processes(part: str, uris: list[str], image_size: int) -> float:
+    """Every process goes over its share of the photos until SECONDS are over."""
+    context = multiprocessing.get_context("spawn")
+    count = os.cpu_count() or 1
+    start, results = context.Barrier(count), context.SimpleQueue()
+    work = fetch_photos if part == "fetch" else decode_photos
+    processes = [context.Process(target=work, args=(uris[i::count], image_size, start, results)) for i in range(count)]
+    for process in processes:
+        process.start()
+    rate = sum(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return rate
+
+
+def fetch_photos(uris: list[str], image_size: int, start: Barrier, results: multiprocessing.SimpleQueue) -> None:
+    plan = FetchPlan(Preprocessing(image_size=image_size), (uris[0].rsplit("/", 1)[0],), False, None)
+
+    async def fetch_all() -> float:
+        await fetch_bytes(uris[0], None, plan)  # connects
+        start.wait()
+        began, done = time.perf_counter(), 0
+
+        async def lane(turn: int) -> None:
+            nonlocal done
+            while time.perf_counter() - began < SECONDS:
+                found = await fetch_bytes(uris[turn % len(uris)], None, plan)
+                assert isinstance(found, bytes), found
+                done, turn = done + 1, turn + IN_FLIGHT
+
+        await asyncio.gather(*(lane(turn) for turn in range(IN_FLIGHT)))
+        return done / (time.perf_counter() - began)
+
+    results.put(asyncio.run(fetch_all()))
+
+
+def decode_photos(uris: list[str], image_size: int, start: Barrier, results: multiprocessing.SimpleQueue) -> None:
+    photos = [storage.read_bytes(uri) for uri in uris[:128]]
+    preprocessing = Preprocessing(image_size=image_size)
+    start.wait()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        decode_image(photos[done % len(photos)], preprocessing)
+        done += 1
+    results.put(done / (time.perf_counter() - began))
+
+
+def network_rate(uris: list[str], bundle_folder: Path) -> float:
+    import numpy as np
+    import torch
+
+    from model.bundle import load_bundle
+    from model.scoring import Scorer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
+    torch.set_num_threads(os.cpu_count() or 1)
+    bundle = load_bundle(bundle_folder)
+    scorer = Scorer(bundle, device=device, precision=resolve_precision("auto", device), batch_size=batch_size)
+    photos = [decode_image(storage.read_bytes(uri), bundle.info.preprocessing) for uri in uris[:batch_size]]
+    pixels = np.stack([photos[number % len(photos)] for number in range(batch_size)])
+    scorer.score(pixels)  # the first batch of a process is slow
+    began, done = time.perf_counter(), 0
+    while done < 3 or time.perf_counter() - began < SECONDS:
+        scorer.score(pixels)
+        done += 1
+    return done * batch_size / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
