@@ -181,7 +181,7 @@ def overfitting(seen: Observations) -> Finding | None:
     return Finding(
         "overfitting",
         f"The network learns its training photos by heart since epoch {best + 1}, whose weights are kept: add photos, "
-        "keep --augmentation on, raise --weight-decay, or train fewer epochs.",
+        "raise --augmentation, raise --weight-decay, or train fewer epochs.",
         {
             "best_epoch": best,
             "selection_nll_at_best": nlls[best],

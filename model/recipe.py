@@ -24,8 +24,9 @@ class Recipe(BaseModel):
     """Side in pixels of the square that photos are resized to."""
     progressive_resizing: bool = True
     """Train the first epochs on smaller photos (half the side, then three quarters): as good, and faster."""
-    augmentation: bool = True
-    """Flip, shift, scale, light and blur each training photo, anew in each epoch."""
+    augmentation: float = Field(default=0.5, ge=0, le=1)
+    """How far each training photo is flipped, moved, scaled, lit and blurred, anew in each epoch: 0 not at all, 1
+    strongly. Few epochs want little of it."""
     top_class: int = Field(default=6, ge=1, le=50)
     """K: the last class means "K or more"."""
     targets: Literal["ordinal", "classes"] = "ordinal"

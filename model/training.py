@@ -174,7 +174,7 @@ class _Loop:
             worker=self.rank,
             num_workers=self.num_workers,
         )
-        size, key = recipe.image_size_of(epoch), epoch if recipe.augmentation else None
+        size, key = recipe.image_size_of(epoch), epoch if recipe.augmentation > 0 else None
         return [MicroBatch(tuple(rows.tolist()), size, key) for rows in chosen]
 
     def _train_epoch(self, epoch: int, num_micro_batches: int, stream: Iterator[PreparedBatch]) -> None:

@@ -5,33 +5,36 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+# At strength 1.
 MAX_SHIFT = 0.08
 MAX_ROTATION_DEGREES = 3.0
-SCALE = (0.85, 1.2)
-ASPECT = 0.1
-GAIN = (0.7, 1.35)
-TINT = 0.06
+MAX_SCALE = 0.18
+MAX_STRETCH = 0.1
+MAX_GAIN = 0.35
+MAX_GAMMA = 0.25
+MAX_TINT = 0.06
 BLUR_SHARE = 0.2
 
 
-def augment(pixels: np.ndarray, key: int) -> np.ndarray:
-    """A photo, uint8 (S, S, 3), flipped, moved, scaled, lit and blurred as the 64-bit `key` says; a new array."""
+def augment(pixels: np.ndarray, key: int, strength: float) -> np.ndarray:
+    """A photo, uint8 (S, S, 3), mirrored in half of the cases, and moved, scaled, lit and blurred as far as `strength`
+    (0 to 1) allows, as the 64-bit `key` says; a new array."""
     generator = np.random.Generator(np.random.Philox(key=key))
-    moved = _move(pixels, generator)
-    lit = _light(moved, generator)
-    if generator.random() < BLUR_SHARE:
+    moved = _move(pixels, generator, strength)
+    lit = _light(moved, generator, strength)
+    if generator.random() < BLUR_SHARE * strength:
         lit = cv2.GaussianBlur(lit, (0, 0), float(generator.uniform(0.3, 1.1)) * len(lit) / 112)
     return lit
 
 
-def _move(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _move(pixels: np.ndarray, generator: np.random.Generator, strength: float) -> np.ndarray:
     """Mirror, shift, scale, stretch and turn in one resampling; what comes into view mirrors the photo's rim."""
     side = len(pixels)
     centre = (side - 1) / 2
-    scale = generator.uniform(*SCALE)
-    stretch = 1 + generator.uniform(-ASPECT, ASPECT)
-    angle = np.deg2rad(generator.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES))
-    shift = generator.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * side
+    scale = np.exp(strength * generator.uniform(-MAX_SCALE, MAX_SCALE))
+    stretch = 1 + strength * generator.uniform(-MAX_STRETCH, MAX_STRETCH)
+    angle = np.deg2rad(strength * generator.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES))
+    shift = strength * generator.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * side
     mirror = -1.0 if generator.random() < 0.5 else 1.0
     linear = np.array(
         [
@@ -45,11 +48,11 @@ def _move(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     )
 
 
-def _light(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _light(pixels: np.ndarray, generator: np.random.Generator, strength: float) -> np.ndarray:
     """Gain, gamma and tint by one table per channel: bins are lit unevenly and cameras differ."""
-    gain = np.exp(generator.uniform(*np.log(GAIN)))
-    gamma = np.exp(generator.uniform(-0.25, 0.25))
-    tint = 1 + generator.uniform(-TINT, TINT, 3)
+    gain = np.exp(strength * generator.uniform(-MAX_GAIN, MAX_GAIN))
+    gamma = np.exp(strength * generator.uniform(-MAX_GAMMA, MAX_GAMMA))
+    tint = 1 + strength * generator.uniform(-MAX_TINT, MAX_TINT, 3)
     levels = (np.arange(256) / 255.0)[:, None] ** gamma * gain * tint * 255
     table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)  # (256, 3)
     return cv2.LUT(pixels, table.reshape(256, 1, 3).transpose(1, 0, 2))

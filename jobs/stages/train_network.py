@@ -58,7 +58,7 @@ class LoadInputs:
         return (
             training_set(storage.read_table(self.bins_uri)),
             load(storage.read_bytes(self.initial_uri)),
-            PhotoStream(self.bins_uri, preprocessing, self.recipe.seed),
+            PhotoStream(self.bins_uri, preprocessing, self.recipe.seed, self.recipe.augmentation),
         )
 
 

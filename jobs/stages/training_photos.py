@@ -36,6 +36,8 @@ class PhotoStream:
     bins_uri: str
     preprocessing: Preprocessing
     seed: int
+    augmentation: float
+    """Its strength, 0 to 1."""
 
     def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]:
         windows = _windows(micro_batches)
@@ -123,7 +125,7 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
         decoded = time.perf_counter()
         if epoch is not None:
             keys = keyed(hashes[rows], stream.seed + 1, epoch)
-            pixels = [augment(photo, int(key)) for photo, key in zip(pixels, keys, strict=True)]
+            pixels = [augment(photo, int(key), stream.augmentation) for photo, key in zip(pixels, keys, strict=True)]
         finished = time.perf_counter()
         yield pa.table(
             {

@@ -61,7 +61,7 @@ def render_search(config: TuneConfig, records: Sequence[TrialRecord], info: Bund
             y="nats per bin",
         ),
         progress=line_plot(
-            {"trial": (numbers, nlls), "best so far": (numbers, np.minimum.accumulate(nlls) if nlls else [])},
+            {"trial": (numbers, nlls), "best so far": (numbers, np.minimum.accumulate(nlls).tolist() if nlls else [])},
             title="Best so far",
             x="trial",
             y="selection NLL of its best epoch",

@@ -35,7 +35,7 @@ def search_space(config: TuneConfig) -> dict[str, Any]:
     space = {
         "learning_rate": tune.loguniform(1e-5, 1e-1),
         "weight_decay": tune.loguniform(1e-4, 0.3),
-        "augmentation": tune.choice([True, False]),
+        "augmentation": tune.uniform(0, 1),
         "targets": tune.choice(["ordinal", "classes"]),
         "image_size": tune.choice(image_sizes(config.image_size)),
     }

@@ -53,7 +53,7 @@ TRIALS_SCHEMA = pa.schema(
         ("batch_size", pa.int32()),
         ("max_epochs", pa.int32()),
         ("image_size", pa.int32()),
-        ("augmentation", pa.bool_()),
+        ("augmentation", pa.float64()),
         ("targets", pa.string()),
         ("unfreeze", pa.string()),
         ("selection_nll", pa.float64()),

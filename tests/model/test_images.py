@@ -144,5 +144,5 @@ def test_area_and_linear_resampling_differ(photo: Image.Image) -> None:
 
 
 def test_what_is_no_image_is_named_the_same_in_every_run() -> None:
-    with pytest.raises(UnreadableImage, match="^not an image of a known format$"):
+    with pytest.raises(UnreadableImage, match=r"^not an image of a known format$"):
         decode_image(b"hello world" * 50, Preprocessing(image_size=32))

@@ -47,20 +47,27 @@ def test_class_targets_are_one_hot() -> None:
 def test_augmentation_is_keyed_and_keeps_the_shape() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     before = photo.copy()
-    first = augment(photo, 17)
-    assert np.array_equal(first, augment(photo, 17))
-    assert not np.array_equal(first, augment(photo, 18))
+    first = augment(photo, 17, 1.0)
+    assert np.array_equal(first, augment(photo, 17, 1.0))
+    assert not np.array_equal(first, augment(photo, 18, 1.0))
     assert np.array_equal(photo, before)
     assert first.shape == photo.shape
     assert first.dtype == np.uint8
 
 
+def test_without_strength_a_photo_is_only_mirrored() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    for key in range(20):
+        found = augment(photo, key, 0.0)
+        assert np.array_equal(found, photo) or np.array_equal(found, photo[:, ::-1])
+
+
 def test_augmentation_mirrors_half_of_the_photos_and_keeps_the_content_in_view() -> None:
     photo = np.zeros((64, 64, 3), np.uint8)
     photo[24:40, 8:20] = 200
-    left = [augment(photo, key)[:, :32].sum() > augment(photo, key)[:, 32:].sum() for key in range(200)]
+    left = [augment(photo, key, 1.0)[:, :32].sum() > augment(photo, key, 1.0)[:, 32:].sum() for key in range(200)]
     assert 0.4 < np.mean(left) < 0.6
-    assert min(augment(photo, key).sum() for key in range(200)) > 0.4 * photo.sum()
+    assert min(augment(photo, key, 1.0).sum() for key in range(200)) > 0.4 * photo.sum()
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])

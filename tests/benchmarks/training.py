@@ -1,0 +1,147 @@
+"""Does training wait for its photos? The same loop on streamed photos and on photos already decoded in memory.
+
+    python -m tests.benchmarks.training --manifest-uri M --num-photos 640 --image-size 112 --repeats 2 [--json FILE]
+
+Streamed: as `jobs.train` does it (fetched, decoded and augmented by Ray Data beside the training, anew in each epoch).
+In memory: every photo decoded once before the first step, not augmented. Both train the same network for three epochs
+on this machine, in turns; the first epoch, in which Ray's workers start, is left out. Prints photos per second of the
+other two, the share of the time that was spent waiting for photos, and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import RunConfig
+from safetensors.torch import save
+
+from jobs import storage
+from jobs.cluster import connect
+from jobs.config.train import TrainConfig
+from jobs.stages.labelled_bins import fetch_all, read_labelled_bins
+from jobs.stages.train_network import (
+    BINS_FILE,
+    INITIAL_FILE,
+    LoadInputs,
+    initial_state,
+    plan_workers,
+    worker_environment,
+)
+from model.images import decode_image
+from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch
+from model.training import LoopSettings, TrainingSet, train_loop_per_worker
+from schemas.bundle import Preprocessing
+
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class PhotosInMemory:
+    """A `PhotoSource` of photos that are decoded already: uint8 (n, S, S, 3)."""
+
+    pixels: np.ndarray
+
+    def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]:
+        for batch in micro_batches:
+            yield PreparedBatch(self.pixels[list(batch.rows)], {})
+
+
+@dataclass(frozen=True)
+class LoadInMemory:
+    """`LoadInputs`, with the photos decoded before training starts."""
+
+    inputs: LoadInputs
+
+    def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoSource]:
+        bins, state, _ = self.inputs()
+        uris = storage.read_table(self.inputs.bins_uri, columns=["image_uri"])["image_uri"].to_pylist()
+        preprocessing = Preprocessing(image_size=self.inputs.recipe.image_size)
+        pixels = np.stack([decode_image(data, preprocessing) for data in fetch_all(uris) if data is not None])
+        return bins, state, PhotosInMemory(pixels)
+
+
+def choose_bins(manifest_uri: str, num_photos: int) -> pa.Table:
+    """Labelled bins, nearly all for training: what is measured is the training."""
+    bins = read_labelled_bins(manifest_uri).slice(0, num_photos)
+    splits = np.full(bins.num_rows, "train", dtype="<U9")
+    splits[-32:] = "selection"
+    return bins.append_column("split", pa.array(splits, pa.string()))
+
+
+def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, float]:
+    """Photos per second and waiting share of the epochs after the first."""
+    recipe = config.recipe()
+    inputs = LoadInputs(str(folder / BINS_FILE), str(folder / INITIAL_FILE), recipe)
+    scaling, threads = plan_workers(config)
+    settings = LoopSettings(
+        recipe=recipe, load=inputs if streamed else LoadInMemory(inputs), threads=threads, conclude=()
+    )
+    with tempfile.TemporaryDirectory() as place:
+        result = TorchTrainer(
+            train_loop_per_worker,  # type: ignore[arg-type]
+            train_loop_config={"settings": settings},
+            scaling_config=scaling,
+            run_config=RunConfig(  # type: ignore[arg-type]
+                name="run", storage_path=place, worker_runtime_env={"env_vars": worker_environment(threads)}
+            ),
+        ).fit()
+    history = result.return_value["history"][1:]  # type: ignore[attr-defined]
+    trained = storage.read_table(inputs.bins_uri, columns=["split"])["split"].to_pylist().count("train")
+    photos = trained // recipe.batch_size * recipe.batch_size
+    return {
+        "photos_per_second": photos * len(history) / sum(epoch["seconds"] for epoch in history),
+        "wait_share": statistics.mean(epoch["wait_share"] for epoch in history),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--manifest-uri", required=True)
+    parser.add_argument("--num-photos", type=int, default=640)
+    parser.add_argument("--architecture", default="resnet50")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    config = TrainConfig(
+        manifest_uri=arguments.manifest_uri,
+        bundle_uri="none",
+        architecture=arguments.architecture,
+        image_size=arguments.image_size,
+        progressive_resizing=False,
+        max_epochs=EPOCHS,
+    )
+    figures: dict[str, list[dict[str, float]]] = {"streamed": [], "in memory": []}
+    with connect(), tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        storage.write_table(str(folder / BINS_FILE), choose_bins(arguments.manifest_uri, arguments.num_photos))
+        (folder / INITIAL_FILE).write_bytes(save(initial_state(config.recipe())))
+        for _ in range(arguments.repeats):
+            for kind, found in figures.items():
+                found.append(measure(config, folder, streamed=kind == "streamed"))
+    for kind, found in figures.items():
+        rates = [run["photos_per_second"] for run in found]
+        waits = statistics.mean(run["wait_share"] for run in found)
+        print(
+            f"{kind:10} {statistics.median(rates):7.1f} photos/s ({min(rates):.1f} to {max(rates):.1f}), waiting {waits:.1%}"
+        )
+    ratio = statistics.median(run["photos_per_second"] for run in figures["streamed"]) / statistics.median(
+        run["photos_per_second"] for run in figures["in memory"]
+    )
+    print(f"streamed / in memory: {ratio:.3f}")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"figures": figures, "ratio": ratio}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
