@@ -32,7 +32,7 @@ class TuneConfig(TrainConfig):
     """Trials at the same time; they share the cluster's CPUs equally, or have `--num-workers` GPUs each."""
     space: Literal["seed", "wide"] = "seed"
     """`seed`: learning rate 0.001 to 0.1 (log-uniform), batches of 16, 32 or 64, 2 to 6 epochs. `wide`: learning rate
-    1e-5 to 1e-1, weight decay 1e-4 to 0.3 (both log-uniform), strength of augmentation 0 to 1, ordinal targets or classes, half,
+    1e-5 to 1e-1, weight decay 1e-4 to 0.3 (both log-uniform), augmentation 0 to 1, ordinal targets or classes, half,
     three quarters or all of `--image-size`, and, given `--weights`, what is unfrozen."""
     early_stopping: bool = True
     """ASHA: a trial stops after a quarter or half of its epochs if its selection NLL is above the median of those that
