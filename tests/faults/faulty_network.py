@@ -6,6 +6,7 @@ Requests pass through unchanged (the Host header too, which signatures cover); t
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ class FaultyNetwork:
         await self._client.close()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        faults, method, path = self.faults, request.method, request.rel_url.path
+        faults, (method, path) = self.faults, await _name(request)
         for watcher in [one for one in faults.watchers if one[0](method, path)]:
             faults.watchers.remove(watcher)
             await asyncio.to_thread(watcher[1])
@@ -143,6 +144,15 @@ class FaultyNetwork:
         await answer.write(data)
         await answer.write_eof()
         return answer
+
+
+async def _name(request: web.Request) -> tuple[str, str]:
+    """Method and path. A deletion comes as a POST to the bucket with the key in its body: it is named after the key."""
+    method, path = request.method, request.rel_url.path
+    if method == "POST" and "delete" in request.rel_url.query:
+        (key,) = re.findall("<Key>(.*?)</Key>", await request.text())
+        return "DELETE", f"{path.rstrip('/')}/{key}"
+    return method, path
 
 
 def _refusal(status: int, code: str) -> web.Response:
