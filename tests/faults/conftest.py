@@ -74,6 +74,9 @@ def trial(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     trial = Trial(site, f"{site.place}/out-{uuid.uuid4().hex[:8]}")
     yield trial
     trial.reader.stop()
+    for audit in site.started:  # of a test that failed
+        audit.kill()
+    site.started.clear()
     site.network.heal()
 
 

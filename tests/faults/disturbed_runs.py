@@ -48,6 +48,7 @@ class Site:
     """That an undisturbed run makes."""
     writes: list[str] = field(default_factory=list)
     """What an undisturbed run writes and deletes, in order, as paths below its output."""
+    started: list[Audit] = field(default_factory=list)
 
     def start(
         self,
@@ -59,7 +60,9 @@ class Site:
         """Starts the audit of the night, in its usual way and on the site's cluster unless told otherwise."""
         places = ["--manifest-uri", self.manifest_uri, "--bundle-uri", self.bundle_uri, "--output-uri", output_uri]
         environment = self.environment | ({"RAY_ADDRESS": ray_address} if ray_address else {})
-        return Audit([*command, *places, *flags], environment)
+        audit = Audit([*command, *places, *flags], environment)
+        self.started.append(audit)
+        return audit
 
 
 class Audit:
