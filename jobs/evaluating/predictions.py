@@ -132,6 +132,7 @@ def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
         pixels = pc.if_else(_kept(rows, keep), rows["pixels"], pa.scalar(None, pa.binary()))
         added = {
             "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
+            "scored_at": pa.nulls(rows.num_rows, pa.float64()),
             "shard": pa.repeat(pa.scalar(item["index"], pa.int32()), rows.num_rows),
             "fresh": pa.repeat(pa.scalar(True), rows.num_rows),
         }
