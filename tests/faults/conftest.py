@@ -76,6 +76,7 @@ def trial(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     trial.reader.stop()
     for audit in site.started:  # of a test that failed
         audit.kill()
+        audit.wait()
     site.started.clear()
     site.network.heal()
 
