@@ -278,6 +278,18 @@ def test_a_narrow_screen_shows_cards_without_scrolling_sideways(browser: int, pa
     in_browser(browser, page, steps)
 
 
+def test_a_first_night_says_what_is_assumed_and_fits_a_narrow_screen(browser: int, tmp_path: Path) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=100, recount_budget=20)
+    write_report(ReportConfig(output_uri=str(tmp_path), audit_date=TONIGHT, report_uri=str(tmp_path / "report")))
+
+    async def steps(tab: Tab) -> None:
+        await tab.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
+        assert "record model: assumed" in await tab.evaluate("document.querySelector('.headline').innerText")
+        assert await tab.evaluate("document.documentElement.scrollWidth") == 400
+
+    in_browser(browser, tmp_path / "report" / "report.html", steps)
+
+
 def test_every_control_has_a_name_for_a_screen_reader(browser: int, page: Path) -> None:
     async def steps(tab: Tab) -> None:
         await tab.call("Accessibility.enable")
