@@ -25,7 +25,8 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ |= {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    # a peer (Daft) would report its use over the internet
+    os.environ |= {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "DO_NOT_TRACK": "true"}
     server = start_s3_server(folder, port)
     try:
         import boto3

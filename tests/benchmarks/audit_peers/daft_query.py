@@ -47,6 +47,7 @@ def main() -> None:
         region_name=os.environ["AWS_REGION"],
         key_id=os.environ["AWS_ACCESS_KEY_ID"],
         access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+        use_ssl=os.environ["AWS_ENDPOINT_URL"].startswith("https"),
     )
     photos = daft.from_pydict({"uri": json.loads(options.uris.read_text())})
     photos = photos.with_column("image", decode_image(download(col("uri"), io_config=IOConfig(s3=storage)), mode="RGB"))
