@@ -123,8 +123,10 @@ def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
 def test_where_all_trials_fail_there_is_no_bundle_and_the_exit_code_is_1(
     ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    state = build_network("resnet18", 4).state_dict()
-    huge = {name: torch.full_like(value, 1e30) if value.is_floating_point() else value for name, value in state.items()}
+    network = build_network("resnet18", 4)
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, 1e30)
+    huge = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(huge, tmp_path / "huge.safetensors")
     changes = {"weights": tmp_path / "huge.safetensors", "num_trials": 2, "max_concurrent": 2}
     assert main(flags(manifest_uri, tmp_path, **changes)) == 1
