@@ -6,7 +6,6 @@ by stand-ins in the workers; everything else, from the manifest's check to the c
 
 from __future__ import annotations
 
-import hashlib
 import json
 import resource
 import sys
@@ -18,8 +17,6 @@ import pyarrow as pa
 import ray
 
 from jobs import audit, storage
-from jobs.stages import score, staging
-from jobs.stages.images import FETCHED_SCHEMA, FetchPlan
 from schemas.arrow import conform
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 from tests.benchmarks.audit_processes import run
@@ -71,40 +68,12 @@ def write_manifest(place: Path, num_bins: int) -> None:
         storage.write_table(uri, conform(table, MANIFEST_SCHEMA).replace_schema_metadata(metadata))
 
 
-def stand_in() -> None:
-    """In every worker, before its first task: no photo is fetched and no network computes."""
-    staging.fetch_rows = _fetched
-    score.ShardScorer.__init__ = _hold_nothing  # type: ignore[method-assign]
-    score.ShardScorer.__call__ = _scored  # type: ignore[method-assign]
-
-
-def _fetched(rows: pa.Table, plan: FetchPlan) -> pa.Table:
-    added = {
-        "status": pa.repeat("scored", rows.num_rows),
-        "error": pa.nulls(rows.num_rows, pa.string()),
-        "training_photo": pa.repeat(False, rows.num_rows),
-        "contrast": pa.repeat(pa.scalar(50.0, pa.float32()), rows.num_rows),
-        "pixels": pa.repeat(pa.scalar(b"\0" * 64), rows.num_rows),
-    }
-    return pa.Table.from_arrays(
-        [added[name] if name in added else rows[name] for name in FETCHED_SCHEMA.names], schema=FETCHED_SCHEMA
-    )
-
-
-def _hold_nothing(self: score.ShardScorer, **_: object) -> None:
-    pass
-
-
-def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
-    seed = hashlib.sha256(rows["bin_id"][0].as_py().encode()).digest()[:8]
-    chances = np.random.default_rng(int.from_bytes(seed)).dirichlet([0.3] * 7, rows.num_rows)
-    return score.with_probabilities(rows, chances.astype(np.float32), time.time())
-
-
 def main(place: str) -> int:
     began = time.perf_counter()
-    hook = "tests.benchmarks.audit_growth.stand_in"
-    ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"worker_process_setup_hook": hook})
+    # the hook runs before Ray hands on the driver's own path
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    hook = {"worker_process_setup_hook": "tests.benchmarks.audit_stand_in.stand_in", "env_vars": environment}
+    ray.init(include_dashboard=False, log_to_driver=False, runtime_env=hook)
     command = f"--manifest-uri {place}/manifest --bundle-uri {place}/bundle --output-uri {place}/audits"
     code = audit.main(command.split())
     seconds = time.perf_counter() - began
