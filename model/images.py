@@ -128,8 +128,10 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16 bits a pixel: convert("RGB") would clip everything above 255 to white
-        wide = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.clip(np.rint(wide / 257.0), 0, 255).astype(np.uint8)).convert("RGB")
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        wide += 128
+        wide //= 257  # x / 257 rounded, in place: a large photo would need gigabytes as floats
+        return Image.fromarray(wide.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         opaque = Image.new("RGBA", image.size, (255, 255, 255, 255))
         opaque.alpha_composite(image.convert("RGBA"))

@@ -101,7 +101,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200 * 2**20), 9))),
     ),
     "PNG whose colour profile grows to 200 MB": (
-        OK,
+        f"{OK} or {UNREADABLE}",  # Pillow 12 passes over the profile, 13 refuses it
         lambda: png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200 * 2**20), 9))),
     ),
     "PNG with pixels for a thousand more rows": (OK, lambda: png(64, 48, rows=bytes(193 * 1048))),
