@@ -20,13 +20,13 @@ from datetime import UTC, date, datetime
 
 import ray
 
-from jobs import storage
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.audit import AuditConfig
 from jobs.config.report import ReportConfig
 from jobs.counting.belief import Belief, learn_belief
 from jobs.counting.history import History, read_history
+from jobs.platform import storage
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
 from jobs.report import write_report
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan

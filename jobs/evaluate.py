@@ -22,20 +22,20 @@ from typing import Any
 import numpy as np
 import ray
 
-from jobs import storage
-from jobs.bundles import local_bundle
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.figures import measure
 from jobs.evaluating.page import render_evaluation
 from jobs.evaluating.predictions import SCORED, Predictions, predict_bins
-from jobs.photos import read_thumbnails
+from jobs.pages.photos import read_thumbnails
+from jobs.platform import storage
+from jobs.platform.bundles import local_bundle
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.resources import plan_resources, resolve_precision
 from jobs.stages.run import provenance
-from jobs.worklist import temporary_worklist
+from jobs.stages.worklist import temporary_worklist
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
 

@@ -15,19 +15,19 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from jobs import storage
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.explore import ExploreConfig
 from jobs.exploring.looks import LOOK
 from jobs.exploring.page import photos_to_show, render_exploration
 from jobs.exploring.survey import Survey, survey_bins
-from jobs.photos import read_thumbnails
+from jobs.pages.photos import read_thumbnails
+from jobs.platform import storage
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import check_manifest, settle_roots
 from jobs.stages.resources import plan_resources
 from jobs.stages.run import provenance
-from jobs.worklist import temporary_worklist
+from jobs.stages.worklist import temporary_worklist
 
 logger = logging.getLogger("jobs.explore")
 

@@ -24,9 +24,6 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from jobs import storage
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.ingest import IngestConfig
 from jobs.ingesting import parts
 from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
@@ -35,6 +32,9 @@ from jobs.ingesting.inventory import is_covered, read_inventories
 from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
 from jobs.ingesting.matching import Matched, match_range
 from jobs.ingesting.parts import Target
+from jobs.platform import storage
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
 from schemas.errors import GateError, InputError
 
 log = logging.getLogger("jobs.ingest")

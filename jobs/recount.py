@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from jobs import storage
-from jobs.command import run_command
 from jobs.config.recount import RecountConfig
 from jobs.counting.belief import Belief, learn_record_model
 from jobs.counting.check import CheckedCounts, check_counts
@@ -27,6 +25,8 @@ from jobs.counting.counts_file import read_counts_file, write_rejects
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, read_history
 from jobs.counting.plans import list_nights, read_night
+from jobs.platform import storage
+from jobs.platform.command import run_command
 from jobs.stages.publish import run_uri
 from model.record_model import RecordModel
 from schemas.errors import GateError, InputError

@@ -23,9 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jobs
-from jobs import storage
-from jobs.command import run_command
 from jobs.config.report import ReportConfig
+from jobs.platform import storage
+from jobs.platform.command import run_command
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.history import WINDOW_NIGHTS, find_offenders, keep_promises, latest_counts
 from jobs.reporting.nights import Night, read_counted, read_night, read_nights, read_plan, read_results, read_run

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from jobs import storage
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.sample import SampleConfig
+from jobs.platform import storage
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
 from jobs.sampling.dump import name_bin, write_all_bins
 from jobs.stages.run import provenance
 from schemas.errors import InputError

@@ -27,9 +27,9 @@ from contextlib import contextmanager
 
 from ray import serve
 
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.serve import ServeConfig
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
 from jobs.serving.access import TOKEN_VARIABLE, read_token_digest
 from jobs.serving.app import APP_NAME, LOGGING, SHUTDOWN_S, build_app
 from schemas.errors import GateError, InputError

@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from jobs import storage
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.train import TrainConfig
-from jobs.stages.labelled_bins import check_photos, read_labelled_bins
-from jobs.stages.train_bundle import write_bundle
-from jobs.stages.train_network import assign_splits, initial_state, remove_run, train_network
+from jobs.platform import storage
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
+from jobs.training.bundle import write_bundle
+from jobs.training.labelled_bins import check_photos, read_labelled_bins
+from jobs.training.network import assign_splits, initial_state, remove_run, train_network
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jobs import storage
-from jobs.cluster import connect
-from jobs.command import run_command
 from jobs.config.tune import TuneConfig
-from jobs.stages.labelled_bins import check_photos, fingerprint, read_labelled_bins
-from jobs.stages.train_bundle import write_bundle
-from jobs.stages.train_network import (
+from jobs.platform import storage
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
+from jobs.training.bundle import write_bundle
+from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
+from jobs.training.network import (
     TrainingStoppedError,
     assign_splits,
     initial_state,

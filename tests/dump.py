@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from jobs import storage
+from jobs.platform import storage
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 
 NIGHT = "2026-11-22"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs import storage
 from jobs.counting.estimates import Estimates
+from jobs.platform import storage
 from model.record_model import assume_record_model
 from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
 from schemas.recount import PLANNED_SCHEMA

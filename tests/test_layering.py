@@ -69,5 +69,14 @@ def test_tests_have_no_init_files() -> None:
 
 def test_tasks_that_prepare_photos_import_no_torch() -> None:
     # a Ray worker that imports it starts seconds later, and a training starts many
-    script = "import sys, jobs.stages.training_photos, jobs.stages.staging; sys.exit('torch' in sys.modules)"
+    script = "import sys, jobs.training.photos, jobs.stages.staging; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_modules_of_the_jobs_folder_are_the_jobs() -> None:
+    jobs = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
+    assert jobs == sorted(
+        ["sample", "ingest", "explore", "train", "tune", "evaluate", "audit", "recount", "report", "serve"]
+    )
+    for name in jobs:
+        assert "\ndef main(" in (ROOT / "jobs" / f"{name}.py").read_text(encoding="utf-8")

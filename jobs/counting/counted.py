@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import storage
+from jobs.platform import storage
 from schemas.arrow import conform
 from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA
 

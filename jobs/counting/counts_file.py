@@ -12,7 +12,7 @@ from datetime import date, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.reporting.texts import csv_text
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason

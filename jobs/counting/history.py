@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs import storage
 from jobs.counting.counted import read_counted
 from jobs.counting.plans import NightSummary, list_marked_runs, list_nights, read_night, read_plan
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
+from jobs.platform import storage
 from jobs.stages.publish import run_uri
 from model.estimators import WINDOW_NIGHTS, choose_window
 from model.recount_plan import find_reach

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.publish import run_uri, summary_uri
 from schemas.arrow import conform
 from schemas.errors import InputError

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs import storage
 from jobs.counting.plans import read_night
+from jobs.platform import storage
 from jobs.stages.publish import partition_uri
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.evaluating.doubt import RANKINGS
 from jobs.evaluating.predictions import BinError
-from jobs.pages import format_integer, render_page
-from jobs.plots import bar_plot, reliability_plot
+from jobs.pages.document import format_integer, render_page
+from jobs.pages.plots import bar_plot, reliability_plot
 
 LEFT_OUT = {
     "unseen": "training learned from their photos",

@@ -10,8 +10,8 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.exploring.survey import Survey
-from jobs.pages import render_page
-from jobs.plots import bar_plot, box_plot, histogram_plot
+from jobs.pages.document import render_page
+from jobs.pages.plots import bar_plot, box_plot, histogram_plot
 
 TOP_COUNT = 6
 """Photos are shown for each count below this, and for this or more: the default classes of `jobs.train`."""

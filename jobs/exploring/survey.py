@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from jobs.duplicates import find_duplicates
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
+from jobs.stages.duplicates import find_duplicates
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import ray
 
-from jobs import storage
 from jobs.ingesting.exchange import merge
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, describe_chunk
+from jobs.platform import storage
 from schemas.arrow import schema_problems
 from schemas.errors import InputError
 from schemas.wms import WMS_SCHEMA, group_lines, parse_lines

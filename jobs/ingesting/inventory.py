@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import ray
 
-from jobs import storage
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, Folder, make_chunk
+from jobs.platform import storage
 from schemas.errors import InputError
 
 _COLUMNS = {

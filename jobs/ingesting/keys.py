@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import ray
 
-from jobs import storage
+from jobs.platform import storage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 RECORD_SUFFIXES = (".json",)

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from jobs import storage
 from jobs.ingesting.exchange import merge
+from jobs.platform import storage
 from schemas.manifest import REJECTS_SCHEMA
 
 

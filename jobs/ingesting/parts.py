@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs import storage
 from jobs.ingesting.matching import count_reasons, make_rejects
 from jobs.ingesting.records import StorageOutage, read_records, record_columns
+from jobs.platform import storage
 from schemas.abid import BinRecord
 from schemas.arrow import conform
 from schemas.errors import GateError, InputError

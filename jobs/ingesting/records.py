@@ -7,7 +7,7 @@ import asyncio
 import pyarrow as pa
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
-from jobs import storage
+from jobs.platform import storage
 from schemas.abid import MAX_RECORD_BYTES, BinRecord, UnreadableRecord, parse_record
 from schemas.manifest import SKU_LINE
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import storage
+from jobs.platform import storage
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA

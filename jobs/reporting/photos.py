@@ -12,7 +12,7 @@ from typing import Any
 from obstore.exceptions import BaseError, NotFoundError
 from PIL import Image
 
-from jobs import storage
+from jobs.platform import storage
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, read_pixels
 from schemas.results import ImageStatus
 

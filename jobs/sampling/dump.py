@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import ray
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.sampling.contents import draw_contents, render_record
 from jobs.sampling.photo import draw_photo
 

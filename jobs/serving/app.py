@@ -22,12 +22,12 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from jobs import storage
-from jobs.bundles import local_bundle
 from jobs.config.serve import EndpointSettings
 from jobs.counting.belief import Belief, learn_belief
 from jobs.counting.history import LAST_COUNTS_SCHEMA, History, read_history
 from jobs.counting.plans import list_nights
+from jobs.platform import storage
+from jobs.platform.bundles import local_bundle
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
 from jobs.serving.front import Front, FrontSettings

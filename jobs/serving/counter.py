@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from ray.serve.metrics import Histogram
 
-from jobs.bundles import local_bundle
+from jobs.platform.bundles import local_bundle
 from jobs.serving.batching import Batcher
 from schemas.errors import InputError
 

@@ -15,8 +15,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from jobs.bundles import local_bundle
 from jobs.counting.belief import Belief
+from jobs.platform.bundles import local_bundle
 from jobs.serving.answers import Answer, Judge
 from jobs.serving.gate import Gate, Room
 from jobs.serving.metrics import count_photos

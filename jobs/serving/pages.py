@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jobs.pages import render_page
+from jobs.pages.document import render_page
 from schemas.bundle import BundleInfo
 
 

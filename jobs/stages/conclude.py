@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.reconcile import Reconciler
 from model.certificates import (
     ReferenceScores,

@@ -25,7 +25,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.manifest import Shard, read_shard
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing

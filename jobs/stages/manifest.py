@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from jobs import storage
-from jobs.duplicates import find_duplicates
+from jobs.platform import storage
+from jobs.stages.duplicates import find_duplicates
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA

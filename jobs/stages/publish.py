@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import jobs
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.conclude import SUMS, Night
 from jobs.stages.run import NightLock
 from schemas.arrow import conform

@@ -24,8 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jobs import storage
 from jobs.config.audit import AuditConfig
+from jobs.platform import storage
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)

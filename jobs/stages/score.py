@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from jobs.bundles import local_bundle
+from jobs.platform.bundles import local_bundle
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
 from jobs.stages.resources import Resources
 from schemas.errors import InputError

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jobs import storage
-from jobs.bundles import local_bundle
 from jobs.config.audit import AuditConfig
 from jobs.counting.history import has_counts
+from jobs.platform import storage
+from jobs.platform.bundles import local_bundle
 from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import clean_up, committed_run

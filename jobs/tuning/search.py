@@ -31,9 +31,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.util.queue import Full
 
-from jobs import storage
 from jobs.config.tune import TuneConfig
-from jobs.stages.train_network import TrainingStoppedError, remove_run, run_name, train_network
+from jobs.platform import storage
+from jobs.training.network import TrainingStoppedError, remove_run, run_name, train_network
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_setting, ranked
 from schemas.errors import GateError, InputError

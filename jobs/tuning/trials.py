@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs import storage
 from jobs.config.tune import TuneConfig
+from jobs.platform import storage
 from jobs.tuning.space import SETTINGS, trial_config
 from schemas.errors import InputError
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from jobs import storage
+from jobs.platform import storage
 from tests.benchmarks.audit_growth import measure_growth
 from tests.benchmarks.audit_inputs import MANIFEST_URI, make_bundle, serve_photos
 from tests.benchmarks.audit_processes import Ended, run

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from jobs import audit, storage
+from jobs import audit
+from jobs.platform import storage
 from schemas.arrow import conform
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 from tests.benchmarks.audit_processes import run

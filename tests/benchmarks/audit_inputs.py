@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 
-from jobs import storage
+from jobs.platform import storage
 from tests.conftest import S3_ENVIRONMENT, start_s3_server
 from tests.dump import manifest_table, photo, write_bundle
 

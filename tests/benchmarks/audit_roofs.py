@@ -17,7 +17,7 @@ import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_bytes
 from jobs.stages.resources import CPU_BATCH, GPU_BATCH, resolve_precision
 from model.images import decode_image

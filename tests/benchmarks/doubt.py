@@ -20,8 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import storage
-from jobs.bundles import local_bundle
+from jobs.platform import storage
+from jobs.platform.bundles import local_bundle
 from model.bundle import load_bundle, read_training_images
 from model.images import decode_image
 from model.posterior import build_assessor

@@ -23,7 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import storage
+from jobs.platform import storage
 from schemas.arrow import conform
 from schemas.manifest import MANIFEST_SCHEMA
 

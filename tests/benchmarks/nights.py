@@ -19,8 +19,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import audit, recount, storage
-from jobs.cluster import connect
+from jobs import audit, recount
+from jobs.platform import storage
+from jobs.platform.cluster import connect
 from model.record_errors import DEFAULT_SIZES
 from schemas.arrow import conform
 from schemas.manifest import MANIFEST_SCHEMA

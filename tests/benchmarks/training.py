@@ -25,11 +25,11 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import RunConfig
 from safetensors.torch import save
 
-from jobs import storage
-from jobs.cluster import connect
 from jobs.config.train import TrainConfig
-from jobs.stages.labelled_bins import fetch_all, read_labelled_bins
-from jobs.stages.train_network import (
+from jobs.platform import storage
+from jobs.platform.cluster import connect
+from jobs.training.labelled_bins import fetch_all, read_labelled_bins
+from jobs.training.network import (
     BINS_FILE,
     INITIAL_FILE,
     LoadInputs,

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import audit, storage
+from jobs import audit
+from jobs.platform import storage
 from schemas.results import RESULTS_SCHEMA
 from tests.dump import NIGHT, photo, write_bundle, write_night
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from tests.conftest import S3_ENVIRONMENT, free_port
 from tests.dump import manifest_table, write_bundle, write_photos
 from tests.faults.disturbed_runs import ROOT, Site, Trial, read_views

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import storage
+from jobs.platform import storage
 from tests.faults.faulty_network import FaultyNetwork, Server
 from tests.faults.ray_nodes import RayNodes
 

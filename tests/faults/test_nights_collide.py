@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from tests.dump import NIGHT
 from tests.faults.disturbed_runs import PATIENCE, Audit, Site, Trial
 from tests.faults.repetition import gets, puts, times

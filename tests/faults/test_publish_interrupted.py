@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from tests.faults.disturbed_runs import Site, Trial, compare_bins, read_views
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]

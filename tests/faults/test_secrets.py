@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from tests.conftest import S3_ENVIRONMENT
 from tests.faults.disturbed_runs import Site, Trial
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from tests.dump import photo
 from tests.faults.disturbed_runs import Site, Trial, compare_bins, read_views
 from tests.faults.repetition import gets, puts, times

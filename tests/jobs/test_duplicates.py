@@ -3,8 +3,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import duplicates, storage
-from jobs.duplicates import find_duplicates
+from jobs.platform import storage
+from jobs.stages import duplicates
+from jobs.stages.duplicates import find_duplicates
 
 pytestmark = pytest.mark.ray
 

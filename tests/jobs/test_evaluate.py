@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs import evaluate, storage
+from jobs import evaluate
 from jobs.evaluating.doubt import measure_doubt
+from jobs.platform import storage
 from model.metrics import evaluate_counts
 from schemas.bundle import BundleInfo
 from tests.dump import manifest_table, photo, write_bundle, write_photos

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import explore, storage
+from jobs import explore
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, read_records
+from jobs.platform import storage
 from jobs.stages.images import FetchPlan
 from schemas.bundle import Preprocessing
 from tests.dump import manifest_table, photo, write_photos

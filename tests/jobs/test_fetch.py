@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_rows, is_allowed, pixels_of
 from schemas.bundle import Preprocessing
 from tests.dump import manifest_table, photo

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_rows, is_allowed
 from schemas.bundle import Preprocessing
 from tests.dump import manifest_table, photo

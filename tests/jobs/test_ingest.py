@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import ingest, storage
+from jobs import ingest
 from jobs.ingesting import exchange
 from jobs.ingesting.records import StorageOutage, read_records
+from jobs.platform import storage
 from schemas.abid import MAX_RECORD_BYTES
 from schemas.arrow import file_metadata
 from schemas.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA

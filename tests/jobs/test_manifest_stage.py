@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.manifest import check_manifest, read_shard, shard_rows, write_worklist
 from schemas.errors import InputError
 from schemas.manifest import MANIFEST_SCHEMA

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jobs.pages import format_percent, format_signed
-from jobs.plots import bar_plot, box_plot, histogram_plot, line_plot, reliability_plot
+from jobs.pages.document import format_percent, format_signed
+from jobs.pages.plots import bar_plot, box_plot, histogram_plot, line_plot, reliability_plot
 
 POINTS = [{"confidence": 0.2, "accuracy": 0.25, "num_bins": 40}, {"confidence": 0.7, "accuracy": 0.6, "num_bins": 4}]
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import storage
 from jobs.counting.counted import read_counted
 from jobs.counting.history import read_history
+from jobs.platform import storage
 from jobs.recount import main
 from jobs.reporting.recount_lists import recount_csv
 from schemas.recount import COUNTED_SCHEMA

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 import jobs
-from jobs import storage
 from jobs.config.report import ReportConfig
+from jobs.platform import storage
 from jobs.report import main, write_report
 from jobs.reporting import discrepancies, ordering
 from jobs.reporting.history import find_offenders, keep_promises, latest_counts

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.sample import main
 from jobs.sampling.contents import DIFFERENCE_SHARES, DIFFERENCES, draw_contents, render_record
 from jobs.sampling.dump import write_bins

@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs import storage
+from jobs.platform import storage
 from schemas.errors import InputError
 
 

@@ -16,11 +16,11 @@ from PIL import Image
 from ray.train import UserCallback
 from safetensors.torch import save_file
 
-from jobs import storage
 from jobs.config.train import TrainConfig
-from jobs.stages.labelled_bins import check_photos, fingerprint, read_labelled_bins
-from jobs.stages.train_network import Trained, assign_splits, train_network
+from jobs.platform import storage
 from jobs.train import main
+from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
+from jobs.training.network import Trained, assign_splits, train_network
 from model.bundle import load_bundle, read_training_images
 from model.network import build_network
 from model.scoring import Scorer

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
-from jobs.stages.labelled_bins import check_photos, read_labelled_bins
-from jobs.stages.train_network import assign_splits, train_network
+from jobs.training.labelled_bins import check_photos, read_labelled_bins
+from jobs.training.network import assign_splits, train_network
 from jobs.tune import main
 from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
 from jobs.tuning.trials import (

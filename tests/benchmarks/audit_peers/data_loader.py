@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from jobs import storage
+from jobs.platform import storage
 from jobs.stages.resources import CPU_BATCH, resolve_precision
 from model.bundle import load_bundle
 from model.images import decode_image

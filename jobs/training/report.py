@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jobs.config.train import TrainConfig
-from jobs.pages import render_page
-from jobs.plots import bar_plot, line_plot, reliability_plot
+from jobs.pages.document import render_page
+from jobs.pages.plots import bar_plot, line_plot, reliability_plot
 from model.calibration import FittedCalibration
 from model.health import RULES
 from model.metrics import confusion, reliability

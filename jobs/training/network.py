@@ -26,10 +26,10 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConf
 from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.torch import load, save
 
-from jobs import storage
 from jobs.config.train import TrainConfig
-from jobs.stages.labelled_bins import fingerprint
-from jobs.stages.training_photos import PhotoStream
+from jobs.platform import storage
+from jobs.training.labelled_bins import fingerprint
+from jobs.training.photos import PhotoStream
 from model.network import build_network, load_weights
 from model.optimisation import CountingNetwork, initialise
 from model.recipe import Recipe

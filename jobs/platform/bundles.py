@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs import storage
+from jobs.platform import storage
 from schemas.errors import InputError
 
 

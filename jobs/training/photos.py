@@ -14,8 +14,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from jobs import storage
-from jobs.stages.labelled_bins import TASK_CPUS, fetch_all
+from jobs.platform import storage
+from jobs.training.labelled_bins import TASK_CPUS, fetch_all
 from model.images import decode_image
 from model.micro_batches import MicroBatch, PreparedBatch
 from model.splitting import id_hashes, keyed

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from jobs import storage
+from jobs.platform import storage
 
 PIECE_ROWS = 4_000_000
 """Ids that one task hashes (8 bytes each) and that one range of hashes holds on average."""

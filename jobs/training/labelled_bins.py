@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from jobs import storage
+from jobs.platform import storage
 from model.images import RejectedImage, UnreadableImage, decode_image
 from schemas.arrow import conform, schema_problems
 from schemas.bundle import Preprocessing

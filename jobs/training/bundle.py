@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs import storage
 from jobs.config.train import TrainConfig
-from jobs.stages.labelled_bins import fingerprint
+from jobs.platform import storage
 from jobs.stages.run import provenance
-from jobs.stages.train_network import Trained
-from jobs.training_report import render_training_report
+from jobs.training.labelled_bins import fingerprint
+from jobs.training.network import Trained
+from jobs.training.report import render_training_report
 from model.bundle import INFO_FILE, save_bundle
 from model.calibration import FittedCalibration, apply_calibration, calibrate
 from model.metrics import evaluate_counts

@@ -1,0 +1,1 @@
+"""The parts of `jobs.train`: labelled bins, the network under Ray Train, the bundle and its report."""
