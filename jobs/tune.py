@@ -58,7 +58,9 @@ def run_tune(config: TuneConfig) -> None:
     publish_search(config, trials, info)
     print(format_trials(trials.records, list(search_space(config))))
     if best is None:
-        raise GateError(f"all {len(trials.records)} trials failed; no bundle is written (see {output_uri}/search.html)")
+        raise GateError(
+            f"{len(trials.records)} of {len(trials.records)} trials failed; no bundle is written (see {output_uri}/search.html)"
+        )
     print(
         f"best: trial {best.number}, selection NLL {best.selection_nll:.4f} (median trial "
         f"{median_nll(trials.records):.4f}); table and page: {output_uri}"

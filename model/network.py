@@ -7,7 +7,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -27,7 +26,9 @@ def build_network(architecture: str, num_classes: int) -> nn.Module:
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
-    make = getattr(torchvision.models, architecture)
+    from torchvision import models  # here: it costs seconds, and half of the processes that train build no network
+
+    make = getattr(models, architecture)
     network = make(weights=None, num_classes=num_classes, zero_init_residual=True)
     return network.to(memory_format=torch.channels_last)
 
@@ -71,13 +72,15 @@ def _read_weights_file(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _download_weights(name: str, architecture: str) -> Mapping[str, torch.Tensor]:
-    known = [entry.name for entry in torchvision.models.get_model_weights(architecture)]
+    from torchvision import models
+
+    known = [entry.name for entry in models.get_model_weights(architecture)]
     if name not in known:
         raise InputError(
             f"weights: {name!r} is neither a file nor known to torchvision for {architecture} "
             f"(known: {', '.join(known)}); or 'none' to start from scratch"
         )
-    entry = torchvision.models.get_model_weights(architecture)[name]
+    entry = models.get_model_weights(architecture)[name]
     try:
         return entry.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torchvision.models import ResNet
 
 from model.recipe import Recipe
 from model.targets import MAX_QUANTITY, MAX_SKUS
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 MAX_GRADIENT_NORM = 5.0

@@ -18,7 +18,7 @@ from tests.faults.repetition import gets, puts, times
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
-@times(3)
+@times(3, quick=0)
 def test_two_runs_at_once(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
     site.network.faults.hold = gets("/bin-images/")
     trial.inject()

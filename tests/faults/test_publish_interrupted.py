@@ -51,6 +51,7 @@ def anonymous(write: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\d-[0-9a-f]{12}", "RUN", write)
 
 
+@pytest.mark.slow
 def test_a_publish_cut_before_the_commit(site: Site, trial: Trial, record: Callable) -> None:
     before, _ = publish_writes(site)
     die_before(site, trial, before[-1])

@@ -63,7 +63,7 @@ def test_a_network_that_misbehaves(
     record(fault, trial.judge())
 
 
-@times(3)
+@times(3, quick=0)
 def test_a_prefix_that_is_denied_fails_the_gate_with_its_findings(
     site: Site, trial: Trial, record: Callable, attempt: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def settings(**changes: Any) -> dict[str, Any]:
     return {
         "architecture": "resnet18",
         "image_size": 32,
-        "max_epochs": 3,
+        "max_epochs": 2,
         "top_class": 3,
         "batch_size": 32,
         "micro_batch_size": 16,
@@ -84,32 +85,43 @@ def flags(manifest_uri: str, bundle_uri: Path, **changes: Any) -> list[str]:
     return found
 
 
-def train(manifest_uri: str, training_uri: Path, *, callbacks: list[Any] | None = None, **changes: Any) -> Trained:
+def train(
+    manifest_uri: str,
+    training_uri: Path,
+    *,
+    callbacks: list[Any] | None = None,
+    conclude: tuple[str, ...] = ("selection", "test"),
+    **changes: Any,
+) -> Trained:
     config = TrainConfig(manifest_uri=manifest_uri, bundle_uri="unused", **settings(**changes))
     bins = assign_splits(check_photos(read_labelled_bins(manifest_uri)), config)
-    return train_network(bins, config, str(training_uri), callbacks=callbacks)
+    return train_network(bins, config, str(training_uri), callbacks=callbacks, conclude=conclude)
 
 
 @pytest.fixture(scope="module")
 def manifest_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_dump(tmp_path_factory.mktemp("dump"))
+    """Of two bins the photo is damaged or gone."""
+    folder = tmp_path_factory.mktemp("dump")
+    manifest_uri = write_dump(folder)
+    photo = folder / "bin-images" / "00007.jpg"
+    photo.write_bytes(photo.read_bytes()[:300])
+    (folder / "bin-images" / "00008.jpg").unlink()
+    return manifest_uri
 
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, manifest_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(manifest_uri, tmp_path_factory.mktemp("undisturbed"))
+    """A training that was not stopped before its bundle was due; its folder is the one of a bundle beside it."""
+    return train(manifest_uri, tmp_path_factory.mktemp("undisturbed") / "bundle.training", trace_steps=1)
 
 
 @pytest.mark.ray
-def test_training_writes_a_bundle_that_scores_and_leaves_unreadable_photos_out(
-    ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
+    undisturbed: Trained, manifest_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest_uri = write_dump(tmp_path / "dump")
-    photo = tmp_path / "dump" / "bin-images" / "00007.jpg"
-    photo.write_bytes(photo.read_bytes()[:300])
-    (tmp_path / "dump" / "bin-images" / "00008.jpg").unlink()
-    with caplog.at_level(logging.WARNING):
-        assert main(flags(manifest_uri, tmp_path / "bundle", trace_steps=1)) == 0
+    shutil.copytree(Path(undisturbed.run_uri).parent, tmp_path / "bundle.training")
+    with caplog.at_level(logging.WARNING):  # all epochs are done: what is left is the bundle
+        assert main(flags(manifest_uri, tmp_path / "bundle")) == 0
     assert "2 of 200 photos are left out: " in caplog.text
     assert "1 unreadable" in caplog.text
     bundle = load_bundle(tmp_path / "bundle")
@@ -117,6 +129,7 @@ def test_training_writes_a_bundle_that_scores_and_leaves_unreadable_photos_out(
     assert bundle.info.preprocessing.image_size == 32
     assert sum(bundle.info.label_histogram) < NUM_BINS
     assert bundle.info.metrics["test"]["all"]["num_bins"] > 0
+    assert bundle.info.training["epochs"] == len(undisturbed.outcome["history"])
     images = read_training_images(tmp_path / "bundle")
     assert images.num_rows == NUM_BINS - 2
     assert {"00007", "00008"}.isdisjoint(images["bin_id"].to_pylist())
@@ -126,7 +139,7 @@ def test_training_writes_a_bundle_that_scores_and_leaves_unreadable_photos_out(
     report = (tmp_path / "bundle" / "report.html").read_text()
     assert "Where the time went" in report
     assert "http://" not in report.replace("http://www.w3.org", "")
-    assert (tmp_path / "bundle" / "trace.json.gz").stat().st_size > 1000
+    assert len(undisturbed.outcome["trace"]) > 1000
     assert not (tmp_path / "bundle.training").exists()
 
 
@@ -143,17 +156,17 @@ def test_a_stopped_training_continues_and_ends_as_if_it_had_never_stopped(
     with pytest.raises(GateError, match="the same command continues"):
         train(manifest_uri, tmp_path, callbacks=[StopAfterFirstEpoch()])
     assert list(tmp_path.glob("*/checkpoint_*"))
-    resumed = train(manifest_uri, tmp_path)
-    assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1, 2]
+    resumed = train(manifest_uri, tmp_path, conclude=())
+    assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
     assert resumed.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=1e-3)
-    again = train(manifest_uri, tmp_path)  # all epochs are done: only the outcome is given again
-    assert again.outcome["step_losses"] == resumed.outcome["step_losses"]
+    assert resumed.outcome["logits"] == resumed.outcome["rows"] == {}  # a trial of a search sees no test bins
+    assert set(undisturbed.outcome["logits"]) == {"selection", "test"}
 
 
 @pytest.mark.ray
 def test_two_workers_train_on_the_same_batches_as_one(undisturbed: Trained, manifest_uri: str, tmp_path: Path) -> None:
     both = train(manifest_uri, tmp_path, num_workers=2)
-    assert len(both.outcome["step_losses"]) == len(undisturbed.outcome["step_losses"]) >= 9
+    assert len(both.outcome["step_losses"]) == len(undisturbed.outcome["step_losses"]) >= 6
     # the sums are made in another order; AdamW's first steps have the sign of a gradient, and amplify that from step to step
     ours, theirs = both.outcome["step_losses"], undisturbed.outcome["step_losses"]
     assert ours[:6] == pytest.approx(theirs[:6], rel=0.01)
@@ -162,6 +175,7 @@ def test_two_workers_train_on_the_same_batches_as_one(undisturbed: Trained, mani
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # the failed trial of a search meets the same check in every run
 def test_a_loss_that_is_not_finite_stops_without_a_bundle(
     ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -17,10 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
-from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import assign_splits, train_network
 from jobs.tune import main
 from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
 from jobs.tuning.trials import (
@@ -54,7 +51,7 @@ def flags(manifest_uri: str, folder: Path, **changes: Any) -> list[str]:
         "image_size": 32,
         "top_class": 3,
         "max_epochs": 2,
-        "num_trials": 3,
+        "num_trials": 2,
         "max_failures": 0,
     } | changes
     return [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -88,7 +85,7 @@ def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
     table = pq.read_table(search / "trials.parquet")
     assert table.schema.equals(TRIALS_SCHEMA)
     rows = table.to_pylist()
-    assert [row["trial"] for row in rows] == [1, 2, 3]
+    assert [row["trial"] for row in rows] == [1, 2]
     assert rows[0]["status"] == FAILED
     assert "not a finite number" in rows[0]["reason"]
     assert rows[0]["selection_nll"] is None
@@ -120,6 +117,7 @@ def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_where_all_trials_fail_there_is_no_bundle_and_the_exit_code_is_1(
     ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -128,11 +126,11 @@ def test_where_all_trials_fail_there_is_no_bundle_and_the_exit_code_is_1(
         torch.nn.init.constant_(parameter, 1e30)
     huge = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(huge, tmp_path / "huge.safetensors")
-    changes = {"weights": tmp_path / "huge.safetensors", "num_trials": 2, "max_concurrent": 2}
+    changes = {"weights": tmp_path / "huge.safetensors", "num_trials": 1}
     assert main(flags(manifest_uri, tmp_path, **changes)) == 1
-    assert "all 2 trials failed" in capsys.readouterr().err
+    assert "1 of 1 trials failed" in capsys.readouterr().err
     rows = pq.read_table(tmp_path / "bundle.search" / "trials.parquet").to_pylist()
-    assert [row["status"] for row in rows] == [FAILED, FAILED]
+    assert [row["status"] for row in rows] == [FAILED]
     assert all("not a finite number" in row["reason"] for row in rows)
     assert not (tmp_path / "bundle").exists()
 
@@ -176,24 +174,6 @@ def test_a_killed_search_of_two_trials_at_a_time_on_two_cpus_continues_and_repea
     for name, text in before.items():
         # a second training would have taken other seconds
         assert json.loads(after[name])["epochs"][: len(json.loads(text)["epochs"])] == json.loads(text)["epochs"]
-
-
-@pytest.mark.ray
-def test_a_trial_gives_no_logits_of_test_bins(ray_cluster: None, manifest_uri: str, tmp_path: Path) -> None:
-    config = TrainConfig(
-        manifest_uri=manifest_uri,
-        bundle_uri="unused",
-        architecture="resnet18",
-        image_size=32,
-        top_class=3,
-        max_epochs=1,
-    )
-    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri)), config)
-    trial = train_network(bins, config, str(tmp_path), conclude=())
-    assert trial.outcome["logits"] == trial.outcome["rows"] == {}
-    whole = train_network(bins, config, str(tmp_path))  # the best one, which had ended: only this sees them
-    assert set(whole.outcome["logits"]) == {"selection", "test"}
-    assert whole.outcome["history"] == trial.outcome["history"]
 
 
 def test_trials_are_ranked_by_their_best_epoch_on_whole_photos_and_failed_ones_left_out() -> None:
