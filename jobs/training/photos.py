@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,7 @@ class PhotoStream:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would say that each window is done
         # micro-batches arrive in the order that was planned, so that the same photos train together
         context.execution_options.preserve_order = True
         prepared = ray.data.from_arrow(list(_blocks(micro_batches))).map_batches(
