@@ -18,7 +18,7 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import assign_splits, initial_state, remove_run, train_network
+from jobs.training.network import WATCHDOG, assign_splits, initial_state, remove_run, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def run_train(config: TrainConfig) -> None:
     assign_splits(bins, config)  # what is wrong with the data is said before a cluster starts
     initial_state(config.recipe())
     training_uri = storage.absolute(config.bundle_uri) + ".training"
-    with connect():
+    with connect(quiet=WATCHDOG):
         bins = assign_splits(check_photos(bins), config)
         trained = train_network(bins, config, training_uri)
         write_bundle(bins, config, trained)

@@ -22,6 +22,7 @@ from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
 from jobs.training.network import (
+    WATCHDOG,
     TrainingStoppedError,
     assign_splits,
     initial_state,
@@ -48,7 +49,7 @@ def run_tune(config: TuneConfig) -> None:
     initial_state(config.recipe())
     output_uri = storage.absolute(config.output_uri or storage.absolute(config.bundle_uri) + ".search")
     training_uri = storage.join(output_uri, "training")
-    with connect():
+    with connect(quiet=WATCHDOG):
         plan_workers(smallest, config.max_concurrent)
         bins = assign_splits(check_photos(bins), largest)
         trials = Trials(config, output_uri, fingerprint(bins))

@@ -12,10 +12,11 @@ import ray.data
 
 
 @contextmanager
-def connect() -> Iterator[None]:
+def connect(*, quiet: str | None = None) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), else starts a local one.
 
-    A cluster that this process already joined is used and left as it is (tests, notebooks).
+    A cluster that this process already joined is used and left as it is (tests, notebooks). Of the logger `quiet` only
+    errors are shown by the workers of a local cluster.
     """
     if ray.is_initialized():
         _configure_data()
@@ -24,6 +25,12 @@ def connect() -> Iterator[None]:
     options: dict = {"log_to_driver": True, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"include_dashboard": False}
+        if quiet:
+
+            def keep_quiet() -> None:  # nested, so that it travels by value: a worker runs it before it can import ours
+                logging.getLogger(quiet).setLevel(logging.ERROR)
+
+            options |= {"runtime_env": {"worker_process_setup_hook": keep_quiet}}
     ray.init(**options)
     _configure_data()
     try:

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.fs
 import ray
 import torch
-from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.torch import load, save
@@ -212,27 +212,28 @@ def train_network(
     return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)
 
 
+WATCHDOG = PlacementGroupCleaner.__module__
+"""Asks the dashboard every second whether the controller lives. A local cluster has no dashboard, and ends with its
+command anyway: a warning a second would bury the training's progress."""
+
+
 @contextmanager
 def _cluster_named() -> Iterator[None]:
-    """Tells Ray Train's watchdog which cluster is its own, and to keep quiet in a local one.
+    """Tells Ray Train's watchdog which cluster is its own.
 
     It asks Ray's state API every second whether the controller lives. Where a second Ray runs on the machine, that asks
     the wrong one, is told of no such controller, and removes the workers of a sound training (seen with Ray 2.60).
     """
-    named = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    if not os.environ.get("RAY_ADDRESS"):
-        named[WORKER_PROCESS_SETUP_HOOK_ENV_VAR] = "jobs.training.quiet.quiet_watchdog"
-    before = {name: os.environ.get(name) for name in named}
-    os.environ.update(named)
-    ENV_VARS_TO_PROPAGATE.update(named)
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig, int]:
