@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
 
 from jobs.config.report import ReportConfig
 from jobs.report import write_report
+from tests.browser import CHROMIUM, Tab
+from tests.browser import in_browser as open_in_browser
 from tests.night import NASTY_TEXTS, write_nights
-
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)")
 
@@ -44,101 +35,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output / "report" / "report.html"
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[int]:
-    """The port that a fresh headless Chromium answers on."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    process = subprocess.Popen(
-        [
-            CHROMIUM,
-            *options,
-            "--remote-debugging-port=0",
-            f"--user-data-dir={tmp_path}",
-            "--window-size=1400,1000",
-            "about:blank",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    port_file, deadline = tmp_path / "DevToolsActivePort", time.monotonic() + 60
-    while not (port_file.exists() and port_file.read_text().count("\n")):
-        assert process.poll() is None, "Chromium ended at once"
-        assert time.monotonic() < deadline, "Chromium did not open its port"
-        time.sleep(0.1)
-    yield int(port_file.read_text().split("\n")[0])
-    process.terminate()
-    process.wait(timeout=30)
-
-
-class Tab:
-    """A page in the browser: `evaluate` runs an expression in it, `complaints` is what it logged."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self._socket, self._last = socket, 0
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-
-    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._last += 1
-        await self._socket.send_json({"id": self._last, "method": method, "params": parameters})
-        while True:
-            message = await self._socket.receive_json(timeout=120)
-            if message.get("id") == self._last:
-                assert "error" not in message, message
-                return message["result"]
-            self._note(message)
-
-    def _note(self, message: dict[str, Any]) -> None:
-        method, parameters = message.get("method"), message.get("params", {})
-        if method == "Runtime.exceptionThrown":
-            self.complaints.append(str(parameters["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
-            self.complaints.append(str(parameters["args"]))
-        elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(str(parameters["entry"]))
-        elif method == "Page.javascriptDialogOpening":
-            self.complaints.append(f"dialog: {parameters}")
-        elif method == "Network.requestWillBeSent":
-            self.requests.append(parameters["request"]["url"])
-
-    async def evaluate(self, expression: str) -> Any:
-        answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    async def press(self, key: str, code: int) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            await self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-
-@asynccontextmanager
-async def open_page(port: int, page: Path) -> AsyncIterator[Tab]:
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-            target = next(entry for entry in await answer.json() if entry["type"] == "page")
-        async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-            tab = Tab(socket)
-            for domain in ("Page", "Runtime", "Log", "Network"):
-                await tab.call(f"{domain}.enable")
-            await tab.call("Page.navigate", url=page.as_uri())
-            deadline = time.monotonic() + 60
-            while await tab.evaluate("document.documentElement?.dataset.ready ?? ''") != "true":
-                assert time.monotonic() < deadline, f"the page is not ready: {tab.complaints}"
-                await asyncio.sleep(0.05)
-            yield tab
-
-
 def in_browser(port: int, page: Path, steps: Callable[[Tab], Awaitable[None]]) -> None:
-    """Runs the steps, then holds the page to no complaint and to no request beyond itself."""
-
-    async def drive() -> None:
-        async with open_page(port, page) as tab:
-            await steps(tab)
-            await tab.evaluate("new Promise((done) => setTimeout(done, 200))")
-            assert tab.complaints == []
-            assert [url for url in tab.requests if not url.startswith("data:")] == [page.as_uri()]
-
-    asyncio.run(drive())
+    """Runs the steps on the page, which needs nothing beyond itself."""
+    assert open_in_browser(port, page.as_uri(), "document.documentElement?.dataset.ready === 'true'", steps) == [
+        page.as_uri()
+    ]
 
 
 COLUMN = "[...document.querySelectorAll('#bins tbody td.{name}')].map((cell) => cell.textContent)"
