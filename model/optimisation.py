@@ -32,8 +32,10 @@ class CountingNetwork(nn.Module):
         r = self.resnet
         x = r.maxpool(r.relu(r.bn1(r.conv1(inputs))))
         x = r.layer4(r.layer3(r.layer2(r.layer1(x))))
-        features = torch.flatten(r.avgpool(x), 1)
-        return r.fc(features), self.auxiliary(features) if self.auxiliary is not None else None
+        features = torch.flatten(r.avgpool(x), 1).float()
+        # the heads stay in float32, as in the audit: a few thousand products, and the probabilities' tails hang on them
+        with torch.autocast(features.device.type, enabled=False):
+            return r.fc(features), self.auxiliary(features) if self.auxiliary is not None else None
 
 
 INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -54,7 +54,7 @@ class Recipe(BaseModel):
     test_time_flip: bool = True
     """The bundle averages its logits over the photo and its mirror image."""
     mixed_precision: bool = True
-    """bfloat16 autocast where the worker has a CUDA device; a CPU always trains in float32."""
+    """bfloat16 autocast where the worker has a CUDA device or a processor with bfloat16 units; else float32."""
     seed: int = Field(default=0, ge=0)
     """Of the split, the initial weights, the order of the photos and their augmentation."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import tempfile
 import time
@@ -44,6 +45,7 @@ from model.optimisation import (
     make_optimiser,
     set_training_mode,
 )
+from model.processor import has_bfloat16
 from model.profile import Stopwatch
 from model.recipe import Recipe
 from model.scoring import normalisation, to_inputs
@@ -97,6 +99,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
     loop_config: {"settings": LoopSettings}.
     """
+    # it would write each epoch's metrics once more, on a line of 500 characters
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     return _Loop(loop_config["settings"]).run()
 
 
@@ -246,10 +250,10 @@ class _Loop:
         with self.distributed.no_sync() if quiet else nullcontext():  # type: ignore[operator]
             with watch.phase("forward"), self._autocast():
                 logits, auxiliary = self.distributed(inputs)
-                loss = F.cross_entropy(logits.float(), self._targets[quantity])
+                loss = F.cross_entropy(logits, self._targets[quantity])
                 whole = loss
                 if auxiliary is not None:
-                    fine, lines = auxiliary.float().split([MAX_QUANTITY + 1, MAX_SKUS + 1], dim=1)
+                    fine, lines = auxiliary.split([MAX_QUANTITY + 1, MAX_SKUS + 1], dim=1)
                     extra = F.cross_entropy(fine, self._quantity_targets[quantity]) + F.cross_entropy(lines, skus)
                     whole = loss + AUXILIARY_WEIGHT * extra
             with watch.phase("backward"):
@@ -258,7 +262,7 @@ class _Loop:
         return loss.detach() / per_batch
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.recipe.mixed_precision and self.device.type == "cuda"
+        enabled = self.recipe.mixed_precision and (self.device.type == "cuda" or has_bfloat16())
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _finish_epoch(self, epoch: int) -> None:
@@ -357,9 +361,9 @@ class _Loop:
                 pixels = np.concatenate([pixels, np.zeros((size - num_photos, *pixels.shape[1:]), np.uint8)])
             inputs = to_inputs(torch.from_numpy(pixels).to(self.device), self._scale, self._shift)
             with self._autocast():
-                logits = self.network.resnet(inputs).double()
+                logits = self.network(inputs)[0].double()
                 if mirror:
-                    logits = (logits + self.network.resnet(inputs.flip(3)).double()) / 2
+                    logits = (logits + self.network(inputs.flip(3))[0].double()) / 2
             found[start : start + num_photos] = logits[:num_photos]
         self.network.load_state_dict(kept)
         return self._sum(found).cpu().numpy()

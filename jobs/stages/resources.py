@@ -12,6 +12,7 @@ from typing import Literal
 
 import ray
 
+from model.processor import has_bfloat16
 from schemas.errors import GateError
 
 GPU_BATCH, CPU_BATCH = 256, 32
@@ -77,14 +78,4 @@ def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: st
         return asked
     if device == "cuda":
         return "bf16"
-    flags = _cpu_flags()
-    return "bf16" if {"avx512_bf16", "amx_bf16"} & flags else "fp32"
-
-
-def _cpu_flags() -> set[str]:
-    # /proc, not torch: torch.cpu has no public test for bf16 units, and this driver needs no torch
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as text:  # noqa: PTH123
-            return next((set(line.split()) for line in text if line.startswith("flags")), set())
-    except FileNotFoundError:
-        return set()
+    return "bf16" if has_bfloat16() else "fp32"

@@ -1,20 +1,24 @@
 """Load on the endpoint, beside a plain FastAPI and torch server: requests per second and latency by clients.
 
-    python -m tests.benchmarks.serve --bundle DIR --seconds 10 --json figures.json
+    python -m tests.benchmarks.serve --bundle DIR --photo FILE --requests 12 --json figures.json
 
 Three servers one after the other on a free port, each a process of its own: `serve` (the endpoint as it is),
 `serve-single` (the endpoint with --batch-size 1: no batching), `plain` (FastAPI, one process, one photo per forward
 pass, no queue, no batches) and `plain-batch` (the same with a padded batch of the endpoint's size collected by hand).
-The load is closed: every client sends its next photo when the last one is answered. Without --bundle a ResNet18 with
-random weights at 112 pixels is made. Prints a table; --json writes it.
+The load is closed and comes from `hey` (Debian's package of that name): every client sends its next photo when the
+last one is answered. Without --bundle a ResNet18 with random weights at 112 pixels is made, without --photo a photo
+is drawn. All servers compute in the precision that the audit would take here. Prints a table; --json writes it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import csv
+import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,50 +31,34 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 from fastapi import Request
 
 from tests.dump import photo, write_bundle
 
 SERVERS = ("plain", "plain-batch", "serve-single", "serve")
+MAX_RATE = 50
+"""Requests a second of one client: who is sent away comes back after 20 ms, not at once."""
+LEAST_REQUESTS = 80
 
 
-async def load(url: str, photos: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
-    """Closed loop of `clients`; latencies in milliseconds of the answered requests, and counts by status."""
-    latencies: list[float] = []
-    statuses: Counter[str] = Counter()
-    stop = time.perf_counter() + seconds
-
-    async def client(session: aiohttp.ClientSession, number: int) -> None:
-        turn = number
-        while time.perf_counter() < stop:
-            turn += clients
-            started = time.perf_counter()
-            try:
-                async with session.post(url, data=photos[turn % len(photos)]) as answer:
-                    await answer.read()
-                    statuses[str(answer.status)] += 1
-                    if answer.status == 200:
-                        latencies.append(1000 * (time.perf_counter() - started))
-                    else:
-                        await asyncio.sleep(0.05)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                statuses[type(error).__name__] += 1
-
-    headers = {"Content-Type": "image/jpeg"}
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=120)
+def load(url: str, photo_path: Path, clients: int, num_requests: int) -> dict[str, Any]:
+    """`clients` of `hey`, each sending its next photo when the last one is answered, at most MAX_RATE a second: the
+    latencies in milliseconds of the answered requests, and counts by status. `lost`: no answer of any kind."""
+    command = ["hey", "-n", str(num_requests), "-c", str(clients), "-q", str(MAX_RATE), "-m", "POST", "-t", "120"]
+    command += ["-T", "image/jpeg", "-D", str(photo_path), "-o", "csv", url]
     started = time.perf_counter()
-    async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
-        await asyncio.gather(*(client(session, number) for number in range(clients)))
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
     elapsed = time.perf_counter() - started
+    answers = list(csv.DictReader(io.StringIO(found.stdout)))
+    latencies = [1000 * float(row["response-time"]) for row in answers if row["status-code"] == "200"]
     quantiles = np.percentile(latencies, [50, 95, 99]) if latencies else [float("nan")] * 3
     return {
         "clients": clients,
         "requests_per_s": len(latencies) / elapsed,
         **{f"p{level}_ms": float(value) for level, value in zip((50, 95, 99), quantiles, strict=True)},
-        "statuses": dict(statuses),
+        "statuses": dict(Counter(row["status-code"] for row in answers)),
+        "lost": num_requests // clients * clients - len(answers),
     }
 
 
@@ -80,13 +68,14 @@ def serve_plain(bundle_folder: str, port: int, batch_size: int) -> None:
     import uvicorn
     from fastapi import FastAPI
 
+    from jobs.stages.resources import resolve_precision
     from model.bundle import load_bundle
     from model.images import decode_image
     from model.scoring import Scorer
 
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(Path(bundle_folder))
-    scorer = Scorer(bundle, device="cpu", precision="fp32", batch_size=batch_size)
+    scorer = Scorer(bundle, device="cpu", precision=resolve_precision("auto", "cpu"), batch_size=batch_size)
     api = FastAPI()
     queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future]] = asyncio.Queue()
     workers: list[asyncio.Task] = []
@@ -117,7 +106,7 @@ def serve_plain(bundle_folder: str, port: int, batch_size: int) -> None:
     uvicorn.run(api, host="127.0.0.1", port=port, log_level="warning")
 
 
-def measure(name: str, bundle: str, photos: list[bytes], clients: list[int], seconds: float, batch: int) -> list[dict]:
+def measure(name: str, bundle: str, photo_path: Path, clients: list[int], per_client: int, batch: int) -> list[dict]:
     """Starts the server, waits for it, loads it, stops it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -134,8 +123,11 @@ def measure(name: str, bundle: str, photos: list[bytes], clients: list[int], sec
     try:
         _wait(server, port)
         url = f"http://127.0.0.1:{port}/v1/count"
-        asyncio.run(load(url, photos, 4, 2.0))
-        return [{"server": name, **asyncio.run(load(url, photos, number, seconds))} for number in clients]
+        load(url, photo_path, 4, 20)
+        return [
+            {"server": name, **load(url, photo_path, number, max(LEAST_REQUESTS, per_client * number))}
+            for number in clients
+        ]
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(120)
@@ -159,7 +151,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--requests", type=int, default=12, help="requests of each client, at least 80 in all")
+    parser.add_argument("--photo", type=Path)
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", type=Path)
@@ -168,16 +161,21 @@ def main() -> None:
     if options.plain:
         serve_plain(options.bundle, options.plain, options.batch)
         return
-    photos = [photo(number % 7, number, size=(500, 400)) for number in range(64)]
+    if shutil.which("hey") is None:
+        parser.error("the load generator `hey` is not installed: apt-get install hey")
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or str(write_bundle(Path(folder) / "bundle", image_size=112))
+        photo_path = options.photo or Path(folder) / "photo.jpg"
+        if options.photo is None:
+            photo_path.write_bytes(photo(4, 0, size=(500, 400)))
         rows = []
         for name in options.servers:
-            for row in measure(name, bundle, photos, options.clients, options.seconds, options.batch):
+            for row in measure(name, bundle, photo_path, options.clients, options.requests, options.batch):
                 rows.append(row)
                 print(
                     f"{row['server']:14} {row['clients']:4} clients {row['requests_per_s']:8.1f}/s   "
-                    f"p50 {row['p50_ms']:7.0f}  p95 {row['p95_ms']:7.0f}  p99 {row['p99_ms']:7.0f} ms   {row['statuses']}",
+                    f"p50 {row['p50_ms']:7.0f}  p95 {row['p95_ms']:7.0f}  p99 {row['p99_ms']:7.0f} ms   {row['statuses']}   "
+                    f"lost {row['lost']}",
                     flush=True,
                 )
     if options.json:

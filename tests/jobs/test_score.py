@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.stages import resources
 from jobs.stages.progress import Progress
 from jobs.stages.resources import resolve_precision
 from jobs.stages.score import SCORED_SCHEMA, with_probabilities
 from jobs.stages.staging import FETCHED_SHARD_SCHEMA, StagedShard
+from model import processor
 from tests.dump import manifest_table
 
 
@@ -63,5 +63,5 @@ def test_the_rate_is_that_of_the_steady_state() -> None:
 def test_bf16_is_taken_where_the_hardware_multiplies_it(
     monkeypatch: pytest.MonkeyPatch, asked: str, device: str, flags: set[str], found: str
 ) -> None:
-    monkeypatch.setattr(resources, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(processor, "_flags", lambda: flags)
     assert resolve_precision(asked, device) == found  # type: ignore[arg-type]
