@@ -141,7 +141,10 @@ def assign_folds(groups: np.ndarray) -> np.ndarray:
 
 
 def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
-    """LAC threshold for 90 % sets from all bins, and the share of bins outside a set thresholded without their fold."""
+    """LAC threshold for 90 % sets from all bins, and the share of bins outside a set thresholded without their fold.
+
+    Outside by the rule of the nightly `prediction_sets.PredictionSets.has_record`: the two shares are compared.
+    """
     scores = 1 - probabilities[np.arange(len(labels)), labels]
     outside = np.zeros(len(labels), bool)
     for fold in np.unique(folds):

@@ -1,5 +1,7 @@
 import numpy as np
 
+from model.calibration import set_threshold
+from model.drift import check_drift
 from model.prediction_sets import build_prediction_sets, fit_set_threshold
 from tests.simulator import World, draw_bins, train_camera
 
@@ -31,3 +33,29 @@ def test_low_high_and_size_describe_sets_with_gaps() -> None:
 def test_a_set_never_is_empty() -> None:
     sets = build_prediction_sets([[0.3, 0.4, 0.3]], [0], 0.1)
     assert (sets.low[0], sets.high[0], sets.size[0]) == (1, 1, 1)
+
+
+def test_the_share_outside_means_the_same_at_night_as_in_calibration_for_an_accurate_camera() -> None:
+    """Right for 95 % of its bins: half of those below the threshold still have the record as the most probable class."""
+    random = np.random.default_rng(1)
+
+    def draw(size: int) -> tuple[np.ndarray, np.ndarray]:
+        sure = np.maximum(random.beta(20, 1, size), 1 / 7)
+        probabilities = np.repeat((1 - sure)[:, None] / 6, 7, axis=1)
+        probabilities[np.arange(size), random.integers(0, 7, size)] = sure
+        return probabilities, (probabilities.cumsum(axis=1) > random.random((size, 1))).argmax(axis=1)
+
+    probabilities, record = draw(5000)
+    threshold, calibrated = set_threshold(probabilities, record, np.arange(5000) % 5)
+    tonight, record = draw(10_000)
+    assert (tonight.argmax(axis=1) == record).mean() > 0.94
+    outside = ~build_prediction_sets(tonight, record, threshold).has_record
+    assert abs(outside.mean() - calibrated) < 0.015
+    worse = np.where(random.random(10_000) < 0.05, (record + random.integers(1, 7, 10_000)) % 7, record)
+    outside = ~build_prediction_sets(tonight, worse, threshold).has_record
+    assert check_drift(int(outside.sum()), 10_000, calibrated, 5000).alarm
+
+
+def test_the_class_that_keeps_a_set_from_being_empty_does_not_count_as_the_record() -> None:
+    sets = build_prediction_sets([[0.3, 0.4, 0.3]], [1], 0.1)
+    assert (sets.low[0], sets.high[0], sets.size[0], sets.has_record[0]) == (1, 1, 1, False)
