@@ -85,7 +85,6 @@ class _Ledger:
         for about, counts in self._counts.items():
             for count in counts:
                 self._before[_identity(about.audit_date, about.bin_id, count)] = count.confirmed
-        self._here: dict[tuple[object, ...], int] = {}
         self.num_known = 0
 
     def knows(self, row: CountRow) -> bool:
@@ -97,16 +96,18 @@ class _Ledger:
         return True
 
     def enter(self, row: CountRow, expected_qty: int) -> None:
-        """Raises Reject for what is counted once too often."""
-        identity = _identity(row.audit_date, row.bin_id, row.count)
-        if identity in self._here:
-            raise Reject(RejectReason.COUNTED_TWICE, f"the same count stands in row {self._here[identity]}")
+        """Raises Reject for what is counted once too often: a bin that is resolved, or again what the same person
+        counted there, at whatever time (the same sheet with other times), unless it is confirmed now."""
         counts = self._counts.setdefault(Recorded(row.audit_date, row.bin_id, expected_qty), [])
         finding = resolve_counts(counts, expected_qty)
         if finding is not None and finding.resolved:
             detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
-        self._here[identity] = row.source.number
+        about = row.count.counted_qty, row.count.counter_id
+        if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in counts):
+            who = f"counter_id {about[1]!a}" if about[1] else "a count without counter_id"
+            detail = f"{who} has found {about[0]} pieces already: a second count needs another counter_id, or confirmed"
+            raise Reject(RejectReason.COUNTED_TWICE, detail)
         counts.append(row.count)
 
 

@@ -1,7 +1,9 @@
 """From the counts of one bin and night to one finding: right, wrong, or pending.
 
 People miscount too, and one in a hundred miscounts among right records looks like as many wrong ones. So a count that
-agrees with the record stands, and one that doesn't waits for a second blind count that agrees with it.
+agrees with the record stands, and one that doesn't waits for a second blind count, by another person, that agrees with
+it. What two people are is told by `counter_id` alone, never by the time: a sheet that is handed in again may have lost
+its seconds or be read in another time zone, and must not confirm itself.
 """
 
 from __future__ import annotations
@@ -41,28 +43,28 @@ class Finding:
 def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None:
     """The finding of one bin's counts against the quantity its record expected; None where nobody counted.
 
-    Right where every count equals the record. A mismatch is resolved by a `confirmed` count or by two counts that
-    agree; the latest agreement wins.
+    Right where every count equals the record. A mismatch is settled by a `confirmed` count, or by counts of the same
+    quantity by two people (counts without a `counter_id` are nobody's); of several settled quantities the one that was
+    counted last wins. `repeat_offenders` in queries.sql follows the same rule.
     """
     ordered = sort_counts(counts)
     if not ordered:
         return None
-    seen: set[int] = set()
-    settled: int | None = None
+    confirmed = {count.counted_qty for count in ordered if count.confirmed}
+    people: dict[int, set[str]] = {}
     for count in ordered:
-        if count.confirmed or count.counted_qty in seen:
-            settled = count.counted_qty
-        seen.add(count.counted_qty)
-    if settled is not None:
-        return Finding(settled, resolved=True)
-    if seen == {expected_qty}:
-        return Finding(expected_qty, resolved=True)
-    return Finding(next(count.counted_qty for count in ordered if count.counted_qty != expected_qty), resolved=False)
+        if count.counter_id is not None:
+            people.setdefault(count.counted_qty, set()).add(count.counter_id)
+    settled = confirmed | {qty for qty, counters in people.items() if len(counters) > 1}
+    if settled:
+        return Finding(next(count.counted_qty for count in reversed(ordered) if count.counted_qty in settled), True)
+    mismatches = [count.counted_qty for count in ordered if count.counted_qty != expected_qty]
+    return Finding(mismatches[0], resolved=False) if mismatches else Finding(expected_qty, resolved=True)
 
 
 def sort_counts(counts: Iterable[Count]) -> list[Count]:
-    """In the order of counting; ties in an order that doesn't depend on how they came in."""
-    return sorted(counts, key=lambda count: (count.counted_at, count.counter_id or "", count.counted_qty))
+    """In the order of counting; ties in an order that doesn't depend on how they came in, by quantity as in SQL."""
+    return sorted(counts, key=lambda count: (count.counted_at, count.counted_qty, count.counter_id or ""))
 
 
 def group_counts(rows: Iterable[dict[str, Any]]) -> dict[Recorded, list[Count]]:

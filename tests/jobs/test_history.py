@@ -54,12 +54,23 @@ def take_in(output: str, *rows: dict[str, Any]) -> None:
         ([2, 3, 2], Finding(2, resolved=True)),
         ([2, 2], Finding(2, resolved=True)),
         ([2, 2, 4, 4], Finding(4, resolved=True)),
+        ([2, 4, 4, 2], Finding(2, resolved=True)),
     ],
 )
-def test_a_mismatch_needs_two_counts_that_agree(quantities: list[int], finding: Finding | None) -> None:
-    counts = [Count(START + timedelta(hours=hour), qty) for hour, qty in enumerate(quantities)]
+def test_a_mismatch_needs_two_people_who_agree(quantities: list[int], finding: Finding | None) -> None:
+    counts = [Count(START + timedelta(hours=hour), qty, f"person {hour}") for hour, qty in enumerate(quantities)]
     assert resolve_counts(counts, 3) == finding
     assert resolve_counts(counts[::-1], 3) == finding
+
+
+@pytest.mark.parametrize("counters", [("kim", "kim"), (None, None), ("kim", None), (None, "kim")])
+def test_nobody_confirms_what_they_counted_themselves(counters: tuple[str | None, ...]) -> None:
+    counts = [Count(START + timedelta(hours=hour), 2, counter) for hour, counter in enumerate(counters)]
+    assert resolve_counts(counts, 3) == Finding(2, resolved=False)
+    counts.append(Count(START + timedelta(hours=2), 2, "lee"))
+    assert resolve_counts(counts, 3) == Finding(2, resolved="kim" in counters)
+    right = [Count(START, 3, counter) for counter in counters]
+    assert resolve_counts(right, 3) == Finding(3, resolved=True), "a count that agrees with the record needs no other"
 
 
 def test_a_confirmed_mismatch_needs_no_other_count() -> None:
@@ -68,7 +79,13 @@ def test_a_confirmed_mismatch_needs_no_other_count() -> None:
 
 def test_what_is_planned_and_not_counted_is_pending(output: str) -> None:
     commit_night(output, "2026-03-02", [plan_row(name) for name in "abcd"] + [priority_row("p", 1)], num_assessed=50)
-    take_in(output, counted("a", 3), counted("b", 2), counted("c", 2), counted("c", 2, hours=1))
+    take_in(
+        output,
+        counted("a", 3),
+        counted("b", 2),
+        counted("c", 2, counter_id="kim"),
+        counted("c", 2, hours=1, counter_id="lee"),
+    )
     (night,) = read_history(output, "2026-03-03").nights
     found = dict(
         zip(night.planned["bin_id"].to_pylist(), zip(night.counted_qty, night.resolved, strict=True), strict=True)

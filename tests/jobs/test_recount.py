@@ -200,6 +200,33 @@ def test_one_count_taken_twice_does_not_confirm_itself(output: str) -> None:
     assert night.num_random_resolved == 0
 
 
+@pytest.mark.parametrize("flags", [(), ("--time-zone", "Asia/Tokyo")])
+@pytest.mark.parametrize("counter", ["kim", ""])
+def test_a_sheet_that_comes_again_with_other_times_does_not_confirm_itself(
+    output: str, flags: tuple[str, ...], counter: str
+) -> None:
+    lines = [
+        f"{name},{NIGHT},{qty},2026-03-03 19:00:30,{counter},," for name, qty in zip("abd", (3, 1, 2), strict=True)
+    ]
+    assert take_in(output, *lines) == 0
+    again = [line.replace(":30,", ",") for line in lines]
+    assert take_in(output, *again, name="again.csv", flags=flags) == 1
+    assert [(found["bin_id"], found["reason"]) for found in rejects(output)] == [
+        (name, "counted_twice") for name in "abd"
+    ]
+    (night,) = read_history(output, "2026-03-03").nights
+    assert (night.num_random_resolved, night.num_priority_resolved, night.num_pending) == (1, 0, 3)
+    assert take_in(output, f"b,{NIGHT},1,2026-03-03 19:00,{counter},true,", name="confirmed.csv", flags=flags) == 0
+    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 2
+
+
+def test_one_person_who_counts_twice_is_one_person(output: str) -> None:
+    lines = [f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,", f"a,{NIGHT},1,2026-03-03T09:00Z,kim,,"]
+    assert take_in(output, *lines) == 1
+    assert "another counter_id" in rejects(output)[0]["detail"]
+    assert read_counted(output).num_rows == 1
+
+
 def test_a_count_may_come_again_once_it_is_confirmed(output: str) -> None:
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,") == 0
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,true,") == 0
