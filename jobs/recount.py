@@ -6,7 +6,7 @@
         --counts-uri s3://stock/counts/2026-11-23.csv
 
 Writes below --output-uri: one Parquet file in counted/ with the rows taken in (nothing for rows taken in before, so the
-same file twice is harmless), and counted/rejects/<hash>.csv with those that were not. Nothing there is ever changed.
+same file twice is harmless), and count_rejects/<hash>.csv with those that were not. Nothing there is ever changed.
 Exit codes: 0 every row is taken in, 1 some were rejected (the others are taken in), 2 the file can't be read.
 """
 

@@ -101,15 +101,16 @@ def readme_tables() -> str:
 
 
 def _views() -> list[str]:
-    """What views.sql defines for DuckDB: only the nights and runs that a summary commits."""
+    """What views.sql defines for DuckDB: only the nights and runs that a summary commits, and all that was counted."""
     committed = "SELECT audit_date, run_id FROM summary WHERE scope = 'all'"
     joined = [
-        f"CREATE OR REPLACE VIEW {table.name} AS\nSELECT t.* FROM files_{table.name} AS t\n"
+        f"CREATE OR REPLACE VIEW {name} AS\nSELECT t.* FROM files_{name} AS t\n"
         f"JOIN ({committed}) AS c ON t.audit_date = c.audit_date AND t.run_id = c.run_id;"
-        for table in TABLES
-        if table.name != "summary"
+        for name in ("results", "recount_plan")
     ]
-    return ["CREATE OR REPLACE VIEW summary AS\nSELECT * FROM files_summary;", *joined]
+    # counts hold for their bin and night, whichever plan asked for them: also for one that was replaced
+    whole = [f"CREATE OR REPLACE VIEW {name} AS\nSELECT * FROM files_{name};" for name in ("summary", "counted")]
+    return [*whole, *joined]
 
 
 def _columns(schema: pa.Schema, quote: str) -> str:

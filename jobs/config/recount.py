@@ -7,11 +7,12 @@ class RecountConfig(JobConfig):
     """Takes in counted bins, checks each, and says what was learned from them."""
 
     output_uri: str
-    """Where the audits go, as in `jobs.audit`; the counts are added to counted/ there."""
+    """Where the audits go, as in `jobs.audit`; counts are added to counted/ there, rejects to count_rejects/."""
 
     counts_uri: str
     """CSV (UTF-8; comma, semicolon or tab) or Parquet: bin_id, audit_date, counted_qty, counted_at and, where there
-    are any, counter_id, confirmed (true or false), reason_code."""
+    are any, counter_id, confirmed (true or false), reason_code. A count that differs from the record stands once it is
+    confirmed, or once another counter_id has found the same."""
 
     time_zone: str = "UTC"
     """Zone of every counted_at without an offset, such as Europe/Berlin."""

@@ -49,7 +49,7 @@ def read_counts_file(uri: str) -> list[CountsRow]:
 
 
 def write_rejects(output_uri: str, rejects: Sequence[tuple[CountsRow, RejectReason, str]]) -> str:
-    """Writes `counted/rejects/<hash>.csv`: every reject as it was written, with reason and detail. No cell of it is a
+    """Writes `count_rejects/<hash>.csv`: every reject as it was written, with reason and detail. No cell of it is a
     formula to a spreadsheet. Returns its URI."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\r\n")
@@ -58,7 +58,8 @@ def write_rejects(output_uri: str, rejects: Sequence[tuple[CountsRow, RejectReas
         cells = pa.array([*(row.cells.get(name, "") for name in COUNTS_SCHEMA.names), str(reason), detail])
         writer.writerow([row.number, *csv_text(cells).to_pylist()])
     data = sink.getvalue().encode()
-    uri = storage.join(output_uri, "counted", "rejects", f"{hashlib.sha256(data).hexdigest()[:32]}.csv")
+    # not below counted/: Athena and Spark read every file below a table's location as a part of it
+    uri = storage.join(output_uri, "count_rejects", f"{hashlib.sha256(data).hexdigest()[:32]}.csv")
     storage.write_bytes(uri, data)
     return uri
 

@@ -42,7 +42,7 @@ def take_in(
 
 
 def rejects(output: str) -> list[dict[str, str]]:
-    (entry,) = storage.list_objects(storage.join(output, "counted", "rejects"))
+    (entry,) = storage.list_objects(storage.join(output, "count_rejects"))
     return list(csv.DictReader(io.StringIO(storage.read_bytes(entry.uri).decode())))
 
 
@@ -121,6 +121,8 @@ def test_a_bad_row_is_rejected_with_its_reason_and_the_good_ones_are_taken_in(
     assert found["detail"]
     assert read_counted(output)["bin_id"].to_pylist() == ["b"]
     assert f"1 {reason}" in capsys.readouterr().err
+    # Athena and Spark take every file below counted/ for a part of the table
+    assert all(entry.uri.endswith(".parquet") for entry in storage.list_objects(output + "/counted"))
 
 
 def test_a_rejected_row_is_reported_again_until_it_can_be_taken_in(output: str) -> None:

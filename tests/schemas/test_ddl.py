@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+import duckdb
 import pytest
 
 from schemas.arrow import describe
@@ -28,6 +30,27 @@ def test_a_partitioned_table_has_its_night_once(ddl) -> None:  # type: ignore[no
         if "TABLE files_results" in statement and "CREATE" in statement:
             assert len(re.findall(r"audit_date`? string", statement)) == 1
             assert "PARTITIONED BY (audit_date" in statement
+
+
+@pytest.mark.parametrize("ddl", [athena_ddl, spark_ddl], ids=["athena", "spark"])
+def test_views_leave_out_runs_that_were_replaced_but_no_counts(ddl: Callable[[str], str]) -> None:
+    views = "".join(re.findall(r"CREATE OR REPLACE VIEW.*?;", ddl("s3://stock/audits"), re.DOTALL))
+    columns = {
+        "summary": "audit_date, run_id, scope",
+        "results": "audit_date, run_id, bin_id",
+        "recount_plan": "audit_date, run_id, bin_id",
+        "counted": "audit_date, run_id, bin_id",
+    }
+    with duckdb.connect() as connection:
+        for table, names in columns.items():
+            values = "('2026-03-02', 'old', 'all'), ('2026-03-02', 'new', 'all')"
+            values = values.split("), ")[1] if table == "summary" else values
+            connection.execute(f"CREATE TABLE files_{table} AS SELECT * FROM (VALUES {values}) AS t ({names})")
+        connection.execute(views)
+        runs = {
+            table: {run for (run,) in connection.sql(f"SELECT run_id FROM {table}").fetchall()} for table in columns
+        }
+    assert runs == {"summary": {"new"}, "results": {"new"}, "recount_plan": {"new"}, "counted": {"new", "old"}}
 
 
 def test_nested_columns_keep_their_structure() -> None:
