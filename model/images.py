@@ -13,8 +13,11 @@ from schemas.bundle import Preprocessing
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
 """A bin photo has 16 to 200 KB; a larger file than this is not one."""
-MAX_IMAGE_PIXELS = 50_000_000
-"""Read from the header, before a pixel is decoded (decompression bombs)."""
+MAX_IMAGE_PIXELS = 30_000_000
+"""Of a JPEG; read from the header, before a pixel is decoded (decompression bombs). A progressive one takes 9 bytes a
+pixel, its coefficients and the pixels: 270 MB."""
+MAX_ODD_PIXELS = 12_500_000
+"""Of what Pillow reads, which takes up to 23 bytes a pixel (WebP): 290 MB. A telephone's photo has 12.2 million."""
 MAX_SCANNED_PIXELS = 2_500_000_000
 """Pixels times scans of a JPEG. Every further scan goes over the whole photo, in a few bytes: 30 kB can ask for a
 minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has ten scans."""
@@ -31,7 +34,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - the name is the status `unrea
 
 
 class RejectedImage(ValueError):  # noqa: N818 - the name is the status `image_rejected`
-    """Beyond MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS or MAX_SCANNED_PIXELS."""
+    """Beyond one of the limits above, or an animation."""
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
@@ -74,7 +77,8 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    _check_pixels(width, height)
+    is_usual = colorspace in ("YCbCr", "Gray", "RGB")
+    _check_pixels(width, height, MAX_IMAGE_PIXELS if is_usual else MAX_ODD_PIXELS)
     _check_scans(data, width, height)
     try:
         # strict: libjpeg only warns where data ends early, and fills the rest of the photo with grey
@@ -84,8 +88,8 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
         if "Premature end" in message or ("Corrupt JPEG data" in message and "extraneous" not in message):
             raise UnreadableImage(f"truncated or damaged JPEG: {message}") from error
         return None
-    if colorspace not in ("YCbCr", "Gray", "RGB"):
-        return None
+    if not is_usual:
+        return None  # it was decoded for its damage only: Pillow sees none before an end mark
     if b"Exif\0\0" in data[:65536]:
         return _upright(pixels, data)
     return pixels
@@ -110,11 +114,14 @@ def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
 def _read_with_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(*image.size)
-            if image.format == "JPEG":
+            _check_pixels(*image.size, MAX_ODD_PIXELS)
+            if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+                # which of them shows the bin? A JPEG's further pictures (MPO) are previews and depth, beside the photo
+                raise RejectedImage(f"an animation of {image.n_frames} pictures")
+            if data[:2] == b"\xff\xd8":
                 _check_scans(data, *image.size)
-            image.load()
-            return np.array(_as_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.array(_as_rgb(image))
     except (RejectedImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -139,9 +146,9 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_IMAGE_PIXELS:
-        raise RejectedImage(f"{width} x {height} pixels, more than {MAX_IMAGE_PIXELS} in all")
+def _check_pixels(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise RejectedImage(f"{width} x {height} pixels, more than {most} in all")
 
 
 def _check_scans(data: bytes, width: int, height: int) -> None:

@@ -30,7 +30,7 @@ class EndpointSettings(JobConfig):
     """Requests in flight at which a front replica answers 429; four batches by default, and at least 64."""
 
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1, le=1024**3)
-    """Beyond it a request is answered 413. One photo may have 32 MiB and 50 million pixels at most."""
+    """Beyond it a request is answered 413. One photo may have 32 MiB and 30 million pixels at most."""
 
     request_timeout_s: PositiveFloat = 30.0
     """A body that has not arrived by then is answered 408, a photo that is not counted by then 504."""

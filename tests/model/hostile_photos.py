@@ -21,8 +21,9 @@ from PIL import Image
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
 
-SIDE = 7000
-"""7,000 x 7,000 pixels are just allowed."""
+SIDE, ODD_SIDE = 5470, 3530
+"""So many pixels squared are just allowed: of a JPEG, and of what Pillow reads."""
+HUGE = 7000
 ZIP = b"PK\x05\x06" + bytes(18)
 
 
@@ -72,8 +73,30 @@ def tiff(*entries: tuple[int, int, int, int], next_ifd: int = 0) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(entries)) + body + struct.pack("<I", next_ifd)
 
 
+def webp_canvas(side: int) -> bytes:
+    """An animation of one 8 x 8 picture on a canvas of `side` x `side`: 90 bytes."""
+    still = encode(Image.new("RGB", (8, 8)), "WEBP", lossless=True)[12:]
+    frame = bytes(6) + (7).to_bytes(3, "little") * 2 + bytes(4) + still
+    body = b"WEBPVP8X" + struct.pack("<I4B", 10, 2, 0, 0, 0) + (side - 1).to_bytes(3, "little") * 2
+    body += b"ANIM" + struct.pack("<I", 6) + bytes(6) + b"ANMF" + struct.pack("<I", len(frame)) + frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def palette_png(side: int) -> bytes:
+    image = Image.new("P", (side, side))
+    image.putpalette(bytes(768))
+    return encode(image, "PNG", transparency=0, compress_level=1)
+
+
+def turned(mode: str, side: int, kind: str = "JPEG", **options: object) -> bytes:
+    """A black photo that its Exif block says to turn by 90 degrees."""
+    exif = Image.Exif()
+    exif[274] = 6
+    return encode(Image.new(mode, (side, side)), kind, exif=exif, **options)
+
+
 def with_many_scans(count: int) -> bytes:
-    """A progressive JPEG of 7,000 x 7,000 grey pixels whose last scan stands there `count` times."""
+    """A progressive JPEG of SIDE x SIDE grey pixels whose last scan stands there `count` times."""
     data = encode(Image.new("L", (SIDE, SIDE), 128), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     tables = data.rindex(b"\xff\xc4", 0, last)
@@ -86,15 +109,31 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "JPEG header of 50,000 x 50,000": (REJECTED, lambda: jpeg_that_claims(50_000, 50_000)),
     "PNG header of 50,000 x 50,000": (REJECTED, lambda: png(50_000, 50_000, rows=b"\0")),
     "PNG header of 2^31 x 2^31": (REJECTED, lambda: png(2**31 - 1, 2**31 - 1, rows=b"\0")),
-    "JPEG header of 7,000 x 7,000, no such pixels": (UNREADABLE, lambda: jpeg_that_claims(SIDE, SIDE)),
+    "JPEG header of 5,470 x 5,470, no such pixels": (UNREADABLE, lambda: jpeg_that_claims(SIDE, SIDE)),
     "JPEG header of 0 x 0": (UNREADABLE, lambda: jpeg_that_claims(0, 0)),
     "33 MB of zeros": (REJECTED, lambda: bytes(MAX_IMAGE_BYTES + 1)),
     "33 MB behind a JPEG's first bytes": (REJECTED, lambda: b"\xff\xd8" + bytes(MAX_IMAGE_BYTES)),
-    "grey JPEG of 49 megapixels": (OK, lambda: encode(Image.new("L", (SIDE, SIDE)))),
-    "PNG of 49 megapixels": (OK, lambda: png(SIDE, SIDE)),
-    "PNG with alpha of 49 megapixels": (OK, lambda: png(SIDE, SIDE, kind=6)),
-    "16-bit PNG of 49 megapixels": (OK, lambda: png(SIDE, SIDE, kind=0, depth=16)),
-    "progressive JPEG of 49 megapixels with 2,000 scans": (REJECTED, lambda: with_many_scans(2000)),
+    "grey JPEG of 49 megapixels": (REJECTED, lambda: encode(Image.new("L", (HUGE, HUGE)))),
+    "JPEG of 30 megapixels, turned": (OK, lambda: turned("RGB", SIDE)),
+    "progressive JPEG of 30 megapixels, turned": (
+        OK,
+        lambda: turned("RGB", SIDE, progressive=True, subsampling=0),
+    ),
+    "CMYK JPEG of 49 megapixels": (REJECTED, lambda: encode(Image.new("CMYK", (HUGE, HUGE)))),
+    "progressive CMYK JPEG of 12 megapixels, turned": (OK, lambda: turned("CMYK", ODD_SIDE, progressive=True)),
+    "PNG of 49 megapixels": (REJECTED, lambda: png(HUGE, HUGE)),
+    "PNG of 12 megapixels": (OK, lambda: png(ODD_SIDE, ODD_SIDE)),
+    "PNG with alpha of 12 megapixels": (OK, lambda: png(ODD_SIDE, ODD_SIDE, kind=6)),
+    "16-bit PNG of 12 megapixels": (OK, lambda: png(ODD_SIDE, ODD_SIDE, kind=0, depth=16)),
+    "16-bit PNG with alpha of 49 megapixels": (REJECTED, lambda: png(HUGE, HUGE, kind=6, depth=16)),
+    "16-bit PNG with alpha of 12 megapixels": (OK, lambda: png(ODD_SIDE, ODD_SIDE, kind=6, depth=16)),
+    "palette PNG with transparency of 49 megapixels": (REJECTED, lambda: palette_png(HUGE)),
+    "palette PNG with transparency of 12 megapixels": (OK, lambda: palette_png(ODD_SIDE)),
+    "WebP canvas of 16,384 x 16,384": (REJECTED, lambda: webp_canvas(16_384)),
+    "WebP canvas of 7,000 x 7,000": (REJECTED, lambda: webp_canvas(HUGE)),
+    "WebP canvas of 12 megapixels": (OK, lambda: webp_canvas(ODD_SIDE)),
+    "WebP with alpha of 12 megapixels, turned": (OK, lambda: turned("RGBA", ODD_SIDE, "WEBP", lossless=True)),
+    "progressive JPEG of 30 megapixels with 2,000 scans": (REJECTED, lambda: with_many_scans(2000)),
     "PNG one pixel high and 10,000,000 wide": (OK, lambda: png(10_000_000, 1)),
     "PNG whose text grows from 200 kB to 200 MB": (
         UNREADABLE,
@@ -121,8 +160,14 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "TIFF": (UNREADABLE, lambda: encode(photo(), "TIFF")),
     "animated WebP of 300 frames": (
-        OK,
-        lambda: encode(photo(), "WEBP", save_all=True, append_images=[photo(64, 48)] * 299, duration=1),
+        REJECTED,
+        lambda: encode(
+            photo(), "WEBP", save_all=True, append_images=[photo().rotate(n) for n in range(1, 300)], duration=1
+        ),
+    ),
+    "animated PNG of 2 frames": (
+        REJECTED,
+        lambda: encode(photo(), "PNG", save_all=True, append_images=[photo().rotate(180)]),
     ),
     "Exif of noise": (OK, lambda: with_exif(np.random.default_rng(1).bytes(60_000))),
     "Exif whose directory is its own successor": (OK, lambda: with_exif(tiff((274, 3, 1, 1), next_ifd=8))),
@@ -146,21 +191,32 @@ def decode(data: bytes) -> str:
 
 def measure(name: str) -> dict[str, object]:
     """Decodes one hostile photo in a child process. Memory is the peak beyond what the process had before."""
-    data = HOSTILE[name][1]()
-    readable, writable = os.pipe()
-    child = os.fork()
-    if child == 0:
+    # made in a child too: memory that was freed here would be there to decode with, and not be counted
+    data = in_child(HOSTILE[name][1])
+
+    def decode_measured() -> bytes:
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
         status = decode(data)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         found = {"status": status, "seconds": round(time.monotonic() - started, 2), "peak_mb": peak // 1024}
-        os.write(writable, json.dumps(found).encode())
+        return json.dumps(found).encode()
+
+    return {"photo": name, "bytes": len(data), **json.loads(in_child(decode_measured) or '{"status": "died"}')}
+
+
+def in_child(call: Callable[[], bytes]) -> bytes:
+    """What `call` returns in a process of its own; nothing where that died."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with os.fdopen(writable, "wb") as pipe:
+            pipe.write(call())
         os._exit(0)
     os.close(writable)
     with os.fdopen(readable, "rb") as pipe:
         answer = pipe.read()
-    _, code = os.waitpid(child, 0)
-    return {"photo": name, "bytes": len(data), **(json.loads(answer) if answer else {"status": f"died of {code}"})}
+    os.waitpid(child, 0)
+    return answer
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.model.hostile_photos import HOSTILE, OK, REJECTED, UNREADABLE, decode, jpeg, png, with_exif
 
-PEAK_MB = 1024
-"""Beyond what the process has anyway. The dearest is a PNG of 50 megapixels with alpha: pixels, a copy, the ground."""
+PEAK_MB = 310
+"""Beyond what the process has anyway. The dearest is a WebP of 12 megapixels with alpha: two canvases, and the pixels thrice or more."""
 PROGRESSIVE, EXIF_JPEG, PNG = (
     jpeg(progressive=True),
     with_exif(b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + bytes(4)),

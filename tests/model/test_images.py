@@ -43,12 +43,13 @@ def test_the_result_is_a_contiguous_square_of_bytes(photo: Image.Image) -> None:
     assert pixels.flags.c_contiguous
 
 
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("ending", [b"", b"\xff\xd9", bytes(3000)], ids=["cut", "cut with end mark", "zeros"])
 def test_a_truncated_jpeg_is_unreadable_and_never_half_grey(
-    photo: Image.Image, progressive: bool, ending: bytes
+    photo: Image.Image, mode: str, progressive: bool, ending: bytes
 ) -> None:
-    data = encode(photo, quality=95, progressive=progressive)
+    data = encode(photo.convert(mode), quality=95, progressive=progressive)
     with pytest.raises(UnreadableImage):
         decode_image(data[: len(data) // 2] + ending, PREPROCESSING)
 
@@ -128,6 +129,24 @@ def test_a_jpeg_bomb_is_rejected_from_its_header(photo: Image.Image) -> None:
     data[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
     with pytest.raises(RejectedImage, match="pixels"):
         decode_image(bytes(data), PREPROCESSING)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_animation_is_rejected_and_one_picture_of_its_kind_is_not(photo: Image.Image, kind: str) -> None:
+    with pytest.raises(RejectedImage, match="animation of 2 pictures"):
+        read_pixels(encode(photo, kind, save_all=True, append_images=[photo.rotate(180)]))
+    assert read_pixels(encode(photo, kind, save_all=True)).shape == (120, 160, 3)
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_is_a_photo(photo: Image.Image) -> None:
+    data = encode(photo, "MPO", save_all=True, append_images=[photo.rotate(180)])
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
+
+
+def test_what_pillow_reads_has_a_lower_limit_since_it_takes_more_memory() -> None:
+    with pytest.raises(RejectedImage, match="pixels, more than 12500000"):
+        read_pixels(_png_header_of(4000, 4000))
 
 
 def test_a_file_that_is_too_large_is_rejected() -> None:
