@@ -85,13 +85,19 @@ def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) ->
 def provenance() -> dict[str, Any]:
     """Library versions and the git commit, where there is one."""
     libraries = ("ray", "torch", "torchvision", "numpy", "pyarrow", "obstore", "simplejpeg", "opencv-python-headless")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": _git_commit(),
     }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # slim images have no git
+        return None
+    return found.stdout.strip() or None
 
 
 @contextmanager
@@ -141,9 +147,12 @@ class NightLock:
 
     def check(self) -> None:
         """Raises GateError where another process has taken the night (this one was paused for too long)."""
-        generation, holder = self._latest()
-        if generation != self._generation or holder is None or holder["token"] != self._holder["token"]:
+        if not self.is_held():
             raise GateError("another run has taken the night since this one was last heard of; nothing was committed")
+
+    def is_held(self) -> bool:
+        generation, holder = self._latest()
+        return generation == self._generation and holder is not None and holder["token"] == self._holder["token"]
 
     def release(self) -> None:
         self._stopped.set()

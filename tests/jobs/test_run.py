@@ -7,7 +7,7 @@ import pytest
 
 from jobs.config.audit import AuditConfig
 from jobs.stages import run
-from jobs.stages.run import freeze_run, hold_night, name_run
+from jobs.stages.run import freeze_run, hold_night, name_run, provenance
 from schemas.errors import GateError
 
 CONFIG = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o")
@@ -50,6 +50,12 @@ def test_every_input_is_part_of_the_name(name: str) -> None:
 def test_what_a_run_froze_first_stays(output_uri: str) -> None:
     assert freeze_run(output_uri, {"belief": 1}) == {"belief": 1}
     assert freeze_run(output_uri, {"belief": 2}) == {"belief": 1}
+
+
+def test_without_git_there_is_no_commit_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance()["git_commit"] is None
+    assert provenance()["versions"]["ray"]
 
 
 def test_a_held_night_names_its_holder(output_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
