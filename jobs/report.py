@@ -19,21 +19,24 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import jobs
 from jobs.config.report import ReportConfig
+from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.reporting.discrepancies import write_discrepancies
-from jobs.reporting.history import WINDOW_NIGHTS, find_offenders, keep_promises, latest_counts
-from jobs.reporting.nights import Night, read_counted, read_night, read_nights, read_plan, read_results, read_run
+from jobs.reporting.history import find_offenders, keep_promises
+from jobs.reporting.nights import Night, read_night, read_nights, read_plan, read_results, read_run
 from jobs.reporting.ordering import rows_by_doubt
 from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
 from jobs.reporting.recount_lists import recount_csv, recount_xlsx, walk_order
+from model.estimators import WINDOW_NIGHTS
 
 logger = logging.getLogger("jobs.report")
 
@@ -81,17 +84,18 @@ def _build_page(night: Night, overview: Overview) -> str:
     run = read_run(night)
     listed = overview.top.select(["image_uri", "status"]).to_pylist() if overview.top is not None else []
     anonymous = bool(run.get("config", {}).get("anonymous", False))
-    nights = read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS)
-    counts = latest_counts(read_counted(nights))
+    # the night's own list belongs to it: what was counted of it by now
+    next_day = date.fromisoformat(night.audit_date) + timedelta(days=1)
+    history = read_history(night.output_uri, next_day.isoformat())
     return render_page(
         PageParts(
             night=night,
             run=run,
             overview=overview,
             thumbnails=fetch_thumbnails(listed, anonymous=anonymous),
-            nights=nights,
-            promises=keep_promises(nights, counts),
-            offenders=find_offenders(nights, counts),
+            nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
+            promises=keep_promises(history),
+            offenders=find_offenders(history),
         )
     )
 

@@ -107,7 +107,7 @@ class History:
     `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
     `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
     of the night of the last count `night`, `expected_qty`, `expected_as_of` and `found_right` (resolved, and the record
-    was right); `repeat_offender` (found wrong, and later found wrong in another way).
+    was right); `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
     """
 
     audit_date: str
@@ -119,6 +119,12 @@ class History:
     @property
     def num_pending(self) -> int:
         return sum(night.num_pending for night in self.nights)
+
+    @property
+    def repeat_offenders(self) -> pd.DataFrame:
+        """`last_counts` of the bins that were wrong again after a correction: the same finding twice is one error that
+        nobody corrected. `repeat_offenders` in queries.sql follows the same rule."""
+        return self.last_counts[self.last_counts["num_wrong"] >= 2]
 
 
 def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_NIGHTS) -> History:
@@ -219,8 +225,7 @@ def _last_counts(groups: dict[Recorded, list[Count]], rows: Iterable[dict]) -> p
                 "expected_qty": about.expected_qty,
                 "expected_as_of": as_of[about],
                 "found_right": finding is not None and finding.resolved and finding.qty == about.expected_qty,
-                # the same finding twice is one error that nobody corrected
-                "repeat_offender": len(wrong) > 1,
+                "num_wrong": len(wrong),
             }
         )
     return pa.Table.from_pylist(facts, schema=LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
@@ -236,6 +241,6 @@ LAST_COUNTS_SCHEMA = pa.schema(
         ("expected_qty", pa.int32()),
         ("expected_as_of", pa.timestamp("us", tz="UTC")),
         ("found_right", pa.bool_()),
-        ("repeat_offender", pa.bool_()),
+        ("num_wrong", pa.int32()),
     ]
 )

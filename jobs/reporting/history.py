@@ -1,99 +1,102 @@
 """Promises kept: what past nights claimed about their lists, against what people found; and who is wrong again.
 
-A count that agrees with the record is final; one that differs counts once a second blind count confirmed it, and is
-pending until then (statistics note, rule G). Claims and finds are compared over the same resolved bins.
+Both come from `jobs.counting.history`, so that the page, the summary and the next audit's record model agree on what is
+resolved. Claims and finds are compared over the same bins, and only of lists that are 90 % resolved (statistics note,
+rule G): matches come in at once and mismatches wait for their second count, so a list half counted finds too little.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from jobs.reporting.nights import Night, read_plan
+from jobs.counting.history import History, PlanRecounts
 from model.estimators import wilson_interval
-from schemas.results import Recount
-
-WINDOW_NIGHTS = 30
 
 MAX_OFFENDERS = 25
 
 
 @dataclass(frozen=True)
 class Promise:
-    """One night's priority list, over its resolved bins; value is None where unit values are missing."""
+    """One night's priority list. What it claimed and what was found are of its `num_compared` bins: those counted of a
+    list that is 90 % resolved, else none. Value is None where unit values are missing."""
 
     audit_date: str
     num_listed: int
     num_resolved: int
-    num_pending: int
+    num_compared: int
     claimed_hits: float
     found_hits: int
     claimed_value: float | None
     found_value: float | None
 
     @property
+    def num_pending(self) -> int:
+        """Of the listed bins: nobody has counted them, or a mismatch waits for its second count."""
+        return self.num_listed - self.num_resolved
+
+    @property
     def claimed_precision(self) -> float | None:
-        return self.claimed_hits / self.num_resolved if self.num_resolved else None
+        return self.claimed_hits / self.num_compared if self.num_compared else None
 
     @property
     def found_precision(self) -> float | None:
-        return self.found_hits / self.num_resolved if self.num_resolved else None
+        return self.found_hits / self.num_compared if self.num_compared else None
 
     @property
     def found_interval(self) -> tuple[float, float] | None:
         """95 %, Wilson."""
-        return wilson_interval(self.found_hits / self.num_resolved, self.num_resolved) if self.num_resolved else None
+        return wilson_interval(self.found_hits / self.num_compared, self.num_compared) if self.num_compared else None
 
 
-def latest_counts(counted: pa.Table) -> pd.DataFrame:
-    """One row per night and bin: the last count, with `wrong` and `resolved`."""
-    frame = counted.to_pandas()
-    frame = frame.sort_values(["counted_at", "counter_id"], kind="stable")
-    frame = frame.drop_duplicates(["run_id", "bin_id"], keep="last")
-    frame["wrong"] = frame["counted_qty"] != frame["expected_qty"]
-    frame["resolved"] = ~frame["wrong"] | frame["confirmed"].fillna(False).astype(bool)
-    return frame
+def keep_promises(history: History) -> list[Promise]:
+    """One Promise per night of the window, oldest first, of the plan in force."""
+    return [_promise(plan) for plan in history.nights]
 
 
-def keep_promises(nights: list[Night], counts: pd.DataFrame) -> list[Promise]:
-    """One Promise per night, in their order."""
-    listed = counts[counts["recount"] == str(Recount.PRIORITY)]
-    return [_promise(night, listed[listed["run_id"] == night.run_id]) for night in nights]
-
-
-def _promise(night: Night, listed: pd.DataFrame) -> Promise:
-    resolved = listed[listed["resolved"]]
-    claimed = resolved["expected_abs_variance_qty"] * resolved["unit_value"]
-    found = (resolved["counted_qty"] - resolved["expected_qty"]).abs() * resolved["unit_value"]
-    valued = len(resolved) > 0 and bool(resolved["unit_value"].notna().all())
+def _promise(plan: PlanRecounts) -> Promise:
+    # as in `estimate_window`: an unconfirmed mismatch of a list that is compared stands as it was first counted
+    compared = ~plan.is_random & plan.counted & plan.has_priority_list
+    difference = np.abs(plan.counted_qty - plan.column("expected_qty"))[compared]
+    unit_value = plan.column("unit_value")[compared]
+    valued = bool(compared.any() and np.isfinite(unit_value).all())
+    claimed = plan.column("expected_abs_variance_qty")[compared] * unit_value
     return Promise(
-        audit_date=night.audit_date,
-        num_listed=night.whole["num_priority"],
-        num_resolved=len(resolved),
-        num_pending=len(listed) - len(resolved),
-        claimed_hits=float(resolved["p_record_wrong"].sum()),
-        found_hits=int(resolved["wrong"].sum()),
+        audit_date=plan.audit_date,
+        num_listed=plan.num_priority_planned,
+        num_resolved=plan.num_priority_resolved,
+        num_compared=int(compared.sum()),
+        claimed_hits=float(plan.column("p_record_wrong")[compared].sum()),
+        found_hits=int((difference > 0).sum()),
         claimed_value=float(claimed.sum()) if valued else None,
-        found_value=float(found.sum()) if valued else None,
+        found_value=float((difference * unit_value).sum()) if valued else None,
     )
 
 
-def find_offenders(nights: list[Night], counts: pd.DataFrame) -> pd.DataFrame:
-    """Bins found wrong twice or more, or on the priority list three times or more, in these nights.
+def find_offenders(history: History) -> pd.DataFrame:
+    """The history's repeat offenders, whenever they were counted; the worst first, at most MAX_OFFENDERS.
 
-    Columns bin_id, zone, listed, counted, wrong, last_counted_at; the worst first, at most MAX_OFFENDERS.
+    Columns bin_id, counted, wrong, last_counted_at; and of the window's plans zone (None where none has the bin) and
+    listed (nights on the priority list).
     """
-    resolved = counts[counts["resolved"]]
-    found = resolved.groupby("bin_id").agg(
-        counted=("bin_id", "size"), wrong=("wrong", "sum"), last_counted_at=("counted_at", "max")
+    listed: Counter[str] = Counter()
+    zones: dict[str, str | None] = {}
+    for plan in history.nights:
+        bin_ids = plan.planned["bin_id"].to_pylist()
+        zones.update(zip(bin_ids, plan.planned["zone"].to_pylist(), strict=True))
+        listed.update(bin_id for bin_id, is_random in zip(bin_ids, plan.is_random, strict=True) if not is_random)
+    offenders = history.repeat_offenders.reset_index()
+    found = pd.DataFrame(
+        {
+            "bin_id": offenders["bin_id"],
+            "zone": pd.Series([zones.get(bin_id) for bin_id in offenders["bin_id"]], dtype=object),
+            "listed": pd.Series([listed[bin_id] for bin_id in offenders["bin_id"]], dtype=int),
+            "counted": offenders["num_counted"],
+            "wrong": offenders["num_wrong"],
+            "last_counted_at": offenders["last_counted_at"],
+        }
     )
-    plans = pa.concat_tables([read_plan(night) for night in nights]).to_pandas()
-    plans = plans[plans["recount"] == str(Recount.PRIORITY)]
-    listed = plans.groupby("bin_id").agg(listed=("bin_id", "size"), zone=("zone", "last"))
-    joined = listed.join(found, how="outer")
-    for name in ("listed", "counted", "wrong"):
-        joined[name] = joined[name].fillna(0).astype(int)
-    offenders = joined[(joined["wrong"] >= 2) | (joined["listed"] >= 3)].reset_index()
-    return offenders.sort_values(["wrong", "listed", "bin_id"], ascending=[False, False, True]).head(MAX_OFFENDERS)
+    return found.sort_values(["wrong", "listed", "bin_id"], ascending=[False, False, True]).head(MAX_OFFENDERS)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.platform import storage
 from schemas.arrow import conform
 from schemas.errors import InputError
-from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
+from schemas.recount import RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
@@ -90,20 +89,6 @@ def read_plan(night: Night) -> pa.Table:
     prefix = storage.join(night.output_uri, "recount_plan", f"audit_date={night.audit_date}")
     tables = [conform(storage.read_table(part), RECOUNT_PLAN_SCHEMA) for part in _parts(prefix, night.run_id)]
     return pa.concat_tables([RECOUNT_PLAN_SCHEMA.empty_table(), *tables])
-
-
-def read_counted(nights: list[Night]) -> pa.Table:
-    """What people counted for these nights and their committed runs, COUNTED_SCHEMA without the probabilities."""
-    schema = pa.schema([field for field in COUNTED_SCHEMA if field.name != "probabilities"])
-    if not nights:
-        return schema.empty_table()
-    run_ids = pa.array([night.run_id for night in nights])
-    tables = [schema.empty_table()]
-    for entry in storage.list_objects(storage.join(nights[0].output_uri, "counted")):
-        if entry.uri.endswith(".parquet"):
-            table = conform(storage.read_table(entry.uri), schema)
-            tables.append(table.filter(pc.is_in(table["run_id"], run_ids)))
-    return pa.concat_tables(tables)
 
 
 def read_run(night: Night) -> dict[str, Any]:

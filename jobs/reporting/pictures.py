@@ -68,21 +68,21 @@ def accuracy_picture(nights: Sequence[dict[str, Any]]) -> Markup | None:
 
 
 def precision_picture(promises: Sequence[Promise]) -> Markup | None:
-    """Precision of the priority list, claimed against found, by night; None before any count came in."""
-    known = [promise for promise in promises if promise.num_resolved]
+    """Precision of the priority list, claimed against found, by night; None before a list is 90 % resolved."""
+    known = [promise for promise in promises if promise.num_compared]
     if not known:
         return None
 
     def draw(axes: Axes) -> None:
         days = _days([promise.audit_date for promise in known])
-        found = [promise.found_hits / promise.num_resolved for promise in known]
+        found = [promise.found_hits / promise.num_compared for promise in known]
         intervals = [promise.found_interval or (0.0, 1.0) for promise in known]
         bars = [
             [max(0.0, share - low) for share, (low, _) in zip(found, intervals, strict=True)],
             [max(0.0, high - share) for share, (_, high) in zip(found, intervals, strict=True)],
         ]
         axes.errorbar(days, found, yerr=bars, fmt="o", markersize=4, linewidth=1, color=SECOND, label="found (95 %)")
-        claimed = [promise.claimed_hits / promise.num_resolved for promise in known]
+        claimed = [promise.claimed_hits / promise.num_compared for promise in known]
         axes.plot(days, claimed, color=FIRST, linewidth=1.8, label="claimed")
         axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -165,8 +165,9 @@ def test_a_bin_wrong_again_after_a_correction_is_a_repeat_offender(output: str) 
         counted("once", 2, "2026-03-01", hours=-24, confirmed=True),
         counted("once", 2, expected_qty=2),
     )
-    offenders = read_history(output, "2026-03-03").last_counts["repeat_offender"]
-    assert offenders.to_dict() == {"again": True, "same": False, "once": False}
+    history = read_history(output, "2026-03-03")
+    assert history.last_counts["num_wrong"].to_dict() == {"again": 2, "same": 1, "once": 1}
+    assert history.repeat_offenders.index.to_list() == ["again"]
 
 
 def test_a_count_that_two_processes_took_in_is_one_count(output: str) -> None:

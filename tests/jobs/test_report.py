@@ -6,8 +6,9 @@ import csv
 import json
 import re
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -21,17 +22,22 @@ from PIL import Image
 
 import jobs
 from jobs.config.report import ReportConfig
+from jobs.counting.counted import add_counted
+from jobs.counting.estimates import estimate_window
+from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.report import main, write_report
 from jobs.reporting import discrepancies, ordering
-from jobs.reporting.history import find_offenders, keep_promises, latest_counts
-from jobs.reporting.nights import read_counted, read_night, read_nights, read_results
+from jobs.reporting.history import Promise, find_offenders, keep_promises
+from jobs.reporting.nights import read_night, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
 from jobs.reporting.overview import survey_night
 from jobs.reporting.photos import fetch_thumbnails
 from jobs.reporting.recount_lists import walk_order
+from schemas.recount import COUNTED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from tests.night import NASTY_TEXTS, write_nights
+from tests.planned_night import commit_night, plan_row, priority_row
 
 DATES = ["2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04"]
 TONIGHT = DATES[-1]
@@ -262,42 +268,104 @@ def test_a_night_sorted_through_files_is_the_sorted_night(nights: Path, monkeypa
     assert sorted(found["bin_id"].to_pylist()) == sorted(whole["bin_id"].to_pylist())
 
 
-def test_a_mismatch_counts_once_it_is_confirmed_and_the_last_count_holds(nights: Path) -> None:
-    history = read_nights(str(nights), TONIGHT, 30)
-    counted = read_counted(history).to_pandas()
-    first = counted[(counted["audit_date"] == DATES[0]) & (counted["recount"] == "priority")]
-    wrong = first[first["counted_qty"] != first["expected_qty"]].index
-    counted.loc[first.index, "confirmed"] = True
-    counted.loc[wrong[0], "confirmed"] = False
-    corrected = counted.loc[[wrong[1]]].assign(
-        counted_qty=counted.loc[wrong[1], "expected_qty"], counted_at=datetime(2026, 3, 9, tzinfo=UTC)
+def _counted(bin_id: str, qty: int, counter: str, night: str = DATES[0], **values: Any) -> dict[str, Any]:
+    """A row of `counted`; the later a counter's name in the alphabet, the later they counted."""
+    facts = plan_row(bin_id) | {
+        "audit_date": night,
+        "counted_qty": qty,
+        "counted_at": datetime.fromisoformat(night).replace(tzinfo=UTC) + timedelta(hours=30 + ord(counter[0]) - 97),
+        "counter_id": counter,
+        "run_id": f"{night}-aaaaaaaaaaaa",
+        **values,
+    }
+    return {name: facts.get(name) for name in COUNTED_SCHEMA.names}
+
+
+def _take_in(output: Path, *rows: dict[str, Any]) -> None:
+    add_counted(str(output), pa.Table.from_pylist(list(rows), schema=COUNTED_SCHEMA))
+
+
+def _promise(output: Path, night: str = DATES[0]) -> Promise:
+    (promise,) = [
+        promise for promise in keep_promises(read_history(str(output), TONIGHT)) if promise.audit_date == night
+    ]
+    return promise
+
+
+def test_a_promise_is_kept_by_second_counts_as_by_confirmed_ones(tmp_path: Path) -> None:
+    bins = [f"p{number}" for number in range(10)]
+    commit_night(
+        str(tmp_path), DATES[0], [priority_row(name, rank, unit_value=2.0) for rank, name in enumerate(bins, 1)]
     )
-    # by rows: from_pandas reads times with a zone in a way that pandas 3.1 deprecates
-    rows = pd.concat([counted, corrected]).astype(object)
-    table = pa.Table.from_pylist(rows.where(rows.notna(), None).to_dict("records"), read_counted(history).schema)
-    counts = latest_counts(table)
-    promise = keep_promises(history, counts)[0]
-    assert (promise.num_listed, promise.num_resolved, promise.num_pending) == (42, len(first) - 1, 1)
-    assert promise.found_hits == len(wrong) - 2
-    resolved = first.drop(index=wrong[0])
-    assert promise.claimed_hits == pytest.approx(resolved["p_record_wrong"].sum(), rel=1e-5)
-    right = resolved.loc[[wrong[1]]].index
-    found = (resolved["counted_qty"] - resolved["expected_qty"]).abs() * resolved["unit_value"]
-    assert promise.found_value == pytest.approx(found.drop(index=right).sum())
-    assert keep_promises(history, counts)[-1].claimed_precision is None
+    _take_in(tmp_path, *(_counted(name, 1 if name < "p6" else 3, "ann") for name in bins))
+    promise = _promise(tmp_path)
+    assert (promise.num_listed, promise.num_resolved, promise.num_pending) == (10, 4, 6)
+    assert (promise.num_compared, promise.claimed_precision, promise.found_precision) == (0, None, None)
+    assert (promise.claimed_value, promise.found_value) == (None, None)
+    _take_in(tmp_path, *(_counted(name, 1, "ann", confirmed=True) for name in bins[:3]))
+    _take_in(tmp_path, *(_counted(name, 1, "bob") for name in bins[3:6]))
+    promise = _promise(tmp_path)
+    assert (promise.num_resolved, promise.num_pending, promise.num_compared, promise.found_hits) == (10, 0, 10, 6)
+    assert promise.claimed_precision == pytest.approx(0.6)
+    assert promise.found_precision == 0.6
+    assert (promise.claimed_value, promise.found_value) == (pytest.approx(2.0), pytest.approx(6 * 2 * 2.0))
 
 
-def test_counts_of_a_run_that_was_replaced_do_not_count(nights: Path) -> None:
-    history = read_nights(str(nights), TONIGHT, 30)
-    assert {night.run_id for night in history[:3]} == set(read_counted(history)["run_id"].to_pylist())
-    assert sorted(read_counted(history[1:])["audit_date"].unique().to_pylist()) == DATES[1:3]
+def test_planned_bins_that_nobody_counted_are_pending_and_a_list_half_counted_is_not_compared(tmp_path: Path) -> None:
+    bins = [f"p{number:02}" for number in range(20)]
+    commit_night(str(tmp_path), DATES[0], [priority_row(name, rank) for rank, name in enumerate(bins, 1)])
+    _take_in(tmp_path, *(_counted(name, 3, "ann") for name in bins[:17]))
+    promise = _promise(tmp_path)
+    assert (promise.num_resolved, promise.num_pending, promise.num_compared, promise.claimed_hits) == (17, 3, 0, 0)
+    # 18 of 20 are enough, and what is compared includes a mismatch as it was first counted (as in the estimates)
+    _take_in(tmp_path, _counted("p17", 3, "ann"), _counted("p18", 1, "ann"))
+    promise = _promise(tmp_path)
+    assert (promise.num_resolved, promise.num_pending, promise.num_compared, promise.found_hits) == (18, 2, 19, 1)
+    assert promise.claimed_hits == pytest.approx(19 * 0.6)
+    estimates = estimate_window(read_history(str(tmp_path), TONIGHT))
+    assert promise.found_precision == pytest.approx(estimates.list_precision_window)
 
 
-def test_repeat_offenders_were_found_wrong_twice_or_listed_three_times(nights: Path) -> None:
-    history = read_nights(str(nights), TONIGHT, 30)
-    offenders = find_offenders(history, latest_counts(read_counted(history)))
-    assert len(offenders) > 0
-    assert bool(((offenders["wrong"] >= 2) | (offenders["listed"] >= 3)).all())
+def test_counts_taken_in_against_a_plan_that_was_replaced_keep_promises_too(tmp_path: Path) -> None:
+    plan = [priority_row("p", 1), priority_row("q", 2)]
+    commit_night(str(tmp_path), DATES[0], plan)
+    _take_in(tmp_path, *(_counted(name, 3, "ann") for name in "pq"))
+    commit_night(str(tmp_path), DATES[0], plan, run="bbbbbbbbbbbb")
+    promise = _promise(tmp_path)
+    assert (promise.num_listed, promise.num_resolved, promise.num_compared) == (2, 2, 2)
+
+
+def test_the_page_compares_only_lists_that_are_resolved(nights: Path, tmp_path: Path) -> None:
+    output = tmp_path / "audits"
+    shutil.copytree(nights, output)
+    counts = output / "counted" / f"counts-{DATES[1]}.parquet"
+    pq.write_table(pq.read_table(counts).slice(0, 20), counts)
+    promises = keep_promises(read_history(str(output), "2026-03-05"))
+    assert [promise.num_compared > 0 for promise in promises] == [True, False, True, False]
+    assert 0 < promises[1].num_resolved < promises[1].num_listed
+    _write(output, tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    compared = sum(promise.num_compared for promise in promises)
+    assert f"{compared} priority bins were counted on lists that are at least 90 % resolved" in page
+    assert f"<td>42</td><td>{promises[1].num_resolved}</td><td>{promises[1].num_pending}</td><td>–</td>" in page
+
+
+def test_repeat_offenders_were_wrong_again_after_a_correction(tmp_path: Path) -> None:
+    for night in DATES[:3]:
+        commit_night(str(tmp_path), night, [priority_row("listed", 1), priority_row("again", 2, zone="Z1")])
+    found = [("again", 2, 3), ("again", 1, 2), ("same", 2, 3), ("same", 2, 3), ("listed", 3, 3)]
+    for number, (name, qty, expected) in enumerate(found):
+        night = DATES[number % 2]
+        _take_in(tmp_path, *(_counted(name, qty, who, night, expected_qty=expected) for who in ("ann", "bob")))
+    (offender,) = find_offenders(read_history(str(tmp_path), TONIGHT)).to_dict("records")
+    assert offender == {
+        "bin_id": "again",
+        "zone": "Z1",
+        "listed": 3,
+        "counted": 4,
+        "wrong": 2,
+        "last_counted_at": pd.Timestamp("2026-03-03T07:00Z"),
+    }
 
 
 def test_only_scored_photos_are_fetched_and_one_that_is_gone_says_so(tmp_path: Path) -> None:
