@@ -112,7 +112,7 @@ class Front:
         timeout_s = self.settings.request_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                pixels, digest = await self._decode(upload.data)
+                pixels, digest = await self._decode(upload.take())
                 probabilities = await self._score(pixels)
         except TimeoutError as error:
             raise Problem("timed_out", f"not counted within {timeout_s:g} s", retry_after_s=5) from error

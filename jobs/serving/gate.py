@@ -22,6 +22,9 @@ OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 WORK_PREFIX = "/v1/count"
 """Requests below it hold a photo, and a place."""
 
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""Of bodies that one front replica holds at once: by their number alone, large ones would fill its memory."""
+
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -32,10 +35,12 @@ HEADERS = {
 
 @dataclass
 class Room:
-    """How many requests a front replica works on, and whether it takes more."""
+    """How many requests a front replica works on, how many bytes they hold, and whether it takes more."""
 
     limit: int
+    max_bytes: int = MAX_HELD_BYTES
     in_flight: int = 0
+    held_bytes: int = 0
     draining: bool = False
     typical_seconds: float = 1.0
     """A moving average, for Retry-After."""
@@ -50,8 +55,16 @@ class Room:
         self.in_flight += 1
         self.empty.clear()
 
-    def leave(self, seconds: float) -> None:
+    def hold(self, num_bytes: int) -> None:
+        """Raises Problem where there is no memory for so many bytes more."""
+        if self.held_bytes + num_bytes > self.max_bytes:
+            raise self.overloaded(f"{self.held_bytes} bytes are held, there is no room for {num_bytes} more")
+        self.held_bytes += num_bytes
+
+    def leave(self, seconds: float, num_bytes: int = 0) -> None:
+        """A request that held `num_bytes` is answered."""
         self.in_flight -= 1
+        self.held_bytes -= num_bytes
         self.typical_seconds += 0.1 * (seconds - self.typical_seconds)
         if not self.in_flight:
             self.empty.set()
@@ -85,7 +98,7 @@ class Gate:
             return
         started = time.monotonic()
         headers = Headers(scope=scope)
-        seen = {"status": 0, "bytes": 0}
+        seen = {"status": 0, "bytes": 0, "held": 0}
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -101,6 +114,9 @@ class Gate:
                 seen["bytes"] += len(message.get("body", b""))
                 if seen["bytes"] > self._max_body_bytes:
                     raise self._too_large("more")
+                if entered and seen["bytes"] > seen["held"]:  # no length was announced
+                    self._room.hold(seen["bytes"] - seen["held"])
+                    seen["held"] = seen["bytes"]
             return message
 
         holds_photo = scope["path"].startswith(WORK_PREFIX)
@@ -108,16 +124,18 @@ class Gate:
         try:
             self._check_token(scope["path"], headers)
             if holds_photo:
-                self._check_length(headers)
+                announced = self._check_length(headers)
                 self._room.enter()
                 entered = True
+                self._room.hold(announced)
+                seen["held"] = announced
             await self._app(scope, receive_some, send_on)
         except Problem as problem:
             await answer_problem(problem, find_request_id(headers))(scope, receive, send_on)
         finally:
             seconds = time.monotonic() - started
             if entered:
-                self._room.leave(seconds)
+                self._room.leave(seconds, seen["held"])
             # the path that was asked for stays out where it is no route of ours: it may hold anything
             route = scope.get("route")
             facts = {
@@ -140,10 +158,14 @@ class Gate:
             found = "another token" if header else "no Authorization header"
             raise Problem("unauthorized", f"expected Authorization: Bearer <token>, found {found}")
 
-    def _check_length(self, headers: Headers) -> None:
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > self._max_body_bytes:
-            raise self._too_large(length[:20])
+    def _check_length(self, headers: Headers) -> int:
+        """The length that the body is said to have; 0 where nothing is said."""
+        length = headers.get("content-length", "")[:20]
+        if not length.isdecimal():
+            return 0
+        if int(length) > self._max_body_bytes:
+            raise self._too_large(length)
+        return int(length)
 
     def _too_large(self, found: str) -> Problem:
         return Problem("body_too_large", f"expected at most {self._max_body_bytes} bytes, found {found}")

@@ -22,13 +22,18 @@ MAX_QTY = 2**31 - 1
 RAW_TYPES = "image/* or application/octet-stream"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Upload:
     """One photo as it came."""
 
     data: bytes
     name: str | None
     expected_qty: int | None
+
+    def take(self) -> bytes:
+        """The photo's bytes, kept no longer: once they are decoded, waiting for the network needs none of them."""
+        data, self.data = self.data, b""
+        return data
 
 
 async def read_upload(request: Request, expected_qty: int | None, timeout_s: float) -> Upload:
@@ -44,7 +49,7 @@ async def read_upload(request: Request, expected_qty: int | None, timeout_s: flo
             raise Problem("invalid_request", f"expected_qty: expected one, found {len(recorded)}")
         return replace(files[0], expected_qty=recorded[0] if recorded else expected_qty)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return Upload(await _in_time(request.body(), timeout_s), None, expected_qty)
+        return Upload(await _in_time(_read_body(request), timeout_s), None, expected_qty)
     raise Problem(
         "unsupported_media_type",
         f"Content-Type: expected {RAW_TYPES}, or multipart/form-data with the field `file`, found {kind or 'none'}",
@@ -71,6 +76,11 @@ async def read_uploads(request: Request, timeout_s: float) -> list[Upload]:
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()[:100]
+
+
+async def _read_body(request: Request) -> bytes:
+    # not request.body(): it would keep the bytes until the answer is sent
+    return b"".join([chunk async for chunk in request.stream()])
 
 
 async def _read_form(request: Request, max_files: int, timeout_s: float) -> tuple[list[Upload], list[int | None]]:

@@ -1,0 +1,104 @@
+"""The endpoint's gate and routes without Ray: memory and places are bounded, whatever a caller sends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from jobs.serving.answers import EXAMPLE, Answer
+from jobs.serving.gate import Gate, Room
+from jobs.serving.routes import build_api
+from jobs.serving.uploads import Upload
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+@dataclass
+class Reply:
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.body)
+
+
+async def ask(app: FastAPI, path: str, *chunks: bytes, headers: dict[str, str], method: str = "POST") -> Reply:
+    """One request; the body comes in these chunks, without a length unless `headers` give one."""
+    reply, waiting = Reply(), list(chunks) or [b""]
+    scope = {
+        "type": "http", "http_version": "1.1", "method": method, "path": path, "raw_path": path.encode(),
+        "query_string": b"", "root_path": "", "scheme": "http", "server": ("127.0.0.1", 8000),
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+    }  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        if not waiting:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            reply.status = message["status"]
+            reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            reply.body += message.get("body", b"")
+
+    await app(scope, receive, send)
+    return reply
+
+
+def build(room: Room, count: Callable[[Upload], Awaitable[Answer]] | None = None, **gate: Any) -> FastAPI:
+    async def at_once(upload: Upload) -> Answer:
+        return Answer.model_validate(EXAMPLE)
+
+    front = SimpleNamespace(settings=SimpleNamespace(request_timeout_s=5, token_digest=None), count=count or at_once)
+    app = build_api(front)  # type: ignore[arg-type]
+    app.add_middleware(Gate, room=room, **{"token_digest": None, "max_body_bytes": 1000, **gate})
+    return app
+
+
+def problem(reply: Reply, status: int, cause: str) -> Reply:
+    assert (reply.status, reply.json()["type"]) == (status, f"urn:stock-audit:{cause}"), reply.body
+    return reply
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_bodies_hold_bytes_until_they_are_answered(announced: bool) -> None:
+    headers = JPEG | ({"content-length": "600"} if announced else {})
+
+    async def live() -> None:
+        room, may_go = Room(limit=10, max_bytes=1000), asyncio.Event()
+
+        async def count(upload: Upload) -> Answer:
+            await may_go.wait()
+            return Answer.model_validate(EXAMPLE)
+
+        app = build(room, count)
+        first = asyncio.create_task(ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers))
+        await asyncio.sleep(0.01)
+        assert (room.in_flight, room.held_bytes) == (1, 600)
+        refused = await ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers)
+        assert int(problem(refused, 429, "overloaded").headers["retry-after"]) >= 1
+        assert (room.in_flight, room.held_bytes) == (1, 600)
+        may_go.set()
+        assert (await first).status == 200
+        assert (room.in_flight, room.held_bytes) == (0, 0)
+        assert (await ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers)).status == 200
+        problem(await ask(app, "/v1/count", b"x" * 600, b"x" * 600, headers=JPEG), 413, "body_too_large")
+        assert (room.in_flight, room.held_bytes) == (0, 0)
+
+    asyncio.run(live())
+
+
+def test_a_photo_that_was_taken_is_not_kept() -> None:
+    upload = Upload(b"photo", None, 3)
+    assert upload.take() == b"photo"
+    assert upload.data == b""
