@@ -26,7 +26,7 @@ from jobs.counting.belief import Belief, learn_belief
 from jobs.counting.history import History, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import connect
-from jobs.platform.command import run_command
+from jobs.platform.command import message, run_command
 from jobs.report import write_report
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
@@ -154,7 +154,7 @@ def _score(tonight: Tonight) -> Progress:
             {"status": status, "error": text, "below": below, "images": count}
             for (status, text, below), count in progress.findings.most_common()
         ]
-        text = json.dumps({"failed": str(error), "findings": findings}, indent=1)
+        text = json.dumps({"failed": message(error), "findings": findings}, indent=1)
         storage.write_bytes(storage.join(tonight.run_uri, "findings.json"), text.encode())
         raise
     if progress.num_done != tonight.manifest.num_rows:

@@ -44,4 +44,8 @@ def _configure_data() -> None:
     # Our own progress lines say images, rate and remaining time; Ray's bars would overwrite them.
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Else Ray replaces what a function raises by a UserCodeException, and what it was stays in the text only.
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It calls every such error one of Ray's own and shows Ray's stack; run_command says what it was.
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)

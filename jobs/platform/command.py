@@ -40,10 +40,18 @@ def run_command(
     try:
         run(config)
     except InputError as error:
-        # Ray raises a worker's error with the worker's traceback as its text; `cause` is the error itself.
-        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         return 2
     except GateError as error:
-        print(f"failed: {getattr(error, 'cause', error)}", file=sys.stderr)
+        print(f"failed: {message(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def message(error: InputError | GateError) -> str:
+    """What the error says, without what Ray adds to one that a worker raised: the worker's traceback as the text
+    (`cause` is the error itself), and Ray Data's advice on its own retries (ray.data._internal.util)."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None)) is not None:
+        cause = inner
+    return str(cause).partition("\nFailed to apply UDF transform after")[0]

@@ -13,7 +13,7 @@ from typing import Literal
 import ray
 
 from model.processor import has_bfloat16
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 
 GPU_BATCH, CPU_BATCH = 256, 32
 """Photos per padded batch. Fixed per device kind, so that results don't depend on what is free."""
@@ -73,7 +73,12 @@ def plan_resources() -> Resources:
 
 
 def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Literal["fp32", "bf16", "fp16"]:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp32 (emulated bf16 is slower than fp32)."""
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32 (emulated bf16 is slower than fp32).
+
+    Raises InputError for fp16 on a CPU, which no network is scored in.
+    """
+    if asked == "fp16" and device == "cpu":
+        raise InputError("--precision fp16: expected a GPU in the cluster, found none; use auto, bf16 or fp32")
     if asked != "auto":
         return asked
     if device == "cuda":

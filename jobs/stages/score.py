@@ -13,7 +13,7 @@ import ray.data
 from jobs.platform.bundles import local_bundle
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
 from jobs.stages.resources import Resources
-from schemas.errors import InputError
+from schemas.errors import GateError, InputError
 
 SCORED_SCHEMA = pa.schema(
     [
@@ -33,6 +33,16 @@ class ShardScorer:
     """A Ray Data actor that holds one network; called with blocks of fetched rows that may already have answers."""
 
     def __init__(self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int):
+        self._refusal: InputError | GateError | None = None
+        try:
+            self._load(bundle_uri, bundle_id, device, precision, batch_size, threads)
+        except (InputError, GateError) as error:
+            # raised by the first call: what an actor's constructor raises reaches the driver as text of another error
+            self._refusal = error
+
+    def _load(
+        self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int
+    ) -> None:
         # Ray gives a worker as many threads as logical CPUs that it asked for; the network can use every core.
         import torch
 
@@ -49,6 +59,8 @@ class ShardScorer:
         self._scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        if self._refusal is not None:
+            raise self._refusal
         pixels = pixels_of(rows, self._preprocessing)
         return (
             with_probabilities(rows, self._scorer.score(pixels), time.time()) if len(pixels) else without_pixels(rows)

@@ -9,6 +9,7 @@ from jobs.stages.resources import resolve_precision
 from jobs.stages.score import SCORED_SCHEMA, with_probabilities
 from jobs.stages.staging import FETCHED_SHARD_SCHEMA, StagedShard
 from model import processor
+from schemas.errors import InputError
 from tests.dump import manifest_table
 
 
@@ -48,6 +49,11 @@ def test_the_rate_is_that_of_the_steady_state() -> None:
         progress.add(StagedShard(index, 10, num_fresh, scored_at, {"scored": 10}, Counter()))
     # twenty images in the four seconds after the first shard, whichever was staged first
     assert progress.images_per_second() == pytest.approx(5.0)
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(InputError, match="--precision fp16: expected a GPU"):
+        resolve_precision("fp16", "cpu")
 
 
 @pytest.mark.parametrize(

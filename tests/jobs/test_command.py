@@ -1,0 +1,80 @@
+"""Errors that a worker raises end a job with their own exit code and message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray.data
+
+from jobs.config.base import JobConfig
+from jobs.platform.cluster import connect
+from jobs.platform.command import run_command
+from jobs.stages.resources import CPU_BATCH, Resources
+from jobs.stages.score import score_shards
+from schemas.errors import GateError, InputError
+from tests.dump import write_bundle
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+INPUT_ERROR, GATE_ERROR = InputError("part-0.parquet: row 7: expected this,\n  found that"), GateError("storage is away")
+ONE_SCORER = Resources("cpu", 1, 0.5, 0, 1, 1, 0.25, 0.25, CPU_BATCH, 1)
+
+
+class Nothing(JobConfig):
+    """No settings."""
+
+
+def _exit_code(run) -> int:  # type: ignore[no-untyped-def]
+    def connected(config: Nothing) -> None:
+        with connect():
+            run()
+
+    return run_command(Nothing, connected, job="test", description="", argv=[])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(INPUT_ERROR, 2, f"error: {INPUT_ERROR}\n"), (GATE_ERROR, 1, f"failed: {GATE_ERROR}\n")],
+    ids=["input", "gate"],
+)
+@pytest.mark.parametrize("where", ["row", "generator", "task in a task"])
+def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
+    capsys: pytest.CaptureFixture[str], where: str, error: Exception, code: int, said: str
+) -> None:
+    def fail(row: dict) -> dict:
+        raise error
+
+    def fail_later(rows: pa.Table):  # type: ignore[no-untyped-def]
+        yield rows
+        raise error
+
+    @ray.remote(num_cpus=0.25)
+    def outer() -> None:
+        ray.get(ray.remote(num_cpus=0.25)(fail).remote({}))
+
+    def run() -> None:
+        rows = ray.data.from_items([{"a": 1}])
+        if where == "row":
+            rows.map(fail, num_cpus=0.25).materialize()
+        elif where == "generator":
+            list(rows.map_batches(fail_later, num_cpus=0.25).iter_rows())
+        else:
+            ray.get(outer.remote())
+
+    assert _exit_code(run) == code
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_bundle_that_changed_under_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle_uri = str(write_bundle(tmp_path / "bundle"))
+
+    def run() -> None:
+        rows = ray.data.from_items([{"a": 1}])
+        score_shards(
+            rows, bundle_uri=bundle_uri, bundle_id="another", precision="fp32", resources=ONE_SCORER
+        ).materialize()
+
+    assert _exit_code(run) == 2
+    assert f"error: {bundle_uri}: the run began with bundle another, found" in capsys.readouterr().err
