@@ -20,7 +20,7 @@ CAUSES: dict[str, tuple[int, str]] = {
     "invalid_request": (422, "The request doesn't fit the API's description"),
     "unreadable_image": (422, "The photo can't be read"),
     "image_rejected": (422, "The photo is larger than photos of bins are"),
-    "unsupported_media_type": (415, "The body is neither a photo nor a form"),
+    "unsupported_media_type": (415, "The body is neither a photo nor a form in UTF-8"),
     "body_too_large": (413, "The body is larger than this endpoint takes"),
     "body_timed_out": (408, "The body didn't arrive in time"),
     "unauthorized": (401, "A bearer token is needed"),

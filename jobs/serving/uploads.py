@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from jobs.serving.problems import Problem
@@ -85,14 +86,23 @@ async def _read_body(request: Request) -> bytes:
 
 async def _read_form(request: Request, max_files: int, timeout_s: float) -> tuple[list[Upload], list[int | None]]:
     """The files in the field `file` and the quantities in the field `expected_qty`."""
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.strip().lower() not in ("utf-8", "utf8"):
+        # the form's parser would look it up among Python's codecs, which hold more than charsets
+        raise Problem("unsupported_media_type", f"charset: expected utf-8 or none, found {charset[:100]}")
     reading = request.form(max_files=max_files, max_fields=MAX_PHOTOS, max_part_size=1024)
     form = await _in_time(reading, timeout_s)
     try:
         files = [value for value in form.getlist("file") if isinstance(value, UploadFile)]
         recorded = [_parse_quantity(value) for value in form.getlist("expected_qty")]
-        return [Upload(await file.read(), file.filename, None) for file in files], recorded
+        return [Upload(await file.read(), _clean(file.filename), None) for file in files], recorded
     finally:
         await form.close()
+
+
+def _clean(name: str | None) -> str | None:
+    """A lone surrogate could not be written into the answer."""
+    return None if name is None else name.encode("utf-8", "replace").decode()
 
 
 async def _in_time(reading: Awaitable[Body], timeout_s: float) -> Body:

@@ -102,3 +102,33 @@ def test_a_photo_that_was_taken_is_not_kept() -> None:
     upload = Upload(b"photo", None, 3)
     assert upload.take() == b"photo"
     assert upload.data == b""
+
+
+def form(*names: bytes, charset: str = "") -> tuple[bytes, dict[str, str]]:
+    parts = [
+        b'--edge\r\nContent-Disposition: form-data; name="file"; filename="' + name + b'"\r\n\r\nx\r\n'
+        for name in names
+    ]
+    return b"".join(parts) + b"--edge--\r\n", {"content-type": f"multipart/form-data; boundary=edge{charset}"}
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        ("utf-7", b"+2AA-"), ("unicode_escape", b"\\ud800"), ("raw_unicode_escape", b"\\ud800"),
+        ("undefined", b"a.jpg"), ("hex", b"a.jpg"), ("\xff", b"a.jpg"), ('""', b"a.jpg"),
+    ],
+)  # fmt: skip
+def test_a_charset_other_than_utf8_is_refused(charset: str, name: bytes) -> None:
+    body, headers = form(name, charset=f"; charset={charset}")
+    for path in ("/v1/count", "/v1/count/batch"):
+        problem(asyncio.run(ask(build(Room(10)), path, body, headers=headers)), 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8", '; charset="UTF-8"'])
+@pytest.mark.parametrize("name", ["Regal 4 – Fach ü.jpg".encode(), b"\xed\xa0\x80.jpg", b"\xff\xfe", b"a\\ud800"])
+def test_any_file_name_can_be_answered(charset: str, name: bytes) -> None:
+    body, headers = form(name, charset=charset)
+    reply = asyncio.run(ask(build(Room(10)), "/v1/count/batch", body, headers=headers))
+    assert reply.status == 200
+    assert reply.json()["items"][0]["file"]
