@@ -36,10 +36,11 @@ from schemas.errors import GateError, InputError
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-# Outlasts a storage server that is away for a minute; throttling (503, SLOW_DOWN) backs off within it.
+# Outlasts a storage server that is away for a minute; throttling (503, SLOW_DOWN) backs off within it. The pauses are
+# drawn at random: 40 retries have been over after a minute, so only the time ends them.
 RETRIES: RetryConfig = {
-    "max_retries": 40,
-    "retry_timeout": timedelta(minutes=3),
+    "max_retries": 1000,
+    "retry_timeout": timedelta(minutes=2),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
 }
 
@@ -87,6 +88,11 @@ def locate(uri: str, *, anonymous: bool = False) -> tuple[ObjectStore, str]:
     return _s3_store(bucket, anonymous), key
 
 
+def endpoint() -> str | None:
+    """The S3 server that is meant, None for AWS's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
 @lru_cache(maxsize=1)
 def _local_store() -> LocalStore:
     return LocalStore()
@@ -95,13 +101,13 @@ def _local_store() -> LocalStore:
 @lru_cache(maxsize=64)
 def _s3_store(bucket: str, anonymous: bool) -> S3Store:
     session = boto3.Session()
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    server = endpoint()
     options: dict = {
         "region": session.region_name or os.environ.get("AWS_REGION") or "us-east-1",
-        "virtual_hosted_style_request": endpoint is None,
+        "virtual_hosted_style_request": server is None,
     }
-    if endpoint is not None:
-        options["endpoint"] = endpoint
+    if server is not None:
+        options["endpoint"] = server
     if anonymous:
         options["skip_signature"] = True
     elif session.get_credentials() is None:
@@ -112,7 +118,7 @@ def _s3_store(bucket: str, anonymous: bool) -> S3Store:
     else:
         options["credential_provider"] = Boto3CredentialProvider(session)
     client: ClientConfig = {
-        "allow_http": endpoint is not None and endpoint.startswith("http://"),
+        "allow_http": server is not None and server.startswith("http://"),
         "timeout": "60s",
         "connect_timeout": "5s",
         # Photos of many bins come from one host: let the pool keep their connections.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,7 +30,7 @@ from jobs.platform import storage
 from jobs.stages.manifest import Shard, read_shard
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
-from schemas.errors import InputError
+from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
@@ -37,7 +38,14 @@ IN_FLIGHT = 32
 """Requests at once per worker process: enough to hide latency, and at most IN_FLIGHT * MAX_IMAGE_BYTES of memory."""
 
 BODY_TRIES = 6
-"""A body that breaks off is asked for again so often (connection errors and throttling are retried below this)."""
+"""A body that breaks off is asked for again so often (connection errors and throttling are retried by the storage layer,
+for storage.RETRIES, and then given up on)."""
+
+OUTAGE_FAILURES = 16
+"""So many photos in a row given up on, each after its retries, and it is the storage that is away and not a photo."""
+
+_RETRIED = re.compile(r"after \d+ retries")
+"""Stands in obstore's errors for what it asked for again and again; one that was refused for good has none."""
 
 PHOTO_COLUMNS = [
     pa.field("status", pa.string(), nullable=False),
@@ -70,6 +78,8 @@ class Photo:
     error: str | None = None
     pixels: np.ndarray | None = None
     sha256: bytes = b""
+    gave_up: bool = False
+    """The storage did not deliver, after all retries."""
 
 
 def fetch_shard(shard: Shard, plan: FetchPlan) -> pa.Table:
@@ -124,13 +134,23 @@ def _real_root(root: str) -> str:
 
 
 async def _fetch_all(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
+    """Raises GateError where the storage stops answering: waiting for its retries photo by photo would take hours."""
     slots = asyncio.Semaphore(IN_FLIGHT)
+    num_given_up = 0
 
     async def fetch(uri: str, etag: str | None) -> Photo:
+        nonlocal num_given_up
         async with slots:
             found = await fetch_bytes(uri, etag, plan)
             if isinstance(found, Photo):
+                num_given_up = num_given_up + 1 if found.gave_up else 0
+                if num_given_up >= OUTAGE_FAILURES:
+                    raise GateError(
+                        f"{storage.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
+                        f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
+                    )
                 return found
+            num_given_up = 0
             # decoded while the other requests are under way
             return _decode(found, plan.preprocessing)
 
@@ -146,13 +166,6 @@ async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Ph
     for attempt in range(BODY_TRIES):
         try:
             answer = await store.get_async(key, options=options)  # type: ignore[arg-type]
-            size = answer.meta["size"]
-            if size > MAX_IMAGE_BYTES:
-                return Photo(ImageStatus.IMAGE_REJECTED, f"{size} bytes, more than {MAX_IMAGE_BYTES}")
-            data = bytes(await answer.bytes_async())
-            if len(data) == size:
-                return data
-            error = f"{len(data)} of {size} bytes came"
         except (NotFoundError, FileNotFoundError):
             return Photo(ImageStatus.MISSING_IMAGE, "not found")
         except (PermissionDeniedError, UnauthenticatedError, PermissionError):
@@ -162,18 +175,30 @@ async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Ph
         except (InvalidPathError, ValueError):  # a control character in a key is a ValueError
             return Photo(ImageStatus.IMAGE_REJECTED, "not a valid key")
         except (BaseError, OSError) as failure:
+            gave_up = _RETRIED.search(str(failure)) is not None
+            return Photo(ImageStatus.FETCH_FAILED, _failure(failure), gave_up=gave_up)
+        size = answer.meta["size"]
+        if size > MAX_IMAGE_BYTES:
+            return Photo(ImageStatus.IMAGE_REJECTED, f"{size} bytes, more than {MAX_IMAGE_BYTES}")
+        try:
+            data = bytes(await answer.bytes_async())
+            if len(data) == size:
+                return data
+            error = f"{len(data)} of {size} bytes came"
+        except (BaseError, OSError) as failure:
             error = _failure(failure)
         await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
-    return Photo(ImageStatus.FETCH_FAILED, f"after {BODY_TRIES} tries: {error}")
+    return Photo(ImageStatus.FETCH_FAILED, f"after {BODY_TRIES} tries: {error}", gave_up=True)
 
 
 def _failure(error: Exception) -> str:
     """Kind of a storage error in a few words that are the same for many photos (request ids would not be)."""
     text = str(error)
-    for sign in ("timed out", "Connection refused", "connection closed", "503", "500", "SlowDown", "Is a directory"):
+    for sign in ("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"):
         if sign.lower() in text.lower():
             return f"{type(error).__name__}: {sign}"
-    return storage.explain_any(error)
+    answer = [found[0] for sign in (r"status code: [\w ]+", r"<Code>[\w.]+</Code>") if (found := re.search(sign, text))]
+    return f"{type(error).__name__}: {' '.join(answer)}" if answer else storage.explain_any(error)
 
 
 def _decode(data: bytes, preprocessing: Preprocessing) -> Photo:

@@ -1,7 +1,12 @@
 import hashlib
+import http.server
 import io
 import struct
+import threading
+import uuid
 import zlib
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +14,10 @@ import pytest
 from PIL import Image
 
 from jobs.platform import storage
-from jobs.stages.images import FetchPlan, fetch_rows, is_allowed, pixels_of
+from jobs.stages.images import OUTAGE_FAILURES, FetchPlan, fetch_rows, is_allowed, pixels_of
 from schemas.bundle import Preprocessing
+from schemas.errors import GateError
+from tests.conftest import free_port
 from tests.dump import manifest_table, photo
 
 PREPROCESSING = Preprocessing(image_size=32)
@@ -108,6 +115,66 @@ def test_a_photo_outside_the_roots_is_rejected_unread(tmp_path: Path) -> None:
 )
 def test_s3_roots_are_whole_folders(uri: str, allowed: bool) -> None:
     assert is_allowed(uri, ("s3://bins/photos",)) is allowed
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage.RETRIES, "retry_timeout", timedelta(seconds=0.5))
+
+
+def _fetch_from(port: int, monkeypatch: pytest.MonkeyPatch, num_photos: int) -> list[str]:
+    """Errors by photo, from a server that a bucket of its own is looked for on (stores are kept by bucket)."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
+    fetched = fetch_rows(manifest_table(images_uri, [1] * num_photos), _plan(images_uri))
+    assert set(fetched["status"].to_pylist()) == {"fetch_failed"}
+    return fetched["error"].to_pylist()
+
+
+def test_a_storage_that_is_away_ends_the_run_and_a_few_photos_given_up_do_not(
+    impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    errors = _fetch_from(port, monkeypatch, OUTAGE_FAILURES - 1)
+    assert set(errors) == {"GenericError: Connection refused"}
+    with pytest.raises(
+        GateError, match=rf"^http://127.0.0.1:{port}: the storage stopped .* Connection refused, like 15"
+    ):
+        _fetch_from(port, monkeypatch, OUTAGE_FAILURES)
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[int]:
+    """The port of a server that refuses every request for good."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(400)
+
+        def log_message(self, *arguments: object) -> None:
+            """Quietly."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_photos_that_are_refused_one_by_one_are_no_outage(
+    impatient: None, refusing_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = _fetch_from(refusing_server, monkeypatch, 2 * OUTAGE_FAILURES)
+    assert set(errors) == {"GenericError: status code: 400 Bad Request"}
+
+
+def test_folders_named_like_photos_fail_at_once(tmp_path: Path) -> None:
+    count = 2 * OUTAGE_FAILURES
+    for number in range(count):
+        (tmp_path / f"{number:05d}.jpg").mkdir()
+    fetched = fetch_rows(manifest_table(str(tmp_path), [1] * count), _plan(str(tmp_path)))
+    assert set(fetched["status"].to_pylist()) <= {"fetch_failed", "missing_image"}
 
 
 def test_a_photo_the_bundle_has_learned_from_is_recognised(ray_cluster: None, tmp_path: Path) -> None:
