@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,13 @@ import pyarrow.parquet as pq
 import jobs
 from jobs.platform import storage
 from jobs.stages.conclude import SUMS, Night
-from jobs.stages.run import NightLock
+from jobs.stages.run import NightLock, hold_night
 from schemas.arrow import conform
+from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
+
+logger = logging.getLogger(__name__)
 
 
 def partition_uri(output_uri: str, table: str, audit_date: str) -> str:
@@ -88,9 +93,11 @@ def publish_night(
     here = storage.list_objects(partition_uri(output_uri, "results", audit_date))
     own = {part.uri for part in here if part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-")}
     storage.delete(own - set(night.part_uris))
+    _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
     lock.check()
     storage.write_table(summary_uri(output_uri, audit_date), summary)
-    clean_up(output_uri, audit_date, run_id)
+    if lock.is_held():  # else whoever took the night meanwhile may have parts there
+        clean_up(output_uri, audit_date, run_id)
 
 
 def mark_committed(output_uri: str, run_id: str) -> None:
@@ -98,14 +105,47 @@ def mark_committed(output_uri: str, run_id: str) -> None:
 
 
 def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
-    """After the commit by `run_id`: parts of other runs of the night and the run's own staging go."""
+    """After the commit by `run_id`: parts of other runs of the night and the run's own staging go.
+
+    Only for whoever holds the night: to anybody else the parts of a replacement under way look like leftovers.
+    """
     mark_committed(output_uri, run_id)
+    storage.delete(_leftovers(output_uri, audit_date, run_id))
+
+
+def tidy_up(output_uri: str, audit_date: str, run_id: str) -> None:
+    """Does what `clean_up` was kept from doing after the commit by `run_id`, unless another process holds the night."""
+    if next(_leftovers(output_uri, audit_date, run_id), None) is None:
+        return
+    try:
+        with hold_night(output_uri, audit_date, run_id):
+            if committed_run(output_uri, audit_date) == run_id:
+                clean_up(output_uri, audit_date, run_id)
+    except GateError as error:
+        logger.info("what run %s left is not tidied up: %s", run_id, error)
+
+
+def _leftovers(output_uri: str, audit_date: str, run_id: str) -> Iterator[str]:
+    """What `run_id` has no more use for once it has committed the night."""
     for table in ("results", "recount_plan"):
-        parts = storage.list_objects(partition_uri(output_uri, table, audit_date))
-        storage.delete(part.uri for part in parts if not part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-"))
+        for part in storage.list_objects(partition_uri(output_uri, table, audit_date)):
+            if not part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-"):
+                yield part.uri
     for folder in ("staged", "worklist"):
-        objects = storage.list_objects(storage.join(run_uri(output_uri, run_id), folder))
-        storage.delete(entry.uri for entry in objects)
+        for entry in storage.list_objects(storage.join(run_uri(output_uri, run_id), folder)):
+            yield entry.uri
+
+
+def _check_parts(expected: set[str], output_uri: str, audit_date: str) -> None:
+    """Raises GateError where a part of the run is gone: the summary would commit a night with holes."""
+    gone = set(expected)
+    for table in ("results", "recount_plan"):
+        gone -= {part.uri for part in storage.list_objects(partition_uri(output_uri, table, audit_date))}
+    if gone:
+        raise GateError(
+            f"{len(gone)} of this run's {len(expected)} parts were deleted before the commit (such as {min(gone)}); "
+            "nothing was committed, the same command writes them again"
+        )
 
 
 def _empty_table(schema: pa.Schema) -> bytes:

@@ -12,7 +12,7 @@ from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
-from jobs.stages.publish import clean_up, committed_run
+from jobs.stages.publish import committed_run, tidy_up
 from jobs.stages.resources import Resources, plan_resources, resolve_precision
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
@@ -105,7 +105,7 @@ def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str) ->
     if committed is None:
         return None
     if not config.replace:
-        clean_up(output_uri, audit_date, committed)  # should its own have been cut short
+        tidy_up(output_uri, audit_date, committed)  # should its own clean-up have been cut short
         raise InputError(
             f"{output_uri}: the night {audit_date} is already committed (run {committed}); "
             "pass --replace to audit it again"
