@@ -76,6 +76,7 @@ def run_audit(config: AuditConfig) -> None:
                 run_id=tonight.run_id,
                 replaces=tonight.replaces,
                 lock=lock,
+                replace_counted=config.replace_counted,
             )
             outcome = {
                 "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

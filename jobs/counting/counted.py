@@ -8,6 +8,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.platform import storage
@@ -28,6 +29,12 @@ def read_counted(output_uri: str, columns: list[str] | None = None) -> pa.Table:
     with ThreadPoolExecutor(16) as pool:  # small objects, so it is their latency that counts
         tables = list(pool.map(lambda uri: conform(storage.read_table(uri), schema), uris))
     return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def has_counts(output_uri: str, audit_date: str) -> bool:
+    """Whether counts against any plan of the night, one that was replaced included, have come in."""
+    counted = read_counted(storage.absolute(output_uri), ["audit_date"])
+    return bool(pc.any(pc.equal(counted["audit_date"], audit_date)).as_py())
 
 
 def add_counted(output_uri: str, rows: pa.Table) -> str:

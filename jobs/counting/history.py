@@ -151,13 +151,6 @@ def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_N
     )
 
 
-def has_counts(output_uri: str, audit_date: str, run_id: str) -> bool:
-    """Whether counts against this run's plan have come in."""
-    counted = read_counted(storage.absolute(output_uri), ["audit_date", "run_id"])
-    mask = pc.and_(pc.equal(counted["audit_date"], audit_date), pc.equal(counted["run_id"], run_id))
-    return bool(pc.any(mask).as_py())
-
-
 def _match_plan(
     output_uri: str,
     audit_date: str,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import jobs
+from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.stages.conclude import SUMS, Night
 from jobs.stages.run import NightLock, hold_night
@@ -76,7 +77,11 @@ def publish_night(
     lock: NightLock,
 ) -> None:
     """Commits a night whose results parts are written. Crash-safe: before the summary's PUT nothing is readable
-    through the views, after it everything is; running again finishes what is left."""
+    through the views, after it everything is; running again finishes what is left.
+
+    Raises GateError where counts against a plan that it would replace have come in since the run began, unless
+    `replace_counted`.
+    """
     private = run_uri(output_uri, run_id)
     storage.write_table(storage.join(private, "plan.parquet"), night.planned)
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
@@ -84,6 +89,7 @@ def publish_night(
     storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
     storage.create_bytes(storage.join(output_uri, "counted", "_schema.parquet"), _empty_table(COUNTED_SCHEMA))
+    replace_counted: bool,
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
     storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri).encode())
     if replaces is not None:
@@ -104,6 +110,11 @@ def mark_committed(output_uri: str, run_id: str) -> None:
     storage.write_bytes(storage.join(run_uri(output_uri, run_id), "committed"), b"")
 
 
+    if replaces is not None and not replace_counted and has_counts(output_uri, audit_date):
+        raise GateError(
+            f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
+            "committed; pass --replace-counted as well to make a new plan (the counts are kept)"
+        )
 def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
     """After the commit by `run_id`: parts of other runs of the night and the run's own staging go.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.config.audit import AuditConfig
-from jobs.counting.history import has_counts
+from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.stages import run
@@ -110,9 +110,9 @@ def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str) ->
             f"{output_uri}: the night {audit_date} is already committed (run {committed}); "
             "pass --replace to audit it again"
         )
-    if has_counts(output_uri, audit_date, committed) and not config.replace_counted:
+    if has_counts(output_uri, audit_date) and not config.replace_counted:
         raise InputError(
-            f"{output_uri}: counts against the plan of {audit_date} (run {committed}) have come in; "
+            f"{output_uri}: counts against a plan of {audit_date} have come in; "
             "pass --replace-counted as well to make a new plan (the counts are kept)"
         )
     return committed

@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from jobs.counting.counted import add_counted, read_counted
-from jobs.counting.history import has_counts, read_history
+from jobs.counting.counted import add_counted, has_counts, read_counted
+from jobs.counting.history import read_history
 from jobs.counting.resolution import Count, Finding, resolve_counts
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
@@ -194,12 +194,11 @@ def test_random_bins_that_score_like_the_list_are_in_reach(output: str) -> None:
     assert by_value.in_reach.tolist() == [True, False, False, True]
 
 
-def test_a_plan_has_counts_once_one_has_come_in(output: str) -> None:
-    assert not has_counts(output, "2026-03-02", "2026-03-02-aaaaaaaaaaaa")
-    take_in(output, counted("a", 3))
-    assert has_counts(output, "2026-03-02", "2026-03-02-aaaaaaaaaaaa")
-    assert not has_counts(output, "2026-03-02", "2026-03-02-bbbbbbbbbbbb")
-    assert not has_counts(output, "2026-03-01", "2026-03-02-aaaaaaaaaaaa")
+def test_a_night_has_counts_once_one_has_come_in_against_any_of_its_plans(output: str) -> None:
+    assert not has_counts(output, "2026-03-02")
+    take_in(output, counted("a", 3, run_id="2026-03-02-of-a-replaced-run"))
+    assert has_counts(output, "2026-03-02")
+    assert not has_counts(output, "2026-03-01")
 
 
 def test_adding_changes_nothing_that_is_there(output: str) -> None:
