@@ -12,7 +12,7 @@ from jobs.counting.estimates import Estimates
 from jobs.platform import storage
 from model.record_model import assume_record_model
 from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
-from schemas.recount import PLANNED_SCHEMA
+from schemas.recount import PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
@@ -90,6 +90,13 @@ def commit_night(
     storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
     storage.write_table(
         storage.join(results_uri, f"part-{run_id}-00000.parquet"), _results(rows, run_id), row_group_size=3
+    )
+    listed = [
+        {**{name: row[name] for name in RECOUNT_PLAN_SCHEMA.names if name in row}, "run_id": run_id} for row in plan
+    ]
+    storage.write_table(
+        storage.join(output_uri, "recount_plan", f"audit_date={audit_date}", f"part-{run_id}-00000.parquet"),
+        pa.Table.from_pylist(listed, schema=RECOUNT_PLAN_SCHEMA),
     )
     totals: dict[str, Any] = {
         "audit_date": audit_date,

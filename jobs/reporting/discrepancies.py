@@ -157,6 +157,13 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
     return column.to_pylist()
 
 
+def _record_model(night: Night) -> str:
+    """What every probability here rests on."""
+    state, rate = night.whole["record_model"], night.whole["record_error_rate_used"]
+    said = {"assumed": "assumed: no random recounts yet", "learned": "learned from recounts"}.get(state, state)
+    return said if rate is None else f"{said}; {rate:.1%} of the records wrong"
+
+
 def _write_about(book: xlsxwriter.Workbook, night: Night, kept: int, num_rows: int) -> None:
     sheet = book.add_worksheet("About")
     bold = book.add_format({"bold": True})
@@ -168,6 +175,7 @@ def _write_about(book: xlsxwriter.Workbook, night: Night, kept: int, num_rows: i
         ("run", night.run_id),
         ("bundle", night.whole["bundle_id"]),
         ("calibration", night.whole["calibration_id"]),
+        ("record model", _record_model(night)),
         ("bins", f"{kept:,} of {num_rows:,}{cut}"),
         ("order", "priority list by rank, random recounts, then by falling p_record_wrong; not assessed bins last"),
         ("times", "UTC"),

@@ -14,13 +14,11 @@ import duckdb
 import numpy as np
 import openpyxl
 import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import jobs
 from jobs.config.report import ReportConfig
 from jobs.counting.counted import add_counted
 from jobs.counting.estimates import estimate_window
@@ -199,6 +197,16 @@ def test_a_spreadsheet_keeps_nasty_text_whole_with_a_frozen_header_and_filters(r
     assert {"x" * 500, "<script>alert(1)</script>", '=HYPERLINK("http://evil.example","x")'} <= skus
     assert sheet.freeze_panes == "F2"
     assert sheet.auto_filter.ref == f"A1:{openpyxl.utils.get_column_letter(len(discrepancies.SHEET_COLUMNS))}1201"
+
+
+@pytest.mark.parametrize(("audit_date", "said"), [(DATES[0], "assumed: no random"), (TONIGHT, "learned from recounts")])
+def test_a_spreadsheet_says_where_its_record_model_is_from(
+    nights: Path, tmp_path: Path, audit_date: str, said: str
+) -> None:
+    _write(nights, tmp_path, audit_date)
+    sheet = openpyxl.load_workbook(tmp_path / "discrepancies.xlsx")["About"]
+    facts = dict(sheet.iter_rows(values_only=True))
+    assert facts["record model"].startswith(said) and facts["record model"].endswith("5.0% of the records wrong")
 
 
 def test_a_spreadsheet_that_can_not_hold_the_night_says_so_and_keeps_the_most_doubtful(
@@ -395,59 +403,6 @@ def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pyt
     assert found[0].source is not None
     assert found[-1] == type(found[0])(None, "left out to keep the page small")
     assert sum(len(thumbnail.source or "") for thumbnail in found) <= 150_000
-
-
-def test_the_ready_queries_agree_in_duckdb_and_polars(nights: Path) -> None:
-    connection = _duckdb(nights)
-    context = pl.SQLContext()
-    summary = pl.scan_parquet(nights / "summary", hive_partitioning=True)
-    committed = summary.filter(pl.col("scope") == "all").select("audit_date", "run_id")
-    results = pl.scan_parquet(nights / "results", hive_partitioning=True).join(committed, on=["audit_date", "run_id"])
-    counted = pl.scan_parquet(nights / "counted").join(committed.select("run_id"), on="run_id")
-    context.register_many({"summary": summary, "results": results, "counted": counted})
-    queries = re.findall(r"-- name: (\w+)\n(.*?);", (Path(jobs.__file__).parent / "queries.sql").read_text(), re.DOTALL)
-    assert [name for name, _ in queries] == [
-        *("top_suspects", "accuracy_trend", "repeat_offenders", "shortage_by_sku", "worst_zones")
-    ]
-    for name, query in queries:
-        theirs, ours = connection.sql(query).pl(), context.execute(query).collect()
-        assert theirs.height > 0, name
-        assert theirs.columns == ours.columns
-        for column in ours.columns:
-            left, right = theirs[column], ours[column]
-            if left.dtype.is_numeric():
-                left, right = left.cast(pl.Float64), right.cast(pl.Float64)
-                assert left.is_null().to_list() == right.is_null().to_list()
-                assert left.drop_nulls().to_list() == pytest.approx(right.drop_nulls().to_list(), rel=1e-4, abs=1e-6)
-            elif not left.dtype.is_temporal():
-                assert left.to_list() == right.to_list()
-
-
-def test_shortage_by_sku_keeps_mixed_bins_apart_and_states_its_coverage(nights: Path) -> None:
-    query = re.findall(
-        r"-- name: shortage_by_sku\n(.*?);", (Path(jobs.__file__).parent / "queries.sql").read_text(), re.DOTALL
-    )
-    frame = _duckdb(nights).sql(query[0]).pl()
-    assert frame["share_of_units"].sum() == pytest.approx(1)
-    assert frame["num_bins"].sum() == 1200
-    unknown = frame.filter(pl.col("sku") == "SKU unknown")
-    mixed = sum(
-        rows.filter(pa.compute.greater(rows["num_skus"], 1)).num_rows
-        for rows in read_results(read_night(str(nights), TONIGHT))
-    )
-    assert unknown["num_bins"].to_list() == [mixed]
-    assert frame["coverage"].is_between(0, 1).all()
-
-
-def _duckdb(nights: Path) -> duckdb.DuckDBPyConnection:
-    views = (Path(jobs.__file__).parent / "views.sql").read_text().replace("{output_uri}", str(nights))
-    connection = duckdb.connect()
-    connection.execute(views)
-    connection.execute(
-        f"CREATE OR REPLACE VIEW counted AS SELECT c.* FROM read_parquet('{nights}/counted/*.parquet') AS c "
-        "JOIN committed USING (run_id)"
-    )
-    return connection
 
 
 @pytest.mark.s3
