@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
+from jobs.counting.counted import add_counted
 from schemas.ddl import readme_tables
+from schemas.recount import COUNTED_SCHEMA
 from tests.night import write_nights
+from tests.planned_night import commit_night, plan_row, priority_row
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,20 +23,49 @@ def test_the_column_tables_are_the_schemas() -> None:
     assert readme_tables().strip() in README, "run: python -m schemas.ddl readme, and paste it below its comment"
 
 
-def test_a_planners_three_questions_are_answered_in_one_statement_each(tmp_path: Path) -> None:
-    write_nights(tmp_path, ["2026-03-01", "2026-03-02", "2026-03-03"], num_bins=400)
+def ask_three_questions(connection: duckdb.DuckDBPyConnection, output: Path) -> list[list[tuple]]:
     found = re.search(r"### Three questions of a planner.*?```sql\n(.*?)```", README, re.DOTALL)
     assert found is not None
     statements = [statement for statement in found.group(1).split(";") if statement.strip()]
     assert len(statements) == 3
+    connection.execute((ROOT / "jobs" / "views.sql").read_text().replace("{output_uri}", str(output)))
+    return [connection.sql(statement).fetchall() for statement in statements]
+
+
+def test_a_planners_three_questions_are_answered_in_one_statement_each(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", "2026-03-02", "2026-03-03"], num_bins=400)
     with duckdb.connect() as connection:
-        connection.execute((ROOT / "jobs" / "views.sql").read_text().replace("{output_uri}", str(tmp_path)))
-        worth, offenders, trend = (connection.sql(statement).fetchall() for statement in statements)
+        worth, offenders, trend = ask_three_questions(connection, tmp_path)
         (planned,) = connection.sql(
             "SELECT sum(p_record_wrong) FROM (SELECT p_record_wrong FROM results WHERE audit_date = '2026-03-03' "
             "AND verdict <> 'not_assessed' ORDER BY p_record_wrong DESC LIMIT 50)"
         ).fetchall()[0]
-    assert [budget for budget, _, _ in worth] == [25, 50, 100, 200]
-    assert abs(worth[1][1] - planned) < 0.06
+    assert [(budget, record_model) for budget, record_model, _, _ in worth] == [
+        (budget, "learned") for budget in (25, 50, 100, 200)
+    ]
+    assert abs(worth[1][2] - planned) < 0.06
+    assert all(value > 0 for _, _, _, value in worth)
     assert offenders
     assert [str(row[0]) for row in trend] == ["2026-03-01", "2026-03-02", "2026-03-03"]
+
+
+def test_bins_counted_right_are_not_worth_a_visit_and_two_people_find_a_wrong_record(tmp_path: Path) -> None:
+    output, night = str(tmp_path), "2026-03-01"
+    kept_off = plan_row("counted", p_record_wrong=0.9, reason="counted", unit_value=1.0, currency="EUR")
+    valued = [plan_row(name, unit_value=1.0, currency="EUR", value_at_risk=2.0) for name in "abc"]
+    commit_night(output, night, [priority_row(name, rank) for rank, name in enumerate("abc", 1)])
+    commit_night(output, "2026-03-02", [], other_bins=[*valued, kept_off])
+    # a: two people found 2; b: one person twice; c: found wrong in two ways, once by two people and once confirmed
+    counts = [("a", 2, "kim", 3), ("a", 2, "lee", 3), ("b", 2, "kim", 3), ("b", 2, "kim", 3)]
+    counts += [("c", 1, "kim", 3), ("c", 1, "lee", 3), ("c", 5, None, 4)]
+    rows = [
+        plan_row(name, expected)
+        | {"audit_date": night, "run_id": f"{night}-replaced", "counted_qty": qty, "counter_id": counter}
+        | {"counted_at": datetime(2026, 3, 2, 8 + hour, tzinfo=UTC), "confirmed": counter is None}
+        for hour, (name, qty, counter, expected) in enumerate(counts)
+    ]
+    add_counted(output, pa.Table.from_pylist(rows, schema=COUNTED_SCHEMA))
+    with duckdb.connect() as connection:
+        worth, offenders, _ = ask_three_questions(connection, tmp_path)
+    assert [row[2:] for row in worth] == [(round(3 * 0.05, 1), 6)] * 4
+    assert [(row[0], row[3]) for row in offenders] == [("c", 2), ("a", 1)]
