@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from jobs.stages.staging import MAX_FINDINGS, SCORED, StagedShard
+from jobs.stages.staging import SCORED, StagedShard, trim_findings
 from schemas.errors import GateError
 from schemas.results import ImageStatus
 
@@ -45,9 +45,7 @@ class Progress:
         self.num_done += shard.num_rows
         self.num_fresh += shard.num_fresh
         self.statuses.update(shard.statuses)
-        self.findings.update(shard.findings)
-        if len(self.findings) > 2 * MAX_FINDINGS:
-            self.findings = Counter(dict(self.findings.most_common(MAX_FINDINGS)))
+        self.findings = trim_findings(self.findings + shard.findings)
         if now - self._last_line > SECONDS_BETWEEN_LINES or self.num_done == self.num_bins:
             self._last_line = now
             logger.info("%s", self.line(now))
@@ -78,13 +76,15 @@ class Progress:
         ):
             failed = sum(self.statuses[status] for status in statuses)
             if failed > limit * self.num_bins:
-                worst = Counter({key: count for key, count in self.findings.items() if key[0] in statuses}).most_common(
-                    1
-                )
-                (status, error, prefix), count = worst[0]
+                kinds = [(count, kind) for kind, count in self.findings.items() if kind[0] in statuses]
+                cause = ""
+                if kinds:
+                    count, (status, error, folder) = max(kinds)
+                    where = f"below {folder}" if folder else "in many folders"
+                    cause = f"The commonest cause, {count} of them: {status} {where}: {error}. "
                 raise GateError(
                     f"{failed} of {self.num_bins} images are {' or '.join(statuses)}, {flag} allows {limit:.1%} "
-                    f"(seen so far: {self.num_done} bins). The commonest cause, {count} of them: {status} below {prefix}: {error}. "
+                    f"(seen so far: {self.num_done} bins). {cause}"
                     "Nothing was committed; mend it and run the same command again, which retries them"
                 )
 

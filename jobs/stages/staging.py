@@ -30,7 +30,7 @@ FETCHED_SHARD_SCHEMA = pa.schema(
 )
 SCORED = str(ImageStatus.SCORED)
 MAX_FINDINGS = 200
-"""Kinds of failure that one shard reports, and that the driver keeps."""
+"""Kinds of failure by status that one shard reports, and that the driver keeps."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,22 @@ class StagedShard:
     """Seconds since the epoch; None where the network had nothing to do."""
     statuses: dict[str, int]
     findings: Counter
-    """(status, error, where the images lie) -> how many."""
+    """(status, error, where the images lie) -> how many; see trim_findings."""
+
+
+def trim_findings(findings: Counter) -> Counter:
+    """At most MAX_FINDINGS kinds for each status. Where there are more, photos lie in folders of their own: the folder
+    says nothing then and is left empty, for good. Should there be more errors still, the rarest go."""
+    kept: Counter = Counter()
+    for status in {status for status, _, _ in findings}:
+        kinds = Counter({kind: count for kind, count in findings.items() if kind[0] == status})
+        if len(kinds) > MAX_FINDINGS or any(not folder for _, _, folder in kinds):
+            errors: Counter = Counter()
+            for (_, error, _), count in kinds.items():
+                errors[status, error, ""] += count
+            kinds = errors
+        kept.update(dict(kinds.most_common(MAX_FINDINGS)))
+    return kept
 
 
 def staged_uri(folder_uri: str, shard: int) -> str:
@@ -150,6 +165,6 @@ def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
         "num_fresh": statuses[SCORED] if fresh else 0,
         "scored_at": rows["scored_at"][0].as_py(),
         "statuses": dict(statuses),
-        "findings": [[list(key), count] for key, count in findings.most_common(MAX_FINDINGS)],
+        "findings": [[list(kind), count] for kind, count in trim_findings(findings).items()],
     }
     return {"report": [json.dumps(report)]}

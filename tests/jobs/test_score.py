@@ -7,9 +7,9 @@ import pytest
 from jobs.stages.progress import Progress
 from jobs.stages.resources import resolve_precision
 from jobs.stages.score import SCORED_SCHEMA, with_probabilities
-from jobs.stages.staging import FETCHED_SHARD_SCHEMA, StagedShard
+from jobs.stages.staging import FETCHED_SHARD_SCHEMA, MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
-from schemas.errors import InputError
+from schemas.errors import GateError, InputError
 from tests.dump import manifest_table
 
 
@@ -49,6 +49,34 @@ def test_the_rate_is_that_of_the_steady_state() -> None:
         progress.add(StagedShard(index, 10, num_fresh, scored_at, {"scored": 10}, Counter()))
     # twenty images in the four seconds after the first shard, whichever was staged first
     assert progress.images_per_second() == pytest.approx(5.0)
+
+
+def _failed_shard(index: int, *failures: tuple[str, str, int]) -> StagedShard:
+    """Each failure in a folder of its own: status, error, how many."""
+    folders = {
+        (status, error, f"s3://b/{index}-{status}-{number}"): 1
+        for status, error, count in failures
+        for number in range(count)
+    }
+    statuses = Counter({"scored": 250 - len(folders)})
+    statuses.update(status for status, _, _ in folders)
+    return StagedShard(index, 250, 0, None, dict(statuses), trim_findings(Counter(folders)))
+
+
+def test_the_commonest_cause_is_found_among_many_kinds() -> None:
+    progress = Progress(num_bins=10_000, max_unreadable_share=0.05, max_missing_share=0.9)
+    crowd = [("missing_image", "not found", 150), ("unreadable_image", "empty", 20), ("unreadable_image", "text", 25)]
+    with pytest.raises(GateError, match=r"300 of them: unreadable_image in many folders: text\. Nothing"):
+        for index in range(40):
+            progress.add(_failed_shard(index, *crowd))
+    assert sum(progress.findings.values()) == sum(progress.statuses.values()) - progress.statuses["scored"]
+    assert len(progress.findings) <= 2 * MAX_FINDINGS
+
+
+def test_a_gate_without_findings_says_what_it_knows() -> None:
+    progress = Progress(num_bins=10, max_unreadable_share=0.05, max_missing_share=0.05)
+    with pytest.raises(GateError, match=r"10 of 10 images .* \(seen so far: 10 bins\)\. Nothing was committed"):
+        progress.add(StagedShard(0, 10, 0, None, {"missing_image": 10}, Counter()))
 
 
 def test_fp16_is_refused_on_a_cpu() -> None:
