@@ -2,10 +2,12 @@ r"""The endpoint: a photo in, the number of items out, from the same bundle and 
 
     python -m jobs.serve --bundle-uri demo/bundle --output-uri demo/audits
 
-    ray job submit --no-wait --working-dir . -- python -m jobs.serve --bundle-uri s3://stock/bundle \
-        --output-uri s3://stock/audits --host 0.0.0.0
+    ray job submit --no-wait --working-dir . --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}}' \
+        -- python -m jobs.serve --bundle-uri s3://stock/bundle --output-uri s3://stock/audits --host 0.0.0.0
 
-Serves until SIGINT or SIGTERM, then finishes what it took. `/` is a page to drop a photo on, `/docs` describes the API:
+Serves until SIGINT or SIGTERM, then finishes what it took, for up to 60 s. `ray job stop` sends SIGTERM, and SIGKILL
+3 s later unless the job was submitted with a longer RAY_JOB_STOP_WAIT_TIME_S, as above. `/` is a page to drop a photo
+on, `/docs` describes the API:
 
     curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/v1/count?expected_qty=3'
 
@@ -52,7 +54,10 @@ def start_endpoint(config: ServeConfig) -> None:
     _warn_if_open(config.host)
     application = build_app(config)
     if serve.status().proxies:
-        raise InputError("the cluster serves already: use `serve deploy` there (see jobs/serving/app.py)")
+        raise InputError(
+            "the cluster serves already: `serve shutdown` there ends that (also what a killed jobs.serve left behind), "
+            "`serve deploy` replaces it (see jobs/serving/app.py)"
+        )
     _check_port(config.host, config.port)
     serve.start(
         proxy_location="HeadOnly",
@@ -68,9 +73,11 @@ def start_endpoint(config: ServeConfig) -> None:
 
 def stop_endpoint() -> None:
     """Finishes what was taken, then ends Serve. Raises GateError where time ran out first."""
-    # The network's replicas would go at once with the front's, so the front is emptied before.
-    left = sum(serve.get_app_handle(APP_NAME).broadcast("drain", SHUTDOWN_S).results(timeout_s=SHUTDOWN_S + 10))
-    serve.shutdown()
+    try:
+        # The network's replicas would go at once with the front's, so the front is emptied before.
+        left = sum(serve.get_app_handle(APP_NAME).broadcast("drain", SHUTDOWN_S).results(timeout_s=SHUTDOWN_S + 10))
+    finally:
+        serve.shutdown()  # or it would go on on the cluster, with nobody to stop it
     if left:
         raise GateError(f"{left} requests were not finished within {SHUTDOWN_S:g} s")
 

@@ -24,7 +24,7 @@ from jobs.serving.batching import Batcher
 from jobs.serving.gate import Room
 from jobs.serving.metrics import merge_pages
 from jobs.serving.problems import Problem
-from jobs.stages.resources import CPU_BATCH
+from jobs.stages.resources import CPU_BATCH, resolve_precision
 from schemas.errors import InputError
 from tests.dump import NIGHT, photo, write_bundle
 
@@ -103,7 +103,7 @@ def _scores(bundle: Path, photos: list[bytes]) -> np.ndarray:
     from model.scoring import Scorer
 
     loaded = load_bundle(bundle)
-    scorer = Scorer(loaded, device="cpu", precision="fp32", batch_size=CPU_BATCH)
+    scorer = Scorer(loaded, device="cpu", precision=resolve_precision("auto", "cpu"), batch_size=CPU_BATCH)
     return scorer.score(np.stack([decode_image(data, loaded.info.preprocessing) for data in photos]))
 
 
@@ -388,18 +388,29 @@ def test_a_killed_replica_costs_no_request(client: Client) -> None:
 
 
 @pytest.mark.ray
+def test_a_second_endpoint_on_the_cluster_is_told_how_to_end_the_first(client: Client, bundle: Path) -> None:
+    with pytest.raises(InputError, match="serves already: `serve shutdown`"):
+        serve_job.start_endpoint(ServeConfig(bundle_uri=str(bundle), port=client.port))
+    assert client.ask("GET", "/readyz").status == 200
+
+
+@pytest.mark.ray
 def test_shutting_down_finishes_what_was_taken(client: Client) -> None:
-    replies: list[Reply | OSError] = []
+    replies: list[Reply | Exception] = []
     started = threading.Event()
 
     def insist(seed: int) -> None:
         for turn in range(500):
             try:
                 reply = client.count(photo(3, 100 * seed + turn))
-            except OSError as error:  # nobody listens any more
+            except ConnectionRefusedError:
+                return  # nobody listens any more; a connection that breaks off instead is a lost request
+            except (OSError, http.client.HTTPException) as error:
                 replies.append(error)
                 return
             replies.append(reply)
+            if reply.status == 503:
+                return  # as Retry-After asks; what comes when all is down may find a closing socket
             if turn == 2:
                 started.set()
 
@@ -411,6 +422,7 @@ def test_shutting_down_finishes_what_was_taken(client: Client) -> None:
     for thread in threads:
         thread.join()
     answered = [reply for reply in replies if isinstance(reply, Reply)]
+    assert [reply for reply in replies if not isinstance(reply, Reply)] == []
     assert {reply.status for reply in answered} <= {200, 503, 404}
     assert sum(reply.status == 200 for reply in answered) >= 3
     refused = next(reply for reply in answered if reply.status == 503)
@@ -418,6 +430,19 @@ def test_shutting_down_finishes_what_was_taken(client: Client) -> None:
 
 
 # --- without one -------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_that_fails_still_ends_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def fail(name: str) -> None:
+        raise RuntimeError(f"{name}: the controller died")
+
+    monkeypatch.setattr(serve_job.serve, "get_app_handle", fail)
+    monkeypatch.setattr(serve_job.serve, "shutdown", lambda: ended.append(True))
+    with pytest.raises(RuntimeError, match="controller died"):
+        serve_job.stop_endpoint()
+    assert ended == [True]
 
 
 def test_a_full_room_refuses_and_a_draining_one_waits() -> None:
