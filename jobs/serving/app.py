@@ -8,10 +8,11 @@
       - name: stock-audit
         route_prefix: /
         import_path: jobs.serving.app:build_app
-        runtime_env: {env_vars: {STOCK_AUDIT_TOKEN: "from your secret store"}}
         args: {bundle_uri: "s3://stock/bundle", output_uri: "s3://stock/audits", max_replicas: 8}
 
-The package must be installed on the cluster (or named by runtime_env's working_dir).
+The package must be installed on the cluster (or named by runtime_env's working_dir). A bearer token is taken from
+STOCK_AUDIT_TOKEN in the environment that Ray's nodes were started with (in Kubernetes an env entry with a secretKeyRef
+on every pod). Never name it in this file: `runtime_env` and `args` are shown in Ray's dashboard and by `serve config`.
 """
 
 # No `from __future__ import annotations`: Serve reads the builder's annotation to turn `args` into settings.
