@@ -115,9 +115,10 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size, MAX_ODD_PIXELS)
-            if image.format in ("PNG", "WEBP") and getattr(image, "n_frames", 1) > 1:
+            num_pictures = getattr(image, "n_frames", 1)
+            if num_pictures > 1 and image.format in ("PNG", "WEBP"):
                 # which of them shows the bin? A JPEG's further pictures (MPO) are previews and depth, beside the photo
-                raise RejectedImage(f"an animation of {image.n_frames} pictures")
+                raise RejectedImage(f"an animation of {num_pictures} pictures")
             if data[:2] == b"\xff\xd8":
                 _check_scans(data, *image.size)
             ImageOps.exif_transpose(image, in_place=True)
