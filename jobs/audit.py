@@ -38,13 +38,14 @@ from jobs.stages.run import finish_run, freeze_run, hold_night, provenance
 from jobs.stages.staging import stage_shards
 from jobs.stages.tonight import Tonight, settle_night
 from model.posterior import build_assessor
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 
 logger = logging.getLogger("jobs.audit")
 
 
 def run_audit(config: AuditConfig) -> None:
-    """The whole job. Raises InputError (nothing was scored) or GateError (nothing was committed)."""
+    """The whole job. Raises InputError (nothing was scored) or GateError (nothing was committed, or only its report is
+    missing)."""
     started = time.monotonic()
     with connect():
         tonight = settle_night(config)
@@ -83,17 +84,16 @@ def run_audit(config: AuditConfig) -> None:
                 "seconds": round(time.monotonic() - started, 1),
                 "scored_in_this_try": progress.num_fresh,
                 "statuses": dict(progress.statuses),
+                # of the try that committed: the run may have begun with other gates, by another version
+                "config": config.model_dump(mode="json"),
+                **provenance(),
             }
             finish_run(tonight.run_uri, frozen, outcome)
-        if config.report_uri is not None:
-            write_report(
-                ReportConfig(
-                    output_uri=tonight.output_uri,
-                    audit_date=date.fromisoformat(tonight.audit_date),
-                    report_uri=config.report_uri,
-                )
-            )
-        _tell(tonight, progress, summary.to_pylist()[0])
+        try:
+            if config.report_uri is not None:
+                _report(tonight, config.report_uri)
+        finally:
+            _tell(tonight, progress, summary.to_pylist()[0])
 
 
 def _check_uncommitted(tonight: Tonight) -> None:
@@ -229,6 +229,23 @@ def _estimates(tonight: Tonight, belief: Belief, progress: Progress, seconds: fl
         "images_per_second": progress.images_per_second(),
         "price_per_1000_images": price,
     }
+
+
+def _report(tonight: Tonight, report_uri: str) -> None:
+    """Raises GateError for whatever keeps a committed night from its report."""
+    config = ReportConfig(
+        output_uri=tonight.output_uri,
+        audit_date=date.fromisoformat(tonight.audit_date),
+        report_uri=report_uri,
+    )
+    try:
+        write_report(config)
+    except (InputError, GateError) as error:
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in config)
+        raise GateError(
+            f"the night {tonight.audit_date} is committed, but its report is not written ({message(error)}); mend it and "
+            f"run: python -m jobs.report {flags}"
+        ) from error
 
 
 def _tell(tonight: Tonight, progress: Progress, summary: dict) -> None:

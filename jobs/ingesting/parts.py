@@ -61,9 +61,7 @@ def check_target(target: Target, *, replace: bool) -> None:
     if not replace and not incomplete and _parquet_below(target.manifest_uri):
         raise InputError(f"{target.manifest_uri}: a manifest is already there; choose another place or give --replace")
     for uri in (target.manifest_uri, target.rejects_uri):
-        probe = storage.join(uri, "_writable")
-        storage.write_bytes(probe, b"")
-        storage.delete([probe])
+        storage.check_writable(uri)
 
 
 def begin(target: Target) -> str:

@@ -185,6 +185,13 @@ def write_bytes(uri: str, data: bytes) -> None:
         raise _failure(uri, "written", error) from error
 
 
+def check_writable(uri: str) -> None:
+    """Raises InputError where nothing can be written below `uri`, GateError where storage is away or full."""
+    probe = join(absolute(uri), "_writable")
+    write_bytes(probe, b"")
+    delete([probe])
+
+
 def create_bytes(uri: str, data: bytes) -> bool:
     """Writes the object only where none is (conditional PUT). Returns whether this call wrote it."""
     store, key = locate(uri)

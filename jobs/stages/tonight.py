@@ -53,6 +53,8 @@ def settle_night(config: AuditConfig) -> Tonight:
     manifest = check_manifest(config.manifest_uri, config.audit_date)
     _check_objective(config, manifest)
     roots = settle_roots(manifest, config.allowed_root)
+    if config.report_uri is not None:
+        storage.check_writable(config.report_uri)
     resources = plan_resources()
     precision = resolve_precision(config.precision, resources.device)
     replaces = _check_replacement(config, output_uri, manifest.audit_date)

@@ -13,6 +13,7 @@ import pytest
 
 from jobs import audit
 from jobs.platform import storage
+from schemas.errors import InputError
 from schemas.results import RESULTS_SCHEMA
 from tests.dump import NIGHT, photo, write_bundle, write_night
 
@@ -133,10 +134,12 @@ def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
         (("--objective", "value"), "expected a unit_value in every row"),
         (("--audit-date", "2020-01-01"), f"the manifest is of {NIGHT}"),
         (("--alpha", "1.5"), "expected rates between 0 and 1"),
+        (("--report-uri", "/proc/report"), "can't be written"),
+        (("--precision", "fp16"), "--precision fp16: expected a GPU"),
         (("--recount-budget", "-1"), "recount_budget"),
         (("--no-such-flag", "1"), "no-such-flag"),
     ],
-    ids=["manifest", "bundle", "output", "value", "night", "alpha", "range", "flag"],
+    ids=["manifest", "bundle", "output", "value", "night", "alpha", "report", "fp16", "range", "flag"],
 )
 def test_bad_arguments_exit_2_before_anything_is_scored(
     tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], flags: tuple[str, str], message: str
@@ -183,6 +186,25 @@ def test_moved_and_stale_bins_are_not_assessed(tmp_path: Path, bundle: str) -> N
     reasons = _read(f"{tmp_path}/audits")["reason"].to_pylist()
     assert reasons[:2] == ["moved", "stale_photo"]
     assert "stale_photo" not in reasons[2:]
+
+
+def test_a_report_that_fails_leaves_a_committed_night_and_says_so(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: object) -> None:
+        raise InputError("report: can't be written")
+
+    monkeypatch.setattr(audit, "write_report", fail)
+    output, report = f"{tmp_path}/audits", f"{tmp_path}/report"
+    assert _audit(write_night(str(tmp_path), 10), bundle, output, "--report-uri", report) == 1
+    said = capsys.readouterr()
+    assert f"night {NIGHT} is committed by run" in said.out
+    assert f"the night {NIGHT} is committed, but its report is not written (report: can't be written)" in said.err
+    assert f"python -m jobs.report --output-uri {output} --audit-date {NIGHT} --report-uri {report}" in said.err
+    assert _read(output).num_rows == 10
+    (document,) = tmp_path.glob("audits/runs/*/run.json")
+    outcome = json.loads(document.read_text())["outcome"]
+    assert (outcome["config"]["report_uri"], "ray" in outcome["versions"]) == (report, True)
 
 
 def test_an_empty_budget_writes_an_empty_plan(tmp_path: Path, bundle: str) -> None:
