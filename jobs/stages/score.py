@@ -24,8 +24,8 @@ SCORED_SCHEMA = pa.schema(
         pa.field("scored_at", pa.float64()),
     ]
 )
-"""Manifest columns, what became of the photo, the calibrated probabilities. `fresh`: computed in this try of the run,
-so the shard has to be staged (again). `scored_at`: when the network was through with the shard, in seconds since the
+"""Manifest columns, what became of the photo, the calibrated probabilities. `fresh`: tried in this try of the run,
+so the row's shard has to be staged (again). `scored_at`: when the network was through with the shard, in seconds since the
 epoch; null where it had nothing to do."""
 
 

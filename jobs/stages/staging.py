@@ -125,7 +125,7 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
         order = np.argsort(np.concatenate([np.flatnonzero(~again.to_numpy()), np.flatnonzero(again.to_numpy())]))
         both = pa.concat_tables(
             [
-                _shard_table(staged.filter(pc.invert(again)), shard.index, fresh=True),
+                _shard_table(staged.filter(pc.invert(again)), shard.index, fresh=False),
                 _shard_table(retried, shard.index, fresh=True),
             ]
         )
@@ -148,8 +148,7 @@ def _shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
 def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
     shards = pc.unique(rows["shard"]).to_pylist()
     assert len(shards) == 1, f"a block holds one shard, found {shards}"
-    fresh = rows["fresh"][0].as_py()
-    if fresh:
+    if pc.any(rows["fresh"]).as_py():
         storage.write_table(staged_uri(folder_uri, shards[0]), rows.select(STAGED_SCHEMA.names))
     statuses = Counter(rows["status"].to_pylist())
     failed = rows.filter(pc.not_equal(rows["status"], SCORED))
@@ -162,7 +161,7 @@ def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
     report = {
         "shard": shards[0],
         "num_rows": rows.num_rows,
-        "num_fresh": statuses[SCORED] if fresh else 0,
+        "num_fresh": pc.sum(pc.and_(rows["fresh"], pc.equal(rows["status"], SCORED))).as_py(),
         "scored_at": rows["scored_at"][0].as_py(),
         "statuses": dict(statuses),
         "findings": [[list(kind), count] for kind, count in trim_findings(findings).items()],

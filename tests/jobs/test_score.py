@@ -1,16 +1,22 @@
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.platform import storage
+from jobs.stages import staging
+from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import resolve_precision
 from jobs.stages.score import SCORED_SCHEMA, with_probabilities
 from jobs.stages.staging import FETCHED_SHARD_SCHEMA, MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
+from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
-from tests.dump import manifest_table
+from tests.dump import manifest_table, photo
 
 
 def _shard(pixels: list[bytes | None], probabilities: list[list[float] | None]) -> pa.Table:
@@ -49,6 +55,28 @@ def test_the_rate_is_that_of_the_steady_state() -> None:
         progress.add(StagedShard(index, 10, num_fresh, scored_at, {"scored": 10}, Counter()))
     # twenty images in the four seconds after the first shard, whichever was staged first
     assert progress.images_per_second() == pytest.approx(5.0)
+
+
+def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(tmp_path: Path) -> None:
+    storage.write_bytes(f"{tmp_path}/00003.jpg", photo(1, 1))
+    added = {
+        "status": ["scored", "scored", "scored", "missing_image"],
+        "error": [None, None, None, "not found"],
+        "training_photo": [False] * 4,
+        "contrast": [9.0, 9.0, 9.0, None],
+        "probabilities": [[0.5, 0.5]] * 3 + [None],
+    }
+    rows = manifest_table(str(tmp_path), [1] * 4).to_pydict() | added
+    storage.write_table(staging.staged_uri(str(tmp_path), 0), pa.Table.from_pydict(rows, schema=staging.STAGED_SCHEMA))
+    plan = FetchPlan(Preprocessing(image_size=32), (str(tmp_path),), False, None)
+    work = pa.table({"index": [0], "uri": ["not read"], "row_group": [0], "num_rows": [4]})
+    (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
+    (report,) = staging._stage(with_probabilities(shard, np.array([[0.1, 0.9]], np.float32), 12.5), str(tmp_path))["report"]
+    assert (json.loads(report)["num_fresh"], json.loads(report)["statuses"]) == (1, {"scored": 4})
+    found = storage.read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
+    assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
+    (again,) = staging._fetch_or_resume(work, str(tmp_path), plan)
+    assert json.loads(staging._stage(again, str(tmp_path))["report"][0])["num_fresh"] == 0
 
 
 def _failed_shard(index: int, *failures: tuple[str, str, int]) -> StagedShard:
