@@ -38,6 +38,7 @@ from jobs.stages.run import finish_run, freeze_run, hold_night, provenance
 from jobs.stages.staging import stage_shards
 from jobs.stages.tonight import Tonight, settle_night
 from model.posterior import build_assessor
+from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger("jobs.audit")
@@ -61,14 +62,14 @@ def run_audit(config: AuditConfig) -> None:
         with hold_night(tonight.output_uri, tonight.audit_date, tonight.run_id) as lock:
             _check_uncommitted(tonight)
             history = read_history(tonight.output_uri, tonight.audit_date)
-            frozen = freeze_run(tonight.run_uri, _facts(tonight, learn_belief(history, tonight.bundle)))
+            frozen = freeze_run(tonight.run_uri, _facts(tonight, _believe(config, history, tonight.bundle)))
             belief = Belief.from_dict(frozen["belief"])
             progress = _score(tonight)
             night, decisions = _conclude(tonight, belief, history)
             seconds = time.monotonic() - started
             facts = _facts_of_night(tonight, belief, decisions)
-            estimates = _estimates(tonight, belief, progress, seconds)
-            summary = summarize(night, facts, estimates)
+            of_whole = _facts_of_whole(tonight, belief, decisions, progress, seconds)
+            summary = summarize(night, facts, of_whole, tonight.manifest.currencies)
             publish_night(
                 night,
                 summary,
@@ -76,8 +77,8 @@ def run_audit(config: AuditConfig) -> None:
                 audit_date=tonight.audit_date,
                 run_id=tonight.run_id,
                 replaces=tonight.replaces,
-                lock=lock,
                 replace_counted=config.replace_counted,
+                lock=lock,
             )
             outcome = {
                 "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,6 +105,11 @@ def _check_uncommitted(tonight: Tonight) -> None:
             f"{tonight.output_uri}: the night {tonight.audit_date} was committed by run {committed} while this one waited "
             "for it; pass --replace to audit it again"
         )
+
+
+def _believe(config: AuditConfig, history: History, bundle: BundleInfo) -> Belief:
+    belief = learn_belief(history, bundle)
+    return belief if config.recount_budget > 0 and config.random_share > 0 else belief.without_claims()
 
 
 def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
@@ -200,6 +206,7 @@ def _conclude(tonight: Tonight, belief: Belief, history: History) -> tuple[Night
 
 def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str, object]:
     """What stands in every row of the summary."""
+    calibration = tonight.bundle.calibration
     return {
         "run_id": tonight.run_id,
         "bundle_id": tonight.bundle.bundle_id,
@@ -207,8 +214,8 @@ def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> d
         "record_model": belief.state,
         "record_error_rate_used": belief.record_model.error_rate,
         "label_noise_used": belief.noise_rate,
+        "temperature": 1 / calibration.weight[0][0] if calibration.method == "temperature" else None,
         "alpha": max((alpha for alpha, limit in decisions.thresholds.items() if limit > 0), default=None),
-        "drift_alarm": decisions.drift.alarm,
         # recounts are estimated from for the whole night only
         "estimator": "none",
         "window_nights": 0,
@@ -218,7 +225,9 @@ def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> d
     }
 
 
-def _estimates(tonight: Tonight, belief: Belief, progress: Progress, seconds: float) -> dict[str, object]:
+def _facts_of_whole(
+    tonight: Tonight, belief: Belief, decisions: Decisions, progress: Progress, seconds: float
+) -> dict[str, object]:
     """What stands in the summary's row of the whole night only."""
     price = None
     if tonight.config.node_price is not None and progress.num_fresh:
@@ -226,6 +235,7 @@ def _estimates(tonight: Tonight, belief: Belief, progress: Progress, seconds: fl
         price = tonight.config.node_price * hours / progress.num_fresh * 1000
     return {
         **belief.estimates.summary_columns(),
+        "drift_alarm": decisions.drift.alarm,
         "images_per_second": progress.images_per_second(),
         "price_per_1000_images": price,
     }
@@ -259,7 +269,8 @@ def _tell(tonight: Tonight, progress: Progress, summary: dict) -> None:
         f"records), {summary['num_random']} random ones; record model: {summary['record_model']}",
     ]
     if summary["error_rate"] is None:
-        lines.append("record accuracy: no random counts yet: ranking only")
+        why = "no random bins tonight" if summary["num_random_window"] else "no random counts yet"
+        lines.append(f"record accuracy: {why}: ranking only")
     else:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
         lines.append(f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%})")

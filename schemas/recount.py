@@ -40,6 +40,7 @@ PLANNED_SCHEMA = pa.schema(
         column("probabilities", pa.list_(pa.float32()), "The camera's answer, calibrated.", required=True),
         column("bundle_id", pa.string(), "The bundle that scored the photo.", required=True),
         *_ASSESSED_COLUMNS,
+        column("currency", pa.string(), "Of unit_value."),
         column("reason", pa.string(), "`counted` for a random bin that was kept off the priority list; else null."),
     ]
 )

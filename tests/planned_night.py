@@ -105,13 +105,21 @@ def commit_night(
         "num_assessed": num_assessed or len(rows),
         "expected_wrong": sum(row["p_record_wrong"] for row in rows),
         "net_variance_predicted": sum(row["expected_variance_qty"] for row in rows),
+        "gross_variance_predicted": sum(row["expected_abs_variance_qty"] for row in rows),
     }
+    if any(row["unit_value"] is not None for row in rows):
+        totals |= {"shortage_value": _value(rows, sign=-1), "overage_value": _value(rows, sign=1)}
     summary = [totals, {**totals, "scope": "zone", "scope_value": "Z", "num_assessed": 1}]
     uri = storage.join(output_uri, "summary", f"audit_date={audit_date}", "summary.parquet")
     storage.write_table(uri, _with_defaults(summary, SUMMARY_SCHEMA))
     if marked:
         mark_run(output_uri, run_id)
     return run_id
+
+
+def _value(rows: Sequence[dict[str, Any]], sign: int) -> float:
+    differences = ((row["expected_abs_variance_qty"] + sign * row["expected_variance_qty"]) / 2 for row in rows)
+    return sum(pieces * (row["unit_value"] or 0.0) for pieces, row in zip(differences, rows, strict=True))
 
 
 def bundle_info(bundle_id: str = BUNDLE_ID) -> BundleInfo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -51,6 +51,10 @@ class Belief:
             "reference": reference,
             "estimates": asdict(self.estimates),
         }
+
+    def without_claims(self) -> Belief:
+        """For a night that draws no random bins: it ranks by what was learned, and neither certifies nor estimates."""
+        return replace(self, reference=None, estimates=self.estimates.without_claims())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Belief:

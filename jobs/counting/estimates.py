@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import pyarrow.compute as pc
 
 from jobs.counting.history import History, PlanRecounts
 from jobs.counting.samples import Sample, samples_in_force
@@ -38,23 +39,42 @@ class Estimates:
     ece_window: float | None
     """Above what binning alone shows for perfect calibration."""
     ece_window_raw: float | None
+    # None in a belief that was frozen before these were estimated
+    gross_variance_units: float | None = None
+    gross_variance_units_low: float | None = None
+    gross_variance_units_high: float | None = None
+    net_variance_value: float | None = None
+    net_variance_value_low: float | None = None
+    net_variance_value_high: float | None = None
 
     def summary_columns(self) -> dict[str, float | int | str | None]:
         """The values for the summary's row of the whole night."""
         return {name: value for name, value in asdict(self).items() if name != "ece_window_raw"}
 
+    def without_claims(self) -> Estimates:
+        """Without what is said of the whole stock; what became of past lists and past claims stands."""
+        claims = ("error_rate", "net_variance_units", "gross_variance_units", "net_variance_value")
+        ends = [f"{name}_{end}" for name in claims for end in ("low", "high")]
+        return Estimates(**{**asdict(self), "estimator": "none", "ira": None, **dict.fromkeys([*claims, *ends])})
+
 
 def estimate_window(history: History) -> Estimates:
-    """Error rate and net pieces from the plans in force with a random sample; list precision from the plans in force
-    whose priority bins are 90 % resolved."""
+    """Error rate, pieces and money from the plans in force with a random sample; list precision from the plans in force
+    whose priority bins are 90 % resolved. Money is None where its bins name several currencies."""
     samples = samples_in_force(history)
     lists = [plan for plan in history.nights if plan.has_priority_list]
     share = estimate_share([_wrong_sample(sample) for sample in samples])
     net = estimate_total([_net_sample(sample) for sample in samples])
+    with_gross = [sample for sample in samples if sample.plan.whole_night.gross_variance_predicted is not None]
+    gross = estimate_total([_gross_sample(sample) for sample in with_gross])
+    with_value = [sample for sample in samples if sample.plan.whole_night.net_value_predicted is not None]
+    one_currency = _have_one_currency([sample.plan for sample in with_value])
+    value = estimate_total([_value_sample(sample) for sample in with_value] if one_currency else [])
     found = _PriorityFindings(lists)
     precision = estimate_precision(found.wrong)
     random = _RandomFindings(samples)
-    raw_error = expected_calibration_error(random.p_record_wrong, random.wrong)
+    # p_record_wrong of a record of K or more is a claim about the class, and accuracy one about the exact quantity
+    raw_error = expected_calibration_error(random.p_record_wrong, random.in_wrong_class)
     return Estimates(
         error_rate=_number(share.value),
         error_rate_low=_number(share.low),
@@ -68,7 +88,7 @@ def estimate_window(history: History) -> Estimates:
         net_variance_units=_number(net.value),
         net_variance_units_low=_number(net.low),
         net_variance_units_high=_number(net.high),
-        found_value_window=float(np.nansum(found.value)) if np.isfinite(found.value).any() else None,
+        found_value_window=_number(found.total_value if _have_one_currency(lists) else np.nan),
         claimed_over_found=_number(claimed_over_found(found.p_record_wrong, found.wrong)),
         list_precision_window=_number(precision.value),
         list_precision_window_low=_number(precision.low),
@@ -76,12 +96,18 @@ def estimate_window(history: History) -> Estimates:
         naive_precision_window=float(random.wrong[random.mismatch].mean()) if random.mismatch.any() else None,
         ece_window=max(0.0, raw_error - calibration_error_floor(random.p_record_wrong)) if samples else None,
         ece_window_raw=_number(raw_error),
+        gross_variance_units=_number(gross.value),
+        gross_variance_units_low=_number(gross.low),
+        gross_variance_units_high=_number(gross.high),
+        net_variance_value=_number(value.value),
+        net_variance_value_low=_number(value.low),
+        net_variance_value_high=_number(value.high),
     )
 
 
 class _PriorityFindings:
-    """Of every counted priority bin of these plans, arrays (m,): was the record wrong, what was claimed, and the
-    value of the difference (NaN where the bin has no unit value)."""
+    """Of every counted priority bin of these plans, arrays (m,): was the record wrong, and what was claimed; and the
+    value of all differences (NaN where no bin has a unit value)."""
 
     def __init__(self, lists: Sequence[PlanRecounts]) -> None:
         wrong, claimed, value = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
@@ -92,23 +118,27 @@ class _PriorityFindings:
             claimed.append(plan.column("p_record_wrong")[rows])
             value.append(np.abs(difference) * plan.column("unit_value")[rows])
         self.wrong, self.p_record_wrong = np.concatenate(wrong), np.concatenate(claimed)
-        self.value = np.concatenate(value)
+        known = np.concatenate(value)
+        self.total_value = float(np.nansum(known)) if np.isfinite(known).any() else float("nan")
 
 
 class _RandomFindings:
-    """Of every random bin of these samples, arrays (m,): was the record wrong, what was claimed, and did the camera's
-    count differ from the record."""
+    """Of every random bin of these samples, arrays (m,): was the record wrong, was it in the wrong class (K or more is
+    one), what was claimed, and did the camera's count differ from the record."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        wrong, claimed, mismatch = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, dtype=bool)]
+        wrong, claimed = [np.zeros(0)], [np.zeros(0)]
+        in_wrong_class, mismatch = [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=bool)]
         for sample in samples:
             rows = sample.is_random
             top_class = sample.probabilities(rows).shape[1] - 1
+            recorded_class = np.minimum(sample.expected_qty, top_class)
+            in_wrong_class.append((np.minimum(sample.counted_qty, top_class) != recorded_class)[rows])
             wrong.append(sample.wrong[rows].astype(np.float64))
             claimed.append(sample.column("p_record_wrong")[rows])
-            mismatch.append((sample.column("camera_qty") != np.minimum(sample.expected_qty, top_class))[rows])
+            mismatch.append((sample.column("camera_qty") != recorded_class)[rows])
         self.wrong, self.p_record_wrong = np.concatenate(wrong), np.concatenate(claimed)
-        self.mismatch = np.concatenate(mismatch)
+        self.in_wrong_class, self.mismatch = np.concatenate(in_wrong_class), np.concatenate(mismatch)
 
 
 def _wrong_sample(sample: Sample) -> NightSample:
@@ -131,6 +161,32 @@ def _net_sample(sample: Sample) -> NightSample:
         is_random=sample.is_random,
         in_reach=sample.in_reach,
     )
+
+
+def _gross_sample(sample: Sample) -> NightSample:
+    return replace(
+        _net_sample(sample),
+        prediction_total=sample.plan.whole_night.gross_variance_predicted or 0.0,
+        outcome=np.abs(sample.counted_qty - sample.expected_qty).astype(np.float64),
+        prediction=sample.column("expected_abs_variance_qty"),
+    )
+
+
+def _value_sample(sample: Sample) -> NightSample:
+    """Bins without a unit value count as 0, in the night's prediction too."""
+    net, value = _net_sample(sample), np.nan_to_num(sample.column("unit_value"))
+    return replace(
+        net,
+        prediction_total=sample.plan.whole_night.net_value_predicted or 0.0,
+        outcome=net.outcome * value,
+        prediction=net.prediction * value,
+    )
+
+
+def _have_one_currency(plans: Sequence[PlanRecounts]) -> bool:
+    """Whether all planned bins with a unit value name the same currency, or none of them names one."""
+    valued = (plan.planned.filter(pc.is_valid(plan.planned["unit_value"])) for plan in plans)
+    return len({currency for planned in valued for currency in planned["currency"].to_pylist()}) <= 1
 
 
 def _number(value: float) -> float | None:

@@ -12,6 +12,7 @@ from jobs.stages.publish import run_uri, summary_uri
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import PLANNED_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
 
 COMMITTED_MARKER = "committed"
 
@@ -25,6 +26,10 @@ class NightSummary:
     num_assessed: int
     expected_wrong: float
     net_variance_predicted: float
+    gross_variance_predicted: float | None
+    """None for a night of before this was summed."""
+    net_value_predicted: float | None
+    """None for a night without unit values or with several currencies."""
 
 
 def list_nights(output_uri: str, first: str | None = None) -> list[str]:
@@ -35,15 +40,17 @@ def list_nights(output_uri: str, first: str | None = None) -> list[str]:
 
 def read_night(output_uri: str, audit_date: str) -> NightSummary:
     """Raises FileNotFoundError for a night that isn't committed."""
-    columns = ["scope", "run_id", "num_assessed", "expected_wrong", "net_variance_predicted"]
-    rows = storage.read_table(summary_uri(output_uri, audit_date), columns).to_pylist()
-    night = next(row for row in rows if row.pop("scope") == "all")
+    rows = conform(storage.read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA).to_pylist()
+    night = next(row for row in rows if row["scope"] == "all")
+    valued = night["shortage_value"] is not None and night["overage_value"] is not None
     return NightSummary(
         audit_date,
         night["run_id"],
         night["num_assessed"],
         night["expected_wrong"] or 0.0,
         night["net_variance_predicted"] or 0.0,
+        night["gross_variance_predicted"],
+        night["overage_value"] - night["shortage_value"] if valued else None,
     )
 
 

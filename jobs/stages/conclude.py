@@ -287,13 +287,13 @@ SUMS = (
     "num_outside",
     "expected_wrong",
     "net_variance_predicted",
-    "gross_variance_units",
-    "net_variance_value",
+    "gross_variance_predicted",
+    "num_valued",
     "shortage_value",
     "overage_value",
     "value_at_risk",
 )
-"""What is summed per scope; the summary's columns, and the numerators of its shares."""
+"""What is summed per scope; the summary's columns, the numerators of its shares, and the bins with a unit_value."""
 
 
 def _add_sums(
@@ -311,9 +311,9 @@ def _add_sums(
         return pc.fill_null(pc.equal(results[name], value), False).to_numpy()
 
     expected, value = column("expected_qty"), column("unit_value")
+    net, gross = column("expected_variance_qty"), column("expected_abs_variance_qty")
     scored = equal("status", "scored")
     priority = equal("recount", str(Recount.PRIORITY))
-    net = column("expected_variance_qty") * value
     # at K or more on both sides the counts can't be told apart
     differs = scored & (np.minimum(expected, top_class) != column("camera_qty"))
     columns = {
@@ -330,11 +330,12 @@ def _add_sums(
         "num_mismatch": differs,
         "num_outside": outside,
         "expected_wrong": column("p_record_wrong"),
-        "net_variance_predicted": column("expected_variance_qty"),
-        "gross_variance_units": column("expected_abs_variance_qty"),
-        "net_variance_value": net,
-        "shortage_value": np.maximum(-net, 0),
-        "overage_value": np.maximum(net, 0),
+        "net_variance_predicted": net,
+        "gross_variance_predicted": gross,
+        "num_valued": pc.is_valid(results["unit_value"]).to_numpy(),
+        # E max(-d, 0) and E max(d, 0): a bin that may be short and may be over is both, they don't cancel
+        "shortage_value": (gross - net) / 2 * value,
+        "overage_value": (gross + net) / 2 * value,
         "value_at_risk": column("value_at_risk"),
     }
     matrix = np.stack([np.asarray(columns[name], dtype=np.float64) for name in SUMS])

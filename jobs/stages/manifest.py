@@ -45,7 +45,8 @@ class Manifest:
     fingerprint: str
     """SHA-256 over the files' contents, in the order of their names."""
     has_all_unit_values: bool
-    currencies: list[str]
+    currencies: list[str | None]
+    """Of the unit values, None for those that name none: they are in another currency than those that name one."""
 
     @property
     def num_rows(self) -> int:
@@ -129,7 +130,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         images_uri=images_uri,
         fingerprint=digest.hexdigest(),
         has_all_unit_values=all(report["has_all_unit_values"] for report in reports),
-        currencies=sorted({currency for report in reports for currency in report["currencies"]}),
+        currencies=_sort_currencies({currency for report in reports for currency in report["currencies"]}),
     )
 
 
@@ -190,7 +191,7 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
     report["problems"] = [f"{uri}: {problem}" for problem in schema_problems(schema, MANIFEST_SCHEMA)]
     if report["problems"]:
         return
-    currencies: set[str] = set()
+    currencies: set[str | None] = set()
     present = [field.name for field in MANIFEST_SCHEMA if field.name in schema.names]
     for batch in parquet.iter_batches(batch_size=65536, columns=present):
         try:
@@ -203,10 +204,14 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
         report["problems"] += list(_row_problems(table, uri, report["num_rows"]))
         report["num_rows"] += table.num_rows
         report["has_all_unit_values"] &= table["unit_value"].null_count == 0
-        currencies.update(pc.unique(table["currency"].drop_null()).to_pylist())
+        currencies.update(pc.unique(table["currency"].filter(pc.is_valid(table["unit_value"]))).to_pylist())
         if len(report["problems"]) > MAX_PROBLEMS:
             break
-    report["currencies"] = sorted(currencies)[:MAX_PROBLEMS]
+    report["currencies"] = _sort_currencies(currencies)[:MAX_PROBLEMS]
+
+
+def _sort_currencies(currencies: set[str | None]) -> list[str | None]:
+    return sorted(currencies, key=lambda currency: (currency is not None, currency or ""))
 
 
 def _row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,17 @@ def committed_run(output_uri: str, audit_date: str) -> str | None:
         return None
 
 
-def summarize(night: Night, facts: dict[str, object], estimates: dict[str, object]) -> pa.Table:
-    """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `estimates` in the row of the whole night."""
+MONEY = ("recorded_value", "shortage_value", "overage_value", "value_at_risk")
+"""Sums that need unit values of one currency."""
+
+
+def summarize(
+    night: Night, facts: dict[str, object], facts_of_whole: dict[str, object], currencies: Sequence[str | None]
+) -> pa.Table:
+    """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `facts_of_whole` in that of the whole night.
+
+    `currencies` of the night's unit values. Money is null in a scope without any, and everywhere where there are several.
+    """
     rows = []
     for (scope, value), totals in sorted(night.sums.items(), key=lambda item: (item[0][0] != "all", str(item[0]))):
         sums = dict(zip(SUMS, totals.tolist(), strict=True))
@@ -60,8 +69,10 @@ def summarize(night: Night, facts: dict[str, object], estimates: dict[str, objec
         row["coverage"] = sums["num_assessed"] / sums["num_bins"]
         row["naive_mismatch_share"] = sums["num_mismatch"] / sums["num_scored"] if sums["num_scored"] else None
         row["record_outside_set_share"] = sums["num_outside"] / sums["num_assessed"] if sums["num_assessed"] else None
+        if not sums["num_valued"] or len(currencies) > 1:
+            row |= dict.fromkeys(MONEY)
         if scope == "all":
-            row |= estimates
+            row |= facts_of_whole
         rows.append({name: _plain(row.get(name)) for name in SUMMARY_SCHEMA.names})
     return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
 
@@ -74,6 +85,7 @@ def publish_night(
     audit_date: str,
     run_id: str,
     replaces: str | None,
+    replace_counted: bool,
     lock: NightLock,
 ) -> None:
     """Commits a night whose results parts are written. Crash-safe: before the summary's PUT nothing is readable
@@ -89,7 +101,6 @@ def publish_night(
     storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
     storage.create_bytes(storage.join(output_uri, "counted", "_schema.parquet"), _empty_table(COUNTED_SCHEMA))
-    replace_counted: bool,
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
     storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri).encode())
     if replaces is not None:
@@ -99,6 +110,11 @@ def publish_night(
     here = storage.list_objects(partition_uri(output_uri, "results", audit_date))
     own = {part.uri for part in here if part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-")}
     storage.delete(own - set(night.part_uris))
+    if replaces is not None and not replace_counted and has_counts(output_uri, audit_date):
+        raise GateError(
+            f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
+            "committed; pass --replace-counted as well to make a new plan (the counts are kept)"
+        )
     _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
     lock.check()
     storage.write_table(summary_uri(output_uri, audit_date), summary)
@@ -110,11 +126,6 @@ def mark_committed(output_uri: str, run_id: str) -> None:
     storage.write_bytes(storage.join(run_uri(output_uri, run_id), "committed"), b"")
 
 
-    if replaces is not None and not replace_counted and has_counts(output_uri, audit_date):
-        raise GateError(
-            f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
-            "committed; pass --replace-counted as well to make a new plan (the counts are kept)"
-        )
 def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
     """After the commit by `run_id`: parts of other runs of the night and the run's own staging go.
 

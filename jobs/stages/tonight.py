@@ -96,9 +96,10 @@ def _check_objective(config: AuditConfig, manifest: Manifest) -> None:
             "add them or use --objective probability"
         )
     if len(manifest.currencies) > 1:
+        found = ", ".join(currency or "none" for currency in manifest.currencies)
         raise InputError(
-            f"{manifest.uri}: --objective value: expected one currency, found {', '.join(manifest.currencies)}; "
-            "convert unit_value to one of them"
+            f"{manifest.uri}: --objective value: expected one currency, found {found}; "
+            "convert unit_value to one of them and name it in every row"
         )
 
 

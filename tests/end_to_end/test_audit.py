@@ -188,6 +188,18 @@ def test_moved_and_stale_bins_are_not_assessed(tmp_path: Path, bundle: str) -> N
     assert "stale_photo" not in reasons[2:]
 
 
+def test_values_in_a_currency_and_in_none_are_mixed(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_night(str(tmp_path), 4, unit_value=[1.0] * 4, currency=["EUR", None, "EUR", "EUR"])
+    output = f"{tmp_path}/audits"
+    assert _audit(manifest, bundle, output, "--objective", "value") == 2
+    assert "expected one currency, found none, EUR" in capsys.readouterr().err
+    assert _audit(manifest, bundle, output) == 0
+    summary = storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")
+    assert summary["value_at_risk"].null_count == summary["recorded_value"].null_count == summary.num_rows
+
+
 def test_a_report_that_fails_leaves_a_committed_night_and_says_so(
     tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

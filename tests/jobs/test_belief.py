@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.audit import _believe
+from jobs.config.audit import AuditConfig
 from jobs.counting.belief import Belief, learn_belief
 from jobs.counting.counted import add_counted
 from jobs.counting.history import History, read_history
@@ -212,3 +214,77 @@ def test_weights_keep_the_error_rate_where_it_is(output: str) -> None:
     assert belief.estimates.error_rate_low < 0.05 < (belief.estimates.error_rate_high or 0)
     assert belief.estimates.list_precision_window == pytest.approx(0.6)
     assert belief.estimates.window_nights == 4
+
+
+def test_calibration_is_judged_by_classes_and_accuracy_by_pieces(output: str) -> None:
+    """A record of 9 where 7 are there is wrong, but "fewer than 6 are there" was rightly denied."""
+    plan = random_plan(40, expected_qty=9, p_record_wrong=0.01)
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    count(output, "2026-03-02", plan, right(plan) | {f"r{place:03d}": 7 for place in range(20)})
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert estimates.error_rate == pytest.approx(0.5)
+    assert estimates.ece_window_raw == pytest.approx(0.01)
+
+
+def test_pieces_and_money_are_estimated_net_and_gross_with_their_intervals(output: str) -> None:
+    plan = random_plan(40, unit_value=5.0, currency="EUR")
+    plan += [plan_row("without a value")]
+    commit_night(output, "2026-03-02", plan, num_assessed=410)
+    count(output, "2026-03-02", plan, right(plan) | {"r000": 1, "r001": 4, "r002": 2, "without a value": 0})
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert estimates.net_variance_units == pytest.approx(10 * (-2 + 1 - 1 - 3))
+    assert estimates.gross_variance_units == pytest.approx(10 * (2 + 1 + 1 + 3))
+    assert estimates.net_variance_value == pytest.approx(10 * 5 * (-2 + 1 - 1))
+    for name in ("gross_variance_units", "net_variance_value"):
+        low, value, high = (getattr(estimates, f"{name}{end}") for end in ("_low", "", "_high"))
+        assert low < value < high
+
+
+def test_with_many_counts_the_night_s_predictions_carry_the_money(output: str) -> None:
+    """Below 400 random counts nothing of the summary's totals is used; here all counts are as predicted."""
+    values = {"unit_value": 2.0, "expected_variance_qty": -1.0, "expected_abs_variance_qty": 1.0}
+    plan = random_plan(420, **values)
+    others = [plan_row(f"x{place}", **values) for place in range(580)]
+    commit_night(output, "2026-03-02", plan, other_bins=others)
+    count(output, "2026-03-02", plan, {row["bin_id"]: 2 for row in plan})
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert estimates.estimator == "stratified_difference"
+    assert estimates.net_variance_value == pytest.approx(-2000) == estimates.net_variance_value_low
+    assert estimates.gross_variance_units == pytest.approx(1000) == estimates.gross_variance_units_high
+
+
+@pytest.mark.parametrize("currencies", [("EUR", "JPY"), ("EUR", None)])
+def test_money_in_several_currencies_is_not_added_up(output: str, currencies: tuple[str | None, str | None]) -> None:
+    for night, currency in zip(("2026-03-01", "2026-03-02"), currencies, strict=True):
+        listed = [priority_row(f"p{place}", place + 1, unit_value=2.0, currency=currency) for place in range(10)]
+        plan = [*random_plan(20, unit_value=2.0, currency=currency), *listed]
+        commit_night(output, night, plan, num_assessed=200)
+        count(output, night, plan, right(plan) | {"p0": 1, "r000": 1})
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert (estimates.found_value_window, estimates.net_variance_value) == (None, None)
+    assert estimates.net_variance_units is not None and estimates.list_precision_window == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("settings", [{"random_share": 0.0}, {"recount_budget": 0}], ids=str)
+def test_a_night_without_random_bins_ranks_by_what_was_learned_and_claims_nothing(
+    output: str, settings: dict[str, Any]
+) -> None:
+    plan = [*random_plan(30, unit_value=1.0), *(priority_row(f"p{place}", place + 1) for place in range(10))]
+    commit_night(output, "2026-03-02", plan, num_assessed=300)
+    count(output, "2026-03-02", plan, right(plan) | {"r003": 2, "p0": 1})
+    belief = learn_belief(history_of(output), bundle_info())
+    config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri=output)
+    assert _believe(config, history_of(output), bundle_info()).to_dict() == belief.to_dict()
+    silent = _believe(config.model_copy(update=settings), history_of(output), bundle_info())
+    assert belief.reference is not None and silent.reference is None
+    assert silent.record_model == belief.record_model and silent.calibration_id == belief.calibration_id
+    claims, before = silent.estimates.summary_columns(), belief.estimates.summary_columns()
+    assert claims["estimator"] == "none"
+    withdrawn = {name for name, value in claims.items() if value is None and before[name] is not None}
+    ends = ("", "_low", "_high")
+    assert withdrawn == {"ira"} | {
+        f"{name}{end}"
+        for name in ("error_rate", "net_variance_units", "gross_variance_units", "net_variance_value")
+        for end in ends
+    }
+    assert claims["list_precision_window"] == pytest.approx(0.1), "that is a fact about the list"

@@ -91,5 +91,15 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(ray_cluster: None
     assert here.fingerprint == there.fingerprint != other.fingerprint
 
 
+def test_unit_values_that_name_no_currency_are_in_another_one(ray_cluster: None, tmp_path: Path) -> None:
+    def currencies(name: str, **columns: list) -> list[str | None]:
+        return check_manifest(_write(tmp_path / name, _rows(3, **columns)), None).currencies
+
+    assert currencies("a", unit_value=[1.0, 2.0, 3.0], currency=["EUR", None, "EUR"]) == [None, "EUR"]
+    assert currencies("b", unit_value=[1.0, None, 3.0], currency=["EUR", "JPY", "EUR"]) == ["EUR"]
+    assert currencies("c", unit_value=[1.0, 2.0, 3.0]) == [None]
+    assert currencies("d") == []
+
+
 def test_shards_grow_with_the_manifest_but_stay_small() -> None:
     assert [shard_rows(count) for count in (1, 10_000, 2_000_000, 100_000_000)] == [256, 256, 512, 2048]

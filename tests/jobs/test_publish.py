@@ -1,0 +1,107 @@
+"""What is summed over a night, what its summary says of it, and when it may be committed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.counting.counted import add_counted
+from jobs.platform import storage
+from jobs.stages import conclude
+from jobs.stages.conclude import SUMS, Night
+from jobs.stages.publish import MONEY, publish_night, summarize
+from jobs.stages.run import hold_night
+from schemas.errors import GateError
+from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA
+from schemas.results import RESULTS_SCHEMA
+from tests.planned_night import commit_night, plan_row
+
+NIGHT = "2026-03-02"
+FACTS = {
+    **{"run_id": f"{NIGHT}-bbbbbbbbbbbb", "record_model": "assumed", "estimator": "none"},
+    **{"bundle_id": "b", "calibration_id": "c", "window_nights": 0},
+    **dict.fromkeys(("num_random_window", "num_priority_window", "num_pending_window"), 0),
+}
+
+
+def night_of(*bins: dict[str, Any]) -> Night:
+    """A night summed over results rows that say no more than the test does."""
+    given = {"run_id": "r", "image_uri": "", "num_skus": 1, "skus": [], "status": "scored", "num_counted": 0}
+    given |= {"verdict": "ok", "bundle_id": "b", "calibration_id": "c", "expected_qty": 2, "camera_qty": 2}
+    rows = [{**given, "bin_id": f"b{place}", **row} for place, row in enumerate(bins)]
+    sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
+    results = pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
+    conclude._add_sums(sums, results, np.zeros(len(rows), dtype=bool), 6)
+    return Night(dict(sums), PLANNED_SCHEMA.empty_table(), [])
+
+
+def scopes(night: Night, currencies: list[str | None]) -> dict[str | None, dict[str, Any]]:
+    """The summary's rows of the whole night (None) and of each zone."""
+    rows = summarize(night, FACTS, {"drift_alarm": True}, currencies).to_pylist()
+    return {row["scope_value"]: row for row in rows if row["scope"] in ("all", "zone")}
+
+
+def test_shortage_and_surplus_of_one_bin_do_not_cancel_and_add_up_to_the_value_at_risk() -> None:
+    # recorded 2: as likely 1 as 3; recorded 2: empty with probability 0.3
+    night = night_of(
+        {"expected_variance_qty": 0.0, "expected_abs_variance_qty": 0.6, "unit_value": 10.0, "value_at_risk": 6.0},
+        {"expected_variance_qty": -0.6, "expected_abs_variance_qty": 0.6, "unit_value": 5.0, "value_at_risk": 3.0},
+    )
+    whole = scopes(night, ["EUR"])[None]
+    assert (whole["shortage_value"], whole["overage_value"]) == pytest.approx((3.0 + 3.0, 3.0))
+    assert whole["shortage_value"] + whole["overage_value"] == pytest.approx(whole["value_at_risk"])
+    assert whole["gross_variance_predicted"] == pytest.approx(1.2)
+
+
+def test_money_is_null_where_no_bin_has_a_unit_value() -> None:
+    night = night_of({"zone": "valued", "unit_value": 2.0}, {"zone": "other"})
+    found = scopes(night, ["EUR"])
+    assert [found[name]["recorded_value"] for name in (None, "valued", "other")] == [4.0, 4.0, None]
+    assert {found["other"][name] for name in MONEY} == {None}
+    assert {scopes(night_of({}), [])[None][name] for name in MONEY} == {None}
+
+
+@pytest.mark.parametrize("currencies", [["EUR", "JPY"], [None, "EUR"]])
+def test_several_currencies_are_not_added_up(currencies: list[str | None]) -> None:
+    found = scopes(night_of(*({"zone": "Z", "unit_value": 2.0, "currency": name} for name in currencies)), currencies)
+    assert {row[name] for row in found.values() for name in MONEY} == {None}
+
+
+def test_the_drift_alarm_is_the_night_s_and_no_zone_s() -> None:
+    found = scopes(night_of({"zone": "Z"}), [])
+    assert (found[None]["drift_alarm"], found["Z"]["drift_alarm"]) == (True, None)
+
+
+@pytest.mark.parametrize("counted_run", ["aaaaaaaaaaaa", "000000000000"])
+def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: Any, counted_run: str) -> None:
+    output = str(tmp_path)
+    in_force = commit_night(output, NIGHT, [plan_row("a")])
+    facts = plan_row("a") | {"audit_date": NIGHT, "counted_qty": 3, "run_id": f"{NIGHT}-{counted_run}"}
+    facts["counted_at"] = datetime(2026, 3, 3, tzinfo=UTC)
+    rows = [{name: facts.get(name) for name in COUNTED_SCHEMA.names}]
+    add_counted(output, pa.Table.from_pylist(rows, schema=COUNTED_SCHEMA))
+    night = night_of({})
+
+    def publish(replace_counted: bool) -> str:
+        with hold_night(output, NIGHT, str(FACTS["run_id"])) as lock:
+            publish_night(
+                night,
+                summarize(night, FACTS, {}, []),
+                output_uri=output,
+                audit_date=NIGHT,
+                run_id=str(FACTS["run_id"]),
+                replaces=in_force,
+                replace_counted=replace_counted,
+                lock=lock,
+            )
+        return storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")["run_id"][0].as_py()
+
+    with pytest.raises(GateError, match=r"counts against a plan of 2026-03-02 have come in.*--replace-counted"):
+        publish(replace_counted=False)
+    assert storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")["run_id"][0].as_py() == in_force
+    assert publish(replace_counted=True) == FACTS["run_id"]
