@@ -104,7 +104,11 @@ class Reconciler:
         return pc.fill_null(pc.greater(age, limit), False).to_numpy()
 
     def _counted_right(self, counts: pd.DataFrame, expected: np.ndarray) -> np.ndarray:
-        """A person found the bin right not long ago, and the record says the same today as it did then."""
+        """A person found the bin right not long ago, and the record says the same tonight as it did then.
+
+        Assumed: it said so all the time between. A record that went from 5 to 4 and back to 5 counts as unchanged;
+        telling would take every night's results since, and the bin is still in the random draw.
+        """
         nights = (pd.Timestamp(self.audit_date) - pd.to_datetime(counts["night"])).dt.days
         recent = (nights <= self.count_valid_nights).to_numpy()
         unchanged = (counts["expected_qty"] == expected).to_numpy()
