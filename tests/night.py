@@ -310,6 +310,8 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
                 "record_model": "assumed" if counted is None else "learned",
                 "window_nights": 0 if counted is None else len(set(counted["audit_date"].to_pylist())),
                 "num_pending_window": 0,
+                "shortage_value": float(0.7 * group["at_risk"].sum()),
+                "overage_value": float(0.3 * group["at_risk"].sum()),
                 "value_at_risk": float(group["at_risk"].sum()),
                 "record_outside_set_share": share,
                 "drift_alarm": bool(drifts),

@@ -31,6 +31,8 @@ class Overview:
     num_rows: int = 0
     list_value: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Value at risk over tonight's priority list by currency; empty where no unit values are given."""
+    currencies: set[str | None] = field(default_factory=set)
+    """Of all unit values; None for those that name none."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Bins not assessed by reason."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -59,6 +61,7 @@ def _add(overview: Overview, rows: pa.Table) -> None:
     for value, currency in zip(listed["value_at_risk"].to_pylist(), listed["currency"].to_pylist(), strict=True):
         if value is not None:
             overview.list_value[currency or ""] += value
+    overview.currencies.update(pc.unique(rows["currency"].filter(pc.is_valid(rows["unit_value"]))).to_pylist())
 
     left_out = rows.filter(pc.equal(rows["verdict"], str(Verdict.NOT_ASSESSED)))
     columns = left_out.select(["bin_id", "zone", "status", "reason", "error", "image_uri"])

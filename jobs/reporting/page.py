@@ -24,6 +24,11 @@ MAX_LINES = 8
 MAX_TEXT = 160
 """Lines of a mixed bin, and characters of a name, that the page shows; the tables have them whole."""
 
+MAX_SEARCH_TEXT = 3_000_000
+"""Characters of SKUs and names that the page doesn't show and yet finds, over all its bins."""
+
+NET_VALUE = ("net_variance_value", "net_variance_value_low", "net_variance_value_high")
+
 LOW_COVERAGE = 0.95
 
 LITTLE_DOUBT = 0.01
@@ -61,6 +66,10 @@ def render_page(parts: PageParts) -> str:
         claims_assumed=whole["record_model"] == "assumed",
         worries=list_worries(whole, parts.overview),
         list_value=money(parts.overview.list_value),
+        whole_money={
+            name: one_currency_money(whole[name], parts.overview)
+            for name in ("shortage_value", "overage_value", *NET_VALUE)
+        },
         overview=parts.overview,
         top_rows=TOP_ROWS,
         trend=trend,
@@ -85,7 +94,21 @@ def render_page(parts: PageParts) -> str:
 def list_rows(overview: Overview, thumbnails: Sequence[Thumbnail]) -> list[dict[str, Any]]:
     """The listed bins as the page's script reads them."""
     rows = overview.top.to_pylist() if overview.top is not None else []
-    return [_list_row(row, thumbnail) for row, thumbnail in zip(rows, thumbnails, strict=True)]
+    listed, room = [], MAX_SEARCH_TEXT
+    for row, thumbnail in zip(rows, thumbnails, strict=True):
+        search = hidden_text(row)[:room]
+        room -= len(search)
+        listed.append(_list_row(row, thumbnail) | {"search": search})
+    return listed
+
+
+def hidden_text(row: dict[str, Any]) -> str:
+    """All SKUs and names of a bin, each once, where the page shows only some of them or only their beginnings; the
+    search and the SKU filter read it. Empty where they are all in sight."""
+    texts = [row["sku"], *(text for line in row["skus"] for text in (line["sku"], line["name"]))]
+    whole = list(dict.fromkeys(visible_text(text) for text in texts if text is not None))
+    in_sight = len(row["skus"]) <= MAX_LINES and all(len(text) <= MAX_TEXT for text in whole)
+    return "" if in_sight else "\n".join(whole)
 
 
 def _list_row(row: dict[str, Any], thumbnail: Thumbnail) -> dict[str, Any]:
@@ -169,6 +192,13 @@ def money(values: dict[str, float]) -> str | None:
     if not values:
         return None
     return " + ".join(f"{currency} {value:,.0f}".strip() for currency, value in sorted(values.items()))
+
+
+def one_currency_money(value: float | None, overview: Overview) -> str | None:
+    """The same for a sum over the night; None where it is not known or not in one currency."""
+    if value is None or len(overview.currencies) != 1:
+        return None
+    return money({currency or "": value for currency in overview.currencies})
 
 
 def plain(text: str | None) -> str | None:

@@ -137,7 +137,11 @@ def drift_picture(nights: Sequence[dict[str, Any]]) -> Markup | None:
 
 
 def zone_picture(zones: Sequence[dict[str, Any]]) -> Markup | None:
-    """The same share by zone, the largest first; zones beyond MAX_ZONES stay in the table."""
+    """The same share by zone, the largest first; zones beyond MAX_ZONES stay in the table.
+
+    None is an alarm: the share that an alarm is measured against was calibrated over all kinds of bins, and a zone
+    holds its own.
+    """
     known = [zone for zone in zones if zone["record_outside_set_share"] is not None]
     known = sorted(known, key=lambda zone: -zone["record_outside_set_share"])[:MAX_ZONES]
     if not known:
@@ -145,8 +149,7 @@ def zone_picture(zones: Sequence[dict[str, Any]]) -> Markup | None:
 
     def draw(axes: Axes) -> None:
         names = [_plain(zone["scope_value"]) for zone in known]
-        colours = [ALARM if zone["drift_alarm"] else FIRST for zone in known]
-        axes.barh(range(len(known)), [zone["record_outside_set_share"] for zone in known], color=colours, height=0.65)
+        axes.barh(range(len(known)), [zone["record_outside_set_share"] for zone in known], color=FIRST, height=0.65)
         axes.set_yticks(range(len(known)), names)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)

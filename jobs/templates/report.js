@@ -115,7 +115,7 @@
   }
   const haystacks = new Map(rows.map((row) => {
     const lines = row.lines.flatMap(([, code, name]) => [code, name]);
-    const skus = [row.sku, ...lines].filter((text) => text !== null).join("\n").toLowerCase();
+    const skus = [row.sku, ...lines, row.search].filter((text) => text !== null).join("\n").toLowerCase();
     return [row, { skus, all: `${row.bin}\n${row.zone ?? ""}\n${skus}`.toLowerCase() }];
   }));
 
@@ -177,6 +177,11 @@
   byId("filters").addEventListener("reset", () => { sorting = { name: null, down: false }; setTimeout(update); });
   byId("more").addEventListener("click", () => { limit += STEP; draw(false); });
   byId("all").addEventListener("click", () => { limit = rows.length; draw(false); });
+  // paper shows no more on demand: the whole plan goes there, wherever it is sorted to
+  window.addEventListener("beforeprint", () => {
+    limit = Math.max(limit, found.findLastIndex((row) => row.recount !== null) + 1);
+    draw(false);
+  });
 
   const dialog = byId("photo");
   let opened = null;

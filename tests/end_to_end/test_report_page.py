@@ -101,6 +101,9 @@ def test_the_list_filters_searches_and_resets(browser: int, page: Path) -> None:
         await tab.evaluate(enter("search", ""))
         await tab.evaluate(enter("filter-sku", "DROP TABLE"))
         assert await tab.evaluate(column("sku") + ".length") == 1
+        # of this name the page shows the first 160 characters
+        await tab.evaluate(enter("filter-sku", "x" * 400))
+        assert await tab.evaluate(column("sku") + ".length") == 1
         await tab.evaluate(enter("search", "no such bin"))
         assert await tab.evaluate("document.getElementById('shown').textContent") == "No bin fits the filters."
         await tab.evaluate("document.getElementById('reset').click()")
@@ -109,6 +112,23 @@ def test_the_list_filters_searches_and_resets(browser: int, page: Path) -> None:
         assert await tab.evaluate(column("bin") + ".length") == 900
 
     in_browser(browser, page, steps)
+
+
+def test_paper_gets_the_whole_plan_however_long_and_sorted(browser: int, tmp_path: Path) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=400, recount_budget=150)
+    write_report(ReportConfig(output_uri=str(tmp_path), audit_date=TONIGHT, report_uri=str(tmp_path / "report")))
+    planned = "[...document.querySelectorAll('#bins td.verdict')].filter((cell) => /priority|random/.test(cell.textContent)).length"
+
+    async def steps(tab: Tab) -> None:
+        assert await tab.evaluate(planned) == 100
+        await tab.call("Page.printToPDF")
+        assert await tab.evaluate(planned) == 150
+        await tab.evaluate(click(header("bin")))
+        assert await tab.evaluate(planned) < 150
+        await tab.call("Page.printToPDF")
+        assert await tab.evaluate(planned) == 150
+
+    in_browser(browser, tmp_path / "report" / "report.html", steps)
 
 
 def test_a_photo_opens_larger_and_the_keyboard_turns_and_closes_it(browser: int, page: Path) -> None:

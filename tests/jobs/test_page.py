@@ -1,0 +1,86 @@
+"""What the planner's page says of money and of zones, and what its search finds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.config.report import ReportConfig
+from jobs.report import write_report
+from jobs.reporting.overview import Overview
+from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, one_currency_money
+from jobs.reporting.pictures import zone_picture
+from tests.night import write_nights
+
+TONIGHT = "2026-03-02"
+
+
+def read_page(output: Path, **night: Any) -> str:
+    write_nights(output, ["2026-03-01", TONIGHT], num_bins=200, **night)
+    return render(output)
+
+
+def render(output: Path) -> str:
+    write_report(ReportConfig(output_uri=str(output), audit_date=TONIGHT, report_uri=str(output / "report")))
+    return (output / "report" / "report.html").read_text()
+
+
+def set_summary(output: Path, **columns: Any) -> None:
+    """One value in every row of tonight's summary."""
+    path = output / "summary" / f"audit_date={TONIGHT}" / "summary.parquet"
+    table = pq.read_table(path, partitioning=None)
+    rows = [{**row, **columns} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def test_shortage_and_surplus_stand_on_the_page_in_the_night_s_currency(tmp_path: Path) -> None:
+    page = read_page(tmp_path)
+    assert re.search(r"<dt>Shortage and surplus</dt>\s*<dd>EUR [\d,]+ short</dd>", page)
+    assert "net (95 %:" not in page
+    set_summary(tmp_path, net_variance_value=-1234.0, net_variance_value_low=-2000.0, net_variance_value_high=-400.0)
+    assert "random counts say EUR -1,234 net (95 %: EUR -2,000 to EUR -400)" in render(tmp_path)
+
+
+def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
+    set_summary(tmp_path, shortage_value=None, overage_value=None, value_at_risk=None)
+    page = render(tmp_path)
+    assert "Shortage and surplus" not in page
+    zone = re.search(r'<tr><th scope="row"><bdi>Z1</bdi></th>.*?</tr>', page)
+    assert zone is not None and zone.group().count("<td>–</td>") == 3
+
+
+@pytest.mark.parametrize(
+    ("currencies", "text"), [({"EUR"}, "EUR 12"), ({None}, "12"), ({"EUR", None}, None), (set(), None)]
+)
+def test_money_is_named_where_all_of_it_is_in_one_currency(currencies: set[str | None], text: str | None) -> None:
+    assert one_currency_money(12.3, Overview(currencies=currencies)) == text
+    assert one_currency_money(None, Overview(currencies=currencies)) is None
+
+
+def test_a_night_without_random_bins_says_so(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
+    set_summary(tmp_path, ira=None, error_rate=None, error_rate_low=None, error_rate_high=None)
+    page = render(tmp_path)
+    assert "no random bins tonight: ranking only" in page
+    assert "no random counts yet" not in page
+
+
+def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -> None:
+    def row(names: list[str]) -> dict[str, Any]:
+        return {"sku": None, "skus": [{"sku": f"S{place}", "name": name} for place, name in enumerate(names)]}
+
+    assert hidden_text(row(["tea"] * MAX_LINES)) == ""
+    assert hidden_text(row(["tea"] * MAX_LINES + ["coffee"])).split("\n")[-2:] == [f"S{MAX_LINES}", "coffee"]
+    assert hidden_text(row(["t" * MAX_TEXT + "end"])).endswith("end")
+    assert hidden_text({"sku": None, "skus": [{"sku": None, "name": None}] * 20}) == ""
+
+
+def test_an_alarm_of_the_night_paints_no_zone_as_alarmed() -> None:
+    zones = [{"scope_value": name, "record_outside_set_share": 0.1, "drift_alarm": True} for name in ("A", "B")]
+    assert "--alarm" not in str(zone_picture(zones))
