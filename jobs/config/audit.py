@@ -30,7 +30,8 @@ class AuditConfig(JobConfig):
     """Share of the budget drawn at random (at least 10 bins); without it nothing can be claimed, only ranked."""
 
     alpha: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)
-    """False-discovery rates at which bins are certified, given enough random recounts."""
+    """False-discovery rates at which bins are certified, given enough random recounts; several in a row, or the flag
+    again."""
 
     objective: Literal["probability", "value"] = "probability"
     """What the priority list ranks by; `value` needs unit_value in every row and one currency."""
@@ -54,7 +55,8 @@ class AuditConfig(JobConfig):
     """Nothing is committed beyond this share of missing or unfetched images."""
 
     allowed_root: tuple[str, ...] = ()
-    """Photos are only read below these URIs; by default below the manifest's images_uri."""
+    """Photos are only read below these URIs (several in a row, or the flag again); by default below the manifest's
+    images_uri."""
 
     max_photo_age_hours: PositiveFloat | None = None
     """A photo taken longer before the record was read is `stale_photo`; by default photos do not age."""

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_origin
 
 import tyro
 
@@ -30,7 +30,8 @@ def run_command(
     """Parses `argv`, runs the job and returns its exit code (2 also for flags that don't parse)."""
     try:
         # prog: under `ray job submit` the default is a long temporary path
-        config = tyro.cli(config_type, prog=f"python -m jobs.{job}", description=description, args=argv)
+        arguments = join_repeats(config_type, sys.argv[1:] if argv is None else argv)
+        config = tyro.cli(config_type, prog=f"python -m jobs.{job}", description=description, args=arguments)
     except SystemExit as stopped:
         return int(stopped.code or 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
@@ -46,6 +47,30 @@ def run_command(
         print(f"failed: {message(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def join_repeats(config_type: type[JobConfig], argv: Sequence[str]) -> list[str]:
+    """`--flag a --flag b` as `--flag a b` for the flags that take several values: the parser knows either form alone,
+    and of a repeated flag it would keep the last one without a word."""
+    lists = {
+        f"--{name.replace('_', '-')}": []
+        for name, field in config_type.model_fields.items()
+        if get_origin(field.annotation) is tuple
+    }
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    values = rest
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        flag = flag.replace("_", "-")
+        if flag in lists:
+            values = found.setdefault(flag, [])
+            values += [value] if equals else []
+            continue
+        if argument.startswith("--"):
+            values = rest
+        values.append(argument)
+    return rest + [part for flag, given in found.items() for part in (flag, *given)]
 
 
 def message(error: InputError | GateError) -> str:

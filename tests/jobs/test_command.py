@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
@@ -18,8 +19,29 @@ from tests.dump import write_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-INPUT_ERROR, GATE_ERROR = InputError("part-0.parquet: row 7: expected this,\n  found that"), GateError("storage is away")
+INPUT_ERROR, GATE_ERROR = (
+    InputError("part-0.parquet: row 7: expected this,\n  found that"),
+    GateError("storage is away"),
+)
 ONE_SCORER = Resources("cpu", 1, 0.5, 0, 1, 1, 0.25, 0.25, CPU_BATCH, 1)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--allowed-root s3://a s3://b",
+        "--allowed-root s3://a --allowed-root s3://b",
+        "--allowed_root=s3://a --seed 1 --allowed-root=s3://b",
+    ],
+)
+def test_a_flag_of_several_values_takes_them_in_a_row_or_repeated(flags: str) -> None:
+    found: list[AuditConfig] = []
+    places = "--manifest-uri m --bundle-uri b --output-uri o --alpha 0.1 --alpha 0.2 0.3"
+    assert (
+        run_command(AuditConfig, found.append, job="audit", description="", argv=[*flags.split(), *places.split()]) == 0
+    )
+    assert found[0].allowed_root == ("s3://a", "s3://b")
+    assert (found[0].alpha, found[0].output_uri) == ((0.1, 0.2, 0.3), "o")
 
 
 class Nothing(JobConfig):
