@@ -231,9 +231,22 @@ def _row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
         rows = np.flatnonzero(pc.fill_null(mask, False).to_numpy())
         if rows.size:
             value = table[name][int(rows[0])].as_py()
-            shown = found if value in (None, "") else repr(value)
-            more = f" (and {rows.size - 1} rows more)" if rows.size > 1 else ""
-            yield f"{uri}: row {first_row + int(rows[0])}: {name}: expected {expected}, found {shown}{more}"
+            yield _row_problem(uri, first_row, rows, name, expected, found if value in (None, "") else repr(value))
+    lines = table["skus"].combine_chunks()
+    parents, line = pc.list_parent_indices(lines).to_numpy(), pc.list_flatten(lines)
+    for name, expected in (("sku", "a value"), ("quantity", "0 or more")):
+        values = pc.struct_field(line, name)
+        wrong = pc.is_null(values) if name == "sku" else pc.fill_null(pc.less(values, 0), True)
+        places = np.flatnonzero(wrong.to_numpy(zero_copy_only=False))
+        if places.size:
+            value = values[int(places[0])].as_py()
+            shown = "none" if value is None else repr(value)
+            yield _row_problem(uri, first_row, np.unique(parents[places]), f"skus[].{name}", expected, shown)
+
+
+def _row_problem(uri: str, first_row: int, rows: np.ndarray, name: str, expected: str, found: str) -> str:
+    more = f" (and {rows.size - 1} rows more)" if rows.size > 1 else ""
+    return f"{uri}: row {first_row + int(rows[0])}: {name}: expected {expected}, found {found}{more}"
 
 
 def _agreed(key: str, metadata: list[dict[str, str]], uri: str, problems: list[str]) -> str | None:

@@ -24,6 +24,10 @@ def _rows(count: int, **columns: list) -> pa.Table:
     return manifest_table("/photos", [number % 8 for number in range(count)], **columns)
 
 
+def _lines(*lines: tuple[str | None, int | None]) -> list[dict]:
+    return [{"sku": sku, "name": None, "quantity": quantity} for sku, quantity in lines]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -34,12 +38,30 @@ def _rows(count: int, **columns: list) -> pa.Table:
             r"part-0\.parquet: column expected_qty: expected int32, found string",
         ),
         (_rows(3, expected_qty=[0, 1, -2]), r"row 2: expected_qty: expected 0 or more, found -2"),
+        (
+            _rows(3, skus=[[], *[_lines(("S1", 2), ("S2", -5))] * 2]),
+            r"row 1: skus\[\]\.quantity: .* 0 or more, found -5 \(and 1 r",
+        ),
+        (_rows(3, skus=[[], [], _lines(("S1", None))]), r"row 2: skus\[\]\.quantity: expected 0 or more, found none$"),
+        (_rows(3, skus=[_lines(("S1", 2), (None, 1)), [], []]), r"row 0: skus\[\]\.sku: expected a value, found none$"),
         (_rows(3, bin_id=["a", "b", "a"]), r"bin_id 'a' stands in 2 rows"),
         (_rows(3, bin_id=["a", "", "c"]), r"row 1: bin_id: expected a text"),
         (_rows(0), r"expected at least one bin, found no rows"),
         (_rows(3).replace_schema_metadata(None), r"no audit_date in the file metadata"),
     ],
-    ids=["missing-key", "missing-quantity", "mistyped", "negative", "twice", "empty-key", "empty", "no-night"],
+    ids=[
+        "missing-key",
+        "missing-quantity",
+        "mistyped",
+        "negative",
+        "negative-line",
+        "no-quantity",
+        "no-sku",
+        "twice",
+        "empty-key",
+        "empty",
+        "no-night",
+    ],
 )
 def test_a_broken_manifest_is_refused_by_file_row_and_field(
     ray_cluster: None, tmp_path: Path, table: pa.Table, message: str
