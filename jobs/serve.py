@@ -79,7 +79,7 @@ def stop_endpoint() -> None:
     finally:
         serve.shutdown()  # or it would go on on the cluster, with nobody to stop it
     if left:
-        raise GateError(f"{left} requests were not finished within {SHUTDOWN_S:g} s")
+        raise GateError(f"{left} photos were not finished within {SHUTDOWN_S:g} s")
 
 
 @contextmanager

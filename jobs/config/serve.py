@@ -27,8 +27,8 @@ class EndpointSettings(JobConfig):
     """How many networks may run at once; they follow the length of the queue. By default one per GPU, else per node."""
 
     max_waiting: PositiveInt | None = None
-    """Requests in flight at which a front replica answers 429; four batches by default, and at least 64. It does so too
-    when the bodies that it holds have 512 MiB together."""
+    """Photos in flight at which a front replica answers 429; four batches by default, and at least 64. It does so too when
+    the bodies that it holds have 512 MiB together."""
 
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1, le=512 * 1024**2)
     """Beyond it a request is answered 413. One photo may have 32 MiB and 30 million pixels at most."""

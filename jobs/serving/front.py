@@ -69,7 +69,7 @@ class Front:
         self.room = Room(settings.max_waiting)
         # bounds the memory of decoding: the dearest photo that is read takes 290 MB meanwhile (tests.model.hostile_photos)
         self._decoders = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 2)), "decoder")
-        self._photos = count_photos()
+        self.photos = count_photos()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from jobs.serving.routes import build_api
@@ -78,6 +78,7 @@ class Front:
         api.add_middleware(
             Gate,
             room=self.room,
+            photos=self.photos,
             token_digest=self.settings.token_digest,
             max_body_bytes=self.settings.max_body_bytes,
         )
@@ -88,9 +89,9 @@ class Front:
         try:
             answer = await self._count(upload)
         except Problem as problem:
-            self._photos.inc(tags={"outcome": problem.cause})
+            self.photos.inc(tags={"outcome": problem.cause})
             raise
-        self._photos.inc(tags={"outcome": "counted"})
+        self.photos.inc(tags={"outcome": "counted"})
         return answer
 
     async def check_ready(self) -> None:

@@ -6,8 +6,11 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from ray.serve.metrics import Counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +38,7 @@ HEADERS = {
 
 @dataclass
 class Room:
-    """How many requests a front replica works on, how many bytes they hold, and whether it takes more."""
+    """How many photos a front replica works on, how many bytes they hold, and whether it takes more."""
 
     limit: int
     max_bytes: int = MAX_HELD_BYTES
@@ -50,10 +53,24 @@ class Room:
         """Raises Problem where no request is taken."""
         if self.draining:
             raise Problem("shutting_down", "send the photo to another replica", retry_after_s=5)
-        if self.in_flight >= self.limit:
-            raise self.overloaded(f"{self.in_flight} requests are in flight")
-        self.in_flight += 1
+        self._take(1)
         self.empty.clear()
+
+    @contextmanager
+    def more(self, places: int) -> Iterator[None]:
+        """Places for a batch beside its request's own. Raises Problem where there are not so many; a batch that is
+        larger than the room may have it alone."""
+        places = min(places, self.limit - 1)
+        self._take(places)
+        try:
+            yield
+        finally:
+            self.in_flight -= places
+
+    def _take(self, places: int) -> None:
+        if self.in_flight + places > self.limit:
+            raise self.overloaded(f"{self.in_flight} photos are in flight, there is no room for {places} more")
+        self.in_flight += places
 
     def hold(self, num_bytes: int) -> None:
         """Raises Problem where there is no memory for so many bytes more."""
@@ -61,16 +78,17 @@ class Room:
             raise self.overloaded(f"{self.held_bytes} bytes are held, there is no room for {num_bytes} more")
         self.held_bytes += num_bytes
 
-    def leave(self, seconds: float, num_bytes: int = 0) -> None:
-        """A request that held `num_bytes` is answered."""
-        self.in_flight -= 1
+    def let_go(self, num_bytes: int) -> None:
         self.held_bytes -= num_bytes
+
+    def leave(self, seconds: float) -> None:
+        self.in_flight -= 1
         self.typical_seconds += 0.1 * (seconds - self.typical_seconds)
         if not self.in_flight:
             self.empty.set()
 
     async def drain(self, timeout_s: float) -> int:
-        """Takes nothing more and waits for what is in flight; how many requests are left when time is up."""
+        """Takes nothing more and waits for what is in flight; how many photos are left when time is up."""
         self.draining = True
         if self.in_flight:
             try:
@@ -86,9 +104,12 @@ class Room:
 class Gate:
     """ASGI middleware around the whole API."""
 
-    def __init__(self, app: ASGIApp, room: Room, token_digest: bytes | None, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, room: Room, photos: Counter, token_digest: bytes | None, max_body_bytes: int
+    ) -> None:
         self._app = app
         self._room = room
+        self._photos = photos
         self._token_digest = token_digest
         self._max_body_bytes = max_body_bytes
 
@@ -112,11 +133,11 @@ class Gate:
             message = await receive()
             if message["type"] == "http.request":
                 seen["bytes"] += len(message.get("body", b""))
-                if seen["bytes"] > self._max_body_bytes:
-                    raise self._too_large("more")
-                if entered and seen["bytes"] > seen["held"]:  # no length was announced
-                    self._room.hold(seen["bytes"] - seen["held"])
-                    seen["held"] = seen["bytes"]
+                try:
+                    self._check_more(seen)
+                except Problem as problem:  # it leaves through the application, which answers it
+                    self._photos.inc(tags={"outcome": problem.cause})
+                    raise
             return message
 
         holds_photo = scope["path"].startswith(WORK_PREFIX)
@@ -131,11 +152,14 @@ class Gate:
                 seen["held"] = announced
             await self._app(scope, receive_some, send_on)
         except Problem as problem:
+            if holds_photo:
+                self._photos.inc(tags={"outcome": problem.cause})
             await answer_problem(problem, find_request_id(headers))(scope, receive, send_on)
         finally:
             seconds = time.monotonic() - started
+            self._room.let_go(seen["held"])
             if entered:
-                self._room.leave(seconds, seen["held"])
+                self._room.leave(seconds)
             # the path that was asked for stays out where it is no route of ours: it may hold anything
             route = scope.get("route")
             facts = {
@@ -166,6 +190,13 @@ class Gate:
         if int(length) > self._max_body_bytes:
             raise self._too_large(length)
         return int(length)
+
+    def _check_more(self, seen: dict[str, int]) -> None:
+        if seen["bytes"] > self._max_body_bytes:
+            raise self._too_large("more")
+        if seen["bytes"] > seen["held"]:  # no length was announced
+            self._room.hold(seen["bytes"] - seen["held"])
+            seen["held"] = seen["bytes"]
 
     def _too_large(self, found: str) -> Problem:
         return Problem("body_too_large", f"expected at most {self._max_body_bytes} bytes, found {found}")

@@ -449,7 +449,7 @@ def test_a_full_room_refuses_and_a_draining_one_waits() -> None:
     async def live() -> None:
         room = Room(limit=1)
         room.enter()
-        with pytest.raises(Problem, match="1 requests are in flight"):
+        with pytest.raises(Problem, match="1 photos are in flight"):
             room.enter()
         draining = asyncio.create_task(room.drain(10))
         await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from jobs.serving.answers import EXAMPLE, Answer
+from jobs.serving.access import read_token_digest
+from jobs.serving.answers import EXAMPLE, Answer, BatchAnswer
 from jobs.serving.gate import Gate, Room
+from jobs.serving.problems import Problem
 from jobs.serving.routes import build_api
 from jobs.serving.uploads import Upload
+from schemas.bundle import BundleInfo
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -28,6 +32,17 @@ class Reply:
 
     def json(self) -> dict[str, Any]:
         return json.loads(self.body)
+
+
+class Photos:
+    """In place of Ray's counter."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+
+    def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+        assert tags is not None
+        self.found[tags["outcome"]] += int(value)
 
 
 async def ask(app: FastAPI, path: str, *chunks: bytes, headers: dict[str, str], method: str = "POST") -> Reply:
@@ -59,9 +74,11 @@ def build(room: Room, count: Callable[[Upload], Awaitable[Answer]] | None = None
     async def at_once(upload: Upload) -> Answer:
         return Answer.model_validate(EXAMPLE)
 
-    front = SimpleNamespace(settings=SimpleNamespace(request_timeout_s=5, token_digest=None), count=count or at_once)
+    settings, photos = SimpleNamespace(request_timeout_s=5, token_digest=None), Photos()
+    front = SimpleNamespace(settings=settings, count=count or at_once, room=room, photos=photos)
     app = build_api(front)  # type: ignore[arg-type]
-    app.add_middleware(Gate, room=room, **{"token_digest": None, "max_body_bytes": 1000, **gate})
+    app.add_middleware(Gate, room=room, photos=photos, **{"token_digest": None, "max_body_bytes": 1000, **gate})
+    app.state.photos = photos.found
     return app
 
 
@@ -132,3 +149,92 @@ def test_any_file_name_can_be_answered(charset: str, name: bytes) -> None:
     reply = asyncio.run(ask(build(Room(10)), "/v1/count/batch", body, headers=headers))
     assert reply.status == 200
     assert reply.json()["items"][0]["file"]
+
+
+def test_a_batch_takes_a_place_for_each_of_its_photos() -> None:
+    async def live() -> None:
+        room, may_go = Room(limit=4), asyncio.Event()
+
+        async def count(upload: Upload) -> Answer:
+            await may_go.wait()
+            return Answer.model_validate(EXAMPLE)
+
+        app = build(room, count)
+        body, headers = form(b"a", b"b", b"c")
+        first = asyncio.create_task(ask(app, "/v1/count/batch", body, headers=headers))
+        await asyncio.sleep(0.01)
+        assert room.in_flight == 3
+        refused = problem(await ask(app, "/v1/count/batch", body, headers=headers), 429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert room.in_flight == 3
+        single = asyncio.create_task(ask(app, "/v1/count", b"x", headers=JPEG))
+        await asyncio.sleep(0.01)
+        assert room.in_flight == 4
+        may_go.set()
+        assert [(await reply).status for reply in (first, single)] == [200, 200]
+        assert room.in_flight == 0
+        assert (await ask(app, "/v1/count/batch", form(*[b"a"] * 6)[0], headers=headers)).status == 200
+        assert room.in_flight == 0
+        assert app.state.photos == {"overloaded": 3}
+
+    asyncio.run(live())
+
+
+def test_a_batch_that_nothing_of_was_counted_says_when_to_come_again() -> None:
+    async def count(upload: Upload) -> Answer:
+        if upload.name == "good":
+            return Answer.model_validate(EXAMPLE)
+        if upload.name == "bad":
+            raise Problem("unreadable_image", "empty file")
+        raise Problem("overloaded", "64 photos are waiting", retry_after_s=7)
+
+    async def live() -> None:
+        app = build(Room(10), count)
+        body, headers = form(b"bad", b"waits", b"waits")
+        refused = problem(await ask(app, "/v1/count/batch", body, headers=headers), 429, "overloaded")
+        assert refused.headers["retry-after"] == "7"
+        body, headers = form(b"good", b"waits", b"bad")
+        reply = await ask(app, "/v1/count/batch", body, headers=headers)
+        assert reply.status == 200
+        causes = [item["problem"] and item["problem"]["type"].rsplit(":", 1)[1] for item in reply.json()["items"]]
+        assert causes == [None, "overloaded", "unreadable_image"]
+        body, headers = form(b"bad", b"bad")
+        assert (await ask(app, "/v1/count/batch", body, headers=headers)).status == 200
+
+    asyncio.run(live())
+
+
+def test_what_the_gate_refuses_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOCK_AUDIT_TOKEN", "a token that is long enough")
+    token = {"authorization": "Bearer a token that is long enough"}
+
+    async def live() -> None:
+        room = Room(limit=1)
+        app = build(room, token_digest=read_token_digest())
+        problem(await ask(app, "/v1/count", b"x", headers=JPEG), 401, "unauthorized")
+        problem(await ask(app, "/v1/bundle", headers={}, method="GET"), 401, "unauthorized")  # no photo
+        long = JPEG | token | {"content-length": "1001"}
+        problem(await ask(app, "/v1/count", b"x" * 1001, headers=long), 413, "body_too_large")
+        problem(await ask(app, "/v1/count", b"x" * 1001, headers=JPEG | token), 413, "body_too_large")
+        room.enter()
+        problem(await ask(app, "/v1/count", b"x", headers=JPEG | token), 429, "overloaded")
+        assert app.state.photos == {"unauthorized": 1, "body_too_large": 2, "overloaded": 1}
+
+    asyncio.run(live())
+
+
+def test_every_body_and_every_answer_has_an_example() -> None:
+    operations = [
+        (f"{method} {path}", operation)
+        for path, methods in build(Room(1)).openapi()["paths"].items()
+        for method, operation in methods.items()
+    ]
+    examples = {}
+    for name, operation in operations:
+        for kind, content in operation["responses"]["200"]["content"].items():
+            examples[name, kind] = content["example"]
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            assert content["example"]
+    assert len(examples) == 6
+    BatchAnswer.model_validate(examples["post /v1/count/batch", "application/json"])
+    BundleInfo.model_validate(examples["get /v1/bundle", "application/json"])

@@ -1,0 +1,111 @@
+"""What the API's description shows: the bodies that are taken, and an example of each answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.serving.answers import EXAMPLE
+from jobs.serving.problems import CAUSES, MEDIA_TYPE, Problem, ProblemDetails
+from jobs.serving.uploads import MAX_PHOTOS, MAX_QTY
+from schemas.bundle import class_names
+
+PHOTO = {"type": "string", "format": "binary", "description": "A JPEG, PNG or WebP photo of one bin."}
+QUANTITY = {"type": "integer", "minimum": 0, "maximum": MAX_QTY, "description": "The recorded quantity."}
+PHOTO_EXAMPLE = "<the bytes of bin.jpg>"
+COUNT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": PHOTO, "example": PHOTO_EXAMPLE},
+            "application/octet-stream": {"schema": PHOTO, "example": PHOTO_EXAMPLE},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": PHOTO, "expected_qty": QUANTITY},
+                },
+                "example": {"file": PHOTO_EXAMPLE, "expected_qty": 3},
+            },
+        },
+    },
+    "x-example": "curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/v1/count?expected_qty=3'",
+}
+BATCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "array", "items": PHOTO, "minItems": 1, "maxItems": MAX_PHOTOS},
+                        "expected_qty": {"type": "array", "items": QUANTITY, "description": "One per file, or none."},
+                    },
+                },
+                "example": {"file": [PHOTO_EXAMPLE, PHOTO_EXAMPLE], "expected_qty": [3, 0]},
+            }
+        },
+    },
+    "x-example": "curl -F file=@a.jpg -F file=@b.jpg -F expected_qty=3 -F expected_qty=0 http://127.0.0.1:8000/v1/count/batch",
+}
+REQUEST_ID = "a2c7…"
+BATCH_EXAMPLE = {
+    "items": [
+        {"file": "a.jpg", "answer": EXAMPLE, "problem": None},
+        {
+            "file": "b.jpg",
+            "answer": None,
+            "problem": Problem("unreadable_image", "empty file").details(REQUEST_ID).model_dump(),
+        },
+    ]
+}
+BUNDLE_EXAMPLE = {
+    "format_version": 1,
+    "bundle_id": EXAMPLE["bundle_id"],
+    "architecture": "resnet18",
+    "top_class": 6,
+    "classes": class_names(6),
+    "preprocessing": {
+        "image_size": 112,
+        "resampling": "area",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+    "test_time_flip": False,
+    "calibration": {
+        "method": "temperature",
+        "weight": [[0.9 if row == column else 0.0 for column in range(7)] for row in range(7)],
+        "bias": [0.0] * 7,
+        "held_out_nll": {"none": 1.44, "temperature": 1.41},
+    },
+    "prediction_set_threshold": 0.93,
+    "num_calibration": 650,
+    "record_outside_set_share": 0.1,
+    "label_histogram": [97, 612, 874, 902, 781, 590, 1545],
+    "label_noise": {"rate": 0.02, "assumed": True},
+    "metrics": {"exact": 0.43},
+    "training": {"max_epochs": 14},
+    "data_fingerprint": "9b1f…",
+    "git_commit": None,
+    "versions": {"python": "3.11.7"},
+    "weights_sha256": "5c0e…",
+}
+METRICS_EXAMPLE = (
+    '# TYPE ray_stock_audit_photos_total counter\nray_stock_audit_photos_total{outcome="counted"} 1041.0\n'
+)
+
+
+def ok(example: Any, media_type: str = "application/json") -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {media_type: {"example": example}}}}
+
+
+def problems(*causes: str) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI responses of these causes."""
+    schema = ProblemDetails.model_json_schema()
+    responses: dict[int | str, dict[str, Any]] = {}
+    for cause in causes:
+        status, title = CAUSES[cause]
+        example = Problem(cause, "…").details(REQUEST_ID).model_dump(exclude_none=True)
+        responses[status] = {"description": title, "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}
+    return responses
