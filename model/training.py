@@ -94,7 +94,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
     """Trains, and returns on rank 0 what the bundle and its report need (None on the others):
 
     `history` (a dict per epoch), `step_losses`, `findings`, `profile` (seconds by phase), `best_epoch`, `stopped`
-    (why, or None), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (those of
+    (why, or None), `precision` (of the convolutions), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (those of
     `LoopSettings.conclude`; of the best epoch, with the mirror image if the recipe says so). The weights are in the last checkpoint: `best_state`.
 
     loop_config: {"settings": LoopSettings}.
@@ -261,9 +261,12 @@ class _Loop:
                 (whole * (self.num_workers / per_batch)).backward()
         return loss.detach() / per_batch
 
+    @property
+    def _mixed(self) -> bool:
+        return self.recipe.mixed_precision and (self.device.type == "cuda" or has_bfloat16())
+
     def _autocast(self) -> torch.autocast:
-        enabled = self.recipe.mixed_precision and (self.device.type == "cuda" or has_bfloat16())
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._mixed)
 
     def _finish_epoch(self, epoch: int) -> None:
         with self.watch.phase("validation"):
@@ -472,6 +475,7 @@ class _Loop:
             "profile": self.watch.table(),
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,
+            "precision": "bfloat16" if self._mixed else "float32",
             "rows": rows,
             "logits": logits,
             "trace": self._trace,

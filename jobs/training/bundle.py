@@ -53,7 +53,8 @@ def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained) -> Bundl
         "label_histogram": np.bincount(labels[splits == "train"], minlength=config.num_classes).tolist(),
         "metrics": metrics,
         "training": config.model_dump(mode="json")
-        | {"best_epoch": outcome["best_epoch"], "epochs": len(outcome["history"]), "stopped": outcome["stopped"]},
+        | {"best_epoch": outcome["best_epoch"], "epochs": len(outcome["history"])}
+        | {name: outcome[name] for name in ("stopped", "precision")},
         "data_fingerprint": fingerprint(bins),
         **made,
     }

@@ -58,6 +58,7 @@ def render_training_report(
         history=history,
         best_epoch=outcome["best_epoch"] + 1,
         stopped=outcome["stopped"],
+        precision=outcome["precision"],
         loss_plot=line_plot(
             {
                 "training loss": (epochs, [entry["train_loss"] for entry in history]),
