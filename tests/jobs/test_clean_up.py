@@ -1,0 +1,80 @@
+"""What is deleted after a commit, by whom, and what is looked at before it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.platform import storage
+from jobs.stages.conclude import Night
+from jobs.stages.publish import committed_run, partition_uri, publish_night, run_uri, summary_uri, tidy_up
+from jobs.stages.run import hold_night
+from schemas.errors import GateError
+from schemas.recount import PLANNED_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
+from tests.dump import NIGHT
+
+OLD, NEW = f"{NIGHT}-aaaaaaaaaaaa", f"{NIGHT}-bbbbbbbbbbbb"
+
+
+@pytest.fixture
+def output_uri(tmp_path: Path) -> str:
+    """A night that OLD has committed."""
+    storage.write_table(summary_uri(str(tmp_path), NIGHT), pa.table({"run_id": [OLD]}))
+    _write_part(str(tmp_path), OLD)
+    return str(tmp_path)
+
+
+def _write_part(output_uri: str, run_id: str) -> str:
+    uri = storage.join(partition_uri(output_uri, "results", NIGHT), f"part-{run_id}-00000.parquet")
+    storage.write_table(uri, pa.table({"bin_id": ["a"]}))
+    return uri
+
+
+def _publish(output_uri: str, *parts: str) -> None:
+    with hold_night(output_uri, NIGHT, NEW) as lock:
+        publish_night(
+            Night({}, PLANNED_SCHEMA.empty_table(), list(parts)),
+            SUMMARY_SCHEMA.empty_table(),
+            output_uri=output_uri,
+            audit_date=NIGHT,
+            run_id=NEW,
+            replaces=OLD,
+            replace_counted=False,
+            lock=lock,
+        )
+
+
+def test_a_replacement_under_way_keeps_its_parts_from_whoever_asks_for_the_committed_night(output_uri: str) -> None:
+    with hold_night(output_uri, NIGHT, NEW):
+        part = _write_part(output_uri, NEW)
+        tidy_up(output_uri, NIGHT, OLD)
+        assert storage.exists(part)
+    # nobody holds the night: what is there was left by a run that was given up
+    storage.write_bytes(storage.join(run_uri(output_uri, OLD), "staged", "0000000.parquet"), b"")
+    tidy_up(output_uri, NIGHT, OLD)
+    assert not storage.exists(part)
+    assert [entry.uri for entry in storage.list_objects(run_uri(output_uri, OLD))] == [
+        storage.join(run_uri(output_uri, OLD), "committed")
+    ]
+
+
+def test_a_night_that_was_replaced_meanwhile_is_not_tidied_up_for_the_run_before(output_uri: str) -> None:
+    part = _write_part(output_uri, NEW)
+    storage.write_table(summary_uri(output_uri, NIGHT), pa.table({"run_id": [NEW]}))
+    tidy_up(output_uri, NIGHT, OLD)
+    assert storage.exists(part)
+
+
+def test_a_night_with_a_part_gone_is_not_committed(output_uri: str) -> None:
+    part = _write_part(output_uri, NEW)
+    storage.delete([part])
+    with pytest.raises(GateError, match=rf"1 of this run's 2 parts were deleted .*part-{NEW}-00000\.parquet"):
+        _publish(output_uri, part)
+    assert committed_run(output_uri, NIGHT) == OLD
+
+
+def test_after_the_commit_the_parts_of_the_run_before_go(output_uri: str) -> None:
+    part = _write_part(output_uri, NEW)
+    _publish(output_uri, part)
+    assert [entry.uri for entry in storage.list_objects(partition_uri(output_uri, "results", NIGHT))] == [part]
