@@ -6,17 +6,23 @@ slot for the tasks that feed it, and the job hangs without a message.
 
 from __future__ import annotations
 
-import os
+import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from model.processor import has_bfloat16
 from schemas.errors import GateError, InputError
 
 GPU_BATCH, CPU_BATCH = 256, 32
 """Photos per padded batch. Fixed per device kind, so that results don't depend on what is free."""
+
+
+BF16_CAPABILITY = 8.0
+"""Compute capability from which a card has bf16 units (docs.nvidia.com/cuda/cuda-c-programming-guide, arithmetic
+instructions)."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Resources:
     scorer_cpus: float
     scorer_gpus: float
     scorer_threads: int
-    """Threads of one scoring actor: Ray would give it one per logical CPU that it asks for."""
+    """Threads of one scoring actor, at most its node's cores: Ray would give it one per logical CPU that it asks for."""
     num_fetchers: int
     """Fetch-and-decode tasks at once."""
     fetcher_cpus: float
@@ -39,36 +45,60 @@ class Resources:
 
 
 def plan_resources() -> Resources:
-    """Divides what the connected cluster has. Raises GateError for a cluster without CPUs."""
+    """Divides what the connected cluster has. Raises GateError for a cluster that no scorer fits into."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [float(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0)]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if not cpus:
+    sizes = [(float(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    if not any(cpus for cpus, _ in sizes):
         raise GateError("the cluster has no CPUs: start workers, or leave RAY_ADDRESS unset to run on this machine")
-    total = sum(cpus)
-    if gpus:
-        # Decoding is the scarce part beside a GPU: it gets every core that the scorers leave.
-        scorer_cpus = min(1.0, total / (4 * gpus))
-        left = total - gpus * scorer_cpus
-        fetchers = max(2, int(left - 1))
-        return Resources(
-            "cuda", gpus, scorer_cpus, 1.0, 1, fetchers, 0.9 * left / fetchers, 0.1 * left / 4, GPU_BATCH, len(cpus)
+    if any(gpus for _, gpus in sizes):
+        return _plan_gpus(sizes)
+    return _plan_cpus([cpus for cpus, _ in sizes if cpus])
+
+
+def _plan_gpus(sizes: list[tuple[float, int]]) -> Resources:
+    """`sizes`: CPUs and GPUs of each node. One scorer per GPU. Decoding is the scarce part beside one: it gets every
+    core of the cluster that the scorers leave."""
+    if any(gpus and not cpus for cpus, gpus in sizes):
+        raise GateError(
+            "a node of the cluster has GPUs and no CPUs, so that no scorer starts there: start it with some"
         )
-    # On CPUs the network needs thirty times what decoding needs. One scorer per node uses all its cores; the logical
-    # CPUs that it doesn't hold only say how many fetch and staging tasks may run beside it.
-    smallest = min(cpus)
-    fetchers = 2 * len(cpus)
+    num_gpus = sum(gpus for _, gpus in sizes)
+    scorer_cpus = min([1.0, *(cpus / (4 * gpus) for cpus, gpus in sizes if gpus)])
+    # never more than a node has left: a task that fits nowhere waits for ever
+    left = [cpus - gpus * scorer_cpus for cpus, gpus in sizes if cpus]
+    num_fetchers = max(2, int(sum(left) - 1))
+    return Resources(
+        device="cuda",
+        num_scorers=num_gpus,
+        scorer_cpus=scorer_cpus,
+        scorer_gpus=1.0,
+        scorer_threads=1,
+        num_fetchers=num_fetchers,
+        fetcher_cpus=0.9 * min(sum(left) / num_fetchers, *left),
+        small_task_cpus=0.1 * min(sum(left) / 4, min(left) / 2),
+        batch_size=GPU_BATCH,
+        num_nodes=len(left),
+    )
+
+
+def _plan_cpus(sizes: list[float]) -> Resources:
+    """`sizes`: CPUs of each node. On CPUs the network needs thirty times what decoding needs. Scorers are of one size,
+    that of the smallest node, which has one; larger nodes have as many as fit. They use all cores; the logical CPUs that
+    they don't hold only say how many fetch and staging tasks may run beside them."""
+    unit = min(sizes)
+    num_scorers = sum(int(cpus / unit) for cpus in sizes)
     return Resources(
         device="cpu",
-        num_scorers=len(cpus),
-        scorer_cpus=smallest / 2,
+        num_scorers=num_scorers,
+        # of several, more than half a unit each: two of them must not take one small node
+        scorer_cpus=unit * (0.5 if num_scorers == 1 else 0.6),
         scorer_gpus=0,
-        scorer_threads=max(1, min(int(smallest), os.cpu_count() or 1)),
-        num_fetchers=fetchers,
-        fetcher_cpus=smallest / 8,
-        small_task_cpus=smallest / 16,
+        scorer_threads=max(1, int(unit)),
+        num_fetchers=2 * num_scorers,
+        fetcher_cpus=unit / 8,
+        small_task_cpus=unit / 16,
         batch_size=CPU_BATCH,
-        num_nodes=len(cpus),
+        num_nodes=len(sizes),
     )
 
 
@@ -82,5 +112,30 @@ def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: st
     if asked != "auto":
         return asked
     if device == "cuda":
-        return "bf16"
+        return "bf16" if all(capability >= BF16_CAPABILITY for capability in _compute_capabilities()) else "fp32"
     return "bf16" if has_bfloat16() else "fp32"
+
+
+def _compute_capabilities() -> list[float]:
+    """Of the cards of every node with GPUs. The driver's own node may have none."""
+    if not ray.is_initialized():
+        return read_compute_capabilities()
+    found = [
+        ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))(
+            read_compute_capabilities
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU")
+    ]
+    return [capability for capabilities in ray.get(found) for capability in capabilities]
+
+
+def read_compute_capabilities() -> list[float]:
+    """Of this machine's cards, none where they can't be asked. By nvidia-smi, which comes with the driver and sees
+    them whatever Ray hides from a task that holds no GPU."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return [float(line) for line in answer.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []

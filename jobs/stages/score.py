@@ -44,13 +44,16 @@ class ShardScorer:
         self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int
     ) -> None:
         # Ray gives a worker as many threads as logical CPUs that it asked for; the network can use every core.
+        threads = max(1, min(threads, os.cpu_count() or 1))
+        if device == "cpu":
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is first imported
         import torch
 
         from model.bundle import load_bundle
         from model.scoring import Scorer
 
         if device == "cpu":
-            torch.set_num_threads(max(1, min(threads, os.cpu_count() or 1)))
+            torch.set_num_threads(threads)
         with local_bundle(bundle_uri) as folder:
             bundle = load_bundle(folder)
         if bundle.info.bundle_id != bundle_id:
@@ -92,7 +95,7 @@ def score_shards(
     """Fetched shards in, scored shards out: SCORED_SCHEMA, one block a shard."""
     environment = {}
     if resources.device == "cpu":
-        # read when torch is first imported, so it must be there before the actor starts
+        # for a worker of its own, in which nothing has imported torch before
         environment = {"OMP_NUM_THREADS": str(resources.scorer_threads)}
     return fetched.map_batches(
         ShardScorer,

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.platform import storage
-from jobs.stages import staging
+from jobs.stages import resources, staging
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import resolve_precision
@@ -71,7 +71,9 @@ def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(
     plan = FetchPlan(Preprocessing(image_size=32), (str(tmp_path),), False, None)
     work = pa.table({"index": [0], "uri": ["not read"], "row_group": [0], "num_rows": [4]})
     (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
-    (report,) = staging._stage(with_probabilities(shard, np.array([[0.1, 0.9]], np.float32), 12.5), str(tmp_path))["report"]
+    (report,) = staging._stage(with_probabilities(shard, np.array([[0.1, 0.9]], np.float32), 12.5), str(tmp_path))[
+        "report"
+    ]
     assert (json.loads(report)["num_fresh"], json.loads(report)["statuses"]) == (1, {"scored": 4})
     found = storage.read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
     assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
@@ -107,6 +109,16 @@ def test_a_gate_without_findings_says_what_it_knows() -> None:
         progress.add(StagedShard(0, 10, 0, None, {"missing_image": 10}, Counter()))
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32"), ([], "bf16")], ids=str
+)
+def test_bf16_is_taken_on_cards_that_have_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[float], found: str
+) -> None:
+    monkeypatch.setattr(resources, "_compute_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", "cuda") == found
+
+
 def test_fp16_is_refused_on_a_cpu() -> None:
     with pytest.raises(InputError, match="--precision fp16: expected a GPU"):
         resolve_precision("fp16", "cpu")
@@ -115,7 +127,6 @@ def test_fp16_is_refused_on_a_cpu() -> None:
 @pytest.mark.parametrize(
     ("asked", "device", "flags", "found"),
     [
-        ("auto", "cuda", set(), "bf16"),
         ("auto", "cpu", {"avx2", "avx512f"}, "fp32"),
         ("auto", "cpu", {"avx512f", "avx512_bf16"}, "bf16"),
         ("auto", "cpu", {"avx512f", "amx_bf16"}, "bf16"),

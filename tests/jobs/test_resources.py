@@ -1,0 +1,88 @@
+"""What each stage gets of clusters of all shapes. `ray.nodes` is stubbed: the shapes are not to be had here."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from jobs.stages.resources import CPU_BATCH, Resources, plan_resources
+from schemas.errors import GateError
+
+
+def _plan(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Resources:
+    dead = {"Alive": False, "Resources": {"CPU": 1, "GPU": 1}}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes] + [dead])
+    return plan_resources()
+
+
+def test_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _plan(monkeypatch, {"CPU": 2}) == Resources(
+        device="cpu",
+        num_scorers=1,
+        scorer_cpus=1.0,
+        scorer_gpus=0,
+        scorer_threads=2,
+        num_fetchers=2,
+        fetcher_cpus=0.25,
+        small_task_cpus=0.125,
+        batch_size=CPU_BATCH,
+        num_nodes=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_scorers", "threads"),
+    [([16], 1, 16), ([0, 16, 16], 2, 16), ([2, 64], 33, 2), ([16, 24], 2, 16), ([0.5, 1], 3, 1)],
+    ids=str,
+)
+def test_scorers_on_cpus(monkeypatch: pytest.MonkeyPatch, sizes: list[float], num_scorers: int, threads: int) -> None:
+    plan = _plan(monkeypatch, *({"CPU": size} for size in sizes))
+    assert (plan.num_scorers, plan.scorer_threads) == (num_scorers, threads)
+    _check_that_all_fit(plan, [(size, 0) for size in sizes])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(2, 1)],
+        [(16, 1)],
+        [(64, 8)],
+        [(64, 0), (4, 8)],
+        [(1, 1)] * 10,
+        [(8, 0), (96, 8), (96, 8), (1, 1)],
+    ],
+    ids=str,
+)
+def test_a_scorer_for_each_gpu(monkeypatch: pytest.MonkeyPatch, sizes: list[tuple[float, int]]) -> None:
+    plan = _plan(monkeypatch, *({"CPU": cpus, "GPU": gpus} for cpus, gpus in sizes))
+    assert (plan.device, plan.num_scorers) == ("cuda", sum(gpus for _, gpus in sizes))
+    _check_that_all_fit(plan, sizes)
+
+
+def _check_that_all_fit(plan: Resources, sizes: list[tuple[float, int]]) -> None:
+    """Each node holds its scorers and beside them a task of each kind, and the cluster all tasks at once."""
+    placed, left = 0, []
+    for cpus, gpus in sizes:
+        if not cpus:
+            continue
+        own = (
+            gpus if plan.device == "cuda" else int(cpus / (plan.scorer_cpus / (0.5 if plan.num_scorers == 1 else 0.6)))
+        )
+        placed += own
+        left.append(cpus - own * plan.scorer_cpus)
+    assert placed == plan.num_scorers
+    assert min(left) >= plan.fetcher_cpus + plan.small_task_cpus
+    assert plan.num_fetchers >= 2
+    assert sum(left) >= plan.num_fetchers * plan.fetcher_cpus + plan.small_task_cpus
+
+
+def test_small_nodes_hold_one_scorer_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan(monkeypatch, {"CPU": 2}, {"CPU": 64})
+    assert 2 * plan.scorer_cpus > 2
+
+
+def test_what_no_scorer_fits_into_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GateError, match="has no CPUs"):
+        _plan(monkeypatch, {"CPU": 0}, {"GPU": 1})
+    with pytest.raises(GateError, match="a node of the cluster has GPUs and no CPUs"):
+        _plan(monkeypatch, {"CPU": 16}, {"GPU": 1})
