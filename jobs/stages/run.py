@@ -51,7 +51,9 @@ def name_run(
     manifest_fingerprint: str,
     weights_sha256: str,
     bundle_id: str,
+    device: str,
     precision: str,
+    batch_size: int,
     allowed_roots: tuple[str, ...],
     replaces: str | None,
 ) -> str:
@@ -62,7 +64,9 @@ def name_run(
         "manifest": manifest_fingerprint,
         "weights": weights_sha256,
         "bundle": bundle_id,
+        "device": device,
         "precision": precision,
+        "batch_size": batch_size,
         "allowed_roots": sorted(allowed_roots),
         "replaces": replaces,
     }

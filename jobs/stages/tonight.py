@@ -64,7 +64,9 @@ def settle_night(config: AuditConfig) -> Tonight:
         manifest_fingerprint=manifest.fingerprint,
         weights_sha256=bundle.weights_sha256,
         bundle_id=bundle.bundle_id,
+        device=resources.device,
         precision=precision,
+        batch_size=resources.batch_size,
         allowed_roots=roots,
         replaces=replaces,
     )

@@ -16,7 +16,9 @@ FACTS = {
     "manifest_fingerprint": "f",
     "weights_sha256": "w",
     "bundle_id": "b",
+    "device": "cpu",
     "precision": "fp32",
+    "batch_size": 32,
     "allowed_roots": ("/photos",),
     "replaces": None,
 }
