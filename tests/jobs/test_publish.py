@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs import audit
+from jobs.counting.belief import learn_belief
 from jobs.counting.counted import add_counted
+from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.stages import conclude
-from jobs.stages.conclude import SUMS, Night
+from jobs.stages.conclude import SUMS, Decisions, Night
 from jobs.stages.publish import MONEY, publish_night, summarize
 from jobs.stages.run import hold_night
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
-from tests.planned_night import commit_night, plan_row
+from tests.planned_night import bundle_info, commit_night, plan_row
 
 NIGHT = "2026-03-02"
 FACTS = {
@@ -70,6 +74,20 @@ def test_money_is_null_where_no_bin_has_a_unit_value() -> None:
 def test_several_currencies_are_not_added_up(currencies: list[str | None]) -> None:
     found = scopes(night_of(*({"zone": "Z", "unit_value": 2.0, "currency": name} for name in currencies)), currencies)
     assert {row[name] for row in found.values() for name in MONEY} == {None}
+
+
+@pytest.mark.parametrize(("method", "temperature"), [("temperature", 2.5), ("vector", None), ("none", None)])
+def test_the_summary_names_a_temperature_where_the_calibration_is_one(
+    method: str, temperature: float | None, tmp_path: Any
+) -> None:
+    bundle = bundle_info()
+    calibration = bundle.calibration.model_copy(update={"method": method, "weight": (np.eye(7) / 2.5).tolist()})
+    tonight: Any = SimpleNamespace(run_id="r", bundle=bundle.model_copy(update={"calibration": calibration}))
+    belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle)
+    facts = audit._facts_of_night(tonight, belief, Decisions(None, {}, None, 0))  # type: ignore[arg-type]
+    assert facts["temperature"] == pytest.approx(temperature)
+    (row,) = summarize(Night({("all", None): np.ones(len(SUMS))}, None, []), facts, {}, []).to_pylist()  # type: ignore[arg-type]
+    assert row["temperature"] == pytest.approx(temperature)
 
 
 def test_the_drift_alarm_is_the_night_s_and_no_zone_s() -> None:
