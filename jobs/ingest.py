@@ -7,7 +7,7 @@ r"""Builds the night's manifest: one row per bin, its photo beside its record.
 
 Writes Parquet files below the manifest's URI (one row per bin, sorted by bin_id) and below `<manifest-uri>.rejects`
 (`key, kind, reason, detail`: every image and every record that is no bin). Every image and every record is found in
-one of the two.
+one of the two. `<manifest-uri>.json` names the settings and versions that made them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from jobs.ingesting.parts import Target
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
+from jobs.stages.run import provenance
 from schemas.errors import GateError, InputError
 
 log = logging.getLogger("jobs.ingest")
@@ -67,7 +68,8 @@ def ingest(config: IngestConfig) -> None:
                 f"{images_uri}: no image has a readable record of its stem ({num_images:,} images, {num_records:,} "
                 f"records); compare the names in {target.rejects_uri}"
             )
-        parts.finish(target, mark)
+        facts = {"config": config.model_dump(mode="json"), "audit_date": target.audit_date, "counts": dict(counts)}
+        parts.finish(target, mark, facts | provenance())
     rejects = ", ".join(f"{counts[reason]:,} {reason}" for reason in sorted(counts) if reason not in ("bins", "odd"))
     log.info(
         "%s bins of %s images and %s records, %s with a record that contradicts itself; rejects: %s",

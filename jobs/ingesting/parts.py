@@ -6,10 +6,12 @@ readers refuse the folder for it (`storage.parquet_files`), and the same command
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -73,13 +75,17 @@ def begin(target: Target) -> str:
     return mark
 
 
-def finish(target: Target, mark: str) -> None:
-    """Declares the manifest whole. Raises GateError where another run began meanwhile in the same folder."""
+def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
+    """Declares the manifest whole, made as `facts` say. Raises GateError where another run began meanwhile in the same
+    folder."""
     uri = storage.join(target.manifest_uri, storage.INCOMPLETE)
     if not storage.exists(uri) or storage.read_bytes(uri) != mark.encode():
         raise GateError(
             f"{target.manifest_uri}: another ingest wrote into the same folder meanwhile; run one at a time"
         )
+    # beside the manifest and not in its files: the same bins are the same manifest, whichever version found them
+    document = json.dumps(facts, indent=1, sort_keys=True) + "\n"
+    storage.write_bytes(f"{target.manifest_uri}.json", document.encode())
     storage.delete([uri])
 
 

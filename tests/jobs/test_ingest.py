@@ -171,6 +171,19 @@ def test_neighbouring_numbers_are_one_group_and_other_bins_go_by_sku(tmp_path: P
     assert [row["group"] for row in read(str(tmp_path))] == [group]
 
 
+def test_settings_and_versions_lie_beside_the_manifest_and_not_in_it(place: str) -> None:
+    put_bins(place, "00001")
+    assert run(place) == 0
+    facts = json.loads(storage.read_bytes(storage.join(place, "manifest.json")))
+    assert facts["config"]["images_uri"] == storage.join(place, "images")
+    assert (facts["audit_date"], facts["counts"]["bins"]) == ("2026-01-31", 1)
+    assert facts["versions"]["ray"]
+    assert "git_commit" in facts
+    first = [storage.read_bytes(entry.uri) for entry in storage.parquet_files(storage.join(place, "manifest"))]
+    assert run(place, "--replace") == 0
+    assert [storage.read_bytes(entry.uri) for entry in storage.parquet_files(storage.join(place, "manifest"))] == first
+
+
 def test_a_manifest_is_replaced_only_when_asked_to(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     put_bins(place, "1", "2")
     put(place, {"records/alone.json": abid_record()})
