@@ -139,7 +139,8 @@ def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
 def _score(tonight: Tonight) -> Progress:
     """Pass 1. Raises GateError, with the findings written to the run's folder, where a quality gate fails."""
     config = tonight.config
-    shards = write_worklist(tonight.manifest, storage.join(tonight.run_uri, "worklist"))
+    image_size = tonight.bundle.preprocessing.image_size
+    shards = write_worklist(tonight.manifest, storage.join(tonight.run_uri, "worklist"), image_size)
     progress = Progress(tonight.manifest.num_rows, config.max_unreadable_share, config.max_missing_share)
     plan = FetchPlan(
         tonight.bundle.preprocessing, tonight.allowed_roots, config.anonymous, ray.put(tonight.training_photos)

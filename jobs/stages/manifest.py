@@ -29,6 +29,9 @@ from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 MAX_PROBLEMS = 10
 """So many problems are listed in one message; the rest are counted."""
 
+MAX_SHARD_BYTES = 2**30
+"""Of decoded photos: they are one Arrow array, whose 32-bit offsets end at 2 GiB, and each worker holds a shard."""
+
 MAX_UNIT_VALUE = 1e12
 """More is no price; sums over a night of such values stay finite."""
 
@@ -134,9 +137,12 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     )
 
 
-def write_worklist(manifest: Manifest, folder_uri: str) -> list[Shard]:
-    """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote are kept."""
-    rows = shard_rows(manifest.num_rows)
+def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:
+    """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote are kept.
+
+    `image_size`: side of the decoded photos that a shard is to hold, 0 for none.
+    """
+    rows = shard_rows(manifest.num_rows, image_size)
     copies = [storage.join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
     there = {entry.uri for entry in storage.list_objects(folder_uri)}
     missing = [
@@ -153,9 +159,10 @@ def write_worklist(manifest: Manifest, folder_uri: str) -> list[Shard]:
     return shards
 
 
-def shard_rows(num_rows: int) -> int:
+def shard_rows(num_rows: int, image_size: int = 0) -> int:
     """Rows of a shard: small ones give progress and cheap resume, large ones keep the staged files few."""
-    return int(np.clip(2 ** np.ceil(np.log2(max(1, num_rows) / 4096)), 256, 2048))
+    most = MAX_SHARD_BYTES // max(1, 3 * image_size**2)
+    return max(1, min(most, int(np.clip(2 ** np.ceil(np.log2(max(1, num_rows) / 4096)), 256, 2048))))
 
 
 def read_shard(uri: str, row_group: int) -> pa.Table:

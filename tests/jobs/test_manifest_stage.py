@@ -125,3 +125,4 @@ def test_unit_values_that_name_no_currency_are_in_another_one(ray_cluster: None,
 
 def test_shards_grow_with_the_manifest_but_stay_small() -> None:
     assert [shard_rows(count) for count in (1, 10_000, 2_000_000, 100_000_000)] == [256, 256, 512, 2048]
+    assert [shard_rows(100_000_000, image_size=side) for side in (224, 600, 20_000)] == [2048, 994, 1]
