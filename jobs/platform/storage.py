@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,6 +45,9 @@ RETRIES: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
 }
 
+
+LIST_TRIES = 6
+"""A page of a listing that breaks off is asked for again so often."""
 
 INCOMPLETE = "_incomplete"
 """Stands in a folder of Parquet files from before its first file until after its last one is written."""
@@ -218,14 +222,23 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
     """All objects below `uri`, streamed page by page; none where the folder doesn't exist."""
     store, prefix = locate(uri, anonymous=anonymous)
     root = "/".join(uri.split("/", 3)[:3]) + "/" if is_s3(uri) else "/"
-    try:
-        for page in store.list(prefix or None, offset=start_after, chunk_size=1000):
-            for entry in page:
-                yield StoredObject(uri=root + entry["path"], num_bytes=entry["size"], etag=entry["e_tag"])
-    except (NotFoundError, FileNotFoundError):
-        return
-    except (BaseError, OSError) as error:
-        raise _failure(uri, "listed", error) from error
+    num_failed = 0
+    while True:
+        try:
+            for page in store.list(prefix or None, offset=start_after, chunk_size=1000):
+                num_failed = 0
+                for entry in page:
+                    start_after = entry["path"]
+                    yield StoredObject(uri=root + entry["path"], num_bytes=entry["size"], etag=entry["e_tag"])
+            return
+        except (NotFoundError, FileNotFoundError):
+            return
+        except (BaseError, OSError) as error:
+            num_failed += 1
+            # obstore asks again for everything but an answer cut short; S3 lists in order, so it goes on after the last key
+            if num_failed == LIST_TRIES or "response body" not in str(error):
+                raise _failure(uri, "listed", error) from error
+            time.sleep(0.2 * 2**num_failed)
 
 
 def delete(uris: Iterable[str]) -> None:

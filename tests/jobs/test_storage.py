@@ -1,7 +1,9 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from obstore.exceptions import BaseError
 
 from jobs.platform import storage
 from schemas.errors import InputError
@@ -17,6 +19,28 @@ def test_bytes_come_back_as_written_under_odd_names(folder: str) -> None:
     storage.write_bytes(uri, b"photo")
     assert storage.read_bytes(uri) == b"photo"
     assert [(entry.uri, entry.num_bytes) for entry in storage.list_objects(folder)] == [(uri, 5)]
+
+
+class _CuttingStore:
+    """Lists six keys in pages of two; every other answer breaks off before its second page."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def list(self, prefix: str | None, *, offset: str | None, chunk_size: int) -> Iterator[list[dict]]:
+        self.num_asked += 1
+        keys = [key for key in "abcdef" if offset is None or key > offset]
+        for start in range(0, len(keys), 2):
+            if start and self.num_asked % 2:
+                raise BaseError("Error getting list response body: HTTP error: request or response body error")
+            yield [{"path": key, "size": 1, "e_tag": None} for key in keys[start : start + 2]]
+
+
+def test_a_listing_cut_short_goes_on_after_its_last_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _CuttingStore()
+    monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (store, ""))
+    assert [entry.uri for entry in storage.list_objects("s3://bins")] == [f"s3://bins/{key}" for key in "abcdef"]
+    assert store.num_asked == 2
 
 
 def test_only_one_of_two_creates_an_object(folder: str) -> None:
