@@ -53,7 +53,7 @@ def join_repeats(config_type: type[JobConfig], argv: Sequence[str]) -> list[str]
     """`--flag a --flag b` as `--flag a b` for the flags that take several values: the parser knows either form alone,
     and of a repeated flag it would keep the last one without a word."""
     lists = {
-        f"--{name.replace('_', '-')}": []
+        f"--{name.replace('_', '-')}"
         for name, field in config_type.model_fields.items()
         if get_origin(field.annotation) is tuple
     }

@@ -120,10 +120,9 @@ def _compute_capabilities() -> list[float]:
     """Of the cards of every node with GPUs. The driver's own node may have none."""
     if not ray.is_initialized():
         return read_compute_capabilities()
+    ask = ray.remote(num_cpus=0)(read_compute_capabilities)
     found = [
-        ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))(
-            read_compute_capabilities
-        ).remote()
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
     ]

@@ -119,6 +119,15 @@ def test_bf16_is_taken_on_cards_that_have_units_for_it(
     assert resolve_precision("auto", "cuda") == found
 
 
+def test_cards_are_asked_for_by_the_driver_s_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert resources.read_compute_capabilities() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 7.5\necho 9.0\n")
+    tool.chmod(0o755)
+    assert resources.read_compute_capabilities() == [7.5, 9.0]
+
+
 def test_fp16_is_refused_on_a_cpu() -> None:
     with pytest.raises(InputError, match="--precision fp16: expected a GPU"):
         resolve_precision("fp16", "cpu")
