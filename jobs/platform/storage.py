@@ -46,8 +46,8 @@ RETRIES: RetryConfig = {
 }
 
 
-LIST_TRIES = 6
-"""A page of a listing that breaks off is asked for again so often."""
+CUT_TRIES = 6
+"""An answer that breaks off is asked for again so often; see is_cut_short."""
 
 INCOMPLETE = "_incomplete"
 """Stands in a folder of Parquet files from before its first file until after its last one is written."""
@@ -167,12 +167,23 @@ def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
 def read_bytes(uri: str) -> bytes:
     """Raises FileNotFoundError where nothing is stored, InputError where it can't be read, GateError where storage is away."""
     store, key = locate(uri)
-    try:
-        return bytes(store.get(key).bytes())
-    except (NotFoundError, FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"{uri}: not found") from error
-    except (BaseError, OSError) as error:
-        raise _failure(uri, "read", error) from error
+    num_failed = 0
+    while True:
+        try:
+            return bytes(store.get(key).bytes())
+        except (NotFoundError, FileNotFoundError, IsADirectoryError) as error:
+            raise FileNotFoundError(f"{uri}: not found") from error
+        except (BaseError, OSError) as error:
+            num_failed += 1
+            if num_failed == CUT_TRIES or not is_cut_short(error):
+                raise _failure(uri, "read", error) from error
+            time.sleep(0.2 * 2**num_failed)
+
+
+def is_cut_short(error: Exception) -> bool:
+    """Whether an answer broke off on its way. obstore goes on with an object's body, but asks again neither for a page
+    of a listing nor for the few bytes that say why there is no object."""
+    return "response body" in str(error)
 
 
 def explain_any(error: Exception) -> str:
@@ -235,9 +246,9 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
             return
         except (BaseError, OSError) as error:
             num_failed += 1
-            # obstore asks again for everything but an answer cut short; S3 lists in order, so it goes on after the last key
-            if num_failed == LIST_TRIES or "response body" not in str(error):
+            if num_failed == CUT_TRIES or not is_cut_short(error):
                 raise _failure(uri, "listed", error) from error
+            # S3 lists in order, so it goes on after the last key
             time.sleep(0.2 * 2**num_failed)
 
 

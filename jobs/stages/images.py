@@ -176,17 +176,20 @@ async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Ph
             return Photo(ImageStatus.IMAGE_REJECTED, "not a valid key")
         except (BaseError, OSError) as failure:
             gave_up = _RETRIED.search(str(failure)) is not None
-            return Photo(ImageStatus.FETCH_FAILED, _failure(failure), gave_up=gave_up)
-        size = answer.meta["size"]
-        if size > MAX_IMAGE_BYTES:
-            return Photo(ImageStatus.IMAGE_REJECTED, f"{size} bytes, more than {MAX_IMAGE_BYTES}")
-        try:
-            data = bytes(await answer.bytes_async())
-            if len(data) == size:
-                return data
-            error = f"{len(data)} of {size} bytes came"
-        except (BaseError, OSError) as failure:
+            if gave_up or not storage.is_cut_short(failure):
+                return Photo(ImageStatus.FETCH_FAILED, _failure(failure), gave_up=gave_up)
             error = _failure(failure)
+        else:
+            size = answer.meta["size"]
+            if size > MAX_IMAGE_BYTES:
+                return Photo(ImageStatus.IMAGE_REJECTED, f"{size} bytes, more than {MAX_IMAGE_BYTES}")
+            try:
+                data = bytes(await answer.bytes_async())
+                if len(data) == size:
+                    return data
+                error = f"{len(data)} of {size} bytes came"
+            except (BaseError, OSError) as failure:
+                error = _failure(failure)
         await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
     return Photo(ImageStatus.FETCH_FAILED, f"after {BODY_TRIES} tries: {error}", gave_up=True)
 

@@ -143,18 +143,34 @@ def test_a_storage_that_is_away_ends_the_run_and_a_few_photos_given_up_do_not(
         _fetch_from(port, monkeypatch, OUTAGE_FAILURES)
 
 
+class _Refuse(http.server.BaseHTTPRequestHandler):
+    """Refuses every request for good."""
+
+    def do_GET(self) -> None:
+        self.send_error(400)
+
+    def log_message(self, *arguments: object) -> None:
+        """Quietly."""
+
+
+class _CutRefusal(_Refuse):
+    """Says twice that there is no such object, and breaks off before it has said so the first time."""
+
+    num_asked = 0
+
+    def do_GET(self) -> None:
+        type(self).num_asked += 1
+        self.send_response(404)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b" " * (10 if self.num_asked == 1 else 1000))
+        self.close_connection = True
+
+
 @pytest.fixture
-def refusing_server() -> Iterator[int]:
-    """The port of a server that refuses every request for good."""
-
-    class Refuse(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(400)
-
-        def log_message(self, *arguments: object) -> None:
-            """Quietly."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+def server(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of a server that answers with the parameter's handler."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), request.param) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
@@ -162,10 +178,26 @@ def refusing_server() -> Iterator[int]:
         thread.join()
 
 
+@pytest.mark.parametrize("server", [_CutRefusal], indirect=True)
+@pytest.mark.parametrize("reader", ["photo", "bytes"])
+def test_an_answer_cut_short_is_asked_for_again(server: int, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+    monkeypatch.setattr(_CutRefusal, "num_asked", 0)
+    images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
+    if reader == "photo":
+        fetched = fetch_rows(manifest_table(images_uri, [1]), _plan(images_uri))
+        assert fetched["status"].to_pylist() == ["missing_image"]
+    else:
+        with pytest.raises(FileNotFoundError):
+            storage.read_bytes(images_uri)
+    assert _CutRefusal.num_asked == 2
+
+
+@pytest.mark.parametrize("server", [_Refuse], indirect=True)
 def test_photos_that_are_refused_one_by_one_are_no_outage(
-    impatient: None, refusing_server: int, monkeypatch: pytest.MonkeyPatch
+    impatient: None, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = _fetch_from(refusing_server, monkeypatch, 2 * OUTAGE_FAILURES)
+    errors = _fetch_from(server, monkeypatch, 2 * OUTAGE_FAILURES)
     assert set(errors) == {"GenericError: status code: 400 Bad Request"}
 
 
