@@ -82,8 +82,8 @@ def trial(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> Callable[[str, dict[str, float]], None]:
-    """Puts a verdict into the fault table, which is printed at the end."""
+def record(request: pytest.FixtureRequest) -> Callable[[str, dict], None]:
+    """Puts a verdict into the fault table, which is printed at the end; `{"not_injected": why}` where there is none."""
     table = request.config.stash.setdefault(TABLE, [])
     return lambda fault, verdict: table.append({"fault": fault, **verdict})
 
@@ -123,11 +123,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         "|---|" + "---:|" * 6,
     ]
     for fault, found in faults.items():
-        seconds = sorted(row["seconds"] for row in found)
+        judged = [row for row in found if "not_injected" not in row]
+        if len(judged) < len(found):
+            why = next(row["not_injected"] for row in found if "not_injected" in row)
+            lines.append(f"| {fault}: NOT INJECTED, {why} | {len(found) - len(judged)} | | | | | |")
+        if not judged:
+            continue
+        seconds = sorted(row["seconds"] for row in judged)
         spread = f"{seconds[0]:.0f}" if len(seconds) == 1 else f"{seconds[0]:.0f} to {seconds[-1]:.0f}"
-        num_times = sum(row.get("times", 1) for row in found)
-        sums = " | ".join(str(sum(row[name] for row in found)) for name in ("lost", "doubled", "early"))
-        lines.append(f"| {fault} | {num_times} | {sums} | {spread} | {max(row['tries'] for row in found)} |")
+        num_times = sum(row.get("times", 1) for row in judged)
+        sums = " | ".join(str(sum(row[name] for row in judged)) for name in ("lost", "doubled", "early"))
+        lines.append(f"| {fault} | {num_times} | {sums} | {spread} | {max(row['tries'] for row in judged)} |")
     terminalreporter.write_line("\n".join(lines))
     path = config.getoption("--faults-json", default=None)
     if path:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.platform import storage
+from schemas.errors import GateError
 from tests.faults.faulty_network import FaultyNetwork, Server
 from tests.faults.ray_nodes import RayNodes
 
@@ -139,6 +140,7 @@ class Trial:
             "tries": self.num_tries,
         }
         assert self._injected_at is not None, f"the fault never happened:\n{self.logs[-1][-3000:]}"
+        assert self.reader.num_reads > 0, "nobody read meanwhile, so nothing was seen early"
         assert (lost, doubled, early) == (0, 0, 0), verdict
         for table in TABLES:
             assert_same_rows(expected[table], found[table], table)
@@ -158,17 +160,43 @@ class Reader(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(1.0):
             try:
-                rows = read_views(self._output_uri).get("results")
-            except (FileNotFoundError, duckdb.IOException):
-                continue  # a file went between listing and reading: a replacement tidies up
+                before = self._commits()
+                whole = self._finds_whole()
+                # what was read while a replacement was committed and tidied up is of both nights: begin anew
+                torn = before and before != self._commits()
+            except (FileNotFoundError, GateError):
+                continue  # a file went between listing and reading, or the storage is away
             self.num_reads += 1
-            if rows is not None and rows.num_rows and pc.count_distinct(rows["bin_id"]).as_py() != self._num_bins:
+            if not whole and not torn:
                 self.num_early += 1
+
+    def _finds_whole(self) -> bool:
+        try:
+            return is_whole(read_views(self._output_uri), self._num_bins)
+        except duckdb.IOException:
+            return False  # a summary, and none of the files that belong to it
+
+    def _commits(self) -> list[tuple[str, str | None]]:
+        return [(entry.uri, entry.etag) for entry in storage.list_objects(storage.join(self._output_uri, "summary"))]
 
     def stop(self) -> int:
         self._ended.set()
         self.join(timeout=120)
         return self.num_early
+
+
+def is_whole(views: Views, num_bins: int) -> bool:
+    """Whether a reader found nothing yet, or a night with every bin once and the plan that its summary counts."""
+    if not views:
+        return True
+    whole = views["summary"].filter(pc.equal(views["summary"]["scope"], "all")).to_pylist()
+    if len(whole) != 1 or whole[0]["num_bins"] != num_bins:
+        return False
+    expected = {"results": num_bins, "recount_plan": whole[0]["num_priority"] + whole[0]["num_random"]}
+    return all(
+        views[table].num_rows == count == pc.count_distinct(views[table]["bin_id"]).as_py()
+        for table, count in expected.items()
+    )
 
 
 def read_views(output_uri: str) -> Views:

@@ -56,6 +56,8 @@ class Faults:
     """These never arrive: the connection breaks."""
     hold: Requests | None = None
     """These wait for as long as this is set."""
+    num_held: int = 0
+    """Requests that wait at present."""
     seen: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of every request that was passed on."""
     watchers: list[tuple[Requests, Callable[[], None]]] = field(default_factory=list)
@@ -103,8 +105,13 @@ class FaultyNetwork:
         for watcher in [one for one in faults.watchers if one[0](method, path)]:
             faults.watchers.remove(watcher)
             await asyncio.to_thread(watcher[1])
-        while self.faults.hold is not None and self.faults.hold(method, path):
-            await asyncio.sleep(0.05)
+        if faults.hold is not None and faults.hold(method, path):
+            faults.num_held += 1
+            while self.faults.hold is not None and self.faults.hold(method, path) and request.transport is not None:
+                await asyncio.sleep(0.05)
+            faults.num_held -= 1
+        if request.transport is None:
+            return web.Response()  # who asked has gone, and may ask again: once is enough
         if faults.delay:
             faults.num_injected += 1
             await asyncio.sleep(faults.delay)

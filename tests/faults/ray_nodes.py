@@ -60,15 +60,12 @@ class RayNodes:
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Ray's workers on this cluster whose title, such as `ray::MapBatches(_stage)`, holds `title`."""
-        found = []
-        for node in self._nodes:
-            for process in psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []:
-                try:
-                    if title in " ".join(process.cmdline()):
-                        found.append(process)
-                except psutil.NoSuchProcess:
-                    continue
-        return found
+        return [process for node in self._nodes for process in self.workers(node) if title in titled(process)]
+
+    def workers(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Ray's workers on one node that have been given something to do."""
+        children = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
+        return [process for process in children if "ray::" in titled(process) and "ray::IDLE" not in titled(process)]
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """As when the machine loses power: every process of the node at once, no good-byes."""
@@ -101,3 +98,10 @@ class RayNodes:
                 self.stop()
                 raise RuntimeError(f"the Ray node did not start: {log[-3000:]}")
             time.sleep(0.3)
+
+
+def titled(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""

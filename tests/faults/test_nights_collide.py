@@ -20,10 +20,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 @times(3, quick=0)
 def test_two_runs_at_once(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
-    site.network.faults.hold = gets("/bin-images/")
-    trial.inject()
+    faults = site.network.faults
+    faults.hold = puts("/locks/")
     # on clusters of their own: on one, the second would wait for the CPUs that the first holds, and only then look
     audits = [site.start(trial.output_uri), site.start(trial.output_uri, ray_address="local")]
+    # both found the night free and are about to take it
+    wait_until(lambda: faults.num_held == 2)
+    assert list(storage.list_objects(f"{trial.output_uri}/locks")) == []
+    trial.inject()
+    faults.hold = gets("/bin-images/")
     loser = first_to_end(audits)
     (holder,) = set(audits) - {loser}
     assert loser.process.returncode == 1
@@ -35,10 +40,8 @@ def test_two_runs_at_once(site: Site, trial: Trial, record: Callable, attempt: i
     record("two runs at once", trial.judge())
 
 
-@times(3, quick=0)
-def test_a_run_that_waited_while_another_one_committed(
-    site: Site, trial: Trial, record: Callable, attempt: int
-) -> None:
+@pytest.mark.slow
+def test_a_run_that_waited_while_another_one_committed(site: Site, trial: Trial, record: Callable) -> None:
     """It must not score and write the committed night once more."""
     about_to_commit = threading.Event()
     site.network.faults.hold = puts("/summary/")
