@@ -52,15 +52,6 @@ def anonymous(write: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_publish_cut_before_the_commit(site: Site, trial: Trial, record: Callable) -> None:
-    before, _ = publish_writes(site)
-    die_before(site, trial, before[-1])
-    assert read_views(trial.output_uri) == {}
-    trial.recover()
-    record("publish cut before the summary", trial.judge())
-
-
-@pytest.mark.slow
 def test_a_publish_cut_between_any_two_writes_up_to_the_commit(site: Site, trial: Trial, record: Callable) -> None:
     before, _ = publish_writes(site)
     for write in before:

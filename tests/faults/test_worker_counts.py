@@ -10,7 +10,7 @@ from tests.faults.ray_nodes import RayNodes
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("cpus", [(1,), (4,), (2, 2), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("cpus", [(1,), (2, 2), (1, 1, 1, 1)], ids=str)
 def test_tables_do_not_depend_on_the_number_of_workers(site: Site, trial: Trial, cpus: tuple[int, ...]) -> None:
     """CPUs node by node; the undisturbed run had one node of two. Each node has a scoring actor."""
     nodes = RayNodes(site.environment, num_cpus=cpus[0])
