@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import pyarrow.compute as pc
 
 from jobs.counting.history import History, PlanRecounts
 from jobs.counting.samples import Sample, samples_in_force
@@ -185,8 +184,7 @@ def _value_sample(sample: Sample) -> NightSample:
 
 def _have_one_currency(plans: Sequence[PlanRecounts]) -> bool:
     """Whether all planned bins with a unit value name the same currency, or none of them names one."""
-    valued = (plan.planned.filter(pc.is_valid(plan.planned["unit_value"])) for plan in plans)
-    return len({currency for planned in valued for currency in planned["currency"].to_pylist()}) <= 1
+    return len(set().union(*(plan.currencies for plan in plans))) <= 1
 
 
 def _number(value: float) -> float | None:

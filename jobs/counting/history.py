@@ -70,6 +70,12 @@ class PlanRecounts:
         return ~np.isnan(self.counted_qty)
 
     @property
+    def currencies(self) -> set[str | None]:
+        """Of the planned bins with a unit value; None is the currency of those that name none."""
+        valued = self.planned.filter(pc.is_valid(self.planned["unit_value"]))
+        return set(valued["currency"].to_pylist())
+
+    @property
     def num_random_planned(self) -> int:
         return int(self.is_random.sum())
 

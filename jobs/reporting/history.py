@@ -22,7 +22,8 @@ MAX_OFFENDERS = 25
 @dataclass(frozen=True)
 class Promise:
     """One night's priority list. What it claimed and what was found are of its `num_compared` bins: those counted of a
-    list that is 90 % resolved, else none. Value is None where unit values are missing."""
+    list that is 90 % resolved, else none. Value is None where
+    unit values are missing or of several currencies."""
 
     audit_date: str
     num_listed: int
@@ -62,7 +63,7 @@ def _promise(plan: PlanRecounts) -> Promise:
     compared = ~plan.is_random & plan.counted & plan.has_priority_list
     difference = np.abs(plan.counted_qty - plan.column("expected_qty"))[compared]
     unit_value = plan.column("unit_value")[compared]
-    valued = bool(compared.any() and np.isfinite(unit_value).all())
+    valued = bool(compared.any() and np.isfinite(unit_value).all() and len(plan.currencies) == 1)
     claimed = plan.column("expected_abs_variance_qty")[compared] * unit_value
     return Promise(
         audit_date=plan.audit_date,
