@@ -44,7 +44,8 @@ PEERS = {
     "single_requests": ("tests.benchmarks.audit_peers.single_requests",),
 }
 PEER_IMAGES = 224
-"""Photos that a peer scores: its rate per image is constant, and some peers are slow."""
+"""Photos that a peer scores: its rate per image is constant, and some peers are slow. The tuned loader is fast and
+scores all of ours: its workers have 128 photos ready when the first batch is through, a gift that must weigh little."""
 
 
 def measure(bundle: Path, folder: Path, uris: list[str], repeats: int, skip: list[str]) -> dict[str, list[dict]]:
@@ -71,9 +72,10 @@ def measure(bundle: Path, folder: Path, uris: list[str], repeats: int, skip: lis
         rate, seconds = read_night(output_uri)
         note("ours", ended, rate, seconds=seconds, start_and_end_seconds=seconds - len(uris) / rate)
         for name, (module, *flags) in peers.items():
-            ended = run(module, "--uris", str(some), "--bundle", str(bundle), *flags)
+            given = uris if "tuned" in name else uris[:PEER_IMAGES]
+            ended = run(module, "--uris", str(everything if given is uris else some), "--bundle", str(bundle), *flags)
             (first_at, first), *_, (last_at, last) = ended.answer["marks"]
-            assert last == len(uris[:PEER_IMAGES]), f"{name} answered {last} photos"
+            assert last == len(given), f"{name} answered {last} photos"
             note(name, ended, (last - first) / (last_at - first_at))
         tuned = [name for name in peers if "tuned" in name]
         best = max(tuned, key=lambda name: found[name][0]["images_per_second"], default=None)
