@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from ray.train.v2._internal.execution.context import logger as report_logger
 from torch import nn
 
 from model.calibration import apply_calibration, fit_calibration, negative_log_likelihood
@@ -100,7 +101,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
     loop_config: {"settings": LoopSettings}.
     """
     # it would write each epoch's metrics once more, on a line of 500 characters
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    report_logger.setLevel(logging.WARNING)
     return _Loop(loop_config["settings"]).run()
 
 
