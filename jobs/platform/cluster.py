@@ -24,7 +24,8 @@ def connect(*, quiet: str | None = None) -> Iterator[None]:
         return
     options: dict = {"log_to_driver": True, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):
-        options |= {"include_dashboard": False}
+        # "local", as Ray would first look for a cluster that ran on this machine once, and wait for one that died
+        options |= {"address": "local", "include_dashboard": False}
         if quiet:
 
             def keep_quiet() -> None:  # nested, so that it travels by value: a worker runs it before it can import ours
