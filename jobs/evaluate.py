@@ -60,7 +60,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
             manifest.num_rows, manifest.uri, info.bundle_id, precision, resources.device,
         )  # fmt: skip
         plan = FetchPlan(info.preprocessing, roots, config.anonymous, ray.put(photos))
-        with temporary_worklist(manifest, output_uri) as shards:
+        with temporary_worklist(manifest, output_uri, info.preprocessing.image_size) as shards:
             predictions = predict_bins(
                 shards,
                 plan,

@@ -190,7 +190,7 @@ def explain_any(error: Exception) -> str:
     return explain(error) if isinstance(error, BaseError) else f"{type(error).__name__}: {error}"
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
     """Writes the object whole or not at all. Raises InputError where the place can't be written, GateError where storage
     is away or full."""
     store, key = locate(uri)
@@ -207,7 +207,7 @@ def check_writable(uri: str) -> None:
     delete([probe])
 
 
-def create_bytes(uri: str, data: bytes) -> bool:
+def create_bytes(uri: str, data: bytes | memoryview) -> bool:
     """Writes the object only where none is (conditional PUT). Returns whether this call wrote it."""
     store, key = locate(uri)
     try:
@@ -220,13 +220,20 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 
 def exists(uri: str) -> bool:
-    """Whether one object is stored at exactly this URI."""
+    """Whether one object is stored at exactly this URI. Raises InputError where it can't be asked for, GateError where
+    storage is away."""
+    return _describe(uri) is not None
+
+
+def _describe(uri: str) -> StoredObject | None:
     store, key = locate(uri)
     try:
-        store.head(key)
+        meta = store.head(key)
     except (NotFoundError, FileNotFoundError):
-        return False
-    return True
+        return None
+    except (BaseError, OSError) as error:
+        raise _failure(uri, "looked up", error) from error
+    return StoredObject(uri=uri, num_bytes=meta["size"], etag=meta["e_tag"])
 
 
 def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None = None) -> Iterator[StoredObject]:
@@ -253,13 +260,16 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
 
 
 def delete(uris: Iterable[str]) -> None:
-    """Deletes objects; one that is already gone is no error."""
+    """Deletes objects; one that is already gone is no error. Raises InputError where it is not allowed, GateError where
+    storage is away."""
     for uri in uris:
         store, key = locate(uri)
         try:
             store.delete(key)
         except (NotFoundError, FileNotFoundError):
             continue
+        except (BaseError, OSError) as error:
+            raise _failure(uri, "deleted", error) from error
 
 
 def parquet_files(uri: str) -> list[StoredObject]:
@@ -267,10 +277,8 @@ def parquet_files(uri: str) -> list[StoredObject]:
 
     Raises InputError where there is none, and where the folder is marked as not yet whole.
     """
-    if uri.endswith(".parquet") and exists(uri):
-        store, key = locate(uri)
-        meta = store.head(key)
-        return [StoredObject(uri=uri, num_bytes=meta["size"], etag=meta["e_tag"])]
+    if uri.endswith(".parquet") and (one := _describe(uri)) is not None:
+        return [one]
     listed = list(list_objects(uri))
     if any(entry.uri == join(absolute(uri), INCOMPLETE) for entry in listed):
         raise InputError(
@@ -296,19 +304,17 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
 def open_ranges(uri: str) -> io.RawIOBase:
     """A stored object as a seekable file: one range request a read. Raises FileNotFoundError where it is not there."""
-    store, key = locate(uri)
-    try:
-        return _RangeReader(store, key)
-    except (NotFoundError, FileNotFoundError) as error:
-        raise FileNotFoundError(f"{uri}: not found") from error
+    found = _describe(uri)
+    if found is None:
+        raise FileNotFoundError(f"{uri}: not found")
+    return _RangeReader(found)
 
 
 class _RangeReader(io.RawIOBase):
     """A stored object as the seekable file that pyarrow wants: one range request a read."""
 
-    def __init__(self, store: ObjectStore, key: str) -> None:
-        self._store, self._key, self._position = store, key, 0
-        self._size: int = store.head(key)["size"]
+    def __init__(self, found: StoredObject) -> None:
+        self._uri, self._size, self._position = found.uri, found.num_bytes, 0
 
     def readable(self) -> bool:
         return True
@@ -328,7 +334,11 @@ class _RangeReader(io.RawIOBase):
         stop = self._size if size < 0 else min(self._size, self._position + size)
         if stop <= self._position:
             return b""
-        data = bytes(self._store.get_range(self._key, start=self._position, end=stop))
+        store, key = locate(self._uri)
+        try:
+            data = bytes(store.get_range(key, start=self._position, end=stop))
+        except (BaseError, OSError) as error:
+            raise _failure(self._uri, "read", error) from error
         self._position = stop
         return data
 
@@ -343,9 +353,14 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
     """One Parquet file, written whole or not at all."""
+    write_bytes(uri, parquet_bytes(table, row_group_size=row_group_size))
+
+
+def parquet_bytes(table: pa.Table, *, row_group_size: int | None = None) -> memoryview:
+    """A table as the bytes of one Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
-    write_bytes(uri, sink.getbuffer())  # type: ignore[arg-type]
+    return sink.getbuffer()
 
 
 def download_folder(uri: str, folder: Path) -> None:

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import jobs
 from jobs.counting.counted import has_counts
@@ -100,7 +98,9 @@ def publish_night(
     plan_uri = storage.join(partition_uri(output_uri, "recount_plan", audit_date), f"part-{run_id}-00000.parquet")
     storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
-    storage.create_bytes(storage.join(output_uri, "counted", "_schema.parquet"), _empty_table(COUNTED_SCHEMA))
+    storage.create_bytes(
+        storage.join(output_uri, "counted", "_schema.parquet"), storage.parquet_bytes(COUNTED_SCHEMA.empty_table())
+    )
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
     storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri).encode())
     if replaces is not None:
@@ -117,9 +117,25 @@ def publish_night(
         )
     _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
     lock.check()
-    storage.write_table(summary_uri(output_uri, audit_date), summary)
+    _commit(summary, output_uri, audit_date, run_id, replaces)
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
+
+
+def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, replaces: str | None) -> None:
+    """The one write that commits the night. A first one is conditional: a process that was paused between looking at its
+    lock and here finds the night taken, and not the lock alone stands between it and another run's parts."""
+    uri = summary_uri(output_uri, audit_date)
+    if replaces is not None:
+        storage.write_table(uri, summary)
+    elif not storage.create_bytes(uri, storage.parquet_bytes(summary)):
+        # an answer lost on its way makes the retry find this run's own commit
+        committed = committed_run(output_uri, audit_date)
+        if committed != run_id:
+            raise GateError(
+                f"{output_uri}: the night {audit_date} was committed by run {committed} while this one was at work; "
+                "nothing was committed; pass --replace to audit it again"
+            )
 
 
 def mark_committed(output_uri: str, run_id: str) -> None:
@@ -168,12 +184,6 @@ def _check_parts(expected: set[str], output_uri: str, audit_date: str) -> None:
             f"{len(gone)} of this run's {len(expected)} parts were deleted before the commit (such as {min(gone)}); "
             "nothing was committed, the same command writes them again"
         )
-
-
-def _empty_table(schema: pa.Schema) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(schema.empty_table(), sink)
-    return sink.getvalue()
 
 
 def _plain(value: object) -> object:

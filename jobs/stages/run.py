@@ -41,7 +41,7 @@ RESULT_SETTINGS = (
 )
 """Settings that change a row of the results; the quality gates only decide whether there are any."""
 
-HEARTBEAT_SECONDS, EXPIRY_SECONDS = 10.0, 45.0
+HEARTBEAT_SECONDS, LOOK_SECONDS, EXPIRY_SECONDS = 10.0, 1.0, 45.0
 
 
 def name_run(
@@ -184,14 +184,18 @@ class NightLock:
         here = holder["host"] == self._holder["host"] and holder["boot"] == self._holder["boot"]
         if here and not Path(f"/proc/{holder['pid']}").exists():
             return True
-        deadline = time.monotonic() + EXPIRY_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(1.0)
+        silent_for = 0.0
+        while silent_for < EXPIRY_SECONDS:
+            before = time.monotonic()
+            time.sleep(LOOK_SECONDS)
             latest, found = self._latest()
             if latest != generation or found is None or found.get("released"):
                 return True  # look again: it changed hands or was let go
             if found["beats"] != holder["beats"]:
                 return False
+            # storage that was away for this look was away for the holder's heartbeat too
+            elapsed = time.monotonic() - before
+            silent_for = silent_for + elapsed if elapsed < LOOK_SECONDS + HEARTBEAT_SECONDS else 0.0
         return True
 
     def _beat(self) -> None:

@@ -11,12 +11,13 @@ from jobs.stages.manifest import Manifest, Shard, write_worklist
 
 
 @contextmanager
-def temporary_worklist(manifest: Manifest, output_uri: str) -> Iterator[list[Shard]]:
-    """The manifest's shards, copied to where all workers can read them and deleted at the end of the block."""
+def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int = 0) -> Iterator[list[Shard]]:
+    """The manifest's shards, copied to where all workers can read them and deleted at the end of the block.
+    `image_size`: as in write_worklist."""
     # named by content: what a killed job left is the same list
-    folder_uri = storage.join(output_uri, f"worklist-{manifest.fingerprint[:12]}")
+    folder_uri = storage.join(output_uri, f"worklist-{manifest.fingerprint[:12]}-{image_size}")
     try:
-        yield write_worklist(manifest, folder_uri)
+        yield write_worklist(manifest, folder_uri, image_size)
     finally:
         storage.delete([entry.uri for entry in storage.list_objects(folder_uri)])
         if not storage.is_s3(folder_uri) and Path(folder_uri).is_dir():

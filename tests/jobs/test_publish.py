@@ -15,10 +15,9 @@ from jobs import audit
 from jobs.counting.belief import learn_belief
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
-from jobs.platform import storage
 from jobs.stages import conclude
 from jobs.stages.conclude import SUMS, Decisions, Night
-from jobs.stages.publish import MONEY, publish_night, summarize
+from jobs.stages.publish import MONEY, committed_run, publish_night, summarize
 from jobs.stages.run import hold_night
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA
@@ -103,23 +102,36 @@ def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: 
     facts["counted_at"] = datetime(2026, 3, 3, tzinfo=UTC)
     rows = [{name: facts.get(name) for name in COUNTED_SCHEMA.names}]
     add_counted(output, pa.Table.from_pylist(rows, schema=COUNTED_SCHEMA))
-    night = night_of({})
-
-    def publish(replace_counted: bool) -> str:
-        with hold_night(output, NIGHT, str(FACTS["run_id"])) as lock:
-            publish_night(
-                night,
-                summarize(night, FACTS, {}, []),
-                output_uri=output,
-                audit_date=NIGHT,
-                run_id=str(FACTS["run_id"]),
-                replaces=in_force,
-                replace_counted=replace_counted,
-                lock=lock,
-            )
-        return storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")["run_id"][0].as_py()
-
     with pytest.raises(GateError, match=r"counts against a plan of 2026-03-02 have come in.*--replace-counted"):
-        publish(replace_counted=False)
-    assert storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")["run_id"][0].as_py() == in_force
-    assert publish(replace_counted=True) == FACTS["run_id"]
+        publish(night_of({}), output, replaces=in_force)
+    assert committed_run(output, NIGHT) == in_force
+    publish(night_of({}), output, replaces=in_force, replace_counted=True)
+    assert committed_run(output, NIGHT) == FACTS["run_id"]
+
+
+def test_a_night_that_another_run_committed_after_the_last_look_at_the_lock_stays(tmp_path: Any) -> None:
+    output = str(tmp_path)
+    first = commit_night(output, NIGHT, [plan_row("a")])
+    with pytest.raises(GateError, match=f"committed by run {first} while this one was at work"):
+        publish(night_of({}), output, replaces=None)
+    assert committed_run(output, NIGHT) == first
+
+
+def test_a_commit_whose_answer_was_lost_is_a_commit(tmp_path: Any) -> None:
+    publish(night_of({}), str(tmp_path), replaces=None)
+    publish(night_of({}), str(tmp_path), replaces=None)
+    assert committed_run(str(tmp_path), NIGHT) == FACTS["run_id"]
+
+
+def publish(night: Night, output: str, *, replaces: str | None, replace_counted: bool = False) -> None:
+    with hold_night(output, NIGHT, str(FACTS["run_id"])) as lock:
+        publish_night(
+            night,
+            summarize(night, FACTS, {}, []),
+            output_uri=output,
+            audit_date=NIGHT,
+            run_id=str(FACTS["run_id"]),
+            replaces=replaces,
+            replace_counted=replace_counted,
+            lock=lock,
+        )

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,32 @@ def test_a_holder_elsewhere_whose_heart_stopped_is_replaced(output_uri: str, mon
     with hold_night(output_uri, "2026-11-22", "run-b"), taken:
         stopped.check()
     stopped._stopped.set()
+
+
+def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While storage is away the holder can't renew its hold either: that silence says nothing of it."""
+    monkeypatch.setattr(run, "EXPIRY_SECONDS", 0.5)
+    monkeypatch.setattr(run, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(run.socket, "gethostname", lambda: "another-machine")
+    holder = run.NightLock(f"{tmp_path}/locks", "run-a")
+    holder.acquire()
+    monkeypatch.setattr(run.socket, "gethostname", lambda: "this-machine")
+    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 0.2)
+    looker, looks = run.NightLock(f"{tmp_path}/locks", "run-b"), 0
+    look = looker._latest
+
+    def look_through_an_outage() -> tuple[int, dict | None]:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            time.sleep(1.0)
+        if looks == 6:
+            holder._beats += 1
+            run.storage.write_bytes(holder._uri(0), holder._content())
+        return look()
+
+    monkeypatch.setattr(looker, "_latest", look_through_an_outage)
+    with pytest.raises(GateError, match="held by run run-a"):
+        looker.acquire()
+    holder._stopped.set()
