@@ -18,7 +18,7 @@ import ray.data
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources
-from jobs.stages.score import SCORED_SCHEMA, score_shards
+from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards
 from schemas.bundle import BundleInfo
 from schemas.results import ImageStatus
 
@@ -132,7 +132,7 @@ def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
         pixels = pc.if_else(_kept(rows, keep), rows["pixels"], pa.scalar(None, pa.binary()))
         added = {
             "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
-            "scored_at": pa.nulls(rows.num_rows, pa.float64()),
+            **dict.fromkeys(TIMES, pa.nulls(rows.num_rows, pa.float64())),
             "shard": pa.repeat(pa.scalar(item["index"], pa.int32()), rows.num_rows),
             "fresh": pa.repeat(pa.scalar(True), rows.num_rows),
         }

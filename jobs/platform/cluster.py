@@ -10,6 +10,15 @@ from contextlib import contextmanager
 import ray
 import ray.data
 
+OWN_CLUSTER = {
+    # Ray's own daemons would interrupt the network, whose threads wait for each other, at every turn.
+    "RAY_worker_niceness": "0",
+    # Ten times a second it would look for new lines in every log of the machine.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "5",
+}
+"""Set for a cluster that a command starts for itself, unless they are set already."""
+
 
 @contextmanager
 def connect(*, quiet: str | None = None) -> Iterator[None]:
@@ -26,6 +35,8 @@ def connect(*, quiet: str | None = None) -> Iterator[None]:
     if not os.environ.get("RAY_ADDRESS"):
         # "local", as Ray would first look for a cluster that ran on this machine once, and wait for one that died
         options |= {"address": "local", "include_dashboard": False}
+        for name, value in OWN_CLUSTER.items():
+            os.environ.setdefault(name, value)
         if quiet:
 
             def keep_quiet() -> None:  # nested, so that it travels by value: a worker runs it before it can import ours

@@ -28,9 +28,9 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     num_done: int = 0
     num_fresh: int = 0
-    first_scored: tuple[float, int] | None = None
-    """When the first shard was scored (seconds since the epoch), and its images."""
-    last_scored: float = 0.0
+    scored: list[tuple[float, float, int]] = field(default_factory=list)
+    """Of each shard that the network had to do with: when it began and when it was through (seconds since the epoch), and
+    its images."""
     statuses: Counter = field(default_factory=Counter)
     findings: Counter = field(default_factory=Counter)
     _last_line: float = 0.0
@@ -38,10 +38,8 @@ class Progress:
     def add(self, shard: StagedShard) -> None:
         """Counts a staged shard, and says so when it is time. Raises GateError as soon as a gate can't be met."""
         now = time.monotonic()
-        if shard.scored_at is not None:
-            if self.first_scored is None or shard.scored_at < self.first_scored[0]:
-                self.first_scored = (shard.scored_at, shard.num_fresh)
-            self.last_scored = max(self.last_scored, shard.scored_at)
+        if shard.scoring_began_at is not None and shard.scored_at is not None:
+            self.scored.append((shard.scoring_began_at, shard.scored_at, shard.num_fresh))
         self.num_done += shard.num_rows
         self.num_fresh += shard.num_fresh
         self.statuses.update(shard.statuses)
@@ -52,11 +50,18 @@ class Progress:
         self.check_gates()
 
     def images_per_second(self) -> float | None:
-        """Steady state: from the first scored shard to the last, so that start-up is left out; None for one shard."""
-        if self.first_scored is None or self.last_scored <= self.first_scored[0]:
+        """Steady state: from the end of the first shard to the end of the last, so that start-up is left out; None for
+        one shard. Of a shard that another scorer had begun before, the part that lies in that time."""
+        first = min((ended for _, ended, _ in self.scored), default=0.0)
+        last = max((ended for _, ended, _ in self.scored), default=0.0)
+        if last <= first:
             return None
-        started, num_first = self.first_scored
-        return (self.num_fresh - num_first) / (self.last_scored - started)
+        images = sum(
+            num_images * (ended - max(began, first)) / (ended - began)
+            for began, ended, num_images in self.scored
+            if ended > first
+        )
+        return images / (last - first)
 
     def line(self, now: float) -> str:
         rate = self.num_done / max(1e-9, now - self.started)

@@ -21,12 +21,18 @@ SCORED_SCHEMA = pa.schema(
         pa.field("probabilities", pa.list_(pa.float32())),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("fresh", pa.bool_(), nullable=False),
+        pa.field("scoring_began_at", pa.float64()),
         pa.field("scored_at", pa.float64()),
     ]
 )
 """Manifest columns, what became of the photo, the calibrated probabilities. `fresh`: tried in this try of the run,
-so the row's shard has to be staged (again). `scored_at`: when the network was through with the shard, in seconds since the
-epoch; null where it had nothing to do."""
+so the row's shard has to be staged (again). `scoring_began_at`, `scored_at`: when the network began with the shard and was
+through with it, in seconds since the epoch; null where it had nothing to do."""
+
+
+TIMES = ("scoring_began_at", "scored_at")
+TASKS_AHEAD = 8
+"""Shards that may be on their way to one scorer."""
 
 
 class ShardScorer:
@@ -64,13 +70,14 @@ class ShardScorer:
     def __call__(self, rows: pa.Table) -> pa.Table:
         if self._refusal is not None:
             raise self._refusal
+        began_at = time.time()
         pixels = pixels_of(rows, self._preprocessing)
-        return (
-            with_probabilities(rows, self._scorer.score(pixels), time.time()) if len(pixels) else without_pixels(rows)
-        )
+        if not len(pixels):
+            return without_pixels(rows)
+        return with_probabilities(rows, self._scorer.score(pixels), began_at, time.time())
 
 
-def with_probabilities(rows: pa.Table, probabilities: np.ndarray, scored_at: float) -> pa.Table:
+def with_probabilities(rows: pa.Table, probabilities: np.ndarray, began_at: float, scored_at: float) -> pa.Table:
     """Puts (n, K + 1) `probabilities` into the n rows that have pixels; the other rows keep theirs, or null."""
     scored = pc.is_valid(rows["pixels"]).to_numpy()
     answers = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1])
@@ -80,6 +87,7 @@ def with_probabilities(rows: pa.Table, probabilities: np.ndarray, scored_at: flo
     both = pa.chunked_array([*rows["probabilities"].chunks, answers.cast(pa.list_(pa.float32()))])
     columns = {
         "probabilities": both.take(pa.array(places)),
+        "scoring_began_at": pa.repeat(pa.scalar(began_at), rows.num_rows),
         "scored_at": pa.repeat(pa.scalar(scored_at), rows.num_rows),
     }
     return pa.Table.from_arrays([columns.get(name, rows[name]) for name in SCORED_SCHEMA.names], schema=SCORED_SCHEMA)
@@ -110,7 +118,8 @@ def score_shards(
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=resources.num_scorers),
+        # the driver hands out work a few times a second: a fast card must not wait for it
+        compute=ray.data.ActorPoolStrategy(size=resources.num_scorers, max_tasks_in_flight_per_actor=TASKS_AHEAD),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,
         runtime_env={"env_vars": environment} if environment else None,

@@ -20,13 +20,13 @@ from jobs.platform import storage
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources
-from jobs.stages.score import SCORED_SCHEMA, score_shards
+from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
-STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh", "scored_at")])
+STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh", *TIMES)])
 FETCHED_SHARD_SCHEMA = pa.schema(
-    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh", "scored_at"))]
+    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh", *TIMES))]
 )
 SCORED = str(ImageStatus.SCORED)
 MAX_FINDINGS = 200
@@ -41,6 +41,7 @@ class StagedShard:
     num_rows: int
     num_fresh: int
     """Images scored in this try of the run."""
+    scoring_began_at: float | None
     scored_at: float | None
     """Seconds since the epoch; None where the network had nothing to do."""
     statuses: dict[str, int]
@@ -139,7 +140,7 @@ def _shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
         "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
         "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
         "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
-        "scored_at": pa.nulls(rows.num_rows, pa.float64()),
+        **dict.fromkeys(TIMES, pa.nulls(rows.num_rows, pa.float64())),
     }
     columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
@@ -162,7 +163,7 @@ def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
         "shard": shards[0],
         "num_rows": rows.num_rows,
         "num_fresh": pc.sum(pc.and_(rows["fresh"], pc.equal(rows["status"], SCORED))).as_py(),
-        "scored_at": rows["scored_at"][0].as_py(),
+        **{name: rows[name][0].as_py() for name in TIMES},
         "statuses": dict(statuses),
         "findings": [[list(kind), count] for kind, count in trim_findings(findings).items()],
     }

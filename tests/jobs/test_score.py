@@ -31,7 +31,7 @@ def _shard(pixels: list[bytes | None], probabilities: list[list[float] | None]) 
         "probabilities": pa.array(probabilities, pa.list_(pa.float32())),
         "shard": pa.repeat(pa.scalar(3, pa.int32()), n),
         "fresh": pa.repeat(True, n),
-        "scored_at": pa.nulls(n, pa.float64()),
+        **dict.fromkeys(staging.TIMES, pa.nulls(n, pa.float64())),
     }
     columns = [added[name] if name in added else rows[name] for name in FETCHED_SHARD_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
@@ -39,22 +39,34 @@ def _shard(pixels: list[bytes | None], probabilities: list[list[float] | None]) 
 
 def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None:
     rows = _shard([None, b"x", None, b"y"], [[1.0, 0.0], None, None, None])
-    scored = with_probabilities(rows, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 12.5)
+    scored = with_probabilities(rows, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 11.0, 12.5)
     assert scored.schema.equals(SCORED_SCHEMA)
     assert scored["probabilities"].to_pylist() == [[1.0, 0.0], [0.25, 0.75], None, [0.5, 0.5]]
-    assert scored["scored_at"].to_pylist() == [12.5] * 4
+    assert [set(scored[name].to_pylist()) for name in staging.TIMES] == [{11.0}, {12.5}]
     assert scored["bin_id"].to_pylist() == rows["bin_id"].to_pylist()
     in_two_pieces = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
-    assert with_probabilities(in_two_pieces, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 12.5).equals(scored)
+    assert with_probabilities(in_two_pieces, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 11.0, 12.5).equals(
+        scored
+    )
 
 
 def test_the_rate_is_that_of_the_steady_state() -> None:
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     assert progress.images_per_second() is None
-    for index, (num_fresh, scored_at) in enumerate([(10, 102.0), (10, 100.0), (0, None), (10, 104.0)]):
-        progress.add(StagedShard(index, 10, num_fresh, scored_at, {"scored": 10}, Counter()))
+    shards = [(10, 100.0, 102.0), (10, 98.0, 100.0), (0, None, None), (10, 102.0, 104.0)]
+    for index, (num_fresh, began_at, scored_at) in enumerate(shards):
+        progress.add(StagedShard(index, 10, num_fresh, began_at, scored_at, {"scored": 10}, Counter()))
     # twenty images in the four seconds after the first shard, whichever was staged first
     assert progress.images_per_second() == pytest.approx(5.0)
+
+
+def test_the_rate_of_several_scorers_counts_nothing_that_was_done_before() -> None:
+    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
+    # two scorers of five images a second each
+    for index, (began_at, scored_at) in enumerate([(98.0, 100.0), (99.0, 101.0), (100.0, 102.0), (101.0, 103.0)]):
+        progress.add(StagedShard(index, 10, 10, began_at, scored_at, {"scored": 10}, Counter()))
+    # from 100 to 103 one of them is done with its work at 102
+    assert progress.images_per_second() == pytest.approx((5 + 10 + 10) / 3)
 
 
 def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(tmp_path: Path) -> None:
@@ -71,9 +83,9 @@ def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(
     plan = FetchPlan(Preprocessing(image_size=32), (str(tmp_path),), False, None)
     work = pa.table({"index": [0], "uri": ["not read"], "row_group": [0], "num_rows": [4]})
     (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
-    (report,) = staging._stage(with_probabilities(shard, np.array([[0.1, 0.9]], np.float32), 12.5), str(tmp_path))[
-        "report"
-    ]
+    (report,) = staging._stage(
+        with_probabilities(shard, np.array([[0.1, 0.9]], np.float32), 11.0, 12.5), str(tmp_path)
+    )["report"]
     assert (json.loads(report)["num_fresh"], json.loads(report)["statuses"]) == (1, {"scored": 4})
     found = storage.read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
     assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
@@ -90,7 +102,7 @@ def _failed_shard(index: int, *failures: tuple[str, str, int]) -> StagedShard:
     }
     statuses = Counter({"scored": 250 - len(folders)})
     statuses.update(status for status, _, _ in folders)
-    return StagedShard(index, 250, 0, None, dict(statuses), trim_findings(Counter(folders)))
+    return StagedShard(index, 250, 0, None, None, dict(statuses), trim_findings(Counter(folders)))
 
 
 def test_the_commonest_cause_is_found_among_many_kinds() -> None:
@@ -106,7 +118,7 @@ def test_the_commonest_cause_is_found_among_many_kinds() -> None:
 def test_a_gate_without_findings_says_what_it_knows() -> None:
     progress = Progress(num_bins=10, max_unreadable_share=0.05, max_missing_share=0.05)
     with pytest.raises(GateError, match=r"10 of 10 images .* \(seen so far: 10 bins\)\. Nothing was committed"):
-        progress.add(StagedShard(0, 10, 0, None, {"missing_image": 10}, Counter()))
+        progress.add(StagedShard(0, 10, 0, None, None, {"missing_image": 10}, Counter()))
 
 
 @pytest.mark.parametrize(
