@@ -17,7 +17,7 @@ import ray.data
 
 from jobs.platform import storage
 from jobs.training.labelled_bins import TASK_CPUS, fetch_all
-from model.images import decode_image
+from model.images import read_pixels, resize_image
 from model.micro_batches import MicroBatch, PreparedBatch
 from model.splitting import id_hashes, keyed
 from model.transforms import augment
@@ -123,11 +123,16 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
         if gone:
             raise FileNotFoundError(f"{gone[0]}: the photo was there when training began and is gone")
         preprocessing = stream.preprocessing.model_copy(update={"image_size": side})
-        pixels = [decode_image(data, preprocessing) for data in photos if data is not None]
+        pixels = [read_pixels(data) for data in photos if data is not None]
         decoded = time.perf_counter()
-        if epoch is not None:
+        if epoch is None:
+            pixels = [resize_image(photo, preprocessing) for photo in pixels]
+        else:
             keys = keyed(hashes[rows], stream.seed + 1, epoch)
-            pixels = [augment(photo, int(key), stream.augmentation) for photo, key in zip(pixels, keys, strict=True)]
+            pixels = [
+                augment(photo, int(key), stream.augmentation, preprocessing)
+                for photo, key in zip(pixels, keys, strict=True)
+            ]
         finished = time.perf_counter()
         yield pa.table(
             {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from model.images import resize_image
 from model.network import build_network
 from model.optimisation import (
     CountingNetwork,
@@ -21,6 +23,9 @@ from model.profile import PHASES, Stopwatch
 from model.recipe import Recipe
 from model.targets import classes_of, count_targets, quantity_targets
 from model.transforms import augment
+from schemas.bundle import Preprocessing
+
+HALF = Preprocessing(image_size=48)
 
 
 def test_targets_sum_to_one_and_peak_at_the_record() -> None:
@@ -44,30 +49,44 @@ def test_class_targets_are_one_hot() -> None:
     assert targets.argmax(axis=1).tolist() == classes_of(np.arange(16), 6).tolist()
 
 
-def test_augmentation_is_keyed_and_keeps_the_shape() -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+def test_augmentation_is_keyed_and_gives_the_size_that_was_asked_for() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     before = photo.copy()
-    first = augment(photo, 17, 1.0)
-    assert np.array_equal(first, augment(photo, 17, 1.0))
-    assert not np.array_equal(first, augment(photo, 18, 1.0))
+    first = augment(photo, 17, 1.0, Preprocessing(image_size=32))
+    assert np.array_equal(first, augment(photo, 17, 1.0, Preprocessing(image_size=32)))
+    assert not np.array_equal(first, augment(photo, 18, 1.0, Preprocessing(image_size=32)))
     assert np.array_equal(photo, before)
-    assert first.shape == photo.shape
+    assert first.shape == (32, 32, 3)
     assert first.dtype == np.uint8
 
 
 def test_without_strength_a_photo_is_only_mirrored() -> None:
-    photo = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    photo = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    plain = resize_image(photo, HALF)
     for key in range(20):
-        found = augment(photo, key, 0.0)
-        assert np.array_equal(found, photo) or np.array_equal(found, photo[:, ::-1])
+        found = augment(photo, key, 0.0, HALF).astype(int)
+        assert min(abs(found - plain).max(), abs(found - plain[:, ::-1]).max()) <= 1
+
+
+def test_augmented_photos_are_as_sharp_as_those_that_the_network_is_asked_about() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    photo = cv2.GaussianBlur(photo, (0, 0), 1.5)
+    ratios = [detail(augment(photo, key, 0.1, HALF)) / detail(resize_image(photo, HALF)) for key in range(40)]
+    assert 0.9 < np.median(ratios) < 1.1
+
+
+def detail(photo: np.ndarray) -> float:
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
+    # contrast cancels out: augmentation changes the light too
+    return float(np.abs(cv2.Laplacian(grey, cv2.CV_64F)).mean() / grey.std())
 
 
 def test_augmentation_mirrors_half_of_the_photos_and_keeps_the_content_in_view() -> None:
-    photo = np.zeros((64, 64, 3), np.uint8)
-    photo[24:40, 8:20] = 200
-    left = [augment(photo, key, 1.0)[:, :32].sum() > augment(photo, key, 1.0)[:, 32:].sum() for key in range(200)]
-    assert 0.4 < np.mean(left) < 0.6
-    assert min(augment(photo, key, 1.0).sum() for key in range(200)) > 0.4 * photo.sum()
+    photo = np.zeros((96, 96, 3), np.uint8)
+    photo[36:60, 12:30] = 200
+    found = [augment(photo, key, 1.0, HALF).astype(int) for key in range(200)]
+    assert 0.4 < np.mean([one[:, :24].sum() > one[:, 24:].sum() for one in found]) < 0.6
+    assert min(one.sum() for one in found) > 0.4 * resize_image(photo, HALF).sum()
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
