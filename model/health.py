@@ -51,6 +51,8 @@ class Observations:
     """Per sampled step and ReLU: share of its channels that are zero for every photo of the micro-batch."""
     train_losses: list[float] = field(default_factory=list)
     """Mean per epoch."""
+    image_sizes: list[int] = field(default_factory=list)
+    """Side in pixels of the photos, per epoch; empty where all epochs had the same."""
     selection_nlls: list[float] = field(default_factory=list)
     wait_shares: list[float] = field(default_factory=list)
     """Per epoch: share of the training time spent waiting for photos (the first batch of a run left out)."""
@@ -59,6 +61,12 @@ class Observations:
     @property
     def epoch(self) -> int:
         return len(self.train_losses)
+
+    @property
+    def comparable_epochs(self) -> list[int]:
+        """Those on photos of the last epoch's size: on smaller ones a loss is another loss."""
+        sizes = self.image_sizes or [0] * self.epoch
+        return [epoch for epoch, size in enumerate(sizes) if size == sizes[-1]]
 
 
 def exploding_gradients(seen: Observations) -> Finding | None:
@@ -89,15 +97,18 @@ def exploding_gradients(seen: Observations) -> Finding | None:
 
 
 def vanishing_gradients(seen: Observations) -> Finding | None:
-    """In half of the sampled steps, a layer whose gradient is below 1e-7 of its weights."""
-    if len(seen.layer_ratios) < 2:
+    """In most of the last four sampled steps, a layer whose gradient is below 1e-7 of its weights."""
+    # not the first step: in an untouched network the last normalisation of each residual branch is zero (see
+    # build_network), so the branch's convolutions have no gradient yet
+    recent = seen.layer_ratios[1:][-4:]
+    if len(recent) < 2:
         return None
     low: dict[str, int] = {}
-    for ratios in seen.layer_ratios:
+    for ratios in recent:
         for name, ratio in ratios.items():
             if ratio < 1e-7:
                 low[name] = low.get(name, 0) + 1
-    stuck = sorted(name for name, count in low.items() if 2 * count >= len(seen.layer_ratios))
+    stuck = sorted(name for name, count in low.items() if 2 * count > len(recent))
     if not stuck:
         return None
     return Finding(
@@ -107,7 +118,7 @@ def vanishing_gradients(seen: Observations) -> Finding | None:
         {
             "layers": stuck[:10],
             "num_layers": len(stuck),
-            "last_ratios": {n: seen.layer_ratios[-1][n] for n in stuck[:5]},
+            "last_ratios": {n: recent[-1][n] for n in stuck[:5]},
         },
         seen.epoch,
     )
@@ -155,33 +166,50 @@ def dead_activations(seen: Observations) -> Finding | None:
 
 
 def loss_not_decreasing(seen: Observations) -> Finding | None:
-    """After three epochs of at least 30 steps in all, the lowest epoch loss is within 1 % of the first's."""
+    """After three epochs of at least 30 steps in all, the mean loss of the last three is not 1 % (after ten epochs 2 %)
+    below the first epoch's; or the two or three after the best epoch on photos of the same size are 5 % above it."""
     losses = seen.train_losses
     if len(losses) < 3 or len(seen.step_losses) < 30:
         return None
-    if min(losses[1:]) < 0.99 * losses[0]:
+    last = losses[1:][-3:]
+    # a slow learner is 1 % down after three epochs; one that is no further after ten has come to a halt
+    stalled = sum(last) / len(last) >= (0.99 if len(losses) < 10 else 0.98) * losses[0]
+    comparable = [losses[epoch] for epoch in seen.comparable_epochs]
+    best = min(comparable)
+    # only what came after the best epoch: where the loss falls fast, the epochs before it are as far above
+    since = comparable[comparable.index(best) + 1 :][-3:]
+    risen = len(since) >= 2 and sum(since) / len(since) >= 1.05 * best
+    if not stalled and not risen:
         return None
     return Finding(
         "loss_not_decreasing",
-        "The training loss does not fall: raise or lower --learning-rate by a factor of 3, and look at sample "
-        "photos with their records (jobs.explore).",
-        {"train_losses": losses[:10]},
+        "The training loss "
+        + ("has risen again: lower" if risen else "does not fall: raise or lower")
+        + " --learning-rate by a factor of 3, and look at sample photos with their records (jobs.explore).",
+        {"first_loss": losses[0], "lowest_at_this_size": best, "last_losses": last},
         seen.epoch,
     )
 
 
 def overfitting(seen: Observations) -> Finding | None:
-    """Selection NLL 5 % above its best for two epochs running, while the training loss fell since that best."""
+    """Selection NLL 5 % above its best for two epochs running, while the training loss fell since that best; of the
+    epochs on photos of the last one's size."""
     nlls, losses = seen.selection_nlls, seen.train_losses
-    if len(nlls) < 3 or len(losses) < len(nlls):
+    if len(nlls) < 3 or len(losses) != len(nlls):
         return None
-    best = min(range(len(nlls)), key=lambda epoch: nlls[epoch])
-    if best > len(nlls) - 3 or not all(nll > 1.05 * nlls[best] for nll in nlls[-2:]) or not losses[-1] < losses[best]:
+    epochs = seen.comparable_epochs
+    best = min(epochs, key=lambda epoch: nlls[epoch])
+    if (
+        best not in epochs[:-2]
+        or not all(nll > 1.05 * nlls[best] for nll in nlls[-2:])
+        or not losses[-1] < losses[best]
+    ):
         return None
     return Finding(
         "overfitting",
-        f"The network learns its training photos by heart since epoch {best + 1}, whose weights are kept: add photos, "
-        "raise --augmentation, raise --weight-decay, or train fewer epochs.",
+        f"The network learns its training photos by heart since epoch {best + 1} (the weights that are kept are those of "
+        "the best epoch on photos of the whole --image-size): add photos, raise --augmentation, raise --weight-decay, or "
+        "train fewer epochs.",
         {
             "best_epoch": best,
             "selection_nll_at_best": nlls[best],

@@ -12,7 +12,8 @@ import numpy as np
 from model.calibration_error import NUM_BINS, calibration_error_floor, expected_calibration_error
 
 SCOPES: dict[str, tuple[int, int | None]] = {"1..5": (1, 5), "0..5": (0, 5), "all": (0, None)}
-"""Scope to (lowest, highest) label; None is the top class. Predictions are restricted to the scope's classes."""
+"""Scope to (lowest, highest) label; None is the top class. Predictions are restricted to the scope's classes.
+Below K = 6 the first two end earlier and are named so in what is written: see `scope_name`."""
 NUM_RESAMPLES = 1000
 
 
@@ -22,6 +23,12 @@ def scope_rows(labels: np.ndarray, scope: str, top_class: int) -> tuple[np.ndarr
     low, high = SCOPES[scope]
     last = top_class if high is None else min(high, top_class - 1)
     return (labels >= low) & (labels <= last), range(low, last + 1)
+
+
+def scope_name(scope: str, top_class: int) -> str:
+    """A scope's name by the classes that it has for this K: with K = 4, 1..5 is 1..3."""
+    low, high = SCOPES[scope]
+    return scope if high is None else f"{low}..{min(high, top_class - 1)}"
 
 
 def restrict(probabilities: np.ndarray, classes: range) -> np.ndarray:
@@ -52,7 +59,8 @@ def evaluate_scope(
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Any] | None:
     """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias and nll,
-    `num_bins`, and `majority` (the same of always saying the scope's commonest label). None where it has no bins.
+    `num_bins`, and `majority` (the same of always saying the scope's commonest label). None where it has no bins; low and
+    high are None where all its bins are of one group.
 
     All are of the argmax, but `mae_median`: of the median of the probabilities, the count that minimises it.
     Intervals: percentile bootstrap over groups (neighbouring bins hold the same products).
@@ -85,11 +93,9 @@ def evaluate_scope(
     low, high = bootstrap_by_group(kept_groups, values, seed=seed, num_resamples=num_resamples)
     for column, name in enumerate(names):
         root = np.sqrt if name == "rmse" else float
-        figures[name] = {
-            "value": float(root(means[column])),
-            "low": float(root(low[column])),
-            "high": float(root(high[column])),
-        }
+        figure = {"value": means[column], "low": low[column], "high": high[column]}
+        # JSON has no NaN, and a page would print it
+        figures[name] = {key: None if np.isnan(found) else float(root(found)) for key, found in figure.items()}
     figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}
     return figures
 
@@ -127,9 +133,10 @@ def bootstrap_by_group(
 def evaluate_counts(
     probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0
 ) -> dict[str, Any]:
-    """All scopes that have bins, and the calibration error: what goes into `BundleInfo.metrics` and metrics.json."""
+    """All scopes that have bins, by `scope_name`, and the calibration error: what goes into `BundleInfo.metrics` and
+    metrics.json."""
     figures: dict[str, Any] = {
-        scope: found
+        scope_name(scope, probabilities.shape[1] - 1): found
         for scope in SCOPES
         if (found := evaluate_scope(probabilities, labels, groups, scope, seed=seed)) is not None
     }

@@ -23,7 +23,8 @@ class Recipe(BaseModel):
     image_size: int = Field(default=224, ge=16, le=1024)
     """Side in pixels of the square that photos are resized to."""
     progressive_resizing: bool = True
-    """Train the first epochs on smaller photos (half the side, then three quarters): as good, and faster."""
+    """From scratch, train the first epochs on smaller photos: three tenths of them on half the side, as many on three
+    quarters. Faster; given --weights train on the whole size from the start."""
     augmentation: float = Field(default=0.5, ge=0, le=1)
     """How far each training photo is flipped, moved, scaled, lit and blurred, anew in each epoch: 0 not at all, 1
     strongly. Few epochs want little of it."""
@@ -37,7 +38,7 @@ class Recipe(BaseModel):
     """Most passes over the training photos; the learning rate is planned for so many."""
     patience: int = Field(default=8, ge=1)
     """Stop after so many epochs without a better selection NLL; the best epoch's weights are kept."""
-    batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=32, ge=2)
     """Photos per optimiser step, on all workers together."""
     micro_batch_size: int = Field(default=32, ge=2)
     """Photos per forward pass. It fixes batch normalisation's statistics, so results don't depend on the workers."""
@@ -54,9 +55,9 @@ class Recipe(BaseModel):
     test_time_flip: bool = True
     """The bundle averages its logits over the photo and its mirror image."""
     mixed_precision: bool = True
-    """bfloat16 autocast where the worker has a CUDA device or a processor with bfloat16 units; else float32."""
+    """bfloat16 autocast where the worker's CUDA device or processor has bfloat16 units; else float32."""
     seed: int = Field(default=0, ge=0)
-    """Of the split, the initial weights, the order of the photos and their augmentation."""
+    """Of the initial weights, the order of the photos and their augmentation."""
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> Recipe:
@@ -76,10 +77,10 @@ class Recipe(BaseModel):
         return self.top_class + 1
 
     def image_size_of(self, epoch: int) -> int:
-        """Side of the photos in an epoch (from 0): half, three quarters and, for the last third, the whole size."""
-        if not self.progressive_resizing or self.image_size < 64:
+        """Side of the photos in an epoch (from 0): half, three quarters and, for the last four tenths, the whole size."""
+        if not self.progressive_resizing or self.weights != "none" or self.image_size < 64:
             return self.image_size
         done = (epoch + 1) / self.max_epochs
-        if done > 0.7:
+        if done > 0.6:
             return self.image_size
-        return max(32, round(self.image_size * (0.5 if done <= 0.35 else 0.75) / 16) * 16)
+        return max(32, round(self.image_size * (0.5 if done <= 0.3 else 0.75) / 16) * 16)

@@ -13,31 +13,32 @@ import numpy as np
 from schemas.errors import InputError
 
 SPLITS = ("train", "selection", "test")
-MIN_GROUPS = 4
+MIN_GROUPS = 5
 
 
 def split_groups(groups: np.ndarray, *, seed: int, selection_share: float, test_share: float) -> np.ndarray:
     """`train`, `selection` or `test` for each bin (n,); bins of one group share a split.
 
     Groups are taken in the order of SHA-256(seed, group): first for test until it holds `test_share` of the
-    bins, then for selection (at least two groups, as calibration is cross-fitted by group), the rest trains.
+    bins, then for selection, the rest trains. Selection and test hold at least two groups: calibration is cross-fitted
+    by group, and the intervals of the figures come from resampling groups.
     Raises InputError where there are too few groups.
     """
     names, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < MIN_GROUPS:
         raise InputError(
-            f"manifest: group: expected at least {MIN_GROUPS} groups (1 to train, 2 to select, 1 to test), found "
+            f"manifest: group: expected at least {MIN_GROUPS} groups (1 to train, 2 to select, 2 to test), found "
             f"{len(names)}; photos that show the same products share a group: add bins, or set finer groups"
         )
     keys = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names.tolist()]
     order = sorted(range(len(names)), key=lambda position: keys[position])
     split_of = np.full(len(names), "train", dtype=object)
     position = 0
-    for split, share, least in (("test", test_share, 1), ("selection", selection_share, 2)):
+    for split, share in (("test", test_share), ("selection", selection_share)):
         taken, taken_groups = 0, 0
         # what is left must keep enough groups for the splits still to come, and one to train
         reserve = (2 if split == "test" else 0) + 1
-        while position < len(order) - reserve and (taken < share * len(groups) or taken_groups < least):
+        while position < len(order) - reserve and (taken < share * len(groups) or taken_groups < 2):
             split_of[order[position]] = split
             taken += sizes[order[position]]
             taken_groups += 1

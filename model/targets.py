@@ -6,7 +6,7 @@ import numpy as np
 
 # Share of a target's mass on the record's own count, and the decay per piece of distance on either side.
 # Records are noisy labels and neighbouring counts look alike; soft targets say both.
-DECAY = 0.25
+DECAY = 0.1
 MAX_QUANTITY = 15
 """Quantities above are learnt as this one (auxiliary output)."""
 MAX_SKUS = 8
@@ -17,14 +17,19 @@ def classes_of(expected_qty: np.ndarray, top_class: int) -> np.ndarray:
     return np.minimum(expected_qty, top_class).astype(np.int64)
 
 
-def count_targets(top_class: int, kind: str, max_quantity: int = MAX_QUANTITY) -> np.ndarray:
-    """Target probabilities, float32 (max_quantity + 1, K + 1): row q for a record of q (its last row for more).
+def count_rows(expected_qty: np.ndarray, top_class: int) -> np.ndarray:
+    """The row of `count_targets` for each record: its quantity, at most the last row's. int64 (n,)."""
+    return np.minimum(expected_qty, max(MAX_QUANTITY, top_class)).astype(np.int64)
 
-    `classes`: all on the record's class. `ordinal`: proportional to DECAY ** |k - q| over the quantities
-    0..max_quantity + 3, then those of K and more are added up: a record of 9 says "K or more" for certain,
+
+def count_targets(top_class: int, kind: str) -> np.ndarray:
+    """Target probabilities, float32 (max(MAX_QUANTITY, K) + 1, K + 1): row q for a record of q (its last row for more).
+
+    `classes`: all on the record's class. `ordinal`: proportional to DECAY ** |k - q| over the quantities up to three
+    beyond the last row's, then those of K and more are added up: a record of 9 says "K or more" for certain,
     a record of K leaves some to K - 1.
     """
-    last = max(max_quantity, top_class)
+    last = max(MAX_QUANTITY, top_class)
     quantities = np.arange(last + 4)
     rows = np.arange(last + 1)
     if kind == "classes":

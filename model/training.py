@@ -32,7 +32,7 @@ from model.health import (
     initial_weight_std,
     layer_ratios,
 )
-from model.metrics import evaluate_scope
+from model.metrics import evaluate_scope, scope_name
 from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch
 from model.network import build_network
 from model.optimisation import (
@@ -51,7 +51,7 @@ from model.profile import Stopwatch
 from model.recipe import Recipe
 from model.scoring import normalisation, to_inputs
 from model.splitting import epoch_order, worker_micro_batches
-from model.targets import MAX_QUANTITY, MAX_SKUS, classes_of, count_targets, quantity_targets
+from model.targets import MAX_QUANTITY, MAX_SKUS, classes_of, count_rows, count_targets, quantity_targets
 from schemas.bundle import Preprocessing
 
 STATE_FILE = "state.pt"
@@ -143,7 +143,17 @@ class _Loop:
         )
         self._targets = torch.from_numpy(count_targets(recipe.top_class, recipe.targets)).to(self.device)
         self._quantity_targets = torch.from_numpy(quantity_targets()).to(self.device)
+        # of all bins, once: copied for each micro-batch, they would make a GPU wait
+        self._count_rows, self._quantities, self._skus = (
+            torch.from_numpy(values.astype(np.int64)).to(self.device)
+            for values in (
+                count_rows(self.bins.expected_qty, recipe.top_class),
+                np.minimum(self.bins.expected_qty, MAX_QUANTITY),
+                np.minimum(self.bins.num_skus, MAX_SKUS),
+            )
+        )
         self._scale, self._shift = normalisation(Preprocessing(image_size=recipe.image_size), self.device)
+        self._mixed = recipe.mixed_precision and computes_bfloat16(self.device)
         self.history: list[dict[str, float]] = []
         self.best_epoch, self.best_nll = -1, math.inf
         self.best_state: dict[str, torch.Tensor] = {}
@@ -232,6 +242,7 @@ class _Loop:
         self.seen.step_losses += summed[:, 0].tolist()
         self.seen.gradient_norms += summed[:, 1].tolist()
         self.seen.train_losses.append(float(summed[:, 0].mean()))
+        self.seen.image_sizes.append(recipe.image_size_of(epoch))
         # a run's first photos wait for Ray's workers to start; that is no stall
         waited = (
             watch.seconds["wait for photos"] - wait_before - (first_wait if epoch == self._first_epoch_here else 0.0)
@@ -242,16 +253,15 @@ class _Loop:
     def _accumulate(self, batch: MicroBatch, pixels: np.ndarray, per_batch: int, *, synchronise: bool) -> torch.Tensor:
         """Adds a micro-batch's gradients; returns its share of the batch's loss on counts."""
         watch = self.watch
-        rows = np.array(batch.rows)
         with watch.phase("transfer"):
-            inputs = to_inputs(torch.from_numpy(pixels).to(self.device, non_blocking=True), self._scale, self._shift)
-            quantity = torch.from_numpy(np.minimum(self.bins.expected_qty[rows], MAX_QUANTITY)).long().to(self.device)
-            skus = torch.from_numpy(np.minimum(self.bins.num_skus[rows], MAX_SKUS)).long().to(self.device)
+            inputs = to_inputs(self._send(torch.from_numpy(pixels)), self._scale, self._shift)
+            rows = self._send(torch.tensor(batch.rows))
+            counts, quantity, skus = self._count_rows[rows], self._quantities[rows], self._skus[rows]
         quiet = self.num_workers > 1 and not synchronise
         with self.distributed.no_sync() if quiet else nullcontext():  # type: ignore[operator]
             with watch.phase("forward"), self._autocast():
                 logits, auxiliary = self.distributed(inputs)
-                loss = F.cross_entropy(logits, self._targets[quantity])
+                loss = F.cross_entropy(logits, self._targets[counts])
                 whole = loss
                 if auxiliary is not None:
                     fine, lines = auxiliary.split([MAX_QUANTITY + 1, MAX_SKUS + 1], dim=1)
@@ -262,9 +272,11 @@ class _Loop:
                 (whole * (self.num_workers / per_batch)).backward()
         return loss.detach() / per_batch
 
-    @property
-    def _mixed(self) -> bool:
-        return self.recipe.mixed_precision and (self.device.type == "cuda" or has_bfloat16())
+    def _send(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` on the device; from pinned memory, as from any other a GPU's copy blocks whatever was asked for."""
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._mixed)
@@ -319,7 +331,9 @@ class _Loop:
             for finding in new:
                 print(f"unhealthy in epoch {epoch + 1}: {finding['rule']}: {finding['message']}", flush=True)
         stopping = sorted({f["rule"] for f in findings} - NEVER_STOP)
-        if self.settings.on_unhealthy == "stop" and self._agreed(bool(stopping)):
+        stop = self.settings.on_unhealthy == "stop" and self._agreed(bool(stopping))
+        # a loss that is not finite stays the reason: --on-unhealthy warn must not go on from such weights
+        if stop and not (self.stopped or "").startswith(NOT_FINITE):
             self.stopped = f"{UNHEALTHY} in epoch {epoch + 1}: {', '.join(stopping)}"
 
     def _agreed(self, decision: bool) -> bool:
@@ -363,7 +377,7 @@ class _Loop:
             num_photos = len(pixels)
             if num_photos < size:  # one fixed shape, as in the audit
                 pixels = np.concatenate([pixels, np.zeros((size - num_photos, *pixels.shape[1:]), np.uint8)])
-            inputs = to_inputs(torch.from_numpy(pixels).to(self.device), self._scale, self._shift)
+            inputs = to_inputs(self._send(torch.from_numpy(pixels)), self._scale, self._shift)
             with self._autocast():
                 logits = self.network(inputs)[0].double()
                 if mirror:
@@ -392,7 +406,7 @@ class _Loop:
 
     def _report(self, entry: dict[str, float]) -> None:
         if self.rank == 0:
-            print(_progress_line(entry, self.recipe.max_epochs, self.best_epoch), flush=True)
+            print(_progress_line(entry, self.recipe, self.best_epoch), flush=True)
         if self.rank != 0:
             ray.train.report(dict(entry))
             return
@@ -424,6 +438,7 @@ class _Loop:
                     "layer_ratios",
                     "dead_shares",
                     "train_losses",
+                    "image_sizes",
                     "selection_nlls",
                     "wait_shares",
                 )
@@ -447,6 +462,8 @@ class _Loop:
         self.best_state = {name: value.cpu() for name, value in state["best_state"].items()}
         self.best_epoch, self.best_nll = state["best_epoch"], state["best_nll"]
         self.history, self.stopped, self.findings = state["history"], state["stopped"], state["findings"]
+        if self.settings.on_unhealthy == "warn" and (self.stopped or "").startswith(UNHEALTHY):
+            self.stopped = None  # it stopped because it was told to; now it is told to go on
         for name, value in state["seen"].items():
             setattr(self.seen, name, value)
         for name, seconds in state["profile"].items():
@@ -483,10 +500,20 @@ class _Loop:
         }
 
 
-def _progress_line(entry: dict[str, float], max_epochs: int, best_epoch: int) -> str:
-    exact, mae = entry.get("selection_exact", math.nan), entry.get("selection_mae", math.nan)
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself; where it is emulated (cards before Ampere), float32 is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return has_bfloat16()
+
+
+def _progress_line(entry: dict[str, float], recipe: Recipe, best_epoch: int) -> str:
+    counts = ""  # a loss that is not finite has none, nor has K = 1
+    if "selection_exact" in entry:
+        scope = scope_name("1..5", recipe.top_class)
+        counts = f"exact {entry['selection_exact']:.1%}, MAE {entry['selection_mae']:.3f} ({scope}), "
     return (
-        f"epoch {entry['epoch'] + 1}/{max_epochs}: loss {entry['train_loss']:.4f}, selection NLL "
-        f"{entry['selection_nll']:.4f}, exact {exact:.1%}, MAE {mae:.3f} (1..5), {entry['image_size']} pixels, "
-        f"{entry['seconds']:.0f} s" + (f", best epoch {best_epoch + 1}" if best_epoch >= 0 else "")
+        f"epoch {entry['epoch'] + 1}/{recipe.max_epochs}: loss {entry['train_loss']:.4f}, selection NLL "
+        f"{entry['selection_nll']:.4f}, {counts}{entry['image_size']} pixels, {entry['seconds']:.0f} s"
+        + (f", best epoch {best_epoch + 1}" if best_epoch >= 0 else "")
     )

@@ -23,8 +23,11 @@ class TrainConfig(Recipe, JobConfig):
     """Share of the bins, in whole groups, that choose the best epoch and fit the calibration."""
     test_share: float = Field(default=0.15, gt=0, lt=0.5)
     """Share of the bins, in whole groups, that only the final figures see."""
+    split_seed: int = Field(default=0, ge=0)
+    """Draws which groups train, select and test. `--seed` does not: trainings of several seeds see the same test bins."""
     on_unhealthy: Literal["stop", "warn"] = "warn"
-    """What to do when a health rule fires: stop without a bundle (exit 1), or say so in the report."""
+    """What to do when a health rule fires: stop without a bundle (exit 1; `jobs.train` goes on from there when it is told
+    to warn), or say so in the report."""
     max_failures: int = Field(default=2, ge=0)
     """Worker failures after which training gives up; each one continues from the last checkpoint."""
     trace_steps: int = Field(default=0, ge=0, le=50)

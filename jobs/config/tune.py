@@ -22,8 +22,7 @@ class TuneConfig(TrainConfig):
     bundle_uri: str
     """Where the best trial's bundle is written."""
     seed: int = Field(default=0, ge=0)
-    """Of the split, the initial weights, the order of the photos and their augmentation in every trial, and of what is
-    proposed."""
+    """Of the initial weights, the order of the photos and their augmentation in every trial, and of what is proposed."""
     max_epochs: int = Field(default=6, ge=2)
     """Most epochs of a trial: `--space seed` draws 2 to 6 up to it, `--space wide` trains for exactly so many."""
     num_trials: int = Field(default=8, ge=1)

@@ -97,6 +97,11 @@ def endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def region() -> str:
+    """The region of the S3 server that is meant: boto3's (AWS_DEFAULT_REGION, profile), else AWS_REGION."""
+    return boto3.Session().region_name or os.environ.get("AWS_REGION") or "us-east-1"
+
+
 @lru_cache(maxsize=1)
 def _local_store() -> LocalStore:
     return LocalStore()
@@ -107,7 +112,7 @@ def _s3_store(bucket: str, anonymous: bool) -> S3Store:
     session = boto3.Session()
     server = endpoint()
     options: dict = {
-        "region": session.region_name or os.environ.get("AWS_REGION") or "us-east-1",
+        "region": region(),
         "virtual_hosted_style_request": server is None,
     }
     if server is not None:

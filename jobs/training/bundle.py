@@ -96,17 +96,20 @@ def split_sizes(splits: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, A
 
 def _announce(info: BundleInfo, metrics: dict[str, Any], fitted: FittedCalibration, bundle_uri: str) -> None:
     print(f"bundle {info.bundle_id} written to {bundle_uri}")
-    for scope in ("1..5", "0..5", "all"):
-        if scope in metrics["test"]:
-            found = metrics["test"][scope]
-            exact, mae = found["exact"], found["mae"]
+    for scope, found in metrics["test"].items():
+        if scope != "calibration_error":
             print(
-                f"test bins, {scope}: exact {exact['value']:.1%} ({exact['low']:.1%} to {exact['high']:.1%}), "
-                f"MAE {mae['value']:.3f} ({mae['low']:.3f} to {mae['high']:.3f}), {found['num_bins']} bins; "
-                f"always saying {found['majority']['says']}: {found['majority']['exact']:.1%}"
+                f"test bins, {scope}: exact {_with_interval(found['exact'], '.1%')}, MAE {_with_interval(found['mae'], '.3f')}, "
+                f"{found['num_bins']} bins; always saying {found['majority']['says']}: {found['majority']['exact']:.1%}"
             )
     error = metrics["test"]["calibration_error"]
     print(
         f"calibration: {fitted.calibration.method} scaling, error {error['excess']:.3f} "
         f"(raw {error['raw']:.3f}, noise floor {error['noise_floor']:.3f})"
     )
+
+
+def _with_interval(figure: dict[str, float | None], form: str) -> str:
+    if figure["low"] is None:
+        return f"{figure['value']:{form}}"
+    return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"

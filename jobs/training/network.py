@@ -76,9 +76,15 @@ class Trained:
 class TrainingStoppedError(GateError):
     """The training came to an end of its own that is worth nothing: the same settings would come to it again."""
 
-    def __init__(self, reason: str, findings: list[dict[str, Any]]) -> None:
+    def __init__(self, reason: str, findings: list[dict[str, Any]], run_uri: str) -> None:
         evidence = json.dumps(findings, default=str)[:2000]
-        super().__init__(f"training was stopped: {reason}. No bundle is written. Findings: {evidence}")
+        remedy = "change the recipe as the findings say"
+        if reason.startswith(UNHEALTHY):
+            remedy += ", or go on from the last checkpoint by the same command with --on-unhealthy warn"
+        super().__init__(
+            f"training was stopped: {reason}. No bundle is written; the checkpoints lie in {run_uri}. What to do: {remedy}. "
+            f"Findings: {evidence}"
+        )
         self.reason = reason
 
 
@@ -86,7 +92,7 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     """`bins` with a column `split`. Raises InputError where a split is too small or a class has no examples."""
     groups = np.array(bins["group"].to_pylist())
     splits = split_groups(
-        groups, seed=config.seed, selection_share=config.selection_share, test_share=config.test_share
+        groups, seed=config.split_seed, selection_share=config.selection_share, test_share=config.test_share
     )
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     num_train = int((splits == "train").sum())
@@ -142,8 +148,12 @@ def initial_state(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def run_name(bins: pa.Table, config: TrainConfig) -> str:
-    """The same for the same data and settings, so that the same command continues its own run."""
-    settings = config.recipe().model_dump_json() + f"|{config.selection_share}|{config.test_share}"
+    """The same for the same data, settings and loaded weights, so that the same command continues its own run."""
+    settings = config.recipe().model_dump_json() + f"|{config.selection_share}|{config.test_share}|{config.split_seed}"
+    if config.weights != "none":
+        # a file may be replaced by another. Weights that are drawn follow from the settings, and their last bits also from
+        # the machine: another node must find the run too
+        settings += f"|{hashlib.sha256(save(initial_state(config.recipe()))).hexdigest()}"
     return hashlib.sha256(f"{fingerprint(bins)}|{settings}".encode()).hexdigest()[:16]
 
 
@@ -206,15 +216,18 @@ def train_network(
         raise GateError(f"training ended without a checkpoint; look at {run_uri}")
     stopped = outcome["stopped"] or ""
     if stopped.startswith((UNHEALTHY, NOT_FINITE)):
-        raise TrainingStoppedError(stopped, outcome["findings"])
+        raise TrainingStoppedError(stopped, outcome["findings"], run_uri)
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
     return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)
 
 
 WATCHDOG = PlacementGroupCleaner.__module__
-"""Asks the dashboard every second whether the controller lives. A local cluster has no dashboard, and ends with its
-command anyway: a warning a second would bury the training's progress."""
+"""Asks a dashboard every second whether the controller lives. A local cluster has none, and ends with its command anyway:
+a warning a second would bury the training's progress."""
+
+NOBODY = "http://127.0.0.1:9"
+"""The port that was set aside for discarding: a connection is refused at once."""
 
 
 @contextmanager
@@ -222,18 +235,24 @@ def _cluster_named() -> Iterator[None]:
     """Tells Ray Train's watchdog which cluster is its own.
 
     It asks Ray's state API every second whether the controller lives. Where a second Ray runs on the machine, that asks
-    the wrong one, is told of no such controller, and removes the workers of a sound training (seen with Ray 2.60).
+    the wrong one, is told of no such controller, and removes the workers of a sound training. Even a cluster without a
+    dashboard says that it has one at port 8265, where the other one's may be (both seen with Ray 2.60); the watchdog of
+    a cluster that ends with this process has nothing to watch and is sent to nobody.
     """
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    named = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    if not os.environ.get("RAY_ADDRESS"):
+        named["RAY_API_SERVER_ADDRESS"] = NOBODY
+    before = {name: os.environ.get(name) for name in named}
+    os.environ.update(named)
+    ENV_VARS_TO_PROPAGATE.update(named)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig, int]:
@@ -285,12 +304,16 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 
 def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
-    """Path and file system for Ray Train's checkpoints, from the same AWS settings as everything else."""
+    """Path and file system for Ray Train's checkpoints, from the same AWS settings as everything else.
+
+    The file system asks AWS's usual chain for credentials itself, on every node and anew before they expire. Keys given
+    to it here would be pickled into the controller's task specification, which Ray's control store may write to disk, and
+    those of a role or of SSO would expire in the middle of a training.
+    """
     if not storage.is_s3(uri):
         return uri, None
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options: dict[str, Any] = {"region": os.environ.get("AWS_REGION", "us-east-1")}
-    if endpoint:
+    options: dict[str, Any] = {"region": storage.region()}
+    if endpoint := storage.endpoint():
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
     return uri.removeprefix("s3://"), pyarrow.fs.S3FileSystem(**options)

@@ -12,7 +12,7 @@ from jobs.pages.document import render_page
 from jobs.pages.plots import bar_plot, line_plot, reliability_plot
 from model.calibration import FittedCalibration
 from model.health import RULES
-from model.metrics import confusion, reliability
+from model.metrics import confusion, reliability, scope_name
 from model.profile import DATA_PHASES, PHASES
 from schemas.bundle import class_names
 
@@ -51,7 +51,8 @@ def render_training_report(
         "training.html",
         config=config,
         figure_names=FIGURES,
-        scopes=[scope for scope in ("1..5", "0..5", "all") if scope in metrics["test"]],
+        scopes=[scope for scope in metrics["test"] if scope != "calibration_error"],
+        counts=scope_name("1..5", config.top_class),
         test=metrics["test"],
         selection=metrics["selection"],
         error=metrics["test"]["calibration_error"],
@@ -76,7 +77,7 @@ def render_training_report(
             },
             title="Counts by epoch",
             x="epoch",
-            y="selection bins of 1 to 5",
+            y=f"selection bins of {scope_name('1..5', config.top_class)}",
             size=PLOT_SIZE,
         ),
         step_plot=line_plot(

@@ -63,8 +63,8 @@ TRIALS_SCHEMA = pa.schema(
     ]
 )
 """selection_nll: of the best epoch at the trial's whole image size. seconds: of training, without evaluation and
-starts. epoch counts from 0; selection_exact and selection_mae are of bins of 1 to 5. bundle_id: of the one that became
-the bundle."""
+starts. epoch counts from 0; selection_exact and selection_mae are of bins of 1 to 5 (below K, where K is smaller).
+bundle_id: of the one that became the bundle."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,20 @@ from safetensors.torch import save_file
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.train import main
+from jobs.training.bundle import _with_interval
 from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import Trained, assign_splits, train_network
+from jobs.training.network import (
+    Trained,
+    TrainingStoppedError,
+    assign_splits,
+    ray_storage,
+    run_name,
+    train_network,
+)
 from model.bundle import load_bundle, read_training_images
 from model.network import build_network
 from model.scoring import Scorer
+from model.training import NOT_FINITE, UNHEALTHY
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
 
@@ -85,6 +95,10 @@ def flags(manifest_uri: str, bundle_uri: Path, **changes: Any) -> list[str]:
     return found
 
 
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(manifest_uri="unused", bundle_uri="unused", **settings(**changes))
+
+
 def train(
     manifest_uri: str,
     training_uri: Path,
@@ -93,9 +107,9 @@ def train(
     conclude: tuple[str, ...] = ("selection", "test"),
     **changes: Any,
 ) -> Trained:
-    config = TrainConfig(manifest_uri=manifest_uri, bundle_uri="unused", **settings(**changes))
-    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri)), config)
-    return train_network(bins, config, str(training_uri), callbacks=callbacks, conclude=conclude)
+    made = config(**changes)
+    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri)), made)
+    return train_network(bins, made, str(training_uri), callbacks=callbacks, conclude=conclude)
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +202,79 @@ def test_a_loss_that_is_not_finite_stops_without_a_bundle(
 
 
 @pytest.mark.ray
-def test_an_unhealthy_training_stops_where_that_is_asked_for(
+def test_an_unhealthy_training_stops_where_that_is_asked_for_and_goes_on_where_it_is_to_warn(
     ray_cluster: None, manifest_uri: str, tmp_path: Path
 ) -> None:
     network = build_network("resnet18", 4)
     state = {name: torch.full_like(value, 0.01).contiguous() for name, value in network.state_dict().items()}
     save_file(state, tmp_path / "constant.safetensors")
+    weights = str(tmp_path / "constant.safetensors")
     with pytest.raises(GateError, match=r"unhealthy in epoch 1: .*poor_initialisation"):
-        train(manifest_uri, tmp_path / "t", weights=str(tmp_path / "constant.safetensors"), on_unhealthy="stop")
+        train(manifest_uri, tmp_path / "t", weights=weights, on_unhealthy="stop")
+    resumed = train(manifest_uri, tmp_path / "t", weights=weights, on_unhealthy="warn", conclude=())
+    assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
+    assert resumed.outcome["stopped"] is None
+    assert "poor_initialisation" in {finding["rule"] for finding in resumed.outcome["findings"]}
+    assert len(list((tmp_path / "t").iterdir())) == 1
+
+
+def test_a_stopped_training_says_what_to_do_next_and_where_its_checkpoints_are() -> None:
+    unhealthy = str(TrainingStoppedError(f"{UNHEALTHY} in epoch 2: overfitting", [], "s3://b/bundle.training/0a"))
+    assert "--on-unhealthy warn" in unhealthy
+    assert "change the recipe" in unhealthy
+    assert "s3://b/bundle.training/0a" in unhealthy
+    # from weights that are not finite nothing can go on
+    assert "--on-unhealthy" not in str(TrainingStoppedError(f"{NOT_FINITE} in epoch 2", [], "t"))
+
+
+def few_bins() -> pa.Table:
+    rows = range(NUM_BINS)
+    columns = {"bin_id": [f"{i:05d}" for i in rows], "image_uri": ["none"] * NUM_BINS, "num_skus": [1] * NUM_BINS}
+    return pa.table(columns | {"expected_qty": [i % 5 for i in rows], "group": [f"block-{i // 20}" for i in rows]})
+
+
+def test_the_split_is_drawn_by_its_own_seed() -> None:
+    first, other_seed, other_split = (
+        assign_splits(few_bins(), config(**changes))["split"].to_pylist()
+        for changes in ({}, {"seed": 1}, {"split_seed": 1})
+    )
+    assert first == other_seed
+    assert first != other_split
+
+
+def test_a_run_is_named_by_data_settings_split_and_the_content_of_its_weights(tmp_path: Path) -> None:
+    bins, path = few_bins(), tmp_path / "weights.safetensors"
+    state = {name: value.contiguous() for name, value in build_network("resnet18", 4).state_dict().items()}
+    save_file(state, path)
+    loaded = config(weights=str(path))
+    name = run_name(bins, loaded)
+    assert name == run_name(bins, loaded.model_copy(update={"on_unhealthy": "stop", "max_failures": 5}))
+    save_file(state | {"conv1.weight": state["conv1.weight"] + 1}, path)
+    others = [run_name(bins, loaded), run_name(bins, config()), run_name(bins, config(seed=1))]
+    others.append(run_name(bins, config(split_seed=1)))
+    assert len({name, *others}) == 5
+
+
+@pytest.mark.parametrize("source", ["AWS_REGION", "AWS_DEFAULT_REGION", "profile"])
+def test_checkpoints_go_to_the_region_of_everything_else_and_carry_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    monkeypatch.delenv("AWS_REGION")
+    if source == "profile":
+        (tmp_path / "config").write_text("[profile stock]\nregion = eu-north-1\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_PROFILE", "stock")
+    else:
+        monkeypatch.setenv(source, "eu-north-1")
+    path, filesystem = ray_storage("s3://bucket/bundle.training")
+    assert path == "bucket/bundle.training"
+    assert filesystem.region == storage.region() == "eu-north-1"
+    assert b"tester-secret" not in pickle.dumps(filesystem)
+
+
+def test_a_figure_of_one_group_is_printed_without_interval() -> None:
+    assert _with_interval({"value": 0.4, "low": None, "high": None}, ".1%") == "40.0%"
+    assert _with_interval({"value": 0.4, "low": 0.3, "high": 0.5}, ".1%") == "40.0% (30.0% to 50.0%)"
 
 
 def check_refused(capsys: pytest.CaptureFixture, arguments: list[str], *texts: str) -> None:
@@ -207,7 +286,7 @@ def check_refused(capsys: pytest.CaptureFixture, arguments: list[str], *texts: s
 
 def test_too_few_groups_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     uri = write_dump(tmp_path / "dump", group=[f"g{i % 3}" for i in range(NUM_BINS)])
-    check_refused(capsys, flags(uri, tmp_path / "b"), "group: expected at least 4 groups", "found 3")
+    check_refused(capsys, flags(uri, tmp_path / "b"), "group: expected at least 5 groups", "found 3")
 
 
 def test_too_few_bins_exit_2(tmp_path: Path, manifest_uri: str, capsys: pytest.CaptureFixture) -> None:
@@ -276,6 +355,6 @@ def test_the_flags_of_the_job_are_these() -> None:
         *("max_failures", "trace_steps", "architecture", "weights", "initialisation", "unfreeze", "image_size"),
         *("progressive_resizing", "augmentation", "top_class", "targets", "auxiliary", "max_epochs", "patience"),
         *("batch_size", "micro_batch_size", "optimiser", "learning_rate", "weight_decay", "schedule"),
-        *("averaging_epochs", "test_time_flip", "mixed_precision", "seed"),
+        *("averaging_epochs", "test_time_flip", "mixed_precision", "seed", "split_seed"),
     }
     assert all(field.description for field in TrainConfig.model_fields.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model import health
 from model.health import ActivationWatch, Observations, check_health, initial_weight_std, layer_ratios
@@ -47,15 +48,27 @@ SICK: dict[str, list[dict[str, Any]]] = {
         {"gradient_norms": [0.5] * 50 + [800.0]},
         {"step_losses": [1.9, 5.0, 80.0, 300.0, 12.0]},
     ],
-    "vanishing_gradients": [{"layer_ratios": [{"conv1": 1e-9, "fc": 1e-2}] * 4}],
+    "vanishing_gradients": [
+        {"layer_ratios": [{"conv1": 1e-9, "fc": 1e-2}] * 4},
+        {"layer_ratios": [{"conv1": 1e-3}] * 20 + [{"conv1": 1e-9}] * 3},
+    ],
     "poor_initialisation": [
         {"initial_weight_std": {"conv1": 0.0, "layer1.0.conv1": 1.0}},
         {"initial_weight_std": {"conv1": 80.0}},
         {"step_losses": [9.0, 3.0, 2.0, 1.9, 1.8]},
     ],
     "dead_activations": [{"dead_shares": [{"relu": 0.9}] * 3}],
-    "loss_not_decreasing": [{"train_losses": [1.9, 1.91, 1.895, 1.9]}],
-    "overfitting": [{"selection_nlls": [1.8, 1.6, 1.75, 1.9, 2.1]}],
+    "loss_not_decreasing": [
+        {"train_losses": [1.9, 1.91, 1.895, 1.9]},
+        {"train_losses": [1.75, 1.70] + [2.6] * 20},
+        {"train_losses": [1.76] + [1.74] * 21},
+        {"train_losses": [1.9, 1.5, 1.3, 1.2, 1.1, 1.05, 1.2, 1.25]},
+        {"train_losses": [1.9, 1.7, 1.5, 1.45, 1.6, 1.62], "image_sizes": [64, 64, 112, 112, 112, 112]},
+    ],
+    "overfitting": [
+        {"selection_nlls": [1.8, 1.6, 1.75, 1.9, 2.1]},
+        {"selection_nlls": [1.8, 1.7, 1.6, 1.75, 1.9], "image_sizes": [64, 64, 112, 112, 112]},
+    ],
     "class_imbalance": [{"label_histogram": [2, 400, 700, 900, 800, 650, 1700]}],
     "stalled_on_data": [{"wait_shares": [0.1, 0.5]}],
 }
@@ -76,22 +89,58 @@ def test_every_rule_has_a_sick_case() -> None:
     assert {rule.__name__ for rule in health.RULES} == set(SICK)
 
 
-NEARLY: dict[str, dict[str, Any]] = {
-    "exploding_gradients": {"gradient_norms": [0.5] * 50 + [90.0]},
-    "vanishing_gradients": {"layer_ratios": [{"conv1": 1e-9}, {"conv1": 1e-3}, {"conv1": 1e-3}]},
-    "poor_initialisation": {"initial_weight_std": {"conv1": 0.2, "layer1.0.conv1": 5.0}},
-    "dead_activations": {"dead_shares": [{"relu": 0.9}, {"relu": 0.3}, {"relu": 0.9}]},
-    "loss_not_decreasing": {"train_losses": [1.9, 1.91, 1.85]},
-    "overfitting": {"selection_nlls": [1.8, 1.6, 1.62, 1.65, 1.66]},
-    "class_imbalance": {"label_histogram": [100, 1900]},
-    "stalled_on_data": {"wait_shares": [0.6, 0.15]},
+NEARLY: dict[str, list[dict[str, Any]]] = {
+    "exploding_gradients": [{"gradient_norms": [0.5] * 50 + [90.0]}],
+    "vanishing_gradients": [
+        {"layer_ratios": [{"conv1": 1e-9}, {"conv1": 1e-9}, {"conv1": 1e-3}]},
+        {"layer_ratios": [{"conv1": 1e-9}] * 5 + [{"conv1": 1e-3}] * 4},
+    ],
+    "poor_initialisation": [{"initial_weight_std": {"conv1": 0.2, "layer1.0.conv1": 5.0}}],
+    "dead_activations": [{"dead_shares": [{"relu": 0.9}, {"relu": 0.3}, {"relu": 0.9}]}],
+    "loss_not_decreasing": [
+        {"train_losses": [1.9, 1.91, 1.85]},
+        # the learning rate has come to zero
+        {"train_losses": [1.83, 1.74, 1.68, 1.63, 1.59, 1.57, 1.56, 1.56, 1.555, 1.558, 1.561, 1.559, 1.560]},
+        # still falling fast
+        {"train_losses": [1.9, 1.4, 0.9, 0.5]},
+        # one bad epoch
+        {"train_losses": [1.9, 1.6, 1.5, 1.65]},
+        # larger photos
+        {"train_losses": [1.9, 1.7, 1.5, 1.62, 1.6], "image_sizes": [64, 64, 64, 112, 112]},
+    ],
+    "overfitting": [
+        {"selection_nlls": [1.8, 1.6, 1.62, 1.65, 1.66]},
+        {"selection_nlls": [1.8, 1.4, 1.6, 1.55, 1.5], "image_sizes": [64, 64, 112, 112, 112]},
+        {"selection_nlls": [1.8, 1.7, 1.4, 1.6, 1.6], "image_sizes": [64, 64, 64, 112, 112]},
+    ],
+    "class_imbalance": [{"label_histogram": [100, 1900]}],
+    "stalled_on_data": [{"wait_shares": [0.6, 0.15]}],
 }
 
 
-@pytest.mark.parametrize("rule", NEARLY)
-def test_a_rule_stays_silent_just_short_of_its_bound(rule: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "changes"), [(rule, changes) for rule, cases in NEARLY.items() for changes in cases], ids=str
+)
+def test_a_rule_stays_silent_just_short_of_its_bound(rule: str, changes: dict[str, Any]) -> None:
     check: Callable[[Observations], Any] = getattr(health, rule)
-    assert check(sound(**NEARLY[rule])) is None
+    assert check(sound(**changes)) is None
+
+
+def test_overfitting_is_dated_from_the_best_epoch_on_photos_of_the_same_size() -> None:
+    changes = {"selection_nlls": [1.5, 1.8, 1.6, 1.75, 1.9], "image_sizes": [32, 64, 64, 64, 64]}
+    finding = health.overfitting(sound(**changes))
+    assert finding is not None
+    assert finding.evidence["best_epoch"] == 2
+    assert "since epoch 3 " in finding.message
+
+
+def test_a_loss_that_rose_again_is_told_from_one_that_never_fell() -> None:
+    risen = health.loss_not_decreasing(sound(train_losses=[1.75, 1.70] + [2.6] * 20))
+    flat = health.loss_not_decreasing(sound(train_losses=[1.76] + [1.74] * 21))
+    assert risen is not None
+    assert flat is not None
+    assert "has risen again" in risen.message
+    assert "does not fall" in flat.message
 
 
 def test_loaded_filters_may_have_their_own_spread() -> None:
@@ -131,6 +180,17 @@ def test_dead_channels_are_seen_on_a_real_network() -> None:
     dead = watch.take()
     assert dead["resnet.relu"] == 1.0
     assert watch.take() == {}
+
+
+def test_the_branches_of_an_untouched_network_have_no_gradient_and_that_is_no_finding() -> None:
+    untouched = network()
+    logits, _ = untouched(torch.rand(4, 3, 32, 32))
+    F.cross_entropy(logits, torch.arange(4)).backward()
+    first = layer_ratios(untouched)
+    assert sum(ratio == 0 for ratio in first.values()) >= 8
+    healthy = dict.fromkeys(first, 1e-3)
+    for num_healthy in (1, 2, 3):
+        assert health.vanishing_gradients(sound(layer_ratios=[first] + [healthy] * num_healthy)) is None
 
 
 def test_layer_ratios_leave_out_what_does_not_train() -> None:

@@ -12,6 +12,7 @@ from model.metrics import (
     count_metrics,
     evaluate_counts,
     evaluate_scope,
+    scope_name,
 )
 
 
@@ -55,6 +56,23 @@ def test_scopes_take_their_bins_only() -> None:
 
 def test_an_empty_scope_is_absent() -> None:
     assert evaluate_scope(onehot([6]), np.array([6]), np.array(["a"]), "1..5") is None
+
+
+def test_scopes_are_named_by_the_classes_that_they_have() -> None:
+    assert [scope_name(scope, 6) for scope in ("1..5", "0..5", "all")] == ["1..5", "0..5", "all"]
+    assert [scope_name(scope, 9) for scope in ("1..5", "0..5", "all")] == ["1..5", "0..5", "all"]
+    figures = evaluate_counts(onehot([0, 1, 2, 3, 4])[:, :5], np.array([0, 1, 2, 3, 4]), np.array(list("abcde")))
+    assert list(figures) == ["1..3", "0..3", "all", "calibration_error"]
+    assert figures["1..3"]["classes"] == [1, 3]
+    assert figures["1..3"]["num_bins"] == 3
+
+
+def test_bins_of_one_group_have_figures_without_intervals() -> None:
+    scope = evaluate_scope(onehot([1, 2, 4]), np.array([1, 2, 3]), np.array(["a", "a", "a"]), "1..5")
+    assert scope is not None
+    for name in ("exact", "mae", "rmse"):
+        assert scope[name]["value"] is not None
+        assert scope[name]["low"] is scope[name]["high"] is None
 
 
 def test_intervals_widen_when_bins_of_a_group_agree() -> None:

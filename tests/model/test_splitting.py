@@ -27,12 +27,12 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
     assert not np.array_equal(split_groups(GROUPS, seed=1, **SHARES), splits)
 
 
-def test_four_groups_are_enough_and_three_are_an_input_error() -> None:
-    four = np.array(["a", "b", "c", "d"] * 10)
-    splits = split_groups(four, seed=3, **SHARES)
-    assert [len(set(four[splits == split])) for split in ("train", "selection", "test")] == [1, 2, 1]
-    with pytest.raises(InputError, match="at least 4 groups"):
-        split_groups(np.array(["a", "b", "c"] * 10), seed=3, **SHARES)
+def test_five_groups_are_enough_and_four_are_an_input_error() -> None:
+    five = np.array(["a", "b", "c", "d", "e"] * 10)
+    splits = split_groups(five, seed=3, **SHARES)
+    assert [len(set(five[splits == split])) for split in ("train", "selection", "test")] == [1, 2, 2]
+    with pytest.raises(InputError, match="at least 5 groups"):
+        split_groups(np.array(["a", "b", "c", "d"] * 10), seed=3, **SHARES)
 
 
 def test_one_large_group_does_not_starve_training() -> None:
@@ -40,7 +40,9 @@ def test_one_large_group_does_not_starve_training() -> None:
     for seed in range(20):
         splits = split_groups(groups, seed=seed, **SHARES)
         assert {"train", "selection", "test"} == set(splits)
+        # of one group no interval can be drawn
         assert len(set(groups[splits == "selection"])) >= 2
+        assert len(set(groups[splits == "test"])) >= 2
 
 
 def test_an_epochs_order_is_a_permutation_keyed_by_seed_and_epoch() -> None:
