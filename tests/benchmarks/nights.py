@@ -5,17 +5,20 @@
 The manifest's records are taken as the truth. Every night a fresh 5 % of them (of bins with at most 5 pieces) is altered,
 yesterday's undone; the real jobs.audit plans 100 recounts, jobs.recount takes in the true quantities (a mismatch with
 its confirming second count), and the next night uses what was learned. Prints, night by night, the planted error rate
-beside the estimate and its interval, the list's precision, what it claimed, and the certificates.
+beside the estimate and its interval, the list's precision, what it claimed, and the certificates; and, as all nights lie
+in one output and are audited by one process, the seconds of the audit, the process's memory and handles, and the files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from datetime import date, timedelta
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -92,13 +95,22 @@ def run_nights(manifest_uri: str, bundle_uri: str, output_uri: str, num_nights: 
         place = storage.join(output_uri, "manifests", night)
         storage.write_table(storage.join(place, "part-0.parquet"), with_records(manifest, recorded, night))
         audits = storage.join(output_uri, "audits")
+        started = time.monotonic()
         code = audit.main(["--manifest-uri", place, "--bundle-uri", bundle_uri, "--output-uri", audits])
+        seconds = time.monotonic() - started
         assert code == 0, f"the audit of {night} exited {code}"
         counts_uri = storage.join(output_uri, "counts", f"{night}.csv")
         answer_plan(audits, night, truth, counts_uri)
         code = recount.main(["--output-uri", audits, "--counts-uri", counts_uri])
         assert code == 0, f"taking in the counts of {night} exited {code}"
-        rows.append(measure_night(audits, night, truth, float((recorded != true_qty).mean())))
+        me = psutil.Process()
+        costs = {
+            "seconds": round(seconds, 1),
+            "driver_mb": round((me.memory_info().rss - me.memory_info().shared) / 1e6),
+            "handles": me.num_fds(),
+            "files": sum(1 for _ in storage.list_objects(audits)),
+        }
+        rows.append(measure_night(audits, night, truth, float((recorded != true_qty).mean())) | costs)
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
