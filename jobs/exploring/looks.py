@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from jobs.stages.images import IN_FLIGHT, FetchPlan, Photo, fetch_bytes
+from jobs.stages.images import IN_FLIGHT, FetchPlan, OutageWatch, Photo, fetch_bytes
 from model.images import RejectedImage, UnreadableImage, read_pixels, resize_image
 from schemas.bundle import Preprocessing
 from schemas.results import ImageStatus
@@ -36,12 +36,14 @@ def look_at(rows: pa.Table, plan: FetchPlan) -> list[dict[str, Any]]:
 
 
 async def _look_at_all(rows: pa.Table, plan: FetchPlan) -> list[dict[str, Any]]:
-    slots = asyncio.Semaphore(IN_FLIGHT)
+    slots, watch = asyncio.Semaphore(IN_FLIGHT), OutageWatch()
 
     async def look(row: dict[str, Any]) -> dict[str, Any]:
         async with slots:
-            found = _describe(await fetch_bytes(row["image_uri"], row["image_etag"], plan))
-        return {name: row[name] for name in ("bin_id", "image_uri", "expected_qty")} | found
+            found = await fetch_bytes(row["image_uri"], row["image_etag"], plan)
+            watch.note(row["image_uri"], found)
+            described = _describe(found)
+        return {name: row[name] for name in ("bin_id", "image_uri", "expected_qty")} | described
 
     columns = rows.select(["bin_id", "image_uri", "image_etag", "expected_qty"])
     return list(await asyncio.gather(*(look(row) for row in columns.to_pylist())))

@@ -144,26 +144,34 @@ def _real_root(root: str) -> str:
     return os.path.realpath(root).rstrip("/") + "/"
 
 
+class OutageWatch:
+    """Ends a job whose storage stopped answering: waiting for its retries photo by photo would take hours."""
+
+    def __init__(self) -> None:
+        self._num_given_up = 0
+
+    def note(self, uri: str, found: bytes | Photo) -> None:
+        """Raises GateError at the OUTAGE_FAILURES-th photo in a row that was given up on."""
+        if not (isinstance(found, Photo) and found.gave_up):
+            self._num_given_up = 0
+            return
+        self._num_given_up += 1
+        if self._num_given_up >= OUTAGE_FAILURES:
+            raise GateError(
+                f"{storage.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
+                f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
+            )
+
+
 async def _fetch_all(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
-    """Raises GateError where the storage stops answering: waiting for its retries photo by photo would take hours."""
-    slots = asyncio.Semaphore(IN_FLIGHT)
-    num_given_up = 0
+    slots, watch = asyncio.Semaphore(IN_FLIGHT), OutageWatch()
 
     async def fetch(uri: str, etag: str | None) -> Photo:
-        nonlocal num_given_up
         async with slots:
             found = await fetch_bytes(uri, etag, plan)
-            if isinstance(found, Photo):
-                num_given_up = num_given_up + 1 if found.gave_up else 0
-                if num_given_up >= OUTAGE_FAILURES:
-                    raise GateError(
-                        f"{storage.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
-                        f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
-                    )
-                return found
-            num_given_up = 0
+            watch.note(uri, found)
             # decoded while the other requests are under way
-            return _decode(found, plan.preprocessing)
+            return found if isinstance(found, Photo) else _decode(found, plan.preprocessing)
 
     return list(await asyncio.gather(*(fetch(uri, etag) for uri, etag in zip(uris, etags, strict=True))))
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.exploring.looks import look_at
 from jobs.platform import storage
 from jobs.stages.images import OUTAGE_FAILURES, FetchPlan, fetch_rows, is_allowed, pixels_of
 from schemas.bundle import Preprocessing
@@ -141,6 +142,9 @@ def test_a_storage_that_is_away_ends_the_run_and_a_few_photos_given_up_do_not(
         GateError, match=rf"^http://127.0.0.1:{port}: the storage stopped .* Connection refused, like 15"
     ):
         _fetch_from(port, monkeypatch, OUTAGE_FAILURES)
+    images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
+    with pytest.raises(GateError, match="the storage stopped answering"):
+        look_at(manifest_table(images_uri, [1] * OUTAGE_FAILURES), _plan(images_uri))
 
 
 class _Refuse(http.server.BaseHTTPRequestHandler):
