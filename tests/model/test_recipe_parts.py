@@ -19,8 +19,10 @@ from model.optimisation import (
     freeze,
     initialise,
     learning_rate_at,
+    make_optimiser,
     set_training_mode,
 )
+from model.processor import has_bfloat16
 from model.profile import PHASES, Stopwatch
 from model.recipe import Recipe
 from model.targets import classes_of, count_rows, count_targets, quantity_targets
@@ -132,6 +134,23 @@ def test_photos_grow_to_the_bundles_size() -> None:
     assert {Recipe(image_size=112, progressive_resizing=False).image_size_of(epoch) for epoch in range(30)} == {112}
     # pretrained weights are best after few epochs, which must be on the bundle's own size to be kept
     assert Recipe(image_size=112, weights="IMAGENET1K_V2").image_size_of(0) == 112
+
+
+def test_gradients_on_the_smallest_photos_are_finite_in_the_precision_of_training() -> None:
+    torch.manual_seed(0)
+    network = CountingNetwork(build_network("resnet18", 7), auxiliary=False)
+    initialise(network, "kaiming-normal")
+    network.to(memory_format=torch.channels_last).train()
+    smallest = next(limit.ge for limit in Recipe.model_fields["image_size"].metadata if hasattr(limit, "ge"))
+    optimiser = make_optimiser(network, Recipe())
+    for _ in range(2):
+        inputs = torch.randn(8, 3, smallest, smallest).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
+            logits, _ = network(inputs)
+            torch.nn.functional.cross_entropy(logits, torch.arange(8) % 7).backward()
+        assert float(torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)) < 1000
+        optimiser.step()
+        optimiser.zero_grad()
 
 
 def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
