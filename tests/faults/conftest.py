@@ -77,6 +77,7 @@ def trial(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     for audit in site.started:  # of a test that failed
         audit.kill()
         audit.wait()
+        audit.close()
     site.started.clear()
     site.network.heal()
 

@@ -87,6 +87,9 @@ class Audit:
             self.kill()
             raise AssertionError(f"the audit hung for {PATIENCE} s:\n{self.log()[-4000:]}") from None
 
+    def close(self) -> None:
+        self._log.close()
+
     def log(self) -> str:
         """Its standard output and error so far."""
         return Path(self._log.name).read_text(errors="replace")

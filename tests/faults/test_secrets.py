@@ -36,9 +36,9 @@ def texts(site: Site, trial: Trial) -> Iterator[tuple[str, bytes]]:
 
 @pytest.mark.slow
 def test_no_credential_is_written_anywhere(site: Site, trial: Trial) -> None:
-    site.network.faults.deny = lambda method, path: "/results/" in path and method == "PUT"
-    assert trial.run().process.returncode != 0
     site.network.faults.deny = lambda method, path: "/bin-images/" in path
+    assert trial.run().process.returncode != 0
+    site.network.faults.deny = lambda method, path: "/results/" in path and method == "PUT"
     assert trial.run().process.returncode != 0
     site.network.heal()
     trial.recover()
