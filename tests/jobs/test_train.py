@@ -179,10 +179,12 @@ def test_a_stopped_training_continues_and_ends_as_if_it_had_never_stopped(
 
 @pytest.mark.ray
 def test_two_workers_train_on_the_same_batches_as_one(undisturbed: Trained, manifest_uri: str, tmp_path: Path) -> None:
-    both = train(manifest_uri, tmp_path, num_workers=2)
-    assert len(both.outcome["step_losses"]) == len(undisturbed.outcome["step_losses"]) >= 6
+    # in float32: on so few photos bfloat16's rounding is as large as what a wrong batch would do
+    alone = train(manifest_uri, tmp_path / "one", mixed_precision=False, conclude=())
+    both = train(manifest_uri, tmp_path / "two", mixed_precision=False, num_workers=2)
+    assert len(both.outcome["step_losses"]) == len(alone.outcome["step_losses"]) >= 6
     # the sums are made in another order; AdamW's first steps have the sign of a gradient, and amplify that from step to step
-    ours, theirs = both.outcome["step_losses"], undisturbed.outcome["step_losses"]
+    ours, theirs = both.outcome["step_losses"], alone.outcome["step_losses"]
     assert ours[:6] == pytest.approx(theirs[:6], rel=0.01)
     assert ours == pytest.approx(theirs, rel=0.05)
     assert both.outcome["rows"]["test"].tolist() == undisturbed.outcome["rows"]["test"].tolist()
