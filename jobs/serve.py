@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import threading
@@ -54,9 +53,7 @@ them in every process, so a cluster of your own must be started with them."""
 
 def run_endpoint(config: ServeConfig) -> None:
     """Serves until a signal comes. Raises InputError before anything listens, GateError where work was left undone."""
-    for name, value in FEWER_STEPS.items():
-        os.environ.setdefault(name, value)
-    with connect(), _stop_signal() as stopped:
+    with connect(environment=FEWER_STEPS), _stop_signal() as stopped:
         start_endpoint(config)
         print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
         stopped.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -21,11 +21,11 @@ OWN_CLUSTER = {
 
 
 @contextmanager
-def connect(*, quiet: str | None = None) -> Iterator[None]:
+def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), else starts a local one.
 
     A cluster that this process already joined is used and left as it is (tests, notebooks). Of the logger `quiet` only
-    errors are shown by the workers of a local cluster.
+    errors are shown by the workers of a local cluster; `environment` is set for it beside OWN_CLUSTER.
     """
     if ray.is_initialized():
         _configure_data()
@@ -35,7 +35,7 @@ def connect(*, quiet: str | None = None) -> Iterator[None]:
     if not os.environ.get("RAY_ADDRESS"):
         # "local", as Ray would first look for a cluster that ran on this machine once, and wait for one that died
         options |= {"address": "local", "include_dashboard": False}
-        for name, value in OWN_CLUSTER.items():
+        for name, value in {**OWN_CLUSTER, **(environment or {})}.items():
             os.environ.setdefault(name, value)
         if quiet:
 
