@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GAP_SHARE, WAIT_SHARE = 0.1, 0.5
+GAP_SHARE, WAIT_SHARE = 0.5, 1.0
 """A batch waits for company while photos keep coming, with gaps up to the first share of the time that the last batch
-took, and never beyond the second. Going off alone would cost the others a whole batch time."""
+took, and never beyond the second: who is left behind waits as long for the batch to end. With a tenth and a half, 32
+clients on two cores fell into two groups that took turns, and 61 photos a second were counted instead of 88."""
 
 
 @dataclass(frozen=True)
