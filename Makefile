@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: setup audit test faults lint clean
+.PHONY: setup audit test faults lint vulnerabilities clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,12 @@ test: setup lint
 faults: setup
 	mkdir -p build
 	$(BIN)/pytest tests/faults --faults-json build/faults.json
+
+# What is installed against PyPI's list of known vulnerabilities; fails too where a package could not be looked up.
+vulnerabilities: setup
+	$(PYTHON) -m venv build/pip-audit
+	build/pip-audit/bin/python -m pip install --quiet pip-audit
+	PIPAPI_PYTHON_LOCATION=$(BIN)/python build/pip-audit/bin/pip-audit --strict --skip-editable
 
 clean:
 	rm -rf $(DEMO) build *.egg-info

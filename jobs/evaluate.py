@@ -36,6 +36,7 @@ from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.resources import plan_resources, resolve_precision
 from jobs.stages.run import provenance
 from jobs.stages.worklist import temporary_worklist
+from model.metrics import format_interval
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
 
@@ -95,8 +96,8 @@ def summarize(figures: dict[str, Any]) -> str:
     for scope, found in figures["metrics"].items():
         majority = found["majority"]
         lines.append(
-            f"{scope:8}{found['num_bins']:7,}  {_with_interval(found['exact'], '.1%'):22}{found['within_one']['value']:9.1%}"
-            f"{_with_interval(found['mae'], '.3f'):>23}{found['rmse']['value']:7.3f}{found['bias']['value']:+8.3f}"
+            f"{scope:8}{found['num_bins']:7,}  {format_interval(found['exact'], '.1%'):22}{found['within_one']['value']:9.1%}"
+            f"{format_interval(found['mae'], '.3f'):>23}{found['rmse']['value']:7.3f}{found['bias']['value']:+8.3f}"
             f"{found['nll']['value']:7.3f}"
         )
         lines.append(
@@ -109,12 +110,6 @@ def summarize(figures: dict[str, Any]) -> str:
         f"{calibration['noise_floor']:.4f}); 90 % sets cover {sets['coverage']:.1%} with {sets['mean_size']:.2f} counts"
     )
     return "\n".join(lines)
-
-
-def _with_interval(figure: dict[str, float | None], form: str) -> str:
-    if figure["low"] is None:
-        return f"{figure['value']:{form}}"
-    return f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
 
 
 def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray]:

@@ -5,6 +5,7 @@ numpy only. Probabilities are (n, K + 1); labels are classes 0..K of the record,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,13 @@ def evaluate_scope(
         figures[name] = {key: None if np.isnan(found) else float(root(found)) for key, found in figure.items()}
     figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}
     return figures
+
+
+def format_interval(figure: Mapping[str, float | None], form: str) -> str:
+    """A figure of `evaluate_scope` in text, such as "36.3% (34.0% to 38.6%)"; `form` is a format of Python's."""
+    if figure["low"] is None:
+        return f"{figure['value']:{form}}"
+    return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
 def predict(probabilities: np.ndarray, classes: range) -> dict[str, np.ndarray]:

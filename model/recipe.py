@@ -77,9 +77,13 @@ class Recipe(BaseModel):
     def num_classes(self) -> int:
         return self.top_class + 1
 
+    @property
+    def from_scratch(self) -> bool:
+        return self.weights == "none"
+
     def image_size_of(self, epoch: int) -> int:
         """Side of the photos in an epoch (from 0): half, three quarters and, for the last four tenths, the whole size."""
-        if not self.progressive_resizing or self.weights != "none" or self.image_size < 64:
+        if not (self.progressive_resizing and self.from_scratch) or self.image_size < 64:
             return self.image_size
         done = (epoch + 1) / self.max_epochs
         if done > 0.6:

@@ -139,7 +139,7 @@ class _Loop:
             label_histogram=np.bincount(labels[train], minlength=recipe.num_classes).tolist(),
             batch_size=recipe.batch_size,
             initial_weight_std=initial_weight_std(self.network),
-            from_scratch=recipe.weights == "none",
+            from_scratch=recipe.from_scratch,
         )
         self._targets = torch.from_numpy(count_targets(recipe.top_class, recipe.targets)).to(self.device)
         self._quantity_targets = torch.from_numpy(quantity_targets()).to(self.device)

@@ -44,7 +44,7 @@ class TuneConfig(TrainConfig):
     @model_validator(mode="after")
     def _what_is_searched_is_not_set(self) -> TuneConfig:
         searched = SEARCHED[self.space]
-        if self.space == "wide" and self.weights != "none":
+        if self.space == "wide" and not self.from_scratch:
             searched += ("unfreeze",)
         for name in (*searched, "trace_steps"):
             default, found = type(self).model_fields[name].default, getattr(self, name)

@@ -105,14 +105,20 @@ def _plan_cpus(sizes: list[float]) -> Resources:
 def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Literal["fp32", "bf16", "fp16"]:
     """`auto` is bf16 where the hardware multiplies it natively, else fp32 (emulated bf16 is slower than fp32).
 
-    Raises InputError for fp16 on a CPU, which no network is scored in.
+    Raises InputError for fp16 on a CPU, which no network is scored in, and where `auto` can't ask the GPUs.
     """
     if asked == "fp16" and device == "cpu":
         raise InputError("--precision fp16: expected a GPU in the cluster, found none; use auto, bf16 or fp32")
     if asked != "auto":
         return asked
     if device == "cuda":
-        return "bf16" if all(capability >= BF16_CAPABILITY for capability in _compute_capabilities()) else "fp32"
+        capabilities = _compute_capabilities()
+        if not capabilities:
+            raise InputError(
+                "--precision auto: expected nvidia-smi to name the cards' compute capability, found no answer on the "
+                "nodes with GPUs; pass --precision bf16 (cards since Ampere) or fp32"
+            )
+        return "bf16" if min(capabilities) >= BF16_CAPABILITY else "fp32"
     return "bf16" if has_bfloat16() else "fp32"
 
 

@@ -18,7 +18,7 @@ from jobs.training.network import Trained
 from jobs.training.report import render_training_report
 from model.bundle import INFO_FILE, save_bundle
 from model.calibration import FittedCalibration, apply_calibration, calibrate
-from model.metrics import evaluate_counts
+from model.metrics import evaluate_counts, format_interval
 from model.network import build_network
 from model.targets import classes_of
 from schemas.bundle import BundleInfo
@@ -99,7 +99,7 @@ def _announce(info: BundleInfo, metrics: dict[str, Any], fitted: FittedCalibrati
     for scope, found in metrics["test"].items():
         if scope != "calibration_error":
             print(
-                f"test bins, {scope}: exact {_with_interval(found['exact'], '.1%')}, MAE {_with_interval(found['mae'], '.3f')}, "
+                f"test bins, {scope}: exact {format_interval(found['exact'], '.1%')}, MAE {format_interval(found['mae'], '.3f')}, "
                 f"{found['num_bins']} bins; always saying {found['majority']['says']}: {found['majority']['exact']:.1%}"
             )
     error = metrics["test"]["calibration_error"]
@@ -107,9 +107,3 @@ def _announce(info: BundleInfo, metrics: dict[str, Any], fitted: FittedCalibrati
         f"calibration: {fitted.calibration.method} scaling, error {error['excess']:.3f} "
         f"(raw {error['raw']:.3f}, noise floor {error['noise_floor']:.3f})"
     )
-
-
-def _with_interval(figure: dict[str, float | None], form: str) -> str:
-    if figure["low"] is None:
-        return f"{figure['value']:{form}}"
-    return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"

@@ -150,7 +150,7 @@ def initial_state(recipe: Recipe) -> dict[str, torch.Tensor]:
 def run_name(bins: pa.Table, config: TrainConfig) -> str:
     """The same for the same data, settings and loaded weights, so that the same command continues its own run."""
     settings = config.recipe().model_dump_json() + f"|{config.selection_share}|{config.test_share}|{config.split_seed}"
-    if config.weights != "none":
+    if not config.from_scratch:
         # a file may be replaced by another. Weights that are drawn follow from the settings, and their last bits also from
         # the machine: another node must find the run too
         settings += f"|{hashlib.sha256(save(initial_state(config.recipe()))).hexdigest()}"

@@ -39,14 +39,14 @@ def search_space(config: TuneConfig) -> dict[str, Any]:
         "targets": tune.choice(["ordinal", "classes"]),
         "image_size": tune.choice(image_sizes(config.image_size)),
     }
-    if config.weights != "none":  # without weights there is nothing to keep
+    if not config.from_scratch:  # without weights there is nothing to keep
         space["unfreeze"] = tune.choice(["all", "layer2", "layer3", "layer4", "head"])
     return space
 
 
 def image_sizes(largest: int) -> list[int]:
     """Half, three quarters (of 16 pixels a step) and all of the largest side."""
-    return sorted({max(16, round(largest * share / 16) * 16) for share in (0.5, 0.75)} | {largest})
+    return sorted({max(32, round(largest * share / 16) * 16) for share in (0.5, 0.75)} | {largest})
 
 
 def trial_config(config: TuneConfig, parameters: dict[str, Any]) -> TrainConfig:

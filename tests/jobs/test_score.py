@@ -122,13 +122,20 @@ def test_a_gate_without_findings_says_what_it_knows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32"), ([], "bf16")], ids=str
+    ("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32")], ids=str
 )
 def test_bf16_is_taken_on_cards_that_have_units_for_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: list[float], found: str
 ) -> None:
     monkeypatch.setattr(resources, "_compute_capabilities", lambda: capabilities)
     assert resolve_precision("auto", "cuda") == found
+
+
+def test_cards_that_cannot_be_asked_are_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_compute_capabilities", list)
+    with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
+        resolve_precision("auto", "cuda")
+    assert resolve_precision("bf16", "cuda") == "bf16"
 
 
 def test_cards_are_asked_for_by_the_driver_s_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
