@@ -121,9 +121,7 @@ def test_a_gate_without_findings_says_what_it_knows() -> None:
         progress.add(StagedShard(0, 10, 0, None, None, {"missing_image": 10}, Counter()))
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32")], ids=str
-)
+@pytest.mark.parametrize(("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32")], ids=str)
 def test_bf16_is_taken_on_cards_that_have_units_for_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: list[float], found: str
 ) -> None:
