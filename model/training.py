@@ -387,7 +387,7 @@ class _Loop:
         return self._sum(found).cpu().numpy()
 
     def _profiler(self, epoch: int) -> Any:
-        if not self.settings.trace_steps or epoch > 0 or self.rank != 0:
+        if not self.settings.trace_steps or epoch > self._first_epoch_here or self.rank != 0:
             return nullcontext(None)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":

@@ -18,7 +18,8 @@ class TrainConfig(Recipe, JobConfig):
     bundle_uri: str
     """Where the bundle is written. Checkpoints lie in `<bundle-uri>.training` until it is complete."""
     num_workers: int = Field(default=1, ge=1)
-    """Training processes (DDP): one per GPU, or shares of the cluster's CPUs."""
+    """Training processes (DDP): one per GPU, or shares of the cluster's CPUs. Each needs a micro-batch of its own in
+    every batch: 4 workers need --batch-size 128, or --micro-batch-size 8."""
     selection_share: float = Field(default=0.15, gt=0, lt=0.5)
     """Share of the bins, in whole groups, that choose the best epoch and fit the calibration."""
     test_share: float = Field(default=0.15, gt=0, lt=0.5)

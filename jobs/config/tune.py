@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from jobs.config.train import TrainConfig
 
+BATCH_SIZES = (16, 32, 64)
+"""Of `--space seed`."""
+
 SEARCHED = {
     "seed": ("learning_rate", "batch_size"),
     "wide": ("learning_rate", "weight_decay", "augmentation", "targets"),
@@ -40,6 +43,21 @@ class TuneConfig(TrainConfig):
     output_uri: str | None = None
     """Where trials.parquet, search.html and what a restart needs are kept. By default `<bundle-uri>.search`: beside the
     bundle, whose folder holds only what an audit loads."""
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Those that the trials draw from, the smallest first."""
+        return BATCH_SIZES if self.space == "seed" else (self.batch_size,)
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_every_batch(self) -> TuneConfig:
+        for size in self.batch_sizes:
+            if size % min(self.micro_batch_size, size):
+                raise ValueError(
+                    f"micro_batch_size: expected a divisor of every batch size that is searched {self.batch_sizes}, "
+                    f"found {self.micro_batch_size}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _what_is_searched_is_not_set(self) -> TuneConfig:

@@ -275,7 +275,15 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
                 + (f" ({gpus}) over the trials at a time" if num_runs > 1 else "")
                 + f", found {config.num_workers}"
             )
-        return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": 1}), 1
+        sizes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        # half of a small node's CPUs at most: decoding needs the rest
+        share = min([1.0, *(node.get("CPU", 0.0) / (2 * node["GPU"]) for node in sizes)])
+        if not share:
+            raise InputError(
+                "the cluster: expected CPUs on every node with GPUs, found one without; start it with some"
+            )
+        each = {"CPU": share, "GPU": 1}
+        return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker=each), 1
     nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
     per_node = -(-config.num_workers * num_runs // nodes)
     share = (cpus / nodes - (1.0 if cpus / nodes >= 2 else 0.5)) / per_node

@@ -9,7 +9,6 @@ from ray import tune
 from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
 
-BATCH_SIZES = (16, 32, 64)
 EPOCHS = (2, 6)
 SETTINGS = (
     "learning_rate",
@@ -29,7 +28,7 @@ def search_space(config: TuneConfig) -> dict[str, Any]:
     if config.space == "seed":
         return {
             "learning_rate": tune.loguniform(1e-3, 1e-1),
-            "batch_size": tune.choice(list(BATCH_SIZES)),
+            "batch_size": tune.choice(list(config.batch_sizes)),
             "max_epochs": tune.randint(EPOCHS[0], min(EPOCHS[1], config.max_epochs) + 1),
         }
     space = {
@@ -56,5 +55,4 @@ def trial_config(config: TuneConfig, parameters: dict[str, Any]) -> TrainConfig:
 
 def batches(config: TuneConfig) -> list[TrainConfig]:
     """A training for each batch size of the space, the smallest first."""
-    sizes = BATCH_SIZES if config.space == "seed" else (config.batch_size,)
-    return [trial_config(config, {"batch_size": size}) for size in sizes]
+    return [trial_config(config, {"batch_size": size}) for size in config.batch_sizes]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import ray
 
+from jobs.config.train import TrainConfig
 from jobs.stages.resources import CPU_BATCH, Resources, plan_resources
-from schemas.errors import GateError
+from jobs.training.network import plan_workers
+from schemas.errors import GateError, InputError
 
 
 def _plan(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Resources:
@@ -86,3 +88,25 @@ def test_what_no_scorer_fits_into_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         _plan(monkeypatch, {"CPU": 0}, {"GPU": 1})
     with pytest.raises(GateError, match="a node of the cluster has GPUs and no CPUs"):
         _plan(monkeypatch, {"CPU": 16}, {"GPU": 1})
+
+
+def _plan_training(monkeypatch: pytest.MonkeyPatch, num_workers: int, *nodes: dict[str, float]) -> dict[str, float]:
+    totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
+    config = TrainConfig(manifest_uri="m", bundle_uri="b", num_workers=num_workers, batch_size=32 * num_workers)
+    resources = plan_workers(config)[0].resources_per_worker
+    assert resources is not None
+    return resources
+
+
+@pytest.mark.parametrize(("node", "workers", "cpus"), [((16, 1), 1, 1.0), ((1, 1), 1, 0.5), ((4, 8), 8, 0.25)], ids=str)
+def test_training_on_gpus_leaves_cpus_to_decode_with(
+    monkeypatch: pytest.MonkeyPatch, node: tuple[int, int], workers: int, cpus: float
+) -> None:
+    assert _plan_training(monkeypatch, workers, {"CPU": node[0], "GPU": node[1]}) == {"CPU": cpus, "GPU": 1}
+
+
+def test_training_on_gpus_without_cpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="expected CPUs on every node with GPUs"):
+        _plan_training(monkeypatch, 1, {"CPU": 8}, {"GPU": 1})

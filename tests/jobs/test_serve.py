@@ -21,6 +21,7 @@ from jobs.config.serve import EndpointSettings, ServeConfig
 from jobs.serving import uploads
 from jobs.serving.app import APP_NAME, build_app, learn_current_belief
 from jobs.serving.batching import Batcher
+from jobs.serving.counter import Counter
 from jobs.serving.gate import Room
 from jobs.serving.metrics import merge_pages
 from jobs.serving.problems import Problem
@@ -503,6 +504,18 @@ def test_a_batch_holds_what_came_while_the_last_one_was_scored() -> None:
             assert not batcher.is_broken
 
     asyncio.run(live())
+
+
+def test_a_network_that_failed_once_is_replaced(bundle: Path) -> None:
+    from model.bundle import read_bundle_info
+
+    info = read_bundle_info(bundle)
+    counter = Counter(str(bundle), info.bundle_id, "cpu", "fp32", batch_size=1, threads=1)
+    counter.check_health()
+    with pytest.raises(ValueError, match="pixels: expected"):
+        counter._score(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(RuntimeError, match="the device may be lost"):
+        counter.check_health()
 
 
 def test_metrics_of_several_nodes_are_one_page() -> None:

@@ -208,6 +208,12 @@ def test_a_setting_that_is_searched_can_not_be_given(capsys: pytest.CaptureFixtu
     assert "learning_rate: is searched in --space seed" in " ".join(capsys.readouterr().err.split())
 
 
+def test_micro_batches_must_fill_every_batch_that_is_searched(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert main(flags("m", tmp_path, micro_batch_size=48)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "micro_batch_size: expected a divisor of every batch size that is searched (16, 32, 64), found 48" in said
+
+
 def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     config = TuneConfig(manifest_uri="m", bundle_uri="b")
     Trials(config, str(tmp_path), "data")
