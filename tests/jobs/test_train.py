@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.train import main
-from jobs.training.bundle import _with_interval
 from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
 from jobs.training.network import (
     Trained,
@@ -32,6 +31,7 @@ from jobs.training.network import (
     train_network,
 )
 from model.bundle import load_bundle, read_training_images
+from model.metrics import format_interval
 from model.network import build_network
 from model.scoring import Scorer
 from model.training import NOT_FINITE, UNHEALTHY
@@ -275,8 +275,8 @@ def test_checkpoints_go_to_the_region_of_everything_else_and_carry_no_credential
 
 
 def test_a_figure_of_one_group_is_printed_without_interval() -> None:
-    assert _with_interval({"value": 0.4, "low": None, "high": None}, ".1%") == "40.0%"
-    assert _with_interval({"value": 0.4, "low": 0.3, "high": 0.5}, ".1%") == "40.0% (30.0% to 50.0%)"
+    assert format_interval({"value": 0.4, "low": None, "high": None}, ".1%") == "40.0%"
+    assert format_interval({"value": 0.4, "low": 0.3, "high": 0.5}, ".1%") == "40.0% (30.0% to 50.0%)"
 
 
 def check_refused(capsys: pytest.CaptureFixture, arguments: list[str], *texts: str) -> None:
