@@ -136,11 +136,12 @@ def plan_recounts(
 
 def find_reach(score: ArrayLike, is_priority: ArrayLike) -> NDArray[np.bool_]:
     """Which of one night's planned bins (m,) are in reach of its priority list, and so were certain to be counted:
-    the list itself, and the random bins scoring at least its lowest `score` (the objective of that night)."""
+    the list itself, and the random bins scoring more than its lowest `score` (the objective of that night). Of bins that
+    tie with the lowest some are on the list by the draw alone: the random ones among them stand for the rest."""
     scores, priority = np.asarray(score, dtype=np.float64), np.asarray(is_priority, dtype=bool)
     if not priority.any():
         return priority.copy()
-    return priority | (scores >= scores[priority].min())
+    return priority | (scores > scores[priority].min())
 
 
 def _sort_candidates(bin_id: NDArray[np.object_], score: Floats, key: NDArray[np.uint64]) -> Candidates:

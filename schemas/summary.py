@@ -36,10 +36,16 @@ SUMMARY_SCHEMA = pa.schema(
         column("expected_wrong", _VALUE, "Sum of p_record_wrong over the assessed bins."),
         column("naive_mismatch_share", _SHARE, "Share of scored bins where camera and record differ; for comparison."),
         column("record_model", pa.string(), "assumed (no random recounts yet) or learned.", required=True),
-        column("error_rate", _SHARE, "Estimated share of wrong records; null without random recounts."),
+        column(
+            "error_rate",
+            _SHARE,
+            "Estimated share of wrong records among the assessed bins; null without random recounts.",
+        ),
         column("error_rate_low", _SHARE, "Lower end of its 95 % interval."),
-        column("error_rate_high", _SHARE, "Upper end of its 95 % interval."),
-        column("ira", _SHARE, "Inventory record accuracy, exact, share of bins: 1 - error_rate."),
+        column(
+            "error_rate_high", _SHARE, "Upper end of its 95 % interval; random bins that nobody counted taken as wrong."
+        ),
+        column("ira", _SHARE, "Inventory record accuracy, exact, share of assessed bins: 1 - error_rate."),
         column("estimator", pa.string(), "stratified_difference, wilson or none.", required=True),
         column("window_nights", _COUNT, "Nights whose recounts are pooled.", required=True),
         column("num_random_window", _COUNT, "Resolved random recounts in the window.", required=True),

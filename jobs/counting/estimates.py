@@ -1,4 +1,4 @@
-"""What may be said of the whole stock from the window's recounts; nothing without random ones."""
+"""What may be said of all assessed bins from the window's recounts; nothing without random ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from jobs.counting.history import History, PlanRecounts
-from jobs.counting.samples import Sample, samples_in_force
+from jobs.counting.samples import Sample, samples_in_force, worst_samples
 from model.calibration_error import calibration_error_floor, expected_calibration_error
 from model.estimators import NightSample, claimed_over_found, estimate_precision, estimate_share, estimate_total
 
@@ -51,7 +51,7 @@ class Estimates:
         return {name: value for name, value in asdict(self).items() if name != "ece_window_raw"}
 
     def without_claims(self) -> Estimates:
-        """Without what is said of the whole stock; what became of past lists and past claims stands."""
+        """Without what is said of bins that nobody counted; what became of past lists and past claims stands."""
         claims = ("error_rate", "net_variance_units", "gross_variance_units", "net_variance_value")
         ends = [f"{name}_{end}" for name in claims for end in ("low", "high")]
         return Estimates(**{**asdict(self), "estimator": "none", "ira": None, **dict.fromkeys([*claims, *ends])})
@@ -59,10 +59,16 @@ class Estimates:
 
 def estimate_window(history: History) -> Estimates:
     """Error rate, pieces and money from the plans in force with a random sample; list precision from the plans in force
-    whose priority bins are 90 % resolved. Money is None where its bins name several currencies."""
+    whose priority bins are 90 % resolved. Money is None where its bins name several currencies.
+
+    Nights enter when their mismatches are confirmed, so those with many wait longest, and a mismatch may not be handed in
+    before it is confirmed. Neither may make the stock look better: the error rate's upper end is also that of all counted
+    nights as they were first counted, with the random bins that nobody counted taken as wrong.
+    """
     samples = samples_in_force(history)
     lists = [plan for plan in history.nights if plan.has_priority_list]
     share = estimate_share([_wrong_sample(sample) for sample in samples])
+    worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
     net = estimate_total([_net_sample(sample) for sample in samples])
     with_gross = [sample for sample in samples if sample.plan.whole_night.gross_variance_predicted is not None]
     gross = estimate_total([_gross_sample(sample) for sample in with_gross])
@@ -77,7 +83,7 @@ def estimate_window(history: History) -> Estimates:
     return Estimates(
         error_rate=_number(share.value),
         error_rate_low=_number(share.low),
-        error_rate_high=_number(share.high),
+        error_rate_high=_number(max(share.high, worst.high) if samples else np.nan),
         ira=_number(1 - share.value),
         estimator=share.estimator,
         window_nights=len(samples),
@@ -179,6 +185,7 @@ def _value_sample(sample: Sample) -> NightSample:
         prediction_total=sample.plan.whole_night.net_value_predicted or 0.0,
         outcome=net.outcome * value,
         prediction=net.prediction * value,
+        error_size=net.error_size * float(np.sqrt(np.square(value).mean())),
     )
 
 

@@ -5,7 +5,6 @@ Only committed nights before the given one count. Nothing here reads results: it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -22,6 +21,7 @@ from jobs.counting.plans import NightSummary, list_marked_runs, list_nights, rea
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
 from jobs.stages.publish import run_uri
+from jobs.stages.run import read_run
 from model.estimators import WINDOW_NIGHTS, choose_window
 from model.recount_plan import find_reach
 from schemas.results import Recount
@@ -101,6 +101,12 @@ class PlanRecounts:
         return bool(choose_window([self.num_random_planned], [self.num_random_resolved])[0])
 
     @property
+    def has_random_counts(self) -> bool:
+        """Whether so many are counted, second counts of their mismatches apart."""
+        counted = int((self.is_random & self.counted).sum())
+        return bool(choose_window([self.num_random_planned], [counted])[0])
+
+    @property
     def has_priority_list(self) -> bool:
         """The same for the priority bins."""
         return bool(choose_window([self.num_priority_planned], [self.num_priority_resolved])[0])
@@ -157,6 +163,22 @@ def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_N
     )
 
 
+def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
+    """Keeps what was known of counted bins when a run began, and returns what stands there: this try's or an earlier
+    one's. A count that comes in between a crash and its restart belongs to the next night."""
+    uri = storage.join(run_uri, "last_counts.parquet")
+    frame = last_counts.reset_index()
+    table = pa.table({field.name: _as_arrow(frame[field.name], field.type) for field in LAST_COUNTS_SCHEMA})
+    storage.create_bytes(uri, storage.parquet_bytes(table))
+    return storage.read_table(uri).to_pandas().set_index("bin_id")
+
+
+def _as_arrow(column: pd.Series, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(kind):
+        column = column.dt.tz_convert(None)  # of one with a time zone pandas warns when Arrow takes it
+    return pa.array(column, from_pandas=True).cast(kind)
+
+
 def _match_plan(
     output_uri: str,
     audit_date: str,
@@ -184,8 +206,7 @@ def _match_plan(
 
 
 def _objective(output_uri: str, run_id: str) -> str:
-    document = json.loads(storage.read_bytes(storage.join(run_uri(output_uri, run_id), "run.json")))
-    return document["config"]["objective"]
+    return read_run(run_uri(output_uri, run_id))["config"]["objective"]
 
 
 def _reach(planned: pa.Table, objective: str) -> Mask:

@@ -2,7 +2,7 @@
 
 People miscount too, and one in a hundred miscounts among right records looks like as many wrong ones. So a count that
 agrees with the record stands, and one that doesn't waits for a second blind count, by another person, that agrees with
-it. What two people are is told by `counter_id` alone, never by the time: a sheet that is handed in again may have lost
+it, or one that agrees with the record: then it was the first person who erred. What two people are is told by `counter_id` alone, never by the time: a sheet that is handed in again may have lost
 its seconds or be read in another time zone, and must not confirm itself.
 """
 
@@ -45,7 +45,8 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
 
     Right where every count equals the record. A mismatch is settled by a `confirmed` count, or by counts of the same
     quantity by two people (counts without a `counter_id` are nobody's); of several settled quantities the one that was
-    counted last wins. `repeat_offenders` in queries.sql follows the same rule.
+    counted last wins. Where none is settled, and the mismatches have a `counter_id` each, a count by another person that
+    equals the record refutes them: right. `repeat_offenders` in queries.sql follows the same rule.
     """
     ordered = sort_counts(counts)
     if not ordered:
@@ -58,8 +59,11 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
     settled = confirmed | {qty for qty, counters in people.items() if len(counters) > 1}
     if settled:
         return Finding(next(count.counted_qty for count in reversed(ordered) if count.counted_qty in settled), True)
-    mismatches = [count.counted_qty for count in ordered if count.counted_qty != expected_qty]
-    return Finding(mismatches[0], resolved=False) if mismatches else Finding(expected_qty, resolved=True)
+    mismatches = [count for count in ordered if count.counted_qty != expected_qty]
+    erring = {count.counter_id for count in mismatches}
+    if not mismatches or (None not in erring and people.get(expected_qty, set()) - erring):
+        return Finding(expected_qty, resolved=True)
+    return Finding(mismatches[0].counted_qty, resolved=False)
 
 
 def sort_counts(counts: Iterable[Count]) -> list[Count]:

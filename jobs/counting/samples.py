@@ -6,7 +6,7 @@ bins are resolved, and then with its unconfirmed mismatches as they were first c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -76,6 +76,17 @@ def take_sample(plan: PlanRecounts) -> Sample:
 def samples_in_force(history: History) -> list[Sample]:
     """Of the window's nights whose plan in force has a random sample: what estimates rest on."""
     return [take_sample(plan) for plan in history.nights if plan.has_random_sample]
+
+
+def worst_samples(history: History) -> list[Sample]:
+    """Of the window's nights with 90 % of their random bins counted, confirmed or not, the others taken as found wrong."""
+    plans = [plan for plan in history.nights if plan.has_random_counts]
+    return [take_sample(_absent_as_wrong(plan)) for plan in plans]
+
+
+def _absent_as_wrong(plan: PlanRecounts) -> PlanRecounts:
+    absent = plan.is_random & ~plan.counted
+    return replace(plan, counted_qty=np.where(absent, plan.column("expected_qty") + 1, plan.counted_qty))
 
 
 def samples_to_learn_from(history: History) -> list[Sample]:

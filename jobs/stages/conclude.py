@@ -142,16 +142,16 @@ def write_parts(
     shared = ray.put((reconciler, reference, rules, decisions))
     options = {"shared": shared, "results_uri": results_uri}
     sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
-    planned: list[pa.Table] = []
-    parts: list[str] = []
-    for row in _over_groups(groups, _write_group, options, task_cpus):
-        found = pickle.loads(row["written"])  # noqa: S301 - written by our own worker
+    written = [
+        pickle.loads(row["written"])  # noqa: S301 - written by our own worker
+        for row in _over_groups(groups, _write_group, options, task_cpus)
+    ]
+    written.sort(key=lambda found: found["uri"])  # they end in any order, and sums of floats depend on theirs
+    for found in written:
         for scope, values in found["sums"].items():
             sums[scope] += values
-        planned.append(found["planned"])
-        parts.append(found["uri"])
-    table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *planned]).sort_by("bin_id")
-    return Night(dict(sums), table, sorted(parts))
+    table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *(found["planned"] for found in written)]).sort_by("bin_id")
+    return Night(dict(sums), table, [found["uri"] for found in written])
 
 
 def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:

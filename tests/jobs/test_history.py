@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.counting.counted import add_counted, has_counts, read_counted
-from jobs.counting.history import read_history
+from jobs.counting.history import freeze_last_counts, read_history
 from jobs.counting.resolution import Count, Finding, resolve_counts
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
@@ -48,8 +48,9 @@ def take_in(output: str, *rows: dict[str, Any]) -> None:
         ([3, 3], Finding(3, resolved=True)),
         ([2], Finding(2, resolved=False)),
         ([2, 4], Finding(2, resolved=False)),
-        ([2, 3], Finding(2, resolved=False)),
-        ([3, 2], Finding(2, resolved=False)),
+        ([2, 3], Finding(3, resolved=True)),
+        ([3, 2], Finding(3, resolved=True)),
+        ([2, 4, 3], Finding(3, resolved=True)),
         ([2, 3, 3], Finding(3, resolved=True)),
         ([2, 3, 2], Finding(2, resolved=True)),
         ([2, 2], Finding(2, resolved=True)),
@@ -70,6 +71,8 @@ def test_nobody_confirms_what_they_counted_themselves(counters: tuple[str | None
     counts.append(Count(START + timedelta(hours=2), 2, "lee"))
     assert resolve_counts(counts, 3) == Finding(2, resolved="kim" in counters)
     right = [Count(START, 3, counter) for counter in counters]
+    refuted = [Count(START, 2, counters[0]), Count(START + timedelta(hours=1), 3, counters[1])]
+    assert resolve_counts(refuted, 3) == Finding(2, resolved=False), "the same person, or nobody knows who"
     assert resolve_counts(right, 3) == Finding(3, resolved=True), "a count that agrees with the record needs no other"
 
 
@@ -209,3 +212,17 @@ def test_adding_changes_nothing_that_is_there(output: str) -> None:
     table = read_counted(output)
     assert table.num_rows == 2
     assert first.to_pylist()[0] in table.to_pylist()
+
+
+def test_what_was_known_when_a_run_began_stays_known_to_its_next_try(output: str, tmp_path: Path) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a"), plan_row("b")])
+    nothing = freeze_last_counts(str(tmp_path / "other"), read_history(output, "2026-03-03").last_counts)
+    assert len(nothing) == 0
+    take_in(output, counted("a", 3))
+    first = read_history(output, "2026-03-03").last_counts
+    pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), first), first)
+    take_in(output, counted("b", 3))
+    later = read_history(output, "2026-03-03").last_counts
+    assert len(later) == 2
+    pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), later), first)
+    assert len(freeze_last_counts(str(tmp_path / "other"), later)) == 0

@@ -70,6 +70,45 @@ def test_counting_every_bin_gives_the_truth_itself() -> None:
     assert (total.value, total.low, total.high) == pytest.approx((outcome.sum(),) * 3)
 
 
+def test_a_stock_that_the_plan_holds_whole_is_known_exactly() -> None:
+    """A pilot zone: every bin is on the list, or random with a score above or below all of it."""
+    outcome = np.r_[np.ones(6), np.zeros(94)]
+    is_random = np.arange(100) >= 70
+    for in_reach in (np.arange(100) < 90, np.ones(100, dtype=bool)):
+        night = NightSample(100, 7.5, outcome, np.full(100, 0.075), is_random, in_reach)
+        for nights in ([night], [night] * 20):
+            share, total = estimate_share(nights), estimate_total(nights)
+            assert (share.value, share.low, share.high) == pytest.approx((0.06,) * 3)
+            assert (total.value, total.low, total.high) == pytest.approx((6,) * 3)
+
+
+@pytest.mark.parametrize("gross", [False, True])
+@pytest.mark.parametrize(("num_random", "error_rate"), [(10, 0.05), (30, 0.02), (100, 0.05)])
+def test_a_few_errors_make_a_wide_interval_of_pieces(num_random: int, error_rate: float, gross: bool) -> None:
+    """Taken as they are, 30 counts without an error would give 0 (0 to 0)."""
+    random, held = np.random.default_rng(3), []
+    for _ in range(200):
+        size = random.choice([-1, 1, -2, 2, -4, 4], 10_000, p=[0.4, 0.25, 0.12, 0.08, 0.08, 0.07])
+        difference = np.where(random.random(10_000) < error_rate, np.abs(size) if gross else size, 0).astype(float)
+        rows, ones = random.choice(10_000, num_random, replace=False), np.ones(num_random, dtype=bool)
+        total = estimate_total([NightSample(10_000, 0.0, difference[rows], np.zeros(num_random), ones, ~ones)])
+        held.append(total.low <= difference.sum() <= total.high)
+    assert np.mean(held) >= 0.93
+
+
+def test_predictions_help_only_where_their_error_is_known() -> None:
+    """Few wrong records outside the list, and the pooled residuals know nothing of the rest."""
+    random, held = np.random.default_rng(4), []
+    for _ in range(300):
+        chance = random.beta(0.05, 10, 5000)
+        outcome = (random.random(5000) < chance).astype(float)
+        rows, ones = random.choice(5000, 400, replace=False), np.ones(400, dtype=bool)
+        share = estimate_share([NightSample(5000, chance.sum(), outcome[rows], chance[rows], ones, ~ones)])
+        assert share.estimator == ("wilson" if outcome[rows].sum() < 5 else "stratified_difference")
+        held.append(share.low <= outcome.mean() <= share.high)
+    assert np.mean(held) >= 0.93
+
+
 def test_a_priority_list_taken_as_a_sample_would_mislead_and_is_not() -> None:
     random = np.random.default_rng(2)
     outcome = np.r_[np.ones(500), np.zeros(9500)]

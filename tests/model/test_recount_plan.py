@@ -106,9 +106,9 @@ def test_bins_find_their_row_in_the_plan_even_when_keys_collide() -> None:
     assert collided.locate(["b", "c", "a"], np.array([5, 5, 5], dtype=np.uint64)).tolist() == [1, -1, 0]
 
 
-def test_reach_is_the_list_and_the_random_bins_that_score_like_it() -> None:
+def test_reach_is_the_list_and_the_random_bins_that_score_higher() -> None:
     assert find_reach([0.9, 0.5, 0.6, 0.1], [True, False, False, False]).tolist() == [True, False, False, False]
-    assert find_reach([0.5, 0.5, 0.6, 0.1], [True, False, False, False]).tolist() == [True, True, True, False]
+    assert find_reach([0.5, 0.5, 0.6, 0.1], [True, False, False, False]).tolist() == [True, False, True, False]
     assert not find_reach([0.5, 0.6], [False, False]).any()
 
 
