@@ -30,8 +30,9 @@ from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
 from jobs.ingesting.exports import is_export, make_records, read_export
 from jobs.ingesting.inventory import is_covered, read_inventories
 from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
-from jobs.ingesting.matching import Matched, match_range
+from jobs.ingesting.matching import EXAMPLES, Matched, match_range
 from jobs.ingesting.parts import Target
+from jobs.ingesting.readable import check_readable, unfetched_error
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
@@ -58,23 +59,32 @@ def ingest(config: IngestConfig) -> None:
         bounds = choose_bounds(images, records)
         slice_rows = choose_slice_rows(min(num_images, num_records))
         image_ranges, record_ranges = exchange(images, bounds), exchange(records, bounds)
+        matched, rejects, slices = match_ranges(slice_rows, image_ranges, record_ranges)
+        num_bins = sum(found.num_bins for found in matched)
+        if not num_bins:
+            raise InputError(
+                f"{images_uri}: no image has a readable record of its stem ({num_images:,} images, {num_records:,} "
+                f"records); nothing was written. The first of them:{describe_examples(matched)}"
+            )
+        check_readable(slices, target)
+        # only now, when it is known that there will be bins, a former manifest makes way
         mark = parts.begin(target)
-        matched, slices = match_ranges(target, slice_rows, image_ranges, record_ranges)
-        counts = write_parts(target, sum(found.num_bins for found in matched), slices)
+        parts.write_rejects(target, rejects)
+        counts = write_parts(target, num_bins, slices)
         for found in matched:
             counts.update(found.rejects)
         if not counts["bins"]:
-            raise InputError(
-                f"{images_uri}: no image has a readable record of its stem ({num_images:,} images, {num_records:,} "
-                f"records); compare the names in {target.rejects_uri}"
+            raise GateError(
+                f"{target.manifest_uri}: the records that could be read at first are gone or unreadable now; the manifest "
+                "is not complete, run the same command again"
             )
         facts = {"config": config.model_dump(mode="json"), "audit_date": target.audit_date, "counts": dict(counts)}
         parts.finish(target, mark, facts | provenance())
-    rejects = ", ".join(f"{counts[reason]:,} {reason}" for reason in sorted(counts) if reason not in ("bins", "odd"))
+    reasons = ", ".join(f"{counts[reason]:,} {reason}" for reason in sorted(counts) if reason not in ("bins", "odd"))
     log.info(
         "%s bins of %s images and %s records, %s with a record that contradicts itself; rejects: %s",
         *(f"{number:,}" for number in (counts["bins"], num_images, num_records, counts["odd"])),
-        rejects or "none",
+        reasons or "none",
     )
     log.info("manifest of %s: %s; rejects: %s", target.audit_date, target.manifest_uri, target.rejects_uri)
 
@@ -86,7 +96,7 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
     """
     images_uri, records_uri = storage.absolute(config.images_uri), storage.absolute(config.records_uri)
     if is_export(records_uri):
-        lines_sources, names_images = read_export(records_uri)
+        lines_sources, names_images = read_export(records_uri, anonymous=config.anonymous)
         images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous, key_is_uri=names_images)
         image_sources = start_listing(images, config)
         lines = collect("lines of the export", lines_sources)
@@ -129,40 +139,50 @@ def choose_slice_rows(num_bins: int) -> int:
 
 
 def match_ranges(
-    target: Target, slice_rows: int, image_ranges: list[list[Any]], record_ranges: list[list[Any]]
-) -> tuple[list[Matched], list[Any]]:
-    """Matches every range of keys; gives what was found and references of the slices of bins."""
+    slice_rows: int, image_ranges: list[list[Any]], record_ranges: list[list[Any]]
+) -> tuple[list[Matched], list[Any], list[Any]]:
+    """Matches every range of keys; gives what was found, and references of each range's rejects and of the slices of
+    bins."""
     generators = [
-        match_range.remote(index, target.rejects_uri, slice_rows, len(images), *images, *records)
+        match_range.remote(index, slice_rows, len(images), *images, *records)
         for index, (images, records) in enumerate(zip(image_ranges, record_ranges, strict=True))
     ]
     image_ranges.clear()
     record_ranges.clear()
-    matched, slices = [], []
+    matched, rejects, slices = [], [], []
     for generator in generators:
         matched.append(ray.get(next(generator)))
+        rejects.append(next(generator))
         slices += list(generator)
-    return matched, slices
+    return matched, rejects, slices
+
+
+def describe_examples(matched: list[Matched]) -> str:
+    """A line each for a few images and records that found no partner."""
+    of_kind = ([line for found in matched for line in found.examples[kind]][:EXAMPLES] for kind in ("image", "record"))
+    return "".join(f"\n  {line}" for lines in of_kind for line in lines)
 
 
 def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str]:
     """Reads the slices' records and writes their manifest files; gives counts of bins and of rejects by reason.
 
-    Raises GateError where the storage stops answering.
+    Raises GateError where the storage stops answering, and at the end where single records did not come: what is not
+    known is no reject, and without it the manifest is not complete.
     """
     counts: Counter[str] = Counter()
-    if not slices:
-        return counts
     write: Any = _write_part  # ray's annotation knows no function with further arguments
     dataset = ray.data.from_arrow_refs(slices).map_batches(
         write, batch_size=None, batch_format="pyarrow", fn_kwargs={"target": target}
     )
     started = told = time.monotonic()
-    num_read = 0
+    num_read = num_unfetched = 0
+    unfetched: list[str] = []
     for row in dataset.iter_rows():
         if row["outage"]:
             raise GateError(f"{row['outage']}; the manifest is not complete, run the same command again")
         num_read += row["num_read"]
+        num_unfetched += row["num_unfetched"]
+        unfetched = (unfetched + row["unfetched"])[:EXAMPLES]
         counts.update(json.loads(row["counts"]))
         now = time.monotonic()
         if now - told > 5:
@@ -170,13 +190,23 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
             log.info(
                 "records: %s of %s read (%s/s)", f"{num_read:,}", f"{num_bins:,}", f"{num_read / (now - started):,.0f}"
             )
+    if num_unfetched:
+        raise unfetched_error(num_unfetched, unfetched, "the manifest is not complete")
     return counts
 
 
 def _write_part(bins: pa.Table, target: Target) -> pa.Table:
     report = parts.write_part(bins, target)
     counts = {"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects}
-    return pa.table({"num_read": [bins.num_rows], "counts": [json.dumps(counts)], "outage": [report.outage or ""]})
+    return pa.table(
+        {
+            "num_read": [bins.num_rows],
+            "counts": [json.dumps(counts)],
+            "outage": [report.outage or ""],
+            "num_unfetched": [len(report.unfetched)],
+            "unfetched": pa.array([report.unfetched[:EXAMPLES]], pa.list_(pa.string())),
+        }
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

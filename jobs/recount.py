@@ -7,12 +7,12 @@
 
 Writes below --output-uri: one Parquet file in counted/ with the rows taken in (nothing for rows taken in before, so the
 same file twice is harmless), and count_rejects/<hash>.csv with those that were not. Nothing there is ever changed.
-Exit codes: 0 every row is taken in, 1 some were rejected (the others are taken in), 2 the file can't be read.
+Exit codes: 0 every row is taken in, 1 some were rejected (the others are taken in) or what was learned can't be said,
+2 the file can't be read.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -28,12 +28,14 @@ from jobs.counting.plans import list_nights, read_night
 from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.stages.publish import run_uri
+from jobs.stages.run import read_run
 from model.record_model import RecordModel
 from schemas.errors import GateError, InputError
 
 
 def run_recount(config: RecountConfig) -> None:
-    """The whole job. Raises InputError (nothing was taken in) or GateError (some rows were not)."""
+    """The whole job. Raises InputError (nothing was taken in) or GateError (some rows were not, or what was learned from
+    those that were can't be said)."""
     output_uri = storage.absolute(config.output_uri)
     nights = list_nights(output_uri)
     if not nights:
@@ -48,18 +50,29 @@ def run_recount(config: RecountConfig) -> None:
     print(f"not filled in: {checked.num_blank}; rejected: {len(checked.rejects)}")
     if checked.accepted.num_rows:
         print(f"written: {add_counted(output_uri, checked.accepted)}")
-        history = read_history(output_uri, (date.fromisoformat(nights[-1]) + timedelta(days=1)).isoformat())
-        _tell(history, learn_record_model(history, _class_shares(output_uri, nights[-1])))
     elif checked.num_known and not checked.rejects:
         print("nothing new: every count in the file was taken in before")
-    if checked.rejects:
-        raise GateError(_describe_rejects(checked, write_rejects(output_uri, checked.rejects)))
+    # before the telling, which may fail: the rejects are part of what was done with the file
+    problems = [_describe_rejects(checked, write_rejects(output_uri, checked.rejects))] if checked.rejects else []
+    if checked.accepted.num_rows:
+        try:
+            _tell(*_learn(output_uri, nights[-1]))
+        except (InputError, GateError, FileNotFoundError) as error:
+            problems.append(f"the counts are taken in, but what the next audit will know can't be said: {error}")
+    if problems:
+        raise GateError("\n".join(problems))
+
+
+def _learn(output_uri: str, night: str) -> tuple[History, RecordModel]:
+    """What is known after the latest night, the counts just taken in included."""
+    history = read_history(output_uri, (date.fromisoformat(night) + timedelta(days=1)).isoformat())
+    return history, learn_record_model(history, _class_shares(output_uri, night))
 
 
 def _class_shares(output_uri: str, night: str) -> Sequence[float]:
     """As the latest night's audit took them."""
-    run = storage.join(run_uri(output_uri, read_night(output_uri, night).run_id), "run.json")
-    return Belief.from_dict(json.loads(storage.read_bytes(run))["belief"]).record_model.class_shares
+    run = read_run(run_uri(output_uri, read_night(output_uri, night).run_id))
+    return Belief.from_dict(run["belief"]).record_model.class_shares
 
 
 def _tell(history: History, record_model: RecordModel) -> None:

@@ -16,6 +16,8 @@ CLOCK_SLACK = timedelta(minutes=10)
 """Clocks of handhelds may run so far ahead."""
 ZONE_SLACK = timedelta(hours=14)
 """A night's date is the warehouse's own, and the easternmost zone is so far ahead of UTC."""
+YEARS = range(2000, 2101)
+"""What is further off is no night but some program's zero, such as 0001-01-01."""
 _FLAGS = {"": None, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0*)?")
 
@@ -70,10 +72,13 @@ def parse_row(row: CountsRow, zone: ZoneInfo, now: datetime) -> CountRow:
 
 def _parse_night(text: str) -> date:
     try:
-        moment = datetime.fromisoformat(text)
+        night = datetime.fromisoformat(text).date()
     except ValueError:
         raise Reject(RejectReason.BAD_DATE, f"audit_date: expected YYYY-MM-DD, found {text!a}") from None
-    return moment.date()
+    if night.year not in YEARS:
+        years = f"{YEARS[0]} to {YEARS[-1]}"
+        raise Reject(RejectReason.BAD_DATE, f"audit_date: expected a night of the years {years}, found {text!a}")
+    return night
 
 
 def _parse_time(text: str, zone: ZoneInfo) -> datetime:

@@ -12,6 +12,7 @@ import ray
 
 from jobs.ingesting.exchange import merge
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, describe_chunk
+from jobs.ingesting.sources import read_chunks
 from jobs.platform import storage
 from schemas.arrow import schema_problems
 from schemas.errors import InputError
@@ -26,21 +27,21 @@ def is_export(uri: str) -> bool:
     return uri.lower().endswith((*CSV_SUFFIXES, ".parquet"))
 
 
-def read_export(uri: str) -> tuple[list[Any], bool]:
+def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
     """Checks the columns and starts reading: generators of lines keyed by bin, and whether the lines name images.
 
     Raises InputError where the export isn't there or lacks columns (all problems in one message).
     """
     if uri.lower().endswith(CSV_SUFFIXES):
-        delimiter, names = _read_header(uri)
+        delimiter, names = _read_header(uri, anonymous)
         schema = pa.schema(
             [(name, WMS_SCHEMA.field(name).type if name in WMS_SCHEMA.names else pa.string()) for name in names]
         )
         _check_columns(uri, names, schema)
-        return [_read_csv.remote(uri, delimiter, names)], "image_uri" in names
-    files = [entry.uri for entry in storage.parquet_files(uri)]
-    schemas = [storage.open_parquet(file).schema_arrow for file in files[:1]]
-    return [_read_parquet.remote(file) for file in files], "image_uri" in schemas[0].names
+        return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
+    files = [entry.uri for entry in storage.parquet_files(uri, anonymous=anonymous)]
+    schemas = [storage.open_parquet(file, anonymous=anonymous).schema_arrow for file in files[:1]]
+    return [_read_parquet.remote(file, anonymous) for file in files], "image_uri" in schemas[0].names
 
 
 @ray.remote(num_returns="streaming")
@@ -84,11 +85,11 @@ def _locate_image(image: str | None, images_uri: str) -> str:
 
 
 @ray.remote(num_returns="streaming")
-def _read_csv(uri: str, delimiter: str, names: list[str]) -> Iterator[ChunkInfo | pa.Table]:
+def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> Iterator[ChunkInfo | pa.Table]:
     row = 2  # the header is row 1
     try:
         reader = pyarrow.csv.open_csv(
-            _open_csv(uri),
+            _open_csv(uri, anonymous),
             read_options=pyarrow.csv.ReadOptions(block_size=8 * 2**20, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
@@ -105,14 +106,14 @@ def _read_csv(uri: str, delimiter: str, names: list[str]) -> Iterator[ChunkInfo 
 
 
 @ray.remote(num_returns="streaming")
-def _read_parquet(uri: str) -> Iterator[ChunkInfo | pa.Table]:
-    parquet = storage.open_parquet(uri)
+def _read_parquet(uri: str, anonymous: bool) -> Iterator[ChunkInfo | pa.Table]:
+    parquet = storage.open_parquet(uri, anonymous=anonymous)
     names = parquet.schema_arrow.names
     _check_columns(uri, names, parquet.schema_arrow)
     row = 1
-    for batch in parquet.iter_batches(CHUNK_ROWS, columns=[name for name in names if name in WMS_SCHEMA.names]):
-        yield from _make_chunks(pa.Table.from_batches([batch]), row)
-        row += batch.num_rows
+    for found in read_chunks(uri, parquet, [name for name in names if name in WMS_SCHEMA.names]):
+        yield from _make_chunks(found, row)
+        row += found.num_rows
 
 
 def _make_chunks(found: pa.Table, row: int) -> Iterator[ChunkInfo | pa.Table]:
@@ -123,13 +124,13 @@ def _make_chunks(found: pa.Table, row: int) -> Iterator[ChunkInfo | pa.Table]:
         yield lines
 
 
-def _read_header(uri: str) -> tuple[str, list[str]]:
+def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
     """The delimiter is the one that finds bin_id, sku and quantity in the first line; Arrow reads it as all others."""
     best: list[str] = []
     for delimiter in DELIMITERS:
         try:
             reader = pyarrow.csv.open_csv(
-                _open_csv(uri),
+                _open_csv(uri, anonymous),
                 read_options=pyarrow.csv.ReadOptions(use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip"),
             )
@@ -142,11 +143,12 @@ def _read_header(uri: str) -> tuple[str, list[str]]:
     return DELIMITERS[0], best
 
 
-def _open_csv(uri: str) -> pa.NativeFile:
+def _open_csv(uri: str, anonymous: bool) -> pa.NativeFile:
     try:
-        source = pa.BufferedInputStream(pa.PythonFile(storage.open_ranges(uri), mode="r"), 8 * 2**20)
+        ranges = storage.open_ranges(uri, anonymous=anonymous)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected a WMS export (CSV), found nothing; check --records-uri") from error
+    source = pa.BufferedInputStream(pa.PythonFile(ranges, mode="r"), 8 * 2**20)
     return pa.CompressedInputStream(source, "gzip") if uri.lower().endswith(".gz") else source
 
 

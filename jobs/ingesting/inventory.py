@@ -17,6 +17,7 @@ import pyarrow.csv
 import ray
 
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, Folder, make_chunk
+from jobs.ingesting.sources import read_chunks
 from jobs.platform import storage
 from schemas.errors import InputError
 
@@ -86,8 +87,7 @@ def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
             f"{uri}: expected an S3 Inventory with the columns bucket and key, "
             f"found {', '.join(parquet.schema_arrow.names)}"
         )
-    for batch in parquet.iter_batches(CHUNK_ROWS, columns=list(names)):
-        rows = pa.Table.from_batches([batch])
+    for rows in read_chunks(uri, parquet, list(names)):
         yield from _make_chunk(rows.rename_columns([names[name] for name in rows.column_names]), folder)
 
 
@@ -120,6 +120,8 @@ def _read_csv(uri: str, names: list[str], folder: Folder) -> Iterator[ChunkInfo 
             f"{uri}: expected an S3 Inventory in CSV with {len(names)} columns ({', '.join(names)}); "
             f"give its manifest.json, which names the columns ({error})"
         ) from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{uri}: expected an S3 Inventory file, found a damaged one ({error})") from error
 
 
 def _make_chunk(rows: pa.Table, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:

@@ -16,8 +16,10 @@ import pyarrow.compute as pc
 import ray
 
 from jobs.ingesting.exchange import merge
-from jobs.platform import storage
 from schemas.manifest import REJECTS_SCHEMA
+
+EXAMPLES = 3
+"""So many of each kind are named in a message."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,24 @@ class Matched:
 
     num_bins: int
     rejects: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Of each kind, image and record, up to EXAMPLES rejects."""
 
 
 @ray.remote(num_returns="streaming")
-def match_range(
-    index: int, rejects_uri: str, slice_rows: int, num_image_pieces: int, *pieces: pa.Table
-) -> Iterator[Matched | pa.Table]:
-    """Matches the images (the first pieces) and records of range `index`, and writes its rejects.
+def match_range(index: int, slice_rows: int, num_image_pieces: int, *pieces: pa.Table) -> Iterator[Matched | pa.Table]:
+    """Matches the images (the first pieces) and records of range `index`.
 
-    Yields a `Matched`, then the bins, sorted, in slices of `slice_rows`; each knows its manifest file by its columns
-    `range` and `slice`.
+    Yields a `Matched`, the rejects, then the bins, sorted, in slices of `slice_rows`; each knows its manifest file by its
+    columns `range` and `slice`.
     """
     records = merge(pieces[num_image_pieces:])
     if "problem" not in records.column_names:  # keys of ABID records, still to be read: the stem is the bin
         records = records.select(["key", "uri"]).append_column("bin_id", records["key"])
         records = records.append_column("problem", pa.nulls(records.num_rows, pa.string()))
     bins, rejects = match(merge(pieces[:num_image_pieces]), records)
-    storage.write_table(storage.join(rejects_uri, f"part-{index:05d}.parquet"), rejects)
-    yield Matched(bins.num_rows, count_reasons(rejects))
+    yield Matched(bins.num_rows, count_reasons(rejects), _choose_examples(rejects))
+    yield rejects
     for number, start in enumerate(range(0, bins.num_rows, slice_rows)):
         rows = bins.slice(start, slice_rows)
         rows = rows.append_column("range", pa.repeat(pa.scalar(index, pa.int32()), rows.num_rows))
@@ -90,6 +92,13 @@ def make_rejects(rows: Iterable[tuple[str, str, str, str]]) -> pa.Table:
 
 def count_reasons(rejects: pa.Table) -> dict[str, int]:
     return dict(Counter(rejects["reason"].to_pylist()))
+
+
+def _choose_examples(rejects: pa.Table) -> dict[str, list[str]]:
+    return {
+        kind: rejects.filter(pc.equal(rejects["kind"], kind)).slice(0, EXAMPLES)["detail"].to_pylist()
+        for kind in ("image", "record")
+    }
 
 
 def _reject_images(images: pa.Table, num_images: np.ndarray, num_records: np.ndarray) -> pa.Table:

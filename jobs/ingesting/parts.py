@@ -10,13 +10,14 @@ import json
 import re
 import uuid
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from jobs.ingesting.matching import count_reasons, make_rejects
-from jobs.ingesting.records import StorageOutage, read_records, record_columns
+from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records, record_columns
 from jobs.platform import storage
 from schemas.abid import BinRecord
 from schemas.arrow import conform
@@ -49,6 +50,8 @@ class PartReport:
     rejects: dict[str, int]
     outage: str | None = None
     """Why the part is not there: the storage stopped answering."""
+    unfetched: list[str] = field(default_factory=list)
+    """Records that did not come, and why: their bins are neither in the part nor among the rejects."""
 
 
 def check_target(target: Target, *, replace: bool) -> None:
@@ -75,6 +78,13 @@ def begin(target: Target) -> str:
     return mark
 
 
+def write_rejects(target: Target, rejects: list[Any]) -> None:
+    """Writes the rejects (references) of each range of keys."""
+    write = ray.remote(storage.write_table)
+    uris = [storage.join(target.rejects_uri, f"part-{index:05d}.parquet") for index in range(len(rejects))]
+    ray.get([write.remote(uri, table) for uri, table in zip(uris, rejects, strict=True)])
+
+
 def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
     """Declares the manifest whole, made as `facts` say. Raises GateError where another run began meanwhile in the same
     folder."""
@@ -91,17 +101,18 @@ def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
 
 def write_part(bins: pa.Table, target: Target) -> PartReport:
     """Writes one slice of bins (from `match_range`) as one manifest file, and their unreadable records as rejects."""
-    tables, reject_rows = [], []
+    tables, reject_rows, unfetched = [], [], []
     for start in range(0, bins.num_rows, ROW_GROUP_ROWS):
         rows = bins.slice(start, ROW_GROUP_ROWS)
         if "skus" not in bins.column_names:
             try:
-                rows, unreadable = _add_records(rows, target.anonymous)
+                rows, unreadable, missing = _add_records(rows, target.anonymous)
             except (
                 StorageOutage
             ) as error:  # reported, since Ray Data replaces what a task raises by an error of its own
                 return PartReport(0, 0, {}, outage=str(error))
             reject_rows += unreadable
+            unfetched += missing
         tables.append(conform(rows.append_column("group", _find_groups(rows)), MANIFEST_SCHEMA))
     name = f"part-{bins['range'][0].as_py():05d}-{bins['slice'][0].as_py():05d}.parquet"
     manifest = pa.concat_tables(tables).replace_schema_metadata(
@@ -113,25 +124,28 @@ def write_part(bins: pa.Table, target: Target) -> PartReport:
     if manifest.num_rows:
         storage.write_table(storage.join(target.manifest_uri, name), manifest, row_group_size=ROW_GROUP_ROWS)
     num_inconsistent = Counter(manifest["record_inconsistent"].to_pylist())[True]
-    return PartReport(manifest.num_rows, num_inconsistent, count_reasons(rejects))
+    return PartReport(manifest.num_rows, num_inconsistent, count_reasons(rejects), unfetched=unfetched)
 
 
-def _add_records(rows: pa.Table, anonymous: bool) -> tuple[pa.Table, list[tuple[str, str, str, str]]]:
-    """Bins with their record columns, and two reject rows for each unreadable record: its own and its image's."""
+def _add_records(rows: pa.Table, anonymous: bool) -> tuple[pa.Table, list[tuple[str, str, str, str]], list[str]]:
+    """Bins with their record columns, two reject rows for each unreadable record (its own and its image's), and which
+    records did not come."""
     uris = rows["record_uri"].to_pylist()
     found = read_records(uris, anonymous=anonymous)
     readable = [isinstance(record, BinRecord) for record in found]
-    rejects = []
+    rejects, unfetched = [], []
     for bin_id, uri, image_uri, record in zip(
         rows["bin_id"].to_pylist(), uris, rows["image_uri"].to_pylist(), found, strict=True
     ):
-        if not isinstance(record, BinRecord):
+        if isinstance(record, UnfetchedRecord):
+            unfetched.append(f"{uri}: {record}")
+        elif not isinstance(record, BinRecord):
             rejects.append((bin_id, "image", "no_record", f"{image_uri}: its record can't be read"))
             rejects.append((bin_id, "record", "unreadable_record", f"{uri}: {record}"))
     rows = rows.filter(pa.array(readable, pa.bool_()))
     for name, values in record_columns([record for record in found if isinstance(record, BinRecord)]).items():
         rows = rows.append_column(name, values)
-    return rows, rejects
+    return rows, rejects, unfetched
 
 
 def _find_groups(rows: pa.Table) -> pa.Array:

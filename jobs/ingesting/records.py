@@ -23,11 +23,14 @@ class StorageOutage(RuntimeError):  # noqa: N818 - an outage, said as what it is
     """The storage stopped answering: what it holds can't be called unreadable."""
 
 
-class _FetchFailed(UnreadableRecord):
-    """Neither gone nor denied: the storage did not deliver."""
+class UnfetchedRecord(RuntimeError):  # noqa: N818 - like UnreadableRecord
+    """The storage did not deliver, or denied: what the record says, nobody knows."""
 
 
-def read_records(uris: list[str], *, anonymous: bool) -> list[BinRecord | UnreadableRecord]:
+Found = BinRecord | UnreadableRecord | UnfetchedRecord
+
+
+def read_records(uris: list[str], *, anonymous: bool) -> list[Found]:
     """For each URI its record, or why there is none. Raises StorageOutage where the storage stops answering."""
     return asyncio.run(_read_all(uris, anonymous))
 
@@ -47,18 +50,18 @@ def record_columns(records: list[BinRecord]) -> dict[str, pa.Array]:
     }
 
 
-async def _read_all(uris: list[str], anonymous: bool) -> list[BinRecord | UnreadableRecord]:
+async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
     slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
     num_failed_in_row = 0
 
-    async def read(uri: str) -> BinRecord | UnreadableRecord:
+    async def read(uri: str) -> Found:
         nonlocal num_failed_in_row
         async with slots:
             try:
                 data = await _fetch(uri, anonymous)
                 num_failed_in_row = 0
                 return parse_record(data)
-            except _FetchFailed as reason:
+            except UnfetchedRecord as reason:
                 num_failed_in_row += 1
                 if num_failed_in_row >= OUTAGE_FAILURES:
                     raise StorageOutage(f"{uri}: {reason}, like {OUTAGE_FAILURES - 1} others before it") from reason
@@ -86,8 +89,8 @@ async def _fetch(uri: str, anonymous: bool) -> bytes:
         except (NotFoundError, FileNotFoundError) as error:
             raise UnreadableRecord("expected the object that was listed, found it gone") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise UnreadableRecord("access denied") from error
+            raise UnfetchedRecord("access denied") from error
         except (BaseError, OSError) as error:
             failure = storage.explain_any(error)
         await asyncio.sleep(0.2 * 2**attempt)
-    raise _FetchFailed(f"can't be fetched ({failure})")
+    raise UnfetchedRecord(f"can't be fetched ({failure})")

@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 
 from jobs import ingest
 from jobs.ingesting import exchange
-from jobs.ingesting.records import StorageOutage, read_records
 from jobs.platform import storage
 from schemas.abid import MAX_RECORD_BYTES
 from schemas.arrow import file_metadata
@@ -195,6 +195,39 @@ def test_a_manifest_is_replaced_only_when_asked_to(place: str, capsys: pytest.Ca
     assert run(place, "--replace") == 0
     assert [row["bin_id"] for row in read(place)] == ["1"]
     assert rejects(place) == [("2", "record", "no_image")]
+
+
+def contents(place: str) -> dict[str, bytes]:
+    """Of the manifest, its rejects and the facts beside it."""
+    uris = [entry.uri for entry in storage.list_objects(place) if "/manifest" in entry.uri.removeprefix(place)]
+    return {uri: storage.read_bytes(uri) for uri in uris}
+
+
+@pytest.mark.parametrize(
+    ("records", "found"),
+    [
+        ("other", "other/x.json: no image of this key"),
+        ("none", "none/1.json: BIN_FCSKU_DATA: expected"),
+        ("other.csv", "other.csv, row 2: no image of this key"),
+        ("bad.csv", "bad.csv, row 2: row 2: quantity: expected"),
+    ],
+)
+def test_a_manifest_stays_where_nothing_can_be_put_in_its_place(
+    place: str, capsys: pytest.CaptureFixture[str], records: str, found: str
+) -> None:
+    put_bins(place, "1", "2")
+    put(place, {"images/alone.jpg": b"photo", "other/x.json": abid_record(("B1", 1))})
+    put(place, {f"none/{stem}.json": b"{}" for stem in ("1", "2")})
+    put(place, {"other.csv": b"bin_id,sku,quantity\nx,S1,1\n", "bad.csv": b"bin_id,sku,quantity\n1,S1,many\n"})
+    assert run(place) == 0
+    before = contents(place)
+    assert len(before) == 3
+    assert run(place, "--replace", records=records) == 2
+    error = capsys.readouterr().err
+    assert "no image has a readable record of its stem" in error and "nothing was written" in error
+    assert found in error
+    assert contents(place) == before
+    assert [row["bin_id"] for row in read(place)] == ["1", "2"]
 
 
 def test_a_manifest_cut_short_is_refused_by_readers_and_written_anew_by_the_same_command(place: str) -> None:
@@ -392,6 +425,16 @@ def test_an_inventory_that_is_none_is_named(bucket: str, capsys: pytest.CaptureF
         assert message in capsys.readouterr().err, name
 
 
+def damaged_export() -> bytes:
+    """Parquet whose footer can be read, but not its first page."""
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"bin_id": ["a"], "sku": ["S1"], "quantity": [1]}), sink)
+    return b"PAR1" + b"\xff" * 30 + sink.getvalue()[34:]
+
+
+DAMAGED = damaged_export()
+
+
 @pytest.mark.parametrize(
     ("objects", "records", "message"),
     [
@@ -403,6 +446,11 @@ def test_an_inventory_that_is_none_is_named(bucket: str, capsys: pytest.CaptureF
         ({"images/a.jpg": b""}, "gone.csv", "gone.csv: expected a WMS export (CSV), found nothing"),
         ({"images/a.jpg": b""}, "gone.parquet", "gone.parquet: expected a Parquet file or a folder"),
         ({"images/a.jpg": b"", "x.parquet": b"bin_id"}, "x.parquet", "x.parquet: expected a Parquet file"),
+        (
+            {"images/a.jpg": b"", "x.parquet": DAMAGED},
+            "x.parquet",
+            "x.parquet: expected a Parquet file, found a damaged",
+        ),
         ({"images/a.jpg": b"", "x.csv": b""}, "x.csv", "x.csv: expected a CSV file with a header in UTF-8"),
         ({"images/a.jpg": b"", "x.csv": b"bin_id,sku,quantity\n"}, "x.csv", "expected lines of a WMS export below"),
         (
@@ -481,6 +529,18 @@ def test_a_bucket_is_a_folder_too(bucket: str) -> None:
     assert [row["image_uri"] for row in read(bucket, "nights/1")] == [bucket + "/1.jpg"]
 
 
+def allow_all(bucket: str, *actions: str, only: str = "*") -> None:
+    """Opens the bucket to everybody, objects whose key is like `only`; nothing else may be asked of it."""
+    name = bucket.removeprefix("s3://")
+    statements = [
+        {"Effect": "Allow", "Principal": "*", "Action": [action], "Resource": [f"arn:aws:s3:::{name}{below}"]}
+        for action in actions
+        for below in (("",) if action == "s3:ListBucket" else (f"/{only}",))
+    ]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    boto3.client("s3").put_bucket_policy(Bucket=name, Policy=policy)
+
+
 @pytest.mark.s3
 def test_a_public_bucket_is_read_without_credentials(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -489,26 +549,40 @@ def test_a_public_bucket_is_read_without_credentials(
     flags = ["--anonymous", "--manifest-uri", str(tmp_path / "manifest")]
     assert run(bucket, *flags) == 2  # so that below it can only be the policy that lets us in
     assert "can't be listed" in capsys.readouterr().err
-    name = bucket.removeprefix("s3://")
-    statement = {
-        "Effect": "Allow",
-        "Principal": "*",
-        "Action": ["s3:GetObject", "s3:ListBucket"],
-        "Resource": [f"arn:aws:s3:::{name}", f"arn:aws:s3:::{name}/*"],
-    }
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    boto3.client("s3").put_bucket_policy(Bucket=name, Policy=policy)
+    allow_all(bucket, "s3:GetObject", "s3:ListBucket")
     assert run(bucket, *flags) == 0
     assert [row["image_uri"] for row in read(str(tmp_path))] == [bucket + "/images/1.jpg"]
 
 
-def test_a_record_that_does_not_come_is_unreadable_but_a_storage_that_is_away_is_an_outage(tmp_path: Path) -> None:
-    (tmp_path / "1.json").write_bytes(abid_record(("B1", 2)))
-    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")  # there, but can't be opened
-    good, bad, gone = (str(tmp_path / name) for name in ("1.json", "loop.json", "gone.json"))
-    found = read_records([good, bad, gone], anonymous=False)
-    assert [getattr(record, "expected_qty", None) for record in found] == [2, None, None]
-    assert "can't be fetched" in str(found[1])
-    assert "found it gone" in str(found[2])
-    with pytest.raises(StorageOutage, match=r"loop\.json: can't be fetched .*, like 15 others"):
-        read_records([bad] * 20, anonymous=False)
+@pytest.mark.s3
+def test_a_manifest_without_records_that_did_not_come_is_not_complete(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_bins(bucket, "1", "2", "3")
+    flags = ["--anonymous", "--manifest-uri", str(tmp_path / "manifest")]
+    allow_all(bucket, "s3:GetObject", "s3:ListBucket", only="records/1.json")
+    assert run(bucket, *flags) == 1
+    error = capsys.readouterr().err
+    assert "2 records could not be fetched; the manifest is not complete, run the same command again" in error
+    assert f"{bucket}/records/2.json: access denied" in error
+    assert "Traceback" not in error
+    with pytest.raises(storage.InputError, match="being written or cut short"):
+        storage.parquet_files(str(tmp_path / "manifest"))
+    allow_all(bucket, "s3:GetObject", "s3:ListBucket")
+    assert run(bucket, *flags) == 0
+    assert [row["bin_id"] for row in read(str(tmp_path))] == ["1", "2", "3"]
+
+
+@pytest.mark.s3
+def test_a_manifest_stays_while_no_record_comes(
+    bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_bins(bucket, "1", "2")
+    flags = ["--anonymous", "--replace", "--manifest-uri", str(tmp_path / "manifest")]
+    allow_all(bucket, "s3:GetObject", "s3:ListBucket")
+    assert run(bucket, *flags) == 0
+    before = contents(str(tmp_path))
+    allow_all(bucket, "s3:ListBucket")
+    assert run(bucket, *flags) == 1
+    assert "2 records could not be fetched; nothing was written" in capsys.readouterr().err
+    assert contents(str(tmp_path)) == before

@@ -11,9 +11,11 @@ import pytest
 
 from jobs.counting.counted import read_counted
 from jobs.counting.history import read_history
+from jobs.counting.plans import read_run
 from jobs.platform import storage
 from jobs.recount import main
 from jobs.reporting.recount_lists import recount_csv
+from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
 from tests.planned_night import commit_night, plan_row, priority_row, write_run
 
@@ -96,7 +98,13 @@ def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
         ("a,2026-03-01,3,2026-03-03T08:00Z,,,", "unknown_night"),
         ("a,../../runs,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,03/02/2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,0001-01-01,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,1999-12-31,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,9999-12-31,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,2026-03-02,3,yesterday,,,", "bad_date"),
+        ("a,2026-03-02,3,0001-01-01,,,", "before_night"),
+        ("a,2026-03-02,3,9999-12-31T23:59:59-14:00,,,", "bad_date"),
+        ("a,2026-03-02,3,9999-12-31T23:59:59Z,,,", "in_future"),
         ("a,2026-03-02,3,0001-01-01T00:00+14:00,,,", "bad_date"),
         ("a,2026-03-02,3,,,,", "missing_value"),
         ("a,2026-03-02,,2026-03-03T08:00Z,,,", "missing_value"),
@@ -279,6 +287,60 @@ def test_parquet_says_the_same_as_csv(output: str, tmp_path: Path) -> None:
         ("2", "missing_value"),
         ("3", "bad_quantity"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("counted_at", pa.array([2**62, 1772524800000000], pa.timestamp("us", "UTC"))),
+        ("counted_at", pa.array([2**62, 1772524800000], pa.timestamp("ms", "UTC"))),
+        ("audit_date", pa.array([2**30, 20514], pa.date32())),
+        ("bin_id", pa.array([b"\xff", b"b"]).view(pa.string())),
+    ],
+)
+def test_one_value_that_nobody_can_read_costs_its_row_and_no_other(
+    output: str, tmp_path: Path, name: str, values: pa.Array
+) -> None:
+    columns = {
+        "bin_id": ["a", "b"],
+        "audit_date": [NIGHT] * 2,
+        "counted_qty": [3, 3],
+        "counted_at": ["2026-03-03T08:00Z"] * 2,
+    }
+    pq.write_table(pa.table({**columns, name: values}), tmp_path / "counts.parquet")
+    assert main(["--output-uri", output, "--counts-uri", str(tmp_path / "counts.parquet")]) == 1
+    assert read_counted(output)["bin_id"].to_pylist() == ["b"]
+    (found,) = rejects(output)
+    assert (found["row"], found["reason"]) == ("1", "malformed_row")
+    assert name in found["detail"]
+
+
+def test_rejects_are_written_though_what_was_learned_can_not_be_said(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit_night(output, "2026-03-03", [])
+    uri = storage.join(output, "runs", "2026-03-03-aaaaaaaaaaaa", "run.json")
+    storage.delete([uri])
+    lines = f"a,{NIGHT},3,2026-03-03T08:00Z,,,", f"nowhere,{NIGHT},3,2026-03-03T08:00Z,,,"
+    assert take_in(output, *lines) == 1
+    assert read_counted(output)["bin_id"].to_pylist() == ["a"]
+    assert [found["bin_id"] for found in rejects(output)] == ["nowhere"]
+    error = capsys.readouterr().err
+    assert "1 unknown_bin" in error
+    assert "the counts are taken in, but what the next audit will know can't be said" in error
+    assert f"{uri}: " in error
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(None, "found nothing"), (b"{", "found no JSON"), (b"\xff", "found no JSON")]
+)
+def test_a_run_without_its_record_is_named(output: str, damage: bytes | None, message: str) -> None:
+    run_id = f"{NIGHT}-aaaaaaaaaaaa"
+    uri = storage.join(output, "runs", run_id, "run.json")
+    assert read_run(output, run_id)["run_id"] == run_id
+    storage.delete([uri]) if damage is None else storage.write_bytes(uri, damage)
+    with pytest.raises(InputError, match=rf"run\.json: expected the record of a committed run, {message}; restore it"):
+        read_run(output, run_id)
 
 
 def test_no_reject_is_a_formula_to_a_spreadsheet(output: str) -> None:

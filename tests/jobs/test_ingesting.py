@@ -1,0 +1,203 @@
+"""The steps of jobs.ingest one by one, without a cluster: records that don't come, files that are damaged."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from obstore.exceptions import PermissionDeniedError
+
+from jobs import ingest
+from jobs.config.ingest import IngestConfig
+from jobs.ingesting import exports, inventory, records
+from jobs.ingesting.keys import Folder
+from jobs.ingesting.matching import match
+from jobs.ingesting.parts import Target, write_part
+from jobs.ingesting.readable import probe, unfetched_error
+from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records
+from jobs.platform import storage
+from schemas.abid import UnreadableRecord
+from schemas.errors import GateError, InputError
+
+RECORD = json.dumps({"BIN_FCSKU_DATA": {"B1": {"name": "Soap", "quantity": 2}}, "EXPECTED_QUANTITY": 2}).encode()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Records of every kind: read, no record, gone, and one that is there but can't be opened."""
+    (tmp_path / "good.json").write_bytes(RECORD)
+    (tmp_path / "bad.json").write_bytes(b"[]")
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    return tmp_path
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    return Target(str(tmp_path / "m"), str(tmp_path / "m.rejects"), "2026-01-31", str(tmp_path), anonymous=False)
+
+
+def bins(folder: Path, *stems: str) -> pa.Table:
+    """As match_range gives them."""
+    images = [(stem, f"{folder}/{stem}.jpg", 5, None) for stem in stems]
+    keys = pa.table(dict(zip(("key", "uri", "num_bytes", "etag"), map(list, zip(*images, strict=True)), strict=True)))
+    keys = keys.set_column(3, "etag", pa.nulls(len(stems), pa.string()))
+    found = pa.table(
+        {
+            "key": list(stems),
+            "uri": [f"{folder}/{stem}.json" for stem in stems],
+            "bin_id": list(stems),
+            "problem": pa.nulls(len(stems), pa.string()),
+        }
+    )
+    matched, _ = match(keys, found)
+    numbers = pa.array([0] * matched.num_rows, pa.int32())
+    return matched.append_column("range", numbers).append_column("slice", numbers)
+
+
+def test_a_record_that_does_not_come_is_no_unreadable_one_and_a_storage_that_is_away_is_an_outage(folder: Path) -> None:
+    uris = [str(folder / f"{name}.json") for name in ("good", "bad", "gone", "loop")]
+    good, bad, gone, loop = read_records(uris, anonymous=False)
+    assert getattr(good, "expected_qty", None) == 2
+    assert isinstance(bad, UnreadableRecord)
+    assert isinstance(gone, UnreadableRecord) and "found it gone" in str(gone)
+    assert isinstance(loop, UnfetchedRecord) and "can't be fetched" in str(loop)
+    with pytest.raises(StorageOutage, match=r"loop\.json: can't be fetched .*, like 15 others"):
+        read_records([uris[-1]] * 20, anonymous=False)
+
+
+def test_a_record_that_is_denied_is_no_unreadable_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Denying:
+        async def get_async(self, key: str) -> None:
+            raise PermissionDeniedError("no")
+
+    monkeypatch.setattr(records.storage, "locate", lambda uri, anonymous: (Denying(), uri))
+    (found,) = read_records([str(folder / "good.json")], anonymous=False)
+    assert isinstance(found, UnfetchedRecord) and str(found) == "access denied"
+    with pytest.raises(StorageOutage, match="access denied, like 15 others"):
+        read_records([str(folder / "good.json")] * 16, anonymous=False)
+
+
+def test_a_part_tells_of_records_that_did_not_come_and_rejects_those_that_are_none(
+    folder: Path, target: Target
+) -> None:
+    report = write_part(bins(folder, "bad", "good", "gone", "loop"), target)
+    assert report.num_bins == 1
+    assert report.rejects == {"no_record": 2, "unreadable_record": 2}
+    (line,) = report.unfetched
+    assert line.startswith(f"{folder}/loop.json: can't be fetched")
+    rejects = storage.read_table(f"{target.rejects_uri}/part-00000-00000.parquet")
+    assert set(rejects["key"].to_pylist()) == {"bad", "gone"}
+
+
+def test_a_probe_ends_at_the_first_record_that_can_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.ingesting.readable.REQUESTS_IN_FLIGHT", 2)
+    assert probe(bins(folder, "good"), False).readable
+    assert probe(bins(folder, "bad", "bad2", "good"), False).readable
+    none = probe(bins(folder, "bad", "gone1", "gone2", "gone3", "loop"), False)
+    assert not none.readable
+    assert (none.num_unfetched, len(none.unfetched), len(none.unreadable)) == (1, 1, 3)
+    with pytest.raises(GateError, match="away; nothing was written"):
+        monkeypatch.setattr("jobs.ingesting.readable.read_records", _raise_outage)
+        probe(bins(folder, "good"), False)
+
+
+def _raise_outage(uris: list[str], *, anonymous: bool) -> None:
+    raise StorageOutage("away")
+
+
+def test_the_message_counts_the_records_that_did_not_come_and_names_the_first() -> None:
+    message = str(
+        unfetched_error(1234, [f"s3://b/{number}.json: access denied" for number in range(9)], "not complete")
+    )
+    assert "1,234 records could not be fetched; not complete, run the same command again" in message
+    assert "s3://b/0.json" in message and "s3://b/2.json" in message and "s3://b/3.json" not in message
+
+
+def damaged_parquet(table: pa.Table, path: Path, place: int) -> str:
+    pq.write_table(table, path, compression="snappy", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    return str(path)
+
+
+LINES = pa.table({"bin_id": [f"b{number}" for number in range(900)], "sku": ["S"] * 900, "quantity": [1] * 900})
+KEYS = pa.table({"bucket": ["b"] * 900, "key": [f"images/{number}.jpg" for number in range(900)]})
+
+
+@pytest.mark.parametrize("place", [4, 200, 800], ids=["page header", "page", "page"])
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, place: int) -> None:
+    uri = damaged_parquet(LINES, tmp_path / "lines.parquet", place)
+    with pytest.raises(InputError, match=r"lines\.parquet: expected a Parquet file, found a damaged one"):
+        list(exports._read_parquet._function(uri, False))
+    uri = damaged_parquet(KEYS.select(["key", "bucket"]), tmp_path / "keys.parquet", place)
+    with pytest.raises(InputError, match=r"keys\.parquet: expected a Parquet file, found a damaged one"):
+        list(inventory._read_parquet._function(uri, Folder("s3://b/images", (".jpg",))))
+
+
+def test_a_text_that_is_no_utf8_is_a_damaged_file(tmp_path: Path) -> None:
+    names = pa.array([b"S", b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"bin_id": ["a", "b"], "sku": names, "quantity": [1, 1]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet: .*UTF8"):
+        list(exports._read_parquet._function(str(tmp_path / "x.parquet"), False))
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "no gzip"])
+def test_a_damaged_inventory_in_csv_is_named(tmp_path: Path, damage: str) -> None:
+    lines = "\n".join(f'"b","images/{number * 7919}.jpg"' for number in range(20_000)).encode()
+    data = gzip.compress(lines)
+    middle = len(data) // 2
+    data = {"cut": data[:middle], "noise": data[:middle] + b"\0" * 99 + data[middle + 99 :], "no gzip": lines}[damage]
+    path = tmp_path / "keys.csv.gz"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"keys\.csv\.gz: expected an S3 Inventory"):
+        list(inventory._read_csv._function(str(path), ["bucket", "key"], Folder("s3://b/images", (".jpg",))))
+
+
+def test_an_export_is_read_as_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(uri: str, *, anonymous: bool) -> None:
+        raise InputError(f"{uri}, anonymous: {anonymous}")
+
+    monkeypatch.setattr(ingest, "read_export", note)
+    places = {"images_uri": "s3://b/images", "records_uri": "s3://b/export.csv", "manifest_uri": "manifest"}
+    for anonymous in (True, False):
+        with pytest.raises(InputError, match=f"s3://b/export.csv, anonymous: {anonymous}"):
+            ingest.list_inputs(IngestConfig(**places, anonymous=anonymous))
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("form", ["export.csv", "export.csv.gz", "export.parquet", "folder.parquet"])
+def test_an_export_in_a_public_bucket_is_read_without_credentials(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    table, text = LINES.slice(0, 1), b"bin_id,sku,quantity\nb0,S,1\n"
+    storage.write_bytes(f"{bucket}/export.csv", text)
+    storage.write_bytes(f"{bucket}/export.csv.gz", gzip.compress(text))
+    storage.write_table(f"{bucket}/export.parquet", table)
+    storage.write_table(f"{bucket}/folder.parquet/0.parquet", table)
+    name = bucket.removeprefix("s3://")
+    statement = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": ["s3:GetObject", "s3:ListBucket"],
+        "Resource": [f"arn:aws:s3:::{name}", f"arn:aws:s3:::{name}/*"],
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    boto3.client("s3").put_bucket_policy(Bucket=name, Policy=policy)
+    storage._s3_store.cache_clear()
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for task in ("_read_csv", "_read_parquet"):  # here and not on a cluster
+        read = getattr(exports, task)._function
+        monkeypatch.setattr(exports, task, SimpleNamespace(remote=lambda *given, read=read: list(read(*given))))
+    with pytest.raises(InputError, match="no AWS credentials found"):
+        exports.read_export(f"{bucket}/{form}", anonymous=False)
+    ((_, lines),), names_images = exports.read_export(f"{bucket}/{form}", anonymous=True)
+    assert (lines["bin_id"].to_pylist(), names_images) == (["b0"], False)
