@@ -6,22 +6,23 @@
         --audit-date 2026-11-22 --report-uri s3://stock/reports/2026-11-22
 
 Writes below --report-uri: report.html (one file, no network needed), recount_list.csv and .xlsx (blind, in walk
-order, for the floor), discrepancies.csv and .xlsx (every bin with everything, for the planner), queries.sql (ready
-queries over the views), and report.json (what made it), which is written last. Exit codes: 0 written, 1 could not be
-completed, 2 bad arguments or a night that is not committed.
+order, for the floor), recount_list_planner.csv (the same bins with quantities and doubt), discrepancies.csv and .xlsx
+(every bin with everything, for the planner), queries.sql (ready queries over the views), and report.json (what made
+it), which is written last. Exit codes: 0 written, 1 could not be completed, 2 bad arguments or a night that is not
+committed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import platform
 import tempfile
 import time
 from collections.abc import Sequence
 from datetime import date, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jobs
 from jobs.config.report import ReportConfig
@@ -30,47 +31,47 @@ from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.history import find_offenders, keep_promises
-from jobs.reporting.nights import Night, read_night, read_nights, read_plan, read_results, read_run
+from jobs.reporting.nights import (
+    REPORT_FILE,
+    Night,
+    read_night,
+    read_nights,
+    read_plan,
+    read_results,
+    read_run,
+    settings_of,
+)
 from jobs.reporting.ordering import rows_by_doubt
 from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
-from jobs.reporting.recount_lists import recount_csv, recount_xlsx, walk_order
+from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, walk_order
+from jobs.stages.run import provenance
 from model.estimators import WINDOW_NIGHTS
 
 logger = logging.getLogger("jobs.report")
-
-LAST = "report.json"
 
 
 def write_report(config: ReportConfig) -> None:
     """Writes all files of a committed night. Raises InputError where it is not committed, naming those that are."""
     started = time.monotonic()
     night = read_night(storage.absolute(config.output_uri), config.audit_date.isoformat())
+    run = read_run(night)
     overview = survey_night(night)
     with tempfile.TemporaryDirectory(prefix="report-") as name:
         folder = Path(name)
-        (folder / "report.html").write_text(_build_page(night, overview), encoding="utf-8")
+        (folder / "report.html").write_text(_build_page(night, run, overview), encoding="utf-8")
         logger.info("page: %.1f s", time.monotonic() - started)
         places = walk_order(read_plan(night))
         (folder / "recount_list.csv").write_bytes(recount_csv(places, night.audit_date))
         (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))
+        (folder / "recount_list_planner.csv").write_bytes(planner_csv(places, overview.planned, night.audit_date))
         rows = rows_by_doubt(read_results(night), overview.histogram)
         write_discrepancies(rows, folder, night, overview.num_rows)
         (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
-        facts = {
-            "config": config.model_dump(mode="json"),
-            "audit_date": night.audit_date,
-            "run_id": night.run_id,
-            "bundle_id": night.whole["bundle_id"],
-            "bins": overview.num_rows,
-            "versions": {
-                "python": platform.python_version(),
-                **{library: version(library) for library in ("jinja2", "matplotlib", "pyarrow", "xlsxwriter")},
-            },
-        }
-        (folder / LAST).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        storage.upload_folder(folder, storage.absolute(config.report_uri), last=LAST)
+        facts = _facts(config, night, run, overview)
+        (folder / REPORT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        storage.upload_folder(folder, storage.absolute(config.report_uri), last=REPORT_FILE)
     logger.info(
         "night %s: report of %s bins in %s (%.1f s)",
         night.audit_date,
@@ -80,10 +81,24 @@ def write_report(config: ReportConfig) -> None:
     )
 
 
-def _build_page(night: Night, overview: Overview) -> str:
-    run = read_run(night)
+def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Overview) -> dict[str, Any]:
+    """What made the report. Settings, versions and commit are its own; those of the audit stand in the run's record."""
+    made = provenance()
+    made["versions"] |= {library: version(library) for library in ("jinja2", "matplotlib", "xlsxwriter")}
+    return {
+        "config": config.model_dump(mode="json"),
+        "audit_date": night.audit_date,
+        "run_id": night.run_id,
+        "bundle_id": night.whole["bundle_id"],
+        "weights_sha256": run.get("bundle", {}).get("weights_sha256"),
+        "bins": overview.num_rows,
+        **made,
+    }
+
+
+def _build_page(night: Night, run: dict[str, Any], overview: Overview) -> str:
     listed = overview.top.select(["image_uri", "status"]).to_pylist() if overview.top is not None else []
-    anonymous = bool(run.get("config", {}).get("anonymous", False))
+    anonymous = bool(settings_of(run).get("anonymous", False))
     # the night's own list belongs to it: what was counted of it by now
     next_day = date.fromisoformat(night.audit_date) + timedelta(days=1)
     history = read_history(night.output_uri, next_day.isoformat())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +10,16 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.platform import storage
+from jobs.stages import run
+from jobs.stages.publish import run_uri
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
+
+REPORT_FILE = "report.json"
+"""What a report says of itself; written last, so that it stands for all of it."""
 
 BATCH_ROWS = 16_384
 """Results are read so many rows at a time, whatever the size of the night."""
@@ -93,11 +97,13 @@ def read_plan(night: Night) -> pa.Table:
 
 def read_run(night: Night) -> dict[str, Any]:
     """What the run says of itself: settings, bundle, versions, timings."""
-    uri = storage.join(night.output_uri, "runs", night.run_id, "run.json")
-    try:
-        return json.loads(storage.read_bytes(uri))
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: expected the committed run's own record, found none") from error
+    return run.read_run(run_uri(night.output_uri, night.run_id))
+
+
+def settings_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's record, the settings of the try that committed; where that one died before it said so, those that the
+    run began with."""
+    return facts.get("outcome", {}).get("config") or facts.get("config", {})
 
 
 def _parts(prefix: str, run_id: str) -> list[str]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from jobs.reporting.nights import Night, read_results
 from jobs.reporting.ordering import key_histogram, top_rows
+from jobs.reporting.recount_lists import PLANNER_SCHEMA
 from schemas.results import ImageStatus, Recount, Verdict
 
 TOP_ROWS = 1000
@@ -29,6 +30,8 @@ class Overview:
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     """Of the sort keys, see `ordering`."""
     num_rows: int = 0
+    planned: pa.Table = field(default_factory=PLANNER_SCHEMA.empty_table)
+    """The bins of tonight's plan, PLANNER_SCHEMA."""
     list_value: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Value at risk over tonight's priority list by currency; empty where no unit values are given."""
     currencies: set[str | None] = field(default_factory=set)
@@ -42,7 +45,7 @@ class Overview:
 
 
 def survey_night(night: Night) -> Overview:
-    """Reads every row once; what it keeps does not grow with the night."""
+    """Reads every row once; what it keeps grows with the plan, not with the night."""
     overview = Overview()
 
     def batches():  # type: ignore[no-untyped-def]
@@ -57,6 +60,8 @@ def survey_night(night: Night) -> Overview:
 def _add(overview: Overview, rows: pa.Table) -> None:
     overview.num_rows += rows.num_rows
     overview.histogram = overview.histogram + key_histogram(rows)
+    planned = rows.select(PLANNER_SCHEMA.names).filter(pc.is_valid(rows["recount"]))
+    overview.planned = pa.concat_tables([overview.planned, planned])
     listed = rows.filter(pc.equal(rows["recount"], str(Recount.PRIORITY)))
     for value, currency in zip(listed["value_at_risk"].to_pylist(), listed["currency"].to_pylist(), strict=True):
         if value is not None:

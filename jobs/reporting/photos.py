@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs.platform import storage
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, read_pixels
+from schemas.errors import InputError
 from schemas.results import ImageStatus
 
 LARGE_SIDE, SMALL_SIDE = 320, 96
@@ -52,11 +53,16 @@ def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thu
 async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbnail]:
     slots = asyncio.Semaphore(IN_FLIGHT)
     deadline = time.monotonic() + MAX_SECONDS
+    # bucket -> why it can't be opened; looking for credentials takes seconds where there are none: once, not per photo
+    closed: dict[str, str] = {}
 
     async def fetch(place: int, row: dict[str, Any]) -> Thumbnail:
         if row["status"] != ImageStatus.SCORED:
             return Thumbnail(None, str(row["status"]).replace("_", " "))
+        bucket = _bucket(row["image_uri"])
         async with slots:
+            if bucket in closed:
+                return Thumbnail(None, closed[bucket])
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     data = await _read(row["image_uri"], anonymous)
@@ -66,12 +72,21 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbn
                 return Thumbnail(None, "not fetched in time")
             except (NotFoundError, FileNotFoundError):
                 return Thumbnail(None, "no longer there")
+            except InputError as error:  # its store can't be opened
+                problem = str(error).partition(";")[0]  # the rest is advice on flags that this job doesn't have
+                if bucket is not None:
+                    closed[bucket] = problem
+                return Thumbnail(None, problem)
             except (UnreadableImage, RejectedImage) as error:
                 return Thumbnail(None, str(error))
             except (BaseError, OSError) as error:
                 return Thumbnail(None, storage.explain_any(error))
 
     return list(await asyncio.gather(*(fetch(place, row) for place, row in enumerate(rows))))
+
+
+def _bucket(uri: str) -> str | None:
+    return uri.split("/", 3)[2] if storage.is_s3(uri) else None
 
 
 async def _read(uri: str, anonymous: bool) -> bytes:

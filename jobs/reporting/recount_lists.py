@@ -1,8 +1,8 @@
-"""The list that goes to the floor, blind: where to count and nothing else.
+"""The list that goes to the floor, blind: where to count and nothing else; and the same list for the planner, who sees why.
 
-No quantities, no SKUs (lines of a record hint at quantities), no rank and no reason, since a counter who knows that a
-bin is suspect counts it differently. Walk order: zone, then bin_id with numbers in it compared as numbers. The CSV
-has the columns that `jobs.recount` takes in, empty, so that the list itself can be filled in and given back.
+Blind: no quantities, no SKUs (lines of a record hint at quantities), no rank and no reason, since a counter who knows
+that a bin is suspect counts it differently. Walk order: zone, then bin_id with numbers in it compared as numbers. The
+blind CSV has the columns that `jobs.recount` takes in, empty, so that the list itself can be filled in and given back.
 """
 
 from __future__ import annotations
@@ -12,15 +12,28 @@ import io
 import re
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import xlsxwriter
 
 from jobs.reporting.texts import csv_text, visible_text
 from schemas.recount import COUNTS_SCHEMA
+from schemas.results import RESULTS_SCHEMA
 
 FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date")]
 """Columns that the counter fills in."""
 
-COLUMNS = ["stop", "zone", "bin_id", "audit_date", *FILLED_IN]
+PLACE = ["stop", "zone", "bin_id", "audit_date"]
+"""Columns of both lists: the same bins at the same stops."""
+
+COLUMNS = [*PLACE, *FILLED_IN]
+
+SEEN_BY_PLANNER = [
+    *("recount", "rank", "expected_qty", "camera_qty", "p_record_wrong", "expected_variance_qty"),
+    *("value_at_risk", "currency"),
+]
+
+PLANNER_SCHEMA = pa.schema([RESULTS_SCHEMA.field(name) for name in ("bin_id", *SEEN_BY_PLANNER)])
 
 
 def walk_order(plan: pa.Table) -> list[tuple[str | None, str]]:
@@ -48,6 +61,17 @@ def recount_csv(places: list[tuple[str | None, str]], audit_date: str) -> bytes:
     for stop, (zone, bin_id) in enumerate(zip(zones, bins, strict=True), start=1):
         writer.writerow([stop, zone or "", bin_id, audit_date, *[""] * len(FILLED_IN)])
     return text.getvalue().encode()
+
+
+def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_date: str) -> bytes:
+    """The blind list's bins at their stops with what the night says of them (`planned`, PLANNER_SCHEMA, in any order)."""
+    zones, bins = (pa.array([place[part] for place in places], pa.string()) for part in (0, 1))
+    rows = planned.take(pc.index_in(bins, planned["bin_id"].combine_chunks()))
+    texts = [csv_text(rows[name]) if pa.types.is_string(rows[name].type) else rows[name] for name in SEEN_BY_PLANNER]
+    where = [range(1, len(places) + 1), csv_text(zones), csv_text(bins), pa.repeat(audit_date, len(places))]
+    sink = io.BytesIO()
+    pa_csv.write_csv(pa.table([*where, *texts], names=[*PLACE, *SEEN_BY_PLANNER]), sink)
+    return sink.getvalue()
 
 
 def recount_xlsx(places: list[tuple[str | None, str]], audit_date: str) -> bytes:

@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obstore.exceptions import GenericError
 from PIL import Image
 
 from jobs.config.report import ReportConfig
@@ -27,11 +30,13 @@ from jobs.platform import storage
 from jobs.report import main, write_report
 from jobs.reporting import discrepancies, ordering
 from jobs.reporting.history import Promise, find_offenders, keep_promises
-from jobs.reporting.nights import read_night, read_results
+from jobs.reporting.nights import read_night, read_plan, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
 from jobs.reporting.overview import survey_night
-from jobs.reporting.photos import fetch_thumbnails
-from jobs.reporting.recount_lists import walk_order
+from jobs.reporting.photos import Thumbnail, fetch_thumbnails
+from jobs.reporting.recount_lists import PLANNER_SCHEMA, SEEN_BY_PLANNER, planner_csv, walk_order
+from jobs.stages.run import provenance
+from schemas.errors import GateError, InputError
 from schemas.recount import COUNTED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from tests.night import NASTY_TEXTS, write_nights
@@ -69,15 +74,37 @@ def _list(page: str) -> list[dict]:
     return json.loads(found[0])
 
 
-def test_a_report_holds_a_page_two_lists_the_queries_and_what_made_it(report: Path) -> None:
+def _set_run(output: Path, audit_date: str = TONIGHT, **facts: Any) -> None:
+    """Changes what the committed run says of itself."""
+    path = output / "runs" / read_night(str(output), audit_date).run_id / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+def test_a_report_holds_a_page_the_lists_the_queries_and_what_made_it(report: Path) -> None:
     assert {path.name for path in report.iterdir()} == {
-        *("report.html", "recount_list.csv", "recount_list.xlsx", "discrepancies.csv", "discrepancies.xlsx"),
-        *("queries.sql", "report.json"),
+        *("report.html", "recount_list.csv", "recount_list.xlsx", "recount_list_planner.csv"),
+        *("discrepancies.csv", "discrepancies.xlsx", "queries.sql", "report.json"),
     }
     facts = json.loads((report / "report.json").read_text())
     assert facts["run_id"].startswith(TONIGHT)
     assert (facts["audit_date"], facts["bins"]) == (TONIGHT, 1200)
     assert (report / "report.html").stat().st_size < 6_000_000
+    assert "<code>recount_list_planner.csv</code>" in (report / "report.html").read_text()
+
+
+def test_a_report_names_its_settings_its_bundle_s_checksum_the_versions_and_the_commit(tmp_path: Path) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=60)
+    _set_run(tmp_path, bundle={"bundle_id": "0123456789ab", "weights_sha256": "f" * 64})
+    _write(tmp_path, tmp_path / "report")
+    facts = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert facts["config"] == {
+        "output_uri": str(tmp_path),
+        "audit_date": TONIGHT,
+        "report_uri": str(tmp_path / "report"),
+    }
+    assert (facts["bundle_id"], facts["weights_sha256"]) == ("0123456789ab", "f" * 64)
+    assert facts["git_commit"] == provenance()["git_commit"]
+    assert {"python", "pyarrow", "obstore", "jinja2", "xlsxwriter"} <= set(facts["versions"])
 
 
 def test_a_night_that_is_not_committed_exits_2_and_names_those_that_are(
@@ -165,7 +192,7 @@ def test_every_bin_stands_once_in_the_csv_and_in_the_spreadsheet(report: Path, n
 
 
 def test_no_text_from_a_record_is_a_formula_in_a_csv(report: Path) -> None:
-    for name in ("discrepancies.csv", "recount_list.csv"):
+    for name in ("discrepancies.csv", "recount_list.csv", "recount_list_planner.csv"):
         with (report / name).open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
         assert len({len(row) for row in rows}) == 1
@@ -245,6 +272,44 @@ def test_the_recount_list_is_blind_and_in_walk_order(report: Path, nights: Path)
     cells = [[cell.value for cell in row] for row in sheet.iter_rows(min_row=4, max_row=64)]
     assert cells[0] == ["Stop", "Zone", "Bin", "Count", "Remarks"]
     assert all(row[3] is None and row[4] is None for row in cells[1:])
+
+
+def test_the_planner_s_list_has_the_blind_list_s_stops_with_what_the_results_say(report: Path, nights: Path) -> None:
+    blind, planner = (
+        list(csv.DictReader((report / name).read_text(encoding="utf-8").splitlines()))
+        for name in ("recount_list.csv", "recount_list_planner.csv")
+    )
+    place = ["stop", "zone", "bin_id", "audit_date"]
+    assert list(planner[0]) == [*place, *SEEN_BY_PLANNER]
+    assert [[row[name] for name in place] for row in planner] == [[row[name] for name in place] for row in blind]
+    night = read_night(str(nights), TONIGHT)
+    results = {row["bin_id"]: row for rows in read_results(night) for row in rows.to_pylist()}
+    for row, (_, bin_id) in zip(planner, walk_order(read_plan(night)), strict=True):
+        for name in SEEN_BY_PLANNER:
+            value = results[bin_id][name]
+            assert row[name] == "" if value is None else type(value)(row[name]) == pytest.approx(value)
+    assert {row["recount"] for row in planner} == {"priority", "random"}
+    assert sorted(int(row["rank"]) for row in planner if row["rank"]) == list(range(1, 43))
+
+
+def test_a_currency_is_no_formula_in_the_planner_s_list() -> None:
+    facts = {
+        **dict.fromkeys(SEEN_BY_PLANNER),
+        "bin_id": "b",
+        "expected_qty": 1,
+        "recount": "random",
+        "currency": "=1+1",
+    }
+    planned = pa.Table.from_pylist([facts], schema=PLANNER_SCHEMA)
+    (row,) = csv.DictReader(planner_csv([("=Z", "b")], planned, TONIGHT).decode().splitlines())
+    assert (row["zone"], row["currency"], row["value_at_risk"]) == ("'=Z", "'=1+1", "")
+
+
+def test_a_night_without_a_plan_has_empty_lists(tmp_path: Path) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=60, recount_budget=0)
+    _write(tmp_path, tmp_path / "report")
+    for name in ("recount_list.csv", "recount_list_planner.csv"):
+        assert len((tmp_path / "report" / name).read_text().splitlines()) == 1
 
 
 def test_walk_order_compares_numbers_as_numbers_and_puts_unknown_zones_last() -> None:
@@ -395,6 +460,39 @@ def test_only_scored_photos_are_fetched_and_one_that_is_gone_says_so(tmp_path: P
     assert broken.problem
 
 
+def test_photos_are_read_as_the_try_that_committed_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def fetch(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thumbnail]:
+        asked.append(anonymous)
+        return [Thumbnail(None, "not asked for")] * len(rows)
+
+    monkeypatch.setattr("jobs.report.fetch_thumbnails", fetch)
+    write_nights(tmp_path, [TONIGHT], num_bins=60)
+    began = {"config": {"anonymous": False, "objective": "probability"}}
+    _set_run(tmp_path, **began, outcome={"config": {"anonymous": True}})
+    _write(tmp_path, tmp_path / "report")
+    # that try died before it could say so, or was of before it was written
+    _set_run(tmp_path, **began, outcome={})
+    _write(tmp_path, tmp_path / "report")
+    assert asked == [True, False]
+
+
+def test_a_photo_whose_store_can_not_be_opened_says_why_and_ends_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/dev/null")
+    locate, asked = storage.locate, []
+    monkeypatch.setattr(storage, "locate", lambda uri, **flags: asked.append(uri) or locate(uri, **flags))
+    uris = ["s3://no-keys-here/a.jpg", "s3://no-keys-here/b.jpg", "gs://elsewhere/c.jpg"]
+    first, second, third = fetch_thumbnails([{"image_uri": uri, "status": "scored"} for uri in uris], anonymous=False)
+    assert first == second == Thumbnail(None, "s3://no-keys-here: no AWS credentials found")
+    assert third.source is None and "another scheme" in str(third.problem)
+    assert asked == [uris[0], uris[2]]
+
+
 def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = tmp_path / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(photo)
@@ -403,6 +501,60 @@ def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pyt
     assert found[0].source is not None
     assert found[-1] == type(found[0])(None, "left out to keep the page small")
     assert sum(len(thumbnail.source or "") for thumbnail in found) <= 150_000
+
+
+UPLOAD = """
+import os, sys
+from pathlib import Path
+from jobs.platform import storage
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+folder = Path(sys.argv[1]) / "from"
+folder.mkdir()
+(folder / "discrepancies.csv").touch()
+os.truncate(folder / "discrepancies.csv", 250 << 20)
+(folder / "empty").touch()
+before = peak()
+storage.upload_folder(folder, sys.argv[2], last="empty")
+print((peak() - before) // 1024)
+"""
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"{tmp_path}/to" if request.param == "local" else request.getfixturevalue("bucket") + "/to"
+
+
+def test_a_large_file_goes_part_by_part(target: str, tmp_path: Path) -> None:
+    command, root = [sys.executable, "-c", UPLOAD, str(tmp_path), target], Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150  # MiB
+    sizes = {entry.uri: entry.num_bytes for entry in storage.list_objects(target)}
+    assert sizes == {f"{target}/discrepancies.csv": 250 << 20, f"{target}/empty": 0}
+
+
+@pytest.mark.parametrize("size", [10, 20 << 20])
+def test_a_folder_that_can_not_be_copied_says_where_and_why(tmp_path: Path, size: int) -> None:
+    source, file = tmp_path / "from", tmp_path / "file"
+    source.mkdir()
+    (source / "page.html").write_bytes(b"x" * size)
+    file.touch()
+    with pytest.raises(InputError, match=r"file/page.html: can't be written .*; check the place"):
+        storage.upload_folder(source, str(file))
+
+
+def test_a_full_disk_is_said_to_be_the_storage_s_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullStore:
+        def put(self, key: str, file: Path) -> None:
+            raise GenericError("Generic LocalFileSystem error: Unable to copy data to file: No space left on device")
+
+    (tmp_path / "page.html").touch()
+    monkeypatch.setattr(storage, "locate", lambda uri: (FullStore(), uri))
+    with pytest.raises(GateError, match=r"report/page.html: can't be written .*No space left.*when storage is back"):
+        storage.upload_folder(tmp_path, "report")
 
 
 @pytest.mark.s3
