@@ -29,7 +29,7 @@ from jobs.evaluating.predictions import SCORED, Predictions, predict_bins
 from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
-from jobs.platform.cluster import connect
+from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
@@ -51,11 +51,12 @@ def run_evaluation(config: EvaluateConfig) -> None:
     output_uri = storage.absolute(config.output_uri)
     started = time.monotonic()
     with connect():
-        info, photos = _read_bundle(config)
+        info, photos, bins = _read_bundle(config)
         manifest = check_manifest(config.manifest_uri, None, needs_night=False)
         roots = settle_roots(manifest, config.allowed_root)
         resources = plan_resources()
         precision = resolve_precision(config.precision, resources.device)
+        await_free(resources.least())
         logger.info(
             "%d bins of %s, bundle %s, %s on %s",
             manifest.num_rows, manifest.uri, info.bundle_id, precision, resources.device,
@@ -66,6 +67,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
                 shards,
                 plan,
                 keep=KEEP[config.split],
+                known_bins=bins,
                 bundle_uri=storage.absolute(config.bundle_uri),
                 info=info,
                 precision=precision,
@@ -112,25 +114,22 @@ def summarize(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray]:
-    """The bundle, and (n, 32) uint8 SHA-256 of the photos that --split is about."""
+def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray, frozenset[str]]:
+    """The bundle, (n, 32) uint8 SHA-256 of the photos that --split is about, and their bins."""
     # torch comes with it, so not at the top: bad flags should fail at once
     from model.bundle import load_bundle, read_training_images
 
     with local_bundle(config.bundle_uri) as folder:
         info = load_bundle(folder).info
         images = read_training_images(folder)
-    digests = [
-        bytes.fromhex(digest)
-        for digest, split in zip(images["image_sha256"].to_pylist(), images["split"].to_pylist(), strict=True)
-        if (split == "test") == (config.split == "test")
-    ]
-    if config.split == "test" and not digests:
+    meant = [image for image in images.to_pylist() if (image["split"] == "test") == (config.split == "test")]
+    if config.split == "test" and not meant:
         raise InputError(
             f"{config.bundle_uri}: --split test: expected test photos in training_images.parquet, found none; "
             "use --split unseen"
         )
-    return info, np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+    digests = b"".join(bytes.fromhex(image["image_sha256"]) for image in meant)
+    return info, np.frombuffer(digests, np.uint8).reshape(-1, 32), frozenset(image["bin_id"] for image in meant)
 
 
 def _check_any(predictions: Predictions, manifest: Manifest, config: EvaluateConfig) -> None:

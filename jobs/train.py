@@ -18,7 +18,7 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import WATCHDOG, assign_splits, initial_state, plan_workers, remove_run, train_network
+from jobs.training.network import WATCHDOG, assign_splits, await_workers, initial_state, remove_run, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ def run_train(config: TrainConfig) -> None:
     initial_state(config.recipe())
     training_uri = storage.absolute(config.bundle_uri) + ".training"
     with connect(quiet=WATCHDOG):
-        plan_workers(config)  # a cluster that is too small is said before every photo is read
-        bins = assign_splits(check_photos(bins), config)
+        await_workers(config)  # a cluster that is too small or busy is said before every photo is read
+        bins = assign_splits(check_photos(bins, anonymous=config.anonymous), config)
         trained = train_network(bins, config, training_uri)
         write_bundle(bins, config, trained)
     remove_run(trained.run_uri)

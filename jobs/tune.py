@@ -25,8 +25,8 @@ from jobs.training.network import (
     WATCHDOG,
     TrainingStoppedError,
     assign_splits,
+    await_workers,
     initial_state,
-    plan_workers,
     remove_run,
     train_network,
 )
@@ -50,8 +50,8 @@ def run_tune(config: TuneConfig) -> None:
     output_uri = storage.absolute(config.output_uri or storage.absolute(config.bundle_uri) + ".search")
     training_uri = storage.join(output_uri, "training")
     with connect(quiet=WATCHDOG):
-        plan_workers(smallest, config.max_concurrent)
-        bins = assign_splits(check_photos(bins), largest)
+        await_workers(smallest, config.max_concurrent)
+        bins = assign_splits(check_photos(bins, anonymous=config.anonymous), largest)
         trials = Trials(config, output_uri, fingerprint(bins))
         run_trials(bins, config, trials, training_uri)
         publish_search(config, trials, None)

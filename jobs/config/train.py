@@ -26,6 +26,8 @@ class TrainConfig(Recipe, JobConfig):
     """Share of the bins, in whole groups, that only the final figures see."""
     split_seed: int = Field(default=0, ge=0)
     """Draws which groups train, select and test. `--seed` does not: trainings of several seeds see the same test bins."""
+    anonymous: bool = False
+    """Read photos from a public bucket without credentials."""
     on_unhealthy: Literal["stop", "warn"] = "warn"
     """What to do when a health rule fires: stop without a bundle (exit 1; `jobs.train` goes on from there when it is told
     to warn), or say so in the report."""

@@ -29,6 +29,7 @@ MAX_EXAMPLES = 20
 """So many photos without a score are named; all are counted."""
 SECONDS_BETWEEN_LINES = 10.0
 SCORED = str(ImageStatus.SCORED)
+ABSENT = (ImageStatus.MISSING_IMAGE, ImageStatus.FETCH_FAILED)
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,15 @@ def predict_bins(
     plan: FetchPlan,
     *,
     keep: str,
+    known_bins: frozenset[str],
     bundle_uri: str,
     info: BundleInfo,
     precision: str,
     resources: Resources,
 ) -> Predictions:
     """Scores the photos of all shards. `plan.training_photos` names the photos that `keep` is about: `others` leaves
-    them out, `these` keeps only them, `all` keeps everything and counts them."""
+    them out, `these` keeps only them, `all` keeps everything and counts them. A photo that did not arrive can't be told by
+    its content: it is one of them if its bin is one of `known_bins`."""
     side = info.preprocessing.image_size
     # A shard must stay one block: Ray would split it at the default of 128 MiB.
     block_bytes = 4 * max(shard.num_rows for shard in shards) * side * side * 3
@@ -102,7 +105,7 @@ def predict_bins(
         override_num_blocks=len(shards),
     ).map_batches(
         _fetch,  # type: ignore[arg-type]
-        fn_kwargs={"plan": plan, "keep": keep},
+        fn_kwargs={"plan": plan, "keep": keep, "known_bins": ray.put(known_bins)},
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
@@ -125,10 +128,10 @@ def predict_bins(
     return _predictions(tally, info)
 
 
-def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
+def _fetch(items: pa.Table, plan: FetchPlan, keep: str, known_bins: ray.ObjectRef) -> Iterator[pa.Table]:
     """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
     for item in items.to_pylist():
-        rows = fetch_rows(read_shard(item["uri"], item["row_group"]), plan)
+        rows = _tell_by_bin(fetch_rows(read_shard(item["uri"], item["row_group"]), plan), ray.get(known_bins))
         pixels = pc.if_else(_kept(rows, keep), rows["pixels"], pa.scalar(None, pa.binary()))
         added = {
             "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
@@ -140,6 +143,15 @@ def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
         for name, column in added.items():
             rows = rows.append_column(SCORED_SCHEMA.field(name), column)
         yield rows
+
+
+def _tell_by_bin(rows: pa.Table, known_bins: frozenset[str]) -> pa.Table:
+    """`rows` with `training_photo` told by the bin where no photo came that could be told by its content."""
+    absent = pc.is_in(rows["status"], pa.array([str(status) for status in ABSENT]))
+    ours = pa.array([bin_id in known_bins for bin_id in rows["bin_id"].to_pylist()], pa.bool_())
+    known = pc.if_else(absent, ours, rows["training_photo"])
+    place = rows.schema.get_field_index("training_photo")
+    return rows.set_column(place, FETCHED_SCHEMA.field("training_photo"), known)
 
 
 def _kept(rows: pa.Table, keep: str) -> pa.ChunkedArray | pa.Array:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
 import ray.data
+
+from schemas.errors import GateError
+
+logger = logging.getLogger(__name__)
 
 OWN_CLUSTER = {
     # Ray's own daemons would interrupt the network, whose threads wait for each other, at every turn.
@@ -18,6 +23,9 @@ OWN_CLUSTER = {
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
 }
 """Set for a cluster that a command starts for itself, unless they are set already."""
+
+WAIT_SECONDS, LOOK_SECONDS = 600.0, 0.5
+"""How long a job waits for others to let go of what it needs, and how often it looks."""
 
 
 @contextmanager
@@ -49,6 +57,31 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
         yield
     finally:
         ray.shutdown()
+
+
+def await_free(needed: Mapping[str, float]) -> None:
+    """Returns when the cluster has so many CPUs and GPUs free (`{"CPU": 1.5, "GPU": 1}`).
+
+    A job plans from all that a cluster has. What another job holds (`jobs.serve` keeps its GPUs) Ray would wait for
+    without a word and for ever; this says so, and raises GateError after WAIT_SECONDS.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        free = ray.available_resources()
+        short = {name: amount for name, amount in needed.items() if free.get(name, 0.0) < amount - 1e-6}
+        if not short:
+            return
+        waited = time.monotonic() - began
+        wanted = ", ".join(f"{name} {amount:g} (free: {free.get(name, 0.0):g})" for name, amount in short.items())
+        if waited > WAIT_SECONDS:
+            raise GateError(
+                f"the cluster: expected to have free, within {WAIT_SECONDS:.0f} seconds: {wanted}; other jobs hold the "
+                "rest (`ray status` lists it): stop them, or add nodes, and run the same command again"
+            )
+        if waited > 5 and not told:
+            logger.info("waiting for what other jobs hold: %s", wanted)
+            told = True
+        time.sleep(LOOK_SECONDS)
 
 
 def _configure_data() -> None:

@@ -43,6 +43,11 @@ class Resources:
     batch_size: int
     num_nodes: int
 
+    def least(self) -> dict[str, float]:
+        """What must be free for the work to go on: the scorers, and one task of each kind to feed them."""
+        cpus = self.num_scorers * self.scorer_cpus + self.fetcher_cpus + self.small_task_cpus
+        return {"CPU": cpus, **({"GPU": self.num_scorers * self.scorer_gpus} if self.scorer_gpus else {})}
+
 
 def plan_resources() -> Resources:
     """Divides what the connected cluster has. Raises GateError for a cluster that no scorer fits into."""

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import cv2
 import numpy as np
@@ -72,7 +73,7 @@ def read_labelled_bins(manifest_uri: str) -> pa.Table:
     return bins.sort_by("bin_id")
 
 
-def check_photos(bins: pa.Table) -> pa.Table:
+def check_photos(bins: pa.Table, *, anonymous: bool) -> pa.Table:
     """`bins` whose photos can be used, with a column image_sha256; how many are left out is logged by reason.
 
     Fetches and decodes every photo once, on the cluster's CPUs. Raises InputError where none can be used.
@@ -82,7 +83,11 @@ def check_photos(bins: pa.Table) -> pa.Table:
         for start in range(0, bins.num_rows, ROWS_PER_TASK)
     ]
     checked = ray.data.from_arrow(blocks).map_batches(
-        _check_batch, batch_size=ROWS_PER_TASK, batch_format="pyarrow", num_cpus=TASK_CPUS
+        _check_batch,  # type: ignore[arg-type]
+        batch_size=ROWS_PER_TASK,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS,
+        fn_kwargs={"anonymous": anonymous},
     )
     found = pa.concat_tables(list(checked.iter_batches(batch_size=None, batch_format="pyarrow")))
     found = found.sort_by("bin_id")
@@ -100,25 +105,25 @@ def check_photos(bins: pa.Table) -> pa.Table:
     return usable
 
 
-def fetch_all(uris: list[str]) -> list[bytes | None]:
+def fetch_all(uris: list[str], *, anonymous: bool = False) -> list[bytes | None]:
     """The photos' bytes, many requests at once; None for one that isn't there."""
     with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
-        return list(pool.map(_fetch, uris))
+        return list(pool.map(partial(_fetch, anonymous=anonymous), uris))
 
 
-def _fetch(uri: str) -> bytes | None:
+def _fetch(uri: str, anonymous: bool) -> bytes | None:
     try:
-        return storage.read_bytes(uri)
+        return storage.read_bytes(uri, anonymous=anonymous)
     except FileNotFoundError:
         return None
 
 
-def _check_batch(batch: pa.Table) -> pa.Table:
+def _check_batch(batch: pa.Table, anonymous: bool) -> pa.Table:
     cv2.setNumThreads(1)
     small = Preprocessing(image_size=16)
     hashes: list[str | None] = []
     problems: list[str | None] = []
-    for data in fetch_all(batch["image_uri"].to_pylist()):
+    for data in fetch_all(batch["image_uri"].to_pylist(), anonymous=anonymous):
         problem = "missing" if data is None else _problem(data, small)
         problems.append(problem)
         hashes.append(hashlib.sha256(data).hexdigest() if data is not None and problem is None else None)

@@ -29,7 +29,8 @@ from safetensors.torch import load, save
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
-from jobs.training.labelled_bins import fingerprint
+from jobs.platform.cluster import await_free
+from jobs.training.labelled_bins import TASK_CPUS, fingerprint
 from jobs.training.photos import PhotoStream
 from model.network import build_network, load_weights
 from model.optimisation import CountingNetwork, initialise
@@ -53,13 +54,14 @@ class LoadInputs:
     bins_uri: str
     initial_uri: str
     recipe: Recipe
+    anonymous: bool = False
 
     def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoStream]:
         preprocessing = Preprocessing(image_size=self.recipe.image_size)
         return (
             training_set(storage.read_table(self.bins_uri)),
             load(storage.read_bytes(self.initial_uri)),
-            PhotoStream(self.bins_uri, preprocessing, self.recipe.seed, self.recipe.augmentation),
+            PhotoStream(self.bins_uri, preprocessing, self.recipe.seed, self.recipe.augmentation, self.anonymous),
         )
 
 
@@ -183,7 +185,7 @@ def train_network(
         storage.write_bytes(initial_uri, save(initial))
     settings = LoopSettings(
         recipe=recipe,
-        load=LoadInputs(bins_uri, initial_uri, recipe),
+        load=LoadInputs(bins_uri, initial_uri, recipe, config.anonymous),
         threads=threads,
         on_unhealthy=config.on_unhealthy,
         trace_steps=config.trace_steps,
@@ -292,6 +294,14 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
     threads = max(1, int(min(cpus / nodes, os.cpu_count() or 1)) // per_node)
     scaling = ScalingConfig(num_workers=config.num_workers, use_gpu=False, resources_per_worker={"CPU": share})
     return scaling, threads
+
+
+def await_workers(config: TrainConfig, num_runs: int = 1) -> None:
+    """Waits until the cluster has room for the workers and a task that decodes for them. Raises InputError where it is
+    too small, GateError where other jobs don't leave enough of it."""
+    scaling, _ = plan_workers(config, num_runs)
+    needed = {name: num_runs * amount for name, amount in scaling.total_resources.items()}
+    await_free({**needed, "CPU": needed["CPU"] + TASK_CPUS})
 
 
 def worker_environment(threads: int) -> dict[str, str]:

@@ -39,6 +39,8 @@ class PhotoStream:
     seed: int
     augmentation: float
     """Its strength, 0 to 1."""
+    anonymous: bool = False
+    """Whether the photos are read without credentials."""
 
     def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]:
         windows = _windows(micro_batches)
@@ -117,7 +119,7 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
     for planned in block.to_pylist():
         rows, side, epoch = np.array(planned["rows"]), planned["side"], planned["epoch"]
         started = time.perf_counter()
-        photos = fetch_all([uris[row] for row in rows])
+        photos = fetch_all([uris[row] for row in rows], anonymous=stream.anonymous)
         fetched = time.perf_counter()
         gone = [uris[row] for row, data in zip(rows, photos, strict=True) if data is None]
         if gone:

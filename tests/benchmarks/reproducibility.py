@@ -41,7 +41,9 @@ def train(options: argparse.Namespace) -> None:
         num_workers=options.num_workers,
     )
     with connect():
-        bins = assign_splits(check_photos(read_labelled_bins(config.manifest_uri).slice(0, options.num_bins)), config)
+        bins = assign_splits(
+            check_photos(read_labelled_bins(config.manifest_uri).slice(0, options.num_bins), anonymous=False), config
+        )
         outcome = train_network(bins, config, options.place, conclude=()).outcome
     print(json.dumps({"step_losses": outcome["step_losses"], "history": outcome["history"]}))
 

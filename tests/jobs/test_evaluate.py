@@ -81,6 +81,21 @@ def score_directly(dump: Path, numbers: list[int]) -> np.ndarray:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+def test_photos_that_did_not_come_are_told_by_their_bins(dump: Path, tmp_path: Path) -> None:
+    images_uri = str(dump / "bin-images")
+    gone = {LEARNED[3], HELD_OUT[4], 40}
+    uris = [f"{images_uri}/{number:05d}{'-gone' if number in gone else ''}.jpg" for number in range(NUM_BINS)]
+    write_manifest(tmp_path / "manifest", images_uri, QUANTITIES, image_uri=uris)
+    for split, num_left_out, num_missing in (("unseen", len(LEARNED), 3), ("test", NUM_BINS - len(HELD_OUT), 1)):
+        output = tmp_path / split
+        assert run(dump, output, "--split", split, manifest=str(tmp_path / "manifest")) == 1  # too many are missing
+        found = read_metrics(output)
+        assert found["num_left_out"] == num_left_out
+        assert found["unscored"]["missing_image"] == num_missing
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_unseen_bins_are_measured_as_the_bundle_scores_them(
     dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import ray
 
 from jobs.config.train import TrainConfig
+from jobs.platform import cluster
+from jobs.platform.cluster import await_free
 from jobs.stages.resources import CPU_BATCH, Resources, plan_resources
 from jobs.training.network import plan_workers
 from schemas.errors import GateError, InputError
@@ -110,3 +114,31 @@ def test_training_on_gpus_leaves_cpus_to_decode_with(
 def test_training_on_gpus_without_cpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="expected CPUs on every node with GPUs"):
         _plan_training(monkeypatch, 1, {"CPU": 8}, {"GPU": 1})
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_another_job_holds_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @ray.remote(num_cpus=7)
+    def hold() -> None:
+        time.sleep(8)
+
+    holder = hold.remote()
+    while ray.available_resources().get("CPU", 0) > 1:
+        time.sleep(0.1)
+    with caplog.at_level("INFO"):
+        await_free({"CPU": 4})
+    assert ray.wait([holder], timeout=0)[0] == [holder]
+    assert "waiting for what other jobs hold: CPU 4 (free: 1)" in caplog.text
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.2)
+    with pytest.raises(GateError, match=r"expected to have free, within 0 seconds: GPU 1 \(free: 0\)"):
+        await_free({"CPU": 4, "GPU": 1})
+
+
+def test_what_must_be_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _plan(monkeypatch, {"CPU": 2}).least() == {"CPU": 1.375}
+    least = _plan(monkeypatch, {"CPU": 16, "GPU": 2}).least()
+    assert least["GPU"] == 2
+    assert 2 < least["CPU"] < 4

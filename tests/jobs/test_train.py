@@ -108,7 +108,7 @@ def train(
     **changes: Any,
 ) -> Trained:
     made = config(**changes)
-    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri)), made)
+    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri), anonymous=False), made)
     return train_network(bins, made, str(training_uri), callbacks=callbacks, conclude=conclude)
 
 
@@ -331,7 +331,7 @@ def test_weights_that_do_not_fit_exit_2(tmp_path: Path, manifest_uri: str, capsy
 def test_photos_that_are_nowhere_exit_2(ray_cluster: None, tmp_path: Path) -> None:
     uri = write_dump(tmp_path / "dump", image_uri=[f"/nowhere/{i}.jpg" for i in range(NUM_BINS)])
     with pytest.raises(InputError, match="expected photos that can be read, found none"):
-        check_photos(read_labelled_bins(uri))
+        check_photos(read_labelled_bins(uri), anonymous=False)
 
 
 @pytest.mark.ray
