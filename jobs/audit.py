@@ -18,12 +18,14 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 
+import pandas as pd
+import pyarrow as pa
 import ray
 
 from jobs.config.audit import AuditConfig
 from jobs.config.report import ReportConfig
 from jobs.counting.belief import Belief, learn_belief
-from jobs.counting.history import History, read_history
+from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import message, run_command
@@ -32,14 +34,22 @@ from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_sh
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
-from jobs.stages.publish import committed_run, partition_uri, publish_night, summarize
+from jobs.stages.publish import (
+    clean_up,
+    committed_run,
+    partition_uri,
+    publish_night,
+    summarize,
+    summary_uri,
+)
 from jobs.stages.reconcile import Reconciler
-from jobs.stages.run import finish_run, freeze_run, hold_night, provenance
+from jobs.stages.run import finish_run, freeze_run, hold_night, provenance, read_run
 from jobs.stages.staging import stage_shards
 from jobs.stages.tonight import Tonight, settle_night
 from model.posterior import build_assessor
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
+from schemas.results import ImageStatus
 
 logger = logging.getLogger("jobs.audit")
 
@@ -50,6 +60,9 @@ def run_audit(config: AuditConfig) -> None:
     started = time.monotonic()
     with connect():
         tonight = settle_night(config)
+        if tonight.is_committed:
+            _finish(tonight)
+            return
         logger.info(
             "run %s: %s bins of %s, bundle %s, %s on %s",
             tonight.run_id,
@@ -64,8 +77,9 @@ def run_audit(config: AuditConfig) -> None:
             history = read_history(tonight.output_uri, tonight.audit_date)
             frozen = freeze_run(tonight.run_uri, _facts(tonight, _believe(config, history, tonight.bundle)))
             belief = Belief.from_dict(frozen["belief"])
+            last_counts = freeze_last_counts(tonight.run_uri, history.last_counts)
             progress = _score(tonight)
-            night, decisions = _conclude(tonight, belief, history)
+            night, decisions = _conclude(tonight, belief, last_counts)
             seconds = time.monotonic() - started
             facts = _facts_of_night(tonight, belief, decisions)
             of_whole = _facts_of_whole(tonight, belief, decisions, progress, seconds)
@@ -81,20 +95,39 @@ def run_audit(config: AuditConfig) -> None:
                 lock=lock,
             )
             outcome = {
-                "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                **_outcome(config),
                 "seconds": round(time.monotonic() - started, 1),
                 "scored_in_this_try": progress.num_fresh,
                 "statuses": dict(progress.statuses),
-                # of the try that committed: the run may have begun with other gates, by another version
-                "config": config.model_dump(mode="json"),
-                **provenance(),
             }
             finish_run(tonight.run_uri, frozen, outcome)
-        try:
-            if config.report_uri is not None:
-                _report(tonight, config.report_uri)
-        finally:
-            _tell(tonight, progress, summary.to_pylist()[0])
+        _report_and_tell(tonight, summary)
+
+
+def _finish(tonight: Tonight) -> None:
+    """What an earlier try of this run left undone when it died after its commit."""
+    logger.info("run %s committed the night %s in an earlier try; finishing it", tonight.run_id, tonight.audit_date)
+    with hold_night(tonight.output_uri, tonight.audit_date, tonight.run_id):
+        if committed_run(tonight.output_uri, tonight.audit_date) == tonight.run_id:
+            clean_up(tonight.output_uri, tonight.audit_date, tonight.run_id)
+            known = read_run(tonight.run_uri)
+            if "outcome" not in known:
+                finish_run(tonight.run_uri, known, _outcome(tonight.config))
+    _report_and_tell(tonight, storage.read_table(summary_uri(tonight.output_uri, tonight.audit_date)))
+
+
+def _outcome(config: AuditConfig) -> dict[str, object]:
+    """Of the try that ends: the run may have begun with other gates, by another version."""
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"finished_at": ended, "config": config.model_dump(mode="json"), **provenance()}
+
+
+def _report_and_tell(tonight: Tonight, summary: pa.Table) -> None:
+    try:
+        if tonight.config.report_uri is not None:
+            _report(tonight, tonight.config.report_uri)
+    finally:
+        _tell(tonight, summary.to_pylist()[0])
 
 
 def _check_uncommitted(tonight: Tonight) -> None:
@@ -170,7 +203,7 @@ def _score(tonight: Tonight) -> Progress:
     return progress
 
 
-def _conclude(tonight: Tonight, belief: Belief, history: History) -> tuple[Night, Decisions]:
+def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame) -> tuple[Night, Decisions]:
     """Pass 2. Raises GateError should the parts not hold every bin exactly once."""
     config = tonight.config
     rules = Rules(
@@ -190,7 +223,7 @@ def _conclude(tonight: Tonight, belief: Belief, history: History) -> tuple[Night
         audit_date=date.fromisoformat(tonight.audit_date),
         max_photo_age_hours=config.max_photo_age_hours,
         count_valid_nights=config.count_valid_nights,
-        last_counts=history.last_counts,
+        last_counts=last_counts,
     )
     staged = sorted(storage.list_objects(storage.join(tonight.run_uri, "staged")), key=lambda entry: entry.uri)
     groups = group_shards(staged)
@@ -259,12 +292,13 @@ def _report(tonight: Tonight, report_uri: str) -> None:
         ) from error
 
 
-def _tell(tonight: Tonight, progress: Progress, summary: dict) -> None:
+def _tell(tonight: Tonight, summary: dict) -> None:
     """The night in a few lines, on standard output."""
     share = summary["coverage"] or 0
+    statuses = {status: summary[f"num_{status}"] for status in sorted(ImageStatus)}
     lines = [
         f"night {tonight.audit_date} is committed by run {tonight.run_id}",
-        "images: " + ", ".join(f"{count:,} {status}" for status, count in sorted(progress.statuses.items())),
+        "images: " + ", ".join(f"{count:,} {status}" for status, count in statuses.items() if count),
         f"assessed: {summary['num_assessed']:,} of {summary['num_bins']:,} bins ({share:.1%})",
         f"tonight's list: {summary['num_priority']} priority recounts (claims {summary['exp_wrong_in_list']:.1f} wrong "
         f"records), {summary['num_random']} random ones; record model: {summary['record_model']}",

@@ -156,7 +156,7 @@ def read_training_images(folder: Path) -> pa.Table:
         table = pq.read_table(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; the bundle is incomplete: copy it again") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: expected a Parquet file, found a damaged one ({error})") from error
     if table.schema.names != TRAINING_IMAGES_SCHEMA.names:
         raise InputError(f"{path}: columns: expected {TRAINING_IMAGES_SCHEMA.names}, found {table.schema.names}")

@@ -58,7 +58,7 @@ class AuditConfig(JobConfig):
     """Photos are only read below these URIs (several in a row, or the flag again); by default below the manifest's
     images_uri."""
 
-    max_photo_age_hours: PositiveFloat | None = None
+    max_photo_age_hours: float | None = Field(default=None, gt=0, le=100_000)
     """A photo taken longer before the record was read is `stale_photo`; by default photos do not age."""
 
     anonymous: bool = False

@@ -1,9 +1,30 @@
 """What all job settings share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from schemas.errors import InputError
 
 
 class JobConfig(BaseModel):
     """Frozen, and a misspelt name is an error; the docstring below a field is its `--help`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def __init__(self, **settings: Any) -> None:
+        """Raises InputError that says of each wrong setting what was expected and found."""
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise InputError("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """In the words of a command line, without pydantic's links."""
+    if problem["type"] == "value_error":  # a validator of ours, which says it all
+        return str(problem["ctx"]["error"])
+    flag = ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+    wanted = problem["msg"].removeprefix("Input should be ")
+    return f"--{flag}: expected {wanted}, found {problem['input']!r}"

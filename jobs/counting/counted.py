@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from jobs.platform import storage
 from schemas.arrow import conform
+from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA
 
 
@@ -27,8 +28,15 @@ def read_counted(output_uri: str, columns: list[str] | None = None) -> pa.Table:
         if entry.uri.endswith(".parquet") and "/" not in entry.uri.removeprefix(folder + "/")
     )
     with ThreadPoolExecutor(16) as pool:  # small objects, so it is their latency that counts
-        tables = list(pool.map(lambda uri: conform(storage.read_table(uri), schema), uris))
+        tables = list(pool.map(lambda uri: _read_counts(uri, schema), uris))
     return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def _read_counts(uri: str, schema: pa.Schema) -> pa.Table:
+    try:
+        return conform(storage.read_table(uri), schema)
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{uri}: expected counts that jobs.recount took in, found another table ({error})") from error
 
 
 def has_counts(output_uri: str, audit_date: str) -> bool:

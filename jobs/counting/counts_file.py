@@ -104,11 +104,23 @@ def _parquet_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
     if nested:
         raise InputError("\n  ".join([f"{uri}: the counts can't be read:", *nested]))
     for index, field in enumerate(table.schema):
-        if pa.types.is_timestamp(field.type):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":  # coarser ones need none, and may overflow
             whole = pa.timestamp("us", field.type.tz)
             table = table.set_column(index, field.name, table.column(index).cast(whole, safe=False))
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield CountsRow(number, {name: _as_text(value).strip() for name, value in row.items()})
+    columns = {name: [_read_cell(value) for value in table.column(name)] for name in table.column_names}
+    for index in range(table.num_rows):
+        cells = {name: column[index] for name, column in columns.items()}
+        broken = [name for name, cell in cells.items() if cell is None]
+        problem = f"{broken[0]}: expected a value, found one that can't be read" if broken else None
+        yield CountsRow(index + 1, {name: cell or "" for name, cell in cells.items()}, problem)
+
+
+def _read_cell(value: pa.Scalar) -> str | None:
+    """None for what Python can't hold: a time beyond the years 1 to 9999 or in an unknown zone, text that is no UTF-8."""
+    try:
+        return _as_text(value.as_py()).strip()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _as_text(value: object) -> str:

@@ -17,6 +17,7 @@ def local_bundle(uri: str) -> Iterator[Path]:
     if not storage.is_s3(uri):
         yield Path(storage.absolute(uri))
         return
+    uri = storage.absolute(uri)
     with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
         try:
             storage.download_folder(uri, Path(folder))

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -67,15 +68,33 @@ def is_s3(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The form of `uri` that means the same on every worker: local paths absolute, no trailing slash."""
+    """The form of `uri` that means the same on every worker and stands in listings: local paths absolute, no trailing
+    slash. Raises InputError for what names no place, or one that listings would name otherwise."""
     if is_s3(uri):
-        return uri.rstrip("/")
+        return _checked_s3(uri.rstrip("/"))
+    if not uri:
+        raise InputError(
+            "expected a local path, file:///path or s3://bucket/key, found an empty text (an unset variable?)"
+        )
     if uri.startswith("file://"):
         uri = unquote(uri.removeprefix("file://"))
     if "://" in uri:
         raise InputError(f"{uri}: expected a local path, file:///path or s3://bucket/key, found another scheme")
     # not Path: its resolve would follow links, and its expanduser raises where a user is not known
-    return os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
+    path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
+    return "/" + path.lstrip("/")  # abspath keeps two leading slashes
+
+
+def _checked_s3(uri: str) -> str:
+    bucket, *key = uri.removeprefix("s3:").removeprefix("//").split("/")
+    if not bucket:
+        raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
+    wrong = [part for part in key if part in ("", ".", "..") or any(character < " " for character in part)]
+    if wrong:
+        raise InputError(
+            f"{uri}: expected names between the slashes, found {wrong[0]!a}; an empty one often is a variable that is not set"
+        )
+    return uri
 
 
 def join(uri: str, *parts: str) -> str:
@@ -99,7 +118,15 @@ def endpoint() -> str | None:
 
 def region() -> str:
     """The region of the S3 server that is meant: boto3's (AWS_DEFAULT_REGION, profile), else AWS_REGION."""
-    return boto3.Session().region_name or os.environ.get("AWS_REGION") or "us-east-1"
+    return _session().region_name or os.environ.get("AWS_REGION") or "us-east-1"
+
+
+def _session() -> boto3.Session:
+    """Raises InputError for AWS settings that contradict each other."""
+    try:
+        return boto3.Session()
+    except BotoCoreError as error:
+        raise InputError(f"AWS settings: {error}; see AWS_PROFILE and the AWS configuration files") from error
 
 
 @lru_cache(maxsize=1)
@@ -109,7 +136,7 @@ def _local_store() -> LocalStore:
 
 @lru_cache(maxsize=64)
 def _s3_store(bucket: str, anonymous: bool) -> S3Store:
-    session = boto3.Session()
+    session = _session()
     server = endpoint()
     options: dict = {
         "region": region(),
@@ -169,9 +196,9 @@ def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
     return GateError(f"{message}; when storage is back, the same command goes on")
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, *, anonymous: bool = False) -> bytes:
     """Raises FileNotFoundError where nothing is stored, InputError where it can't be read, GateError where storage is away."""
-    store, key = locate(uri)
+    store, key = locate(uri, anonymous=anonymous)
     num_failed = 0
     while True:
         try:
@@ -230,8 +257,8 @@ def exists(uri: str) -> bool:
     return _describe(uri) is not None
 
 
-def _describe(uri: str) -> StoredObject | None:
-    store, key = locate(uri)
+def _describe(uri: str, *, anonymous: bool = False) -> StoredObject | None:
+    store, key = locate(uri, anonymous=anonymous)
     try:
         meta = store.head(key)
     except (NotFoundError, FileNotFoundError):
@@ -277,14 +304,14 @@ def delete(uris: Iterable[str]) -> None:
             raise _failure(uri, "deleted", error) from error
 
 
-def parquet_files(uri: str) -> list[StoredObject]:
+def parquet_files(uri: str, *, anonymous: bool = False) -> list[StoredObject]:
     """The Parquet files of a data set (one file, or a folder of them), sorted by URI.
 
     Raises InputError where there is none, and where the folder is marked as not yet whole.
     """
-    if uri.endswith(".parquet") and (one := _describe(uri)) is not None:
+    if uri.endswith(".parquet") and (one := _describe(uri, anonymous=anonymous)) is not None:
         return [one]
-    listed = list(list_objects(uri))
+    listed = list(list_objects(uri, anonymous=anonymous))
     if any(entry.uri == join(absolute(uri), INCOMPLETE) for entry in listed):
         raise InputError(
             f"{uri}: expected a whole data set, found one being written or cut short; run the job that writes it again"
@@ -299,27 +326,29 @@ def parquet_files(uri: str) -> list[StoredObject]:
     return sorted(found, key=lambda entry: entry.uri)
 
 
-def open_parquet(uri: str) -> pq.ParquetFile:
+def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
     """A Parquet file that is read range by range. Raises InputError where it is no Parquet file."""
+    ranges = open_ranges(uri, anonymous=anonymous)
     try:
-        return pq.ParquetFile(pa.PythonFile(open_ranges(uri), mode="r"))
-    except pa.ArrowInvalid as error:
+        return pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{uri}: expected a Parquet file, found something else ({error})") from error
 
 
-def open_ranges(uri: str) -> io.RawIOBase:
+def open_ranges(uri: str, *, anonymous: bool = False) -> io.RawIOBase:
     """A stored object as a seekable file: one range request a read. Raises FileNotFoundError where it is not there."""
-    found = _describe(uri)
+    found = _describe(uri, anonymous=anonymous)
     if found is None:
         raise FileNotFoundError(f"{uri}: not found")
-    return _RangeReader(found)
+    return _RangeReader(found, anonymous)
 
 
 class _RangeReader(io.RawIOBase):
     """A stored object as the seekable file that pyarrow wants: one range request a read."""
 
-    def __init__(self, found: StoredObject) -> None:
+    def __init__(self, found: StoredObject, anonymous: bool) -> None:
         self._uri, self._size, self._position = found.uri, found.num_bytes, 0
+        self._anonymous = anonymous
 
     def readable(self) -> bool:
         return True
@@ -339,7 +368,7 @@ class _RangeReader(io.RawIOBase):
         stop = self._size if size < 0 else min(self._size, self._position + size)
         if stop <= self._position:
             return b""
-        store, key = locate(self._uri)
+        store, key = locate(self._uri, anonymous=self._anonymous)
         try:
             data = bytes(store.get_range(key, start=self._position, end=stop))
         except (BaseError, OSError) as error:
@@ -349,11 +378,12 @@ class _RangeReader(io.RawIOBase):
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table."""
+    """One Parquet file as a table. Raises InputError where it is none, or a damaged one."""
+    data = read_bytes(uri)
     try:
-        return pq.read_table(io.BytesIO(read_bytes(uri)), columns=columns)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{uri}: expected a Parquet file, found something else ({error})") from error
+        return pq.read_table(io.BytesIO(data), columns=columns)
+    except (pa.ArrowException, OSError) as error:  # damage to a page is an OSError
+        raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
@@ -382,7 +412,14 @@ def download_folder(uri: str, folder: Path) -> None:
 
 
 def upload_folder(folder: Path, uri: str, *, last: str | None = None) -> None:
-    """Copies the files of `folder` (not its folders) below `uri`; the file named `last` is written last."""
+    """Copies the files of `folder` (not its folders) below `uri`; the file named `last` is written last. Raises InputError
+    where the place can't be written, GateError where storage is away or full."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
-        if path.is_file():
-            write_bytes(join(uri, path.name), path.read_bytes())
+        if not path.is_file():
+            continue
+        target = join(uri, path.name)
+        store, key = locate(target)
+        try:
+            store.put(key, path)  # the path, not its bytes: it goes part by part, whatever its size
+        except (BaseError, OSError) as error:
+            raise _failure(target, "written", error) from error

@@ -100,11 +100,8 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     version = _agreed("format_version", metadata, uri, problems)
     if version not in (None, FORMAT_VERSION):
         problems.append(f"{uri}: expected manifest format_version {FORMAT_VERSION}, found {version}")
-    if night is not None:
-        try:
-            date.fromisoformat(night)
-        except ValueError:
-            problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD, found {night!r}")
+    if night is not None and not _is_date(night):
+        problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD, found {night!r}")
     if night is None and audit_date is None and needs_night:
         problems.append(f"{uri}: no audit_date in the file metadata; give the night with --audit-date")
     if night is not None and audit_date is not None and night != audit_date.isoformat():
@@ -135,6 +132,14 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         has_all_unit_values=all(report["has_all_unit_values"] for report in reports),
         currencies=_sort_currencies({currency for report in reports for currency in report["currencies"]}),
     )
+
+
+def _is_date(text: str) -> bool:
+    """Whether it is YYYY-MM-DD, by which nights are named and sorted; Python also reads other forms of ISO 8601."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:

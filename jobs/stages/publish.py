@@ -102,7 +102,9 @@ def publish_night(
         storage.join(output_uri, "counted", "_schema.parquet"), storage.parquet_bytes(COUNTED_SCHEMA.empty_table())
     )
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
-    storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri).encode())
+    storage.write_bytes(
+        storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri.replace("'", "''")).encode()
+    )
     if replaces is not None:
         # its summary, the other sign that its plan was once committed, is about to go
         mark_committed(output_uri, replaces)

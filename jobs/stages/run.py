@@ -81,6 +81,17 @@ def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     return json.loads(storage.read_bytes(uri))
 
 
+def read_run(run_uri: str) -> dict[str, Any]:
+    """What a run says of itself. Raises InputError where its `run.json` is gone or damaged."""
+    uri = storage.join(run_uri, "run.json")
+    try:
+        return json.loads(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected a committed run's own record, found nothing; restore it") from error
+    except ValueError as error:  # no JSON, or no text
+        raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it") from error
+
+
 def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Adds timings and counts to `run.json`; what was frozen stays."""
     storage.write_bytes(storage.join(run_uri, "run.json"), _document({**frozen, "outcome": outcome}))
@@ -182,7 +193,7 @@ class NightLock:
 
     def _is_dead(self, generation: int, holder: dict[str, Any]) -> bool:
         here = holder["host"] == self._holder["host"] and holder["boot"] == self._holder["boot"]
-        if here and not Path(f"/proc/{holder['pid']}").exists():
+        if here and not _is_running(holder["pid"]):
             return True
         silent_for = 0.0
         while silent_for < EXPIRY_SECONDS:
@@ -206,6 +217,16 @@ class NightLock:
             except (GateError, InputError) as error:
                 # storage may come back; whoever took the night meanwhile is found by check() before the commit
                 logger.warning("the hold on the night was not renewed: %s", error)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks only
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _boot_id() -> str:

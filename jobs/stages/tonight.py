@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +13,11 @@ from jobs.config.audit import AuditConfig
 from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
+from jobs.platform.cluster import await_free
+from jobs.reporting.nights import REPORT_FILE
 from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
-from jobs.stages.publish import committed_run, tidy_up
+from jobs.stages.publish import committed_run, run_uri, tidy_up
 from jobs.stages.resources import Resources, plan_resources, resolve_precision
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
@@ -34,6 +39,8 @@ class Tonight:
     replaces: str | None
     """The committed run of the same night that this one replaces."""
     run_id: str
+    is_committed: bool
+    """An earlier try of this run committed the night, and did not live to finish what follows."""
 
     @property
     def audit_date(self) -> str:
@@ -41,11 +48,12 @@ class Tonight:
 
     @property
     def run_uri(self) -> str:
-        return storage.join(self.output_uri, "runs", self.run_id)
+        return run_uri(self.output_uri, self.run_id)
 
 
 def settle_night(config: AuditConfig) -> Tonight:
-    """Checks every input, before any image is read. Raises InputError for what doesn't fit."""
+    """Checks every input, before any image is read, and waits for the cluster's other jobs. Raises InputError for what
+    doesn't fit, GateError where the cluster stays busy."""
     output_uri = storage.absolute(config.output_uri)
     if any(not 0 < alpha < 1 for alpha in config.alpha):
         raise InputError(f"--alpha: expected rates between 0 and 1, found {config.alpha}")
@@ -57,8 +65,8 @@ def settle_night(config: AuditConfig) -> Tonight:
         storage.check_writable(config.report_uri)
     resources = plan_resources()
     precision = resolve_precision(config.precision, resources.device)
-    replaces = _check_replacement(config, output_uri, manifest.audit_date)
-    run_id = run.name_run(
+    name = partial(
+        run.name_run,
         config,
         audit_date=manifest.audit_date,
         manifest_fingerprint=manifest.fingerprint,
@@ -68,9 +76,30 @@ def settle_night(config: AuditConfig) -> Tonight:
         precision=precision,
         batch_size=resources.batch_size,
         allowed_roots=roots,
-        replaces=replaces,
     )
-    return Tonight(config, output_uri, manifest, bundle, training_photos, roots, resources, precision, replaces, run_id)
+    committed = committed_run(output_uri, manifest.audit_date)
+    settle = partial(Tonight, config, output_uri, manifest, bundle, training_photos, roots, resources, precision)
+    if committed is not None:
+        frozen = run.read_run(run_uri(output_uri, committed))
+        replaced = frozen.get("replaces")
+        if name(replaces=replaced) == committed and _is_unfinished(config, frozen):
+            return settle(replaced, committed, is_committed=True)
+        _check_replacement(config, output_uri, manifest.audit_date, committed)
+    await_free(resources.least())
+    return settle(committed, name(replaces=committed), is_committed=False)
+
+
+def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
+    """Whether the try of this command that committed the run died before it said so, or before its report was written."""
+    if "outcome" not in frozen:
+        return frozen["config"]["replace"] == config.replace
+    if config.report_uri is None or config.replace:
+        return False
+    try:
+        report = json.loads(storage.read_bytes(storage.join(storage.absolute(config.report_uri), REPORT_FILE)))
+    except FileNotFoundError:
+        return True
+    return report.get("run_id") != frozen["run_id"]
 
 
 def _read_bundle(uri: str) -> tuple[BundleInfo, np.ndarray]:
@@ -105,10 +134,7 @@ def _check_objective(config: AuditConfig, manifest: Manifest) -> None:
         )
 
 
-def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str) -> str | None:
-    committed = committed_run(output_uri, audit_date)
-    if committed is None:
-        return None
+def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str, committed: str) -> None:
     if not config.replace:
         tidy_up(output_uri, audit_date, committed)  # should its own clean-up have been cut short
         raise InputError(
@@ -120,4 +146,3 @@ def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str) ->
             f"{output_uri}: counts against a plan of {audit_date} have come in; "
             "pass --replace-counted as well to make a new plan (the counts are kept)"
         )
-    return committed

@@ -105,6 +105,34 @@ def test_a_committed_night_is_replaced_only_on_demand(
     assert len(list(storage.list_objects(f"{output}/results"))) == 1
 
 
+def test_a_night_whose_driver_died_after_the_commit_is_finished_by_the_same_command(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, output = write_night(str(tmp_path), 30), f"{tmp_path}/audits"
+    assert _audit(manifest, bundle, output) == 0
+    written = _read(output)
+    (document,) = Path(output).glob("runs/*/run.json")
+    run = json.loads(document.read_text())
+    # as it is between the commit and what follows it
+    document.write_text(json.dumps({name: value for name, value in run.items() if name != "outcome"}))
+    (document.parent / "staged").mkdir(exist_ok=True)
+    (document.parent / "staged" / "00000.parquet").write_bytes(b"left")
+    report = tmp_path / "report"
+    assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 0
+    assert "30 scored" in capsys.readouterr().out
+    assert _read(output).equals(written)
+    assert json.loads(document.read_text())["outcome"]["config"]["report_uri"] == str(report)
+    assert not list((document.parent / "staged").iterdir())
+    assert (report / "report.json").exists()
+    # a report that was not written is written; a night with all that was asked for is refused, and replaced on demand
+    (report / "report.json").unlink()
+    assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 0
+    assert (report / "report.json").exists()
+    assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 2
+    assert _audit(manifest, bundle, output, "--report-uri", str(report), "--replace") == 0
+    assert _read(output)["run_id"][0] != written["run_id"][0]
+
+
 def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
     tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,7 +164,7 @@ def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
         (("--alpha", "1.5"), "expected rates between 0 and 1"),
         (("--report-uri", "/proc/report"), "can't be written"),
         (("--precision", "fp16"), "--precision fp16: expected a GPU"),
-        (("--recount-budget", "-1"), "recount_budget"),
+        (("--recount-budget", "-1"), "--recount-budget: expected greater than"),
         (("--no-such-flag", "1"), "no-such-flag"),
     ],
     ids=["manifest", "bundle", "output", "value", "night", "alpha", "report", "fp16", "range", "flag"],

@@ -83,13 +83,13 @@ def trial(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
 
 
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> Callable[[str, dict], None]:
+def record(record_property: Callable[[str, object], None]) -> Callable[[str, dict], None]:
     """Puts a verdict into the fault table, which is printed at the end; `{"not_injected": why}` where there is none."""
-    table = request.config.stash.setdefault(TABLE, [])
-    return lambda fault, verdict: table.append({"fault": fault, **verdict})
+    return lambda fault, verdict: record_property(ROW, {"fault": fault, **verdict})
 
 
-TABLE = pytest.StashKey[list[dict]]()
+ROW = "fault table"
+"""Travels with a test's report, also out of pytest-xdist's processes."""
 
 
 def write_small_night(images_uri: str, manifest_uri: str) -> None:
@@ -112,7 +112,9 @@ def make_bucket() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(TABLE, [])
+    ended = [report for reports in terminalreporter.stats.values() for report in reports]
+    ended = [report for report in ended if getattr(report, "when", None) == "teardown"]
+    rows = [row for report in ended for name, row in report.user_properties if name == ROW]
     if not rows:
         return
     faults: dict[str, list[dict]] = {}

@@ -80,6 +80,7 @@ def test_a_publish_cut_between_any_two_writes_after_the_commit(site: Site, trial
         die_before(site, cut, write, num_before=all_writes(site).count(write) - 1)
         assert compare_bins(site.undisturbed["results"], read_views(cut.output_uri)["results"]) == (0, 0), write
         cut.recover()
+        assert "already committed" not in cut.logs[-1], f"{write}: the same command finishes what was left"
         record("publish cut between any two writes after the commit", cut.judge())
 
 

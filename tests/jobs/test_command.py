@@ -44,6 +44,24 @@ def test_a_flag_of_several_values_takes_them_in_a_row_or_repeated(flags: str) ->
     assert (found[0].alpha, found[0].output_uri) == ((0.1, 0.2, 0.3), "o")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--recount-budget -5", "--recount-budget: expected greater than or equal to 0, found -5"),
+        ("--random-share 1.5", "--random-share: expected less than or equal to 1, found 1.5"),
+        ("--audit-date tomorrow", "audit-date"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(capsys: pytest.CaptureFixture[str], flags: str, said: str) -> None:
+    places = "--manifest-uri m --bundle-uri b --output-uri o"
+    assert (
+        run_command(AuditConfig, pytest.fail, job="audit", description="", argv=[*places.split(), *flags.split()]) == 2
+    )
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert said in shown
+    assert "pydantic" not in shown
+
+
 class Nothing(JobConfig):
     """No settings."""
 

@@ -48,6 +48,7 @@ def _lines(*lines: tuple[str | None, int | None]) -> list[dict]:
         (_rows(3, bin_id=["a", "", "c"]), r"row 1: bin_id: expected a text"),
         (_rows(0), r"expected at least one bin, found no rows"),
         (_rows(3).replace_schema_metadata(None), r"no audit_date in the file metadata"),
+        (_rows(3).replace_schema_metadata({"audit_date": "20261122"}), r"expected YYYY-MM-DD, found '20261122'"),
     ],
     ids=[
         "missing-key",
@@ -61,6 +62,7 @@ def _lines(*lines: tuple[str | None, int | None]) -> list[dict]:
         "empty-key",
         "empty",
         "no-night",
+        "odd-night",
     ],
 )
 def test_a_broken_manifest_is_refused_by_file_row_and_field(

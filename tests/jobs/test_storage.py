@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +102,48 @@ def test_without_credentials_the_message_says_what_to_set(bucket: str, monkeypat
     with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"{bucket}/key")
     storage._s3_store.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("", "an empty text"),
+        ("s3://", "no bucket"),
+        ("s3:///key", "no bucket"),
+        ("s3://stock//audits", "found ''"),
+        ("s3://stock/a/../b", "found '..'"),
+        ("s3://stock/a\tb", "a\\\\tb"),
+        ("https://stock/audits", "another scheme"),
+    ],
+)
+def test_a_uri_that_names_no_place_or_another_one_in_listings_is_refused(uri: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said) if "\\" not in said else said):
+        storage.absolute(uri)
+
+
+def test_listings_name_objects_as_absolute_does(tmp_path: Path) -> None:
+    folder = storage.absolute(f"/{tmp_path}//folder/")
+    assert folder == f"{tmp_path}/folder"
+    storage.write_bytes(storage.join(folder, "a"), b"")
+    assert [entry.uri for entry in storage.list_objects(folder)] == [f"{folder}/a"]
+    assert storage.absolute("s3://stock/audits//") == "s3://stock/audits"
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    uri = str(tmp_path / "table.parquet")
+    storage.write_table(uri, pa.table({"number": list(range(100_000))}))
+    data = bytearray(storage.read_bytes(uri))
+    data[4:2000] = bytes(1996)
+    storage.write_bytes(uri, bytes(data))
+    with pytest.raises(InputError, match=r"table\.parquet: expected a Parquet file"):
+        storage.read_table(uri)
+    data[-200:-8] = b"\xff" * 192
+    storage.write_bytes(uri, bytes(data))
+    with pytest.raises(InputError, match=r"table\.parquet: expected a Parquet file"):
+        storage.open_parquet(uri)
+
+
+def test_a_misspelt_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
+    with pytest.raises(InputError, match="no-such-profile"):
+        storage.locate("s3://a-bucket-of-nobody/key")
