@@ -331,8 +331,8 @@ def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
     ranges = open_ranges(uri, anonymous=anonymous)
     try:
         return pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{uri}: expected a Parquet file, found something else ({error})") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
 
 
 def open_ranges(uri: str, *, anonymous: bool = False) -> io.RawIOBase:

@@ -88,7 +88,7 @@ def read_run(run_uri: str) -> dict[str, Any]:
         return json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected a committed run's own record, found nothing; restore it") from error
-    except ValueError as error:  # no JSON, or no text
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it") from error
 
 

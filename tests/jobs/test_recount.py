@@ -11,10 +11,10 @@ import pytest
 
 from jobs.counting.counted import read_counted
 from jobs.counting.history import read_history
-from jobs.counting.plans import read_run
 from jobs.platform import storage
 from jobs.recount import main
 from jobs.reporting.recount_lists import recount_csv
+from jobs.stages.run import read_run
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
 from tests.planned_night import commit_night, plan_row, priority_row, write_run
@@ -315,12 +315,13 @@ def test_one_value_that_nobody_can_read_costs_its_row_and_no_other(
     assert name in found["detail"]
 
 
+@pytest.mark.parametrize("damage", [None, b"{"])
 def test_rejects_are_written_though_what_was_learned_can_not_be_said(
-    output: str, capsys: pytest.CaptureFixture[str]
+    output: str, damage: bytes | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit_night(output, "2026-03-03", [])
     uri = storage.join(output, "runs", "2026-03-03-aaaaaaaaaaaa", "run.json")
-    storage.delete([uri])
+    storage.delete([uri]) if damage is None else storage.write_bytes(uri, damage)
     lines = f"a,{NIGHT},3,2026-03-03T08:00Z,,,", f"nowhere,{NIGHT},3,2026-03-03T08:00Z,,,"
     assert take_in(output, *lines) == 1
     assert read_counted(output)["bin_id"].to_pylist() == ["a"]
@@ -336,11 +337,12 @@ def test_rejects_are_written_though_what_was_learned_can_not_be_said(
 )
 def test_a_run_without_its_record_is_named(output: str, damage: bytes | None, message: str) -> None:
     run_id = f"{NIGHT}-aaaaaaaaaaaa"
-    uri = storage.join(output, "runs", run_id, "run.json")
-    assert read_run(output, run_id)["run_id"] == run_id
+    private = storage.join(output, "runs", run_id)
+    uri = storage.join(private, "run.json")
+    assert read_run(private)["run_id"] == run_id
     storage.delete([uri]) if damage is None else storage.write_bytes(uri, damage)
-    with pytest.raises(InputError, match=rf"run\.json: expected the record of a committed run, {message}; restore it"):
-        read_run(output, run_id)
+    with pytest.raises(InputError, match=rf"run\.json: expected a committed run's own record, {message}; restore it"):
+        read_run(private)
 
 
 def test_no_reject_is_a_formula_to_a_spreadsheet(output: str) -> None:
