@@ -357,6 +357,6 @@ def test_the_flags_of_the_job_are_these() -> None:
         *("max_failures", "trace_steps", "architecture", "weights", "initialisation", "unfreeze", "image_size"),
         *("progressive_resizing", "augmentation", "top_class", "targets", "auxiliary", "max_epochs", "patience"),
         *("batch_size", "micro_batch_size", "optimiser", "learning_rate", "weight_decay", "schedule"),
-        *("averaging_epochs", "test_time_flip", "mixed_precision", "seed", "split_seed"),
+        *("averaging_epochs", "test_time_flip", "mixed_precision", "seed", "split_seed", "anonymous"),
     }
     assert all(field.description for field in TrainConfig.model_fields.values())
