@@ -76,6 +76,10 @@ def start_s3_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
         "-ip.bind=127.0.0.1",
         f"-s3.port={port}",
         "-admin.ui=false",
+        "-master.telemetry=false",
+        # catalogues at ports of their own number, over which two servers that start at a time would fight
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         *(f"-{name}.port={number}" for name, number in ports.items()),
     ]
     with (folder / "weed.log").open("wb") as log:
