@@ -34,10 +34,10 @@ lint: setup
 test: setup lint
 	$(BIN)/pytest -m 'not slow'
 
-# Every fault as often as the README's table says; it is printed at the end. Two sites at a time: a fault is mostly waited for.
+# Every fault as often as the README's table says; it is printed at the end.
 faults: setup
 	mkdir -p build
-	$(BIN)/pytest tests/faults -n 2 --dist load --faults-json build/faults.json
+	$(BIN)/pytest tests/faults --faults-json build/faults.json
 
 # What is installed against PyPI's list of known vulnerabilities; fails too where a package could not be looked up.
 vulnerabilities: setup

@@ -89,7 +89,7 @@ def record(record_property: Callable[[str, object], None]) -> Callable[[str, dic
 
 
 ROW = "fault table"
-"""Travels with a test's report, also out of pytest-xdist's processes."""
+"""Travels with a test's report."""
 
 
 def write_small_night(images_uri: str, manifest_uri: str) -> None:
