@@ -123,7 +123,7 @@ def test_what_another_job_holds_is_waited_for(
 ) -> None:
     @ray.remote(num_cpus=7)
     def hold() -> None:
-        time.sleep(8)
+        time.sleep(6.5)
 
     holder = hold.remote()
     while ray.available_resources().get("CPU", 0) > 1:
