@@ -32,7 +32,6 @@ from jobs.platform.command import run_command
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.history import find_offenders, keep_promises
 from jobs.reporting.nights import (
-    REPORT_FILE,
     Night,
     read_night,
     read_nights,
@@ -46,7 +45,7 @@ from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
 from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, walk_order
-from jobs.stages.run import provenance
+from jobs.stages.run import REPORT_FILE, provenance
 from model.estimators import WINDOW_NIGHTS
 
 logger = logging.getLogger("jobs.report")

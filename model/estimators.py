@@ -150,7 +150,8 @@ def _count_recounts(nights: Sequence[NightSample]) -> tuple[int, int]:
 @dataclass(frozen=True)
 class _Pool:
     """The nights together: `total` of the outcome, its `variance` (residuals pooled over nights, finite populations),
-    and what they rest on. `variance_of_more`: what two more errors would add to it. `num_wrong`: outcomes other than 0 in the random sample."""
+    and what they rest on. `variance_of_more`: what two more errors would add to it. `num_wrong`: outcomes other than 0 in
+    the random sample."""
 
     total: float
     variance: float
@@ -173,6 +174,7 @@ def _pool_as_fits(nights: Sequence[NightSample]) -> _Pool:
 
 def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
     totals, residuals, outcomes, multipliers, spread, num_bins = [], [], [], [], 0.0, 0
+    num_sampled = sum(bool(np.any(night.is_random)) for night in nights)
     for night in nights:
         census = night.in_reach if use_prediction else np.zeros(len(night.outcome), dtype=bool)
         sample = night.is_random & ~census
@@ -194,18 +196,17 @@ def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
         num_bins += night.num_assessed
     pooled, outcome = np.concatenate([np.zeros(0), *residuals]), np.concatenate([np.zeros(0), *outcomes])
     found = outcome[outcome != 0]
-    size_of_more = max(
-        [night.error_size**2 for night in nights] + ([float(np.square(found).mean())] if found.size else [])
-    )
+    squares = [night.error_size**2 for night in nights] + ([float(np.square(found).mean())] if found.size else [])
     weight = np.concatenate([np.zeros(0), *multipliers])
+    spread_of_one = spread / (pooled.size - 1) if pooled.size > 1 else 0.0
     return _Pool(
         total=float(np.sum(totals)),
-        variance=float(pooled.var(ddof=1)) * spread if pooled.size > 1 and spread else 0.0,
-        variance_of_more=2 * size_of_more / (pooled.size - 1) * spread if pooled.size > 1 and spread else 0.0,
+        variance=float(np.square(pooled - pooled.mean()).sum()) * spread_of_one if pooled.size else 0.0,
+        variance_of_more=2 * max(squares) * spread_of_one,
         effective_size=float(weight.sum() ** 2 / np.square(weight).sum()) if weight.size else 0.0,
         num_wrong=found.size,
         num_bins=num_bins,
         num_nights=len(totals),
         use_prediction=use_prediction,
-        is_census=spread == 0 and bool(totals),
+        is_census=spread == 0 and len(totals) == num_sampled > 0,
     )

@@ -222,9 +222,9 @@ def explain_any(error: Exception) -> str:
     return explain(error) if isinstance(error, BaseError) else f"{type(error).__name__}: {error}"
 
 
-def write_bytes(uri: str, data: bytes | memoryview) -> None:
-    """Writes the object whole or not at all. Raises InputError where the place can't be written, GateError where storage
-    is away or full."""
+def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
+    """Writes the object whole or not at all; a local file (Path) goes part by part, whatever its size. Raises InputError
+    where the place can't be written, GateError where storage is away or full."""
     store, key = locate(uri)
     try:
         store.put(key, data)
@@ -415,11 +415,5 @@ def upload_folder(folder: Path, uri: str, *, last: str | None = None) -> None:
     """Copies the files of `folder` (not its folders) below `uri`; the file named `last` is written last. Raises InputError
     where the place can't be written, GateError where storage is away or full."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
-        if not path.is_file():
-            continue
-        target = join(uri, path.name)
-        store, key = locate(target)
-        try:
-            store.put(key, path)  # the path, not its bytes: it goes part by part, whatever its size
-        except (BaseError, OSError) as error:
-            raise _failure(target, "written", error) from error
+        if path.is_file():
+            write_bytes(join(uri, path.name), path)

@@ -18,9 +18,6 @@ from schemas.recount import RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
-REPORT_FILE = "report.json"
-"""What a report says of itself; written last, so that it stands for all of it."""
-
 BATCH_ROWS = 16_384
 """Results are read so many rows at a time, whatever the size of the night."""
 

@@ -41,6 +41,9 @@ RESULT_SETTINGS = (
 )
 """Settings that change a row of the results; the quality gates only decide whether there are any."""
 
+REPORT_FILE = "report.json"
+"""What a report says of itself, its run first of all; written last, so that it stands for all of it."""
+
 HEARTBEAT_SECONDS, LOOK_SECONDS, EXPIRY_SECONDS = 10.0, 1.0, 45.0
 
 
@@ -78,7 +81,7 @@ def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes `run.json` where none is yet, and returns what stands there: this try's facts or an earlier one's."""
     uri = storage.join(run_uri, "run.json")
     storage.create_bytes(uri, _document(facts))
-    return json.loads(storage.read_bytes(uri))
+    return read_run(run_uri)
 
 
 def read_run(run_uri: str) -> dict[str, Any]:

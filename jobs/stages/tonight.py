@@ -14,7 +14,6 @@ from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.platform.cluster import await_free
-from jobs.reporting.nights import REPORT_FILE
 from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import committed_run, run_uri, tidy_up
@@ -96,7 +95,7 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
     if config.report_uri is None or config.replace:
         return False
     try:
-        report = json.loads(storage.read_bytes(storage.join(storage.absolute(config.report_uri), REPORT_FILE)))
+        report = json.loads(storage.read_bytes(storage.join(storage.absolute(config.report_uri), run.REPORT_FILE)))
     except FileNotFoundError:
         return True
     return report.get("run_id") != frozen["run_id"]

@@ -80,6 +80,10 @@ def test_a_stock_that_the_plan_holds_whole_is_known_exactly() -> None:
             share, total = estimate_share(nights), estimate_total(nights)
             assert (share.value, share.low, share.high) == pytest.approx((0.06,) * 3)
             assert (total.value, total.low, total.high) == pytest.approx((6,) * 3)
+    # a night of which bins out of reach have nobody to stand for them is not known, nor are both together
+    beyond = NightSample(1000, 75.0, outcome, np.full(100, 0.075), is_random, np.ones(100, dtype=bool))
+    share = estimate_share([night, beyond])
+    assert share.estimator == "wilson" and share.value < share.high
 
 
 @pytest.mark.parametrize("gross", [False, True])
