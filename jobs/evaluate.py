@@ -28,7 +28,7 @@ from jobs.evaluating.page import render_evaluation
 from jobs.evaluating.predictions import SCORED, Predictions, predict_bins
 from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
-from jobs.platform.bundles import local_bundle
+from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
 from jobs.stages.images import FetchPlan
@@ -116,12 +116,7 @@ def summarize(figures: dict[str, Any]) -> str:
 
 def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray, frozenset[str]]:
     """The bundle, (n, 32) uint8 SHA-256 of the photos that --split is about, and their bins."""
-    # torch comes with it, so not at the top: bad flags should fail at once
-    from model.bundle import load_bundle, read_training_images
-
-    with local_bundle(config.bundle_uri) as folder:
-        info = load_bundle(folder).info
-        images = read_training_images(folder)
+    info, images = read_bundle(config.bundle_uri)
     meant = [image for image in images.to_pylist() if (image["split"] == "test") == (config.split == "test")]
     if config.split == "test" and not meant:
         raise InputError(

@@ -34,7 +34,7 @@ from jobs.tuning.page import publish_search
 from jobs.tuning.search import run_trials
 from jobs.tuning.space import batches, search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_trials, median_nll, ranked
-from model.bundle import INFO_FILE
+from model.bundle_files import INFO_FILE
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError
 

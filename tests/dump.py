@@ -78,7 +78,8 @@ def write_bundle(
     """A network with random weights (the same ones every time)."""
     import torch
 
-    from model.bundle import TRAINING_IMAGES_SCHEMA, save_bundle
+    from model.bundle import save_bundle
+    from model.bundle_files import TRAINING_IMAGES_SCHEMA
     from model.network import build_network
 
     torch.manual_seed(0)

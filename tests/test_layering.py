@@ -73,6 +73,12 @@ def test_tasks_that_prepare_photos_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
 
 
+def test_the_audits_driver_imports_no_torch() -> None:
+    # it would hold a gigabyte more all night, and start seconds later
+    script = "import sys, jobs.audit, jobs.evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
 def test_the_modules_of_the_jobs_folder_are_the_jobs() -> None:
     jobs = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
     assert jobs == sorted(

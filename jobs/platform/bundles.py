@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+
 from jobs.platform import storage
+from model.bundle_files import read_bundle_info, read_training_images, read_weights
+from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
 
@@ -26,3 +30,12 @@ def local_bundle(uri: str) -> Iterator[Path]:
             raise InputError(f"{uri}: expected a bundle (as jobs.train writes it), found nothing there") from error
         except InputError as error:
             raise InputError(str(error).replace(folder, uri)) from error
+
+
+def read_bundle(uri: str) -> tuple[BundleInfo, pa.Table]:
+    """What a bundle says of itself, and every photo that its training has seen, once its files are found complete and
+    undamaged. Whether the weights fit their network is for whoever loads them to find. Raises InputError."""
+    with local_bundle(uri) as folder:
+        info = read_bundle_info(folder)
+        read_weights(folder, info)
+        return info, read_training_images(folder)

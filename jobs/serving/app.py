@@ -33,6 +33,7 @@ from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
 from jobs.serving.front import Front, FrontSettings
 from jobs.stages.resources import Resources, plan_resources, resolve_precision
+from model.bundle_files import read_training_images
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
@@ -113,10 +114,11 @@ def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
 
 def _check_bundle(uri: str) -> BundleInfo:
     # torch comes with it, so not at the top: bad flags should fail at once
-    from model.bundle import load_bundle, read_training_images
+    from model.bundle import load_bundle
 
     with local_bundle(uri) as folder:
         read_training_images(folder)
+        # whole, as its replicas will: Serve would start one that can't load it again and again
         return load_bundle(folder).info
 
 

@@ -22,6 +22,7 @@ from jobs.serving.gate import Gate, Room
 from jobs.serving.metrics import count_photos
 from jobs.serving.problems import Problem
 from jobs.serving.uploads import Upload
+from model.bundle_files import read_bundle_info, read_training_images
 from model.images import RejectedImage, UnreadableImage, decode_image
 from model.posterior import build_assessor
 from schemas.bundle import BundleInfo
@@ -46,8 +47,6 @@ class Front:
     """One replica of the HTTP side. It holds no network; the photos wait in its handle for one."""
 
     def __init__(self, counter: DeploymentHandle, settings: FrontSettings) -> None:
-        from model.bundle import read_bundle_info, read_training_images
-
         self._counter = counter
         self.settings = settings
         with local_bundle(settings.bundle_uri) as folder:

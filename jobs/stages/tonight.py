@@ -12,7 +12,7 @@ import numpy as np
 from jobs.config.audit import AuditConfig
 from jobs.counting.counted import has_counts
 from jobs.platform import storage
-from jobs.platform.bundles import local_bundle
+from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
 from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
@@ -102,12 +102,7 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
 
 
 def _read_bundle(uri: str) -> tuple[BundleInfo, np.ndarray]:
-    # torch comes with it, so not at the top: bad flags should fail at once
-    from model.bundle import load_bundle, read_training_images
-
-    with local_bundle(uri) as folder:
-        info = load_bundle(folder).info
-        images = read_training_images(folder)
+    info, images = read_bundle(uri)
     # what neither weights nor calibration have seen may be audited
     seen = [
         digest

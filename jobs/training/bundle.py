@@ -16,7 +16,8 @@ from jobs.stages.run import provenance
 from jobs.training.labelled_bins import fingerprint
 from jobs.training.network import Trained
 from jobs.training.report import render_training_report
-from model.bundle import INFO_FILE, save_bundle
+from model.bundle import save_bundle
+from model.bundle_files import INFO_FILE
 from model.calibration import FittedCalibration, apply_calibration, calibrate
 from model.metrics import evaluate_counts, format_interval
 from model.network import build_network

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
-from model.bundle import load_bundle, read_training_images
+from model.bundle import load_bundle
+from model.bundle_files import read_training_images
 from model.images import decode_image
 from model.posterior import build_assessor
 from model.record_errors import DEFAULT_SIZES

@@ -185,7 +185,7 @@ def test_bad_arguments_exit_2_before_anything_is_scored(
 def test_a_photo_the_bundle_has_learned_from_is_scored_but_not_assessed(tmp_path: Path) -> None:
     import hashlib
 
-    from model.bundle import TRAINING_IMAGES_SCHEMA
+    from model.bundle_files import TRAINING_IMAGES_SCHEMA
 
     digests = [hashlib.sha256(photo(number % 8, number)).hexdigest() for number in range(2)]
     seen = pa.Table.from_pydict(

@@ -71,7 +71,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import pyarrow as pa
 
-    from model.bundle import TRAINING_IMAGES_SCHEMA
+    from model.bundle_files import TRAINING_IMAGES_SCHEMA
 
     digests = [hashlib.sha256(photo(5, seed)).hexdigest() for seed in (500, 501)]
     seen = pa.Table.from_pydict(
@@ -159,7 +159,7 @@ def test_answers_are_those_of_the_audit_alone_and_in_company(client: Client, bun
 
 @pytest.mark.ray
 def test_a_recorded_quantity_gives_the_audits_doubt(client: Client, bundle: Path) -> None:
-    from model.bundle import read_bundle_info
+    from model.bundle_files import read_bundle_info
     from model.posterior import build_assessor
 
     info = read_bundle_info(bundle)
@@ -509,7 +509,7 @@ def test_a_batch_holds_what_came_while_the_last_one_was_scored() -> None:
 
 
 def test_a_network_that_failed_once_is_replaced(bundle: Path) -> None:
-    from model.bundle import read_bundle_info
+    from model.bundle_files import read_bundle_info
 
     info = read_bundle_info(bundle)
     counter = Counter(str(bundle), info.bundle_id, "cpu", "fp32", batch_size=1, threads=1)
@@ -562,7 +562,7 @@ def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_record_model_is_learned_from_the_audits_recounts(tmp_path: Path, bundle: Path) -> None:
-    from model.bundle import read_bundle_info
+    from model.bundle_files import read_bundle_info
     from tests.night import write_nights
 
     info = read_bundle_info(bundle)

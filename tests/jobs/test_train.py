@@ -30,7 +30,8 @@ from jobs.training.network import (
     run_name,
     train_network,
 )
-from model.bundle import load_bundle, read_training_images
+from model.bundle import load_bundle
+from model.bundle_files import read_training_images
 from model.metrics import format_interval
 from model.network import build_network
 from model.scoring import Scorer

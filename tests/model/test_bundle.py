@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.bundle import load_bundle, read_bundle_info, read_training_images, save_bundle
+from model.bundle import load_bundle, save_bundle
+from model.bundle_files import read_bundle_info, read_training_images
 from model.network import build_network
 from model.scoring import Scorer
 from schemas.bundle import BundleInfo

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import INFO_FILE, TRAINING_IMAGES_FILE, WEIGHTS_FILE, load_bundle, read_training_images
+from model.bundle import load_bundle
+from model.bundle_files import INFO_FILE, TRAINING_IMAGES_FILE, WEIGHTS_FILE, read_training_images
 from schemas.bundle import content_id
 from schemas.errors import InputError
 from tests.dump import write_bundle

@@ -1,0 +1,99 @@
+"""A bundle's files, and what they say without its network: the driver of a job needs no torch to read them.
+
+A bundle is a folder with `weights.safetensors`, `bundle.json`, `training_images.parquet`, `report.html`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from schemas.bundle import FORMAT_VERSION, BundleInfo, content_id
+from schemas.errors import InputError
+
+WEIGHTS_FILE = "weights.safetensors"
+INFO_FILE = "bundle.json"
+TRAINING_IMAGES_FILE = "training_images.parquet"
+REPORT_FILE = "report.html"
+
+TRAINING_IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("image_sha256", pa.string(), metadata={"description": "SHA-256 of the photo's bytes, hex"}),
+        pa.field("bin_id", pa.string(), metadata={"description": "the bin that the photo shows"}),
+        pa.field(
+            "split",
+            pa.string(),
+            metadata={"description": "train, selection (stopping, calibration) or test (figures only)"},
+        ),
+    ]
+)
+
+
+def read_bundle_info(folder: Path) -> BundleInfo:
+    """What a bundle says of itself, without its weights. Raises InputError where it is missing, damaged or of
+    another version."""
+    path = folder / INFO_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: not found; expected a bundle written by jobs.train") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected JSON, found binary data; train the bundle anew") from error
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: expected JSON, found a damaged file ({error}); train the bundle anew") from error
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format_version: expected {FORMAT_VERSION}, found {version!r}; "
+            "train the bundle anew with this release, or use the release that wrote it"
+        )
+    try:
+        info = BundleInfo.model_validate(fields)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"{path}: {problems}; train the bundle anew") from error
+    expected_id = content_id(json.loads(info.model_dump_json()))
+    if expected_id != info.bundle_id:
+        raise InputError(
+            f"{path}: bundle_id: expected {expected_id} from the content, found {info.bundle_id}; "
+            "the file was changed by hand: restore it or train the bundle anew"
+        )
+    return info
+
+
+def read_weights(folder: Path, info: BundleInfo) -> bytes:
+    """The weights' file as it is, in the safetensors format. Raises InputError where it is missing or not the one that
+    `info` is of."""
+    path = folder / WEIGHTS_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; the bundle is incomplete: copy it again or train it anew") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != info.weights_sha256:
+        raise InputError(
+            f"{path}: SHA-256: expected {info.weights_sha256[:12]}…, found {found[:12]}…; "
+            "the file is damaged or from another bundle: copy it again"
+        )
+    return data
+
+
+def read_training_images(folder: Path) -> pa.Table:
+    """Every photo that training has seen: columns image_sha256, bin_id, split. Raises InputError."""
+    path = folder / TRAINING_IMAGES_FILE
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; the bundle is incomplete: copy it again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: expected a Parquet file, found a damaged one ({error})") from error
+    if table.schema.names != TRAINING_IMAGES_SCHEMA.names:
+        raise InputError(f"{path}: columns: expected {TRAINING_IMAGES_SCHEMA.names}, found {table.schema.names}")
+    return table
