@@ -53,7 +53,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
     with connect():
         info, photos, bins = _read_bundle(config)
         manifest = check_manifest(config.manifest_uri, None, needs_night=False)
-        roots = settle_roots(manifest, config.allowed_root)
+        roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
         resources = plan_resources()
         precision = resolve_precision(config.precision, resources.device)
         await_free(resources.least())
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         EvaluateConfig,
         run_evaluation,
         job="evaluate",
-        description="Measures a bundle on labelled bins, each figure with a 95 % interval and beside the majority baseline.",
+        description="Measures a bundle on labelled bins: counts with 95 % intervals beside the majority baseline, and calibration.",
         argv=argv,
     )
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from jobs.config.explore import ExploreConfig
 from jobs.exploring.looks import LOOK
 from jobs.exploring.page import photos_to_show, render_exploration
-from jobs.exploring.survey import Survey, survey_bins
+from jobs.exploring.survey import MAX_IDENTICAL, Survey, survey_bins
 from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
 from jobs.platform.cluster import connect
@@ -37,7 +37,9 @@ def run_exploration(config: ExploreConfig) -> None:
     output_uri = storage.absolute(config.output_uri)
     with connect():
         manifest = check_manifest(config.manifest_uri, None, needs_night=False)
-        plan = FetchPlan(LOOK, settle_roots(manifest, config.allowed_root), config.anonymous, None)
+        plan = FetchPlan(
+            LOOK, settle_roots(manifest.uri, manifest.images_uri, config.allowed_root), config.anonymous, None
+        )
         logger.info("%d bins of %s", manifest.num_rows, manifest.uri)
         with temporary_worklist(manifest, output_uri) as shards:
             survey = survey_bins(
@@ -67,13 +69,14 @@ def summarize(survey: Survey) -> str:
     records = survey.records
     quantities = ", ".join(f"{count}: {records.quantities[count]:,}" for count in range(6))
     more = sum(bins for count, bins in records.quantities.items() if count > 5)
+    at_least = "at least " if len(survey.identical) == MAX_IDENTICAL else ""
     looked_at = len(survey.photos) + len(survey.failed)
     return (
         f"{records.num_bins:,} bins in {sum(survey.group_sizes.values()):,} groups; by quantity {quantities}, "
         f"6 or more: {more:,}\n"
         f"{looked_at:,} photos looked at, {len(survey.failed):,} of them fail\n"
         f"{records.num_inconsistent:,} records whose total differs from their lines, "
-        f"{len(survey.identical)} photos shown by several bins"
+        f"{at_least}{len(survey.identical)} photos shown by several bins"
     )
 
 

@@ -18,22 +18,44 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import WATCHDOG, assign_splits, await_workers, initial_state, remove_run, train_network
+from jobs.training.network import (
+    WATCHDOG,
+    assign_splits,
+    await_workers,
+    initial_state,
+    remove_run,
+    run_name,
+    train_network,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def run_train(config: TrainConfig) -> None:
-    bins = read_labelled_bins(config.manifest_uri)
-    assign_splits(bins, config)  # what is wrong with the data is said before a cluster starts
+    bins = read_labelled_bins(config)
+    assign_splits(bins.table, config)  # what is wrong with the data is said before a cluster starts
     initial_state(config.recipe())
     training_uri = storage.absolute(config.bundle_uri) + ".training"
     with connect(quiet=WATCHDOG):
         await_workers(config)  # a cluster that is too small or busy is said before every photo is read
-        bins = assign_splits(check_photos(bins, anonymous=config.anonymous), config)
-        trained = train_network(bins, config, training_uri)
-        write_bundle(bins, config, trained)
+        bins = check_photos(bins, config)
+        table = assign_splits(bins.table, config)
+        _tell_of_others(training_uri, run_name(table, config))
+        trained = train_network(table, config, training_uri)
+        write_bundle(table, config, trained, bins.left_out)
     remove_run(trained.run_uri)
+
+
+def _tell_of_others(training_uri: str, name: str) -> None:
+    """A training that was cut short is gone on with by the same command on the same bins only: a photo that has
+    vanished since makes another training of it, which should not begin anew without a word."""
+    below = storage.absolute(training_uri) + "/"
+    found = {entry.uri.removeprefix(below).partition("/")[0] for entry in storage.list_objects(training_uri)}
+    if found and name not in found:
+        logger.warning(
+            "%s holds the checkpoints of a training of other bins, photos or settings; this one begins anew",
+            training_uri,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

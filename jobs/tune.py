@@ -44,18 +44,19 @@ def run_tune(config: TuneConfig) -> None:
         config = config.model_copy(update={"weights": storage.absolute(config.weights)})
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]
-    bins = read_labelled_bins(config.manifest_uri)
-    assign_splits(bins, largest)  # what is wrong with the data is said before a cluster starts
+    bins = read_labelled_bins(config)
+    assign_splits(bins.table, largest)  # what is wrong with the data is said before a cluster starts
     initial_state(config.recipe())
     output_uri = storage.absolute(config.output_uri or storage.absolute(config.bundle_uri) + ".search")
     training_uri = storage.join(output_uri, "training")
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)
-        bins = assign_splits(check_photos(bins, anonymous=config.anonymous), largest)
-        trials = Trials(config, output_uri, fingerprint(bins))
-        run_trials(bins, config, trials, training_uri)
+        bins = check_photos(bins, config)
+        table = assign_splits(bins.table, largest)
+        trials = Trials(config, output_uri, fingerprint(table))
+        run_trials(table, config, trials, training_uri)
         publish_search(config, trials, None)
-        best, info = finish_best(bins, config, trials, training_uri)
+        best, info = finish_best(table, bins.left_out, config, trials, training_uri)
     publish_search(config, trials, info)
     print(format_trials(trials.records, list(search_space(config))))
     if best is None:
@@ -69,7 +70,7 @@ def run_tune(config: TuneConfig) -> None:
 
 
 def finish_best(
-    bins: pa.Table, config: TuneConfig, trials: Trials, training_uri: str
+    bins: pa.Table, left_out: dict[str, int], config: TuneConfig, trials: Trials, training_uri: str
 ) -> tuple[TrialRecord | None, BundleInfo | None]:
     """The best trial, trained to its end, and its bundle, written; the next best where that fails; None where all do."""
     for record in ranked(trials.records):
@@ -88,11 +89,13 @@ def finish_best(
             record.end(COMPLETED, f"stopped early after {len(record.epochs)} epochs; as the best, trained to its end")
         for epoch in trained.outcome["history"]:
             record.add_epoch(epoch)
-        info = write_bundle(bins, settings, trained)
+        info = write_bundle(bins, settings, trained, left_out)
         for other in trials.records:
             other.bundle_id = info.bundle_id if other is record else None
             trials.save(other)
         remove_run(trained.run_uri)
+        record.run = None  # a later search must not look for it
+        trials.save(record)
         return record, info
     return None, None
 

@@ -8,9 +8,9 @@ figures in `Observations`, so each rule can be tried without training anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -259,6 +259,15 @@ RULES: tuple[Callable[[Observations], Finding | None], ...] = (
 )
 # Conditions of the data and of the machine: worth saying, no reason to stop.
 NEVER_STOP = frozenset({"class_imbalance", "stalled_on_data"})
+
+
+def consequence(rules: Iterable[str], *, has_best_epoch: bool) -> Literal["go on", "end", "stop"]:
+    """What the rules that fire mean for a training that is told to stop when it is unhealthy: `end` keeps the bundle of
+    the best epoch, which learning by heart spoils no more than where a training stops early by itself."""
+    serious = set(rules) - NEVER_STOP
+    if not serious:
+        return "go on"
+    return "end" if serious == {overfitting.__name__} and has_best_epoch else "stop"
 
 
 def check_health(seen: Observations) -> list[Finding]:

@@ -48,6 +48,11 @@ class Stopwatch:
             if self.sampled:
                 self._sampled_seconds[name] += elapsed
 
+    def settle(self) -> None:
+        """Before a sampled step: the first phase of one must not be charged for what earlier steps have queued on a GPU."""
+        if self._cuda:
+            torch.cuda.synchronize()
+
     def add(self, name: str, seconds: float) -> None:
         self.seconds[name] += seconds
 

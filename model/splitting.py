@@ -46,6 +46,18 @@ def split_groups(groups: np.ndarray, *, seed: int, selection_share: float, test_
     return split_of[inverse].astype(str)
 
 
+def keep_photos_together(splits: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """`splits` (n,), but bins that show one photo (equal `photos`, of n digests) across two splits all train: what has
+    been learned by heart must not be asked for."""
+    _, inverse, counts = np.unique(photos, return_inverse=True, return_counts=True)
+    changed = splits.copy()
+    for photo in np.flatnonzero(counts > 1):
+        bins = inverse == photo
+        if len(set(splits[bins])) > 1:
+            changed[bins] = "train"
+    return changed
+
+
 def id_hashes(bin_ids: Sequence[str]) -> np.ndarray:
     """64 bits of each id's SHA-256: uint64 (n,)."""
     digests = b"".join(hashlib.sha256(bin_id.encode()).digest()[:8] for bin_id in bin_ids)

@@ -29,6 +29,7 @@ from model.health import (
     ActivationWatch,
     Observations,
     check_health,
+    consequence,
     initial_weight_std,
     layer_ratios,
 )
@@ -207,6 +208,8 @@ class _Loop:
                 global_step = epoch * self.steps_per_epoch + step
                 sampled = global_step % SAMPLE_EVERY == 0
                 watch.sampled = self.activations.watching = sampled
+                if sampled:
+                    watch.settle()
                 for group in self.optimiser.param_groups:
                     group["lr"] = learning_rate_at(global_step, num_steps, recipe)
                 loss_sum = torch.zeros((), device=self.device)
@@ -235,6 +238,8 @@ class _Loop:
                     profiler.step()
                 # the norm is of the averaged gradients, so all workers see the same and leave together
                 if sampled and not bool(torch.isfinite(norm)):
+                    # the stream is left in the middle of an epoch: nothing may be trained from it any more
+                    self.stopped = self._not_finite(epoch)
                     break
         self.activations.watching, watch.sampled = False, True
         elapsed = time.perf_counter() - started
@@ -296,11 +301,8 @@ class _Loop:
             "seconds": self._epoch_seconds,
             "wait_share": self.seen.wait_shares[-1],
         }
-        if not (np.isfinite(logits).all() and math.isfinite(entry["train_loss"])):
-            self.stopped = (
-                f"{NOT_FINITE} in epoch {epoch + 1}: lower --learning-rate (a tenth), and check "
-                "--weights if they were given"
-            )
+        if self.stopped or not (np.isfinite(logits).all() and math.isfinite(entry["train_loss"])):
+            self.stopped = self._not_finite(epoch)
             entry |= {"selection_nll": math.inf}
         else:
             # soft targets leave the logits too flat; one temperature undoes it before they are compared
@@ -321,6 +323,9 @@ class _Loop:
         with self.watch.phase("checkpoint"):
             self._report(entry)
 
+    def _not_finite(self, epoch: int) -> str:
+        return f"{NOT_FINITE} in epoch {epoch + 1}: lower --learning-rate (a tenth), and check --weights if they were given"
+
     def _check_health(self, epoch: int) -> None:
         findings = [finding.to_dict() for finding in check_health(self.seen)]
         known = {finding["rule"]: finding for finding in self.findings}
@@ -330,11 +335,16 @@ class _Loop:
         if self.rank == 0:
             for finding in new:
                 print(f"unhealthy in epoch {epoch + 1}: {finding['rule']}: {finding['message']}", flush=True)
-        stopping = sorted({f["rule"] for f in findings} - NEVER_STOP)
-        stop = self.settings.on_unhealthy == "stop" and self._agreed(bool(stopping))
+        if self.settings.on_unhealthy != "stop":
+            return
+        rules = sorted({finding["rule"] for finding in findings} - NEVER_STOP)
+        what = consequence(rules, has_best_epoch=self.best_epoch >= 0)
+        stop, end = self._agreed(what == "stop"), self._agreed(what == "end")
         # a loss that is not finite stays the reason: --on-unhealthy warn must not go on from such weights
         if stop and not (self.stopped or "").startswith(NOT_FINITE):
-            self.stopped = f"{UNHEALTHY} in epoch {epoch + 1}: {', '.join(stopping)}"
+            self.stopped = f"{UNHEALTHY} in epoch {epoch + 1}: {', '.join(rules)}"
+        elif end and self.stopped is None:
+            self.stopped = f"early: {', '.join(rules)} in epoch {epoch + 1}"
 
     def _agreed(self, decision: bool) -> bool:
         """Rank 0's decision, so that all workers leave the loop together."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from jobs.config.base import JobConfig
+from jobs.config.base import JobConfig, Seed
 
 
 class AuditConfig(JobConfig):
@@ -64,7 +64,7 @@ class AuditConfig(JobConfig):
     anonymous: bool = False
     """Read photos from a public bucket without credentials."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the nightly random draw, with the night and the bin."""
 
     node_price: PositiveFloat | None = None

@@ -1,11 +1,14 @@
 """What all job settings share."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.errors import InputError
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What every generator takes; scikit-learn's and Optuna's take no more."""
 
 
 class JobConfig(BaseModel):

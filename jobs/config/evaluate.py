@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from jobs.config.base import JobConfig
+from jobs.config.base import JobConfig, Seed
 
 
 class EvaluateConfig(JobConfig):
-    """Measures a bundle on labelled bins: each figure with a 95 % interval and beside the majority baseline."""
+    """Measures a bundle on labelled bins: counts with 95 % intervals beside the majority baseline, and calibration."""
 
     manifest_uri: str
     """The labelled bins: a manifest, as `jobs.ingest` writes it. The label is the record."""
@@ -30,5 +30,5 @@ class EvaluateConfig(JobConfig):
     anonymous: bool = False
     """Read photos from a public bucket without credentials."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the resampling and of the records that are altered on trial."""

@@ -2,7 +2,7 @@
 
 from pydantic import PositiveInt
 
-from jobs.config.base import JobConfig
+from jobs.config.base import JobConfig, Seed
 
 
 class ExploreConfig(JobConfig):
@@ -24,5 +24,5 @@ class ExploreConfig(JobConfig):
     anonymous: bool = False
     """Read photos from a public bucket without credentials."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the draw of photos."""

@@ -1,8 +1,8 @@
 """Settings of the generated sample."""
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
-from jobs.config.base import JobConfig
+from jobs.config.base import JobConfig, Seed
 
 
 class SampleConfig(JobConfig):
@@ -14,7 +14,7 @@ class SampleConfig(JobConfig):
     num_bins: int = Field(default=1000, ge=1, le=10_000_000)
     """How many bins; each comes out the same whatever the others are."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Another seed is another warehouse; the same seed gives the same files, byte for byte."""
 
     record_error_rate: float = Field(default=0.02, ge=0, le=1)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from jobs.config.base import Seed
 from jobs.config.train import TrainConfig
 
 BATCH_SIZES = (16, 32, 64)
@@ -24,7 +25,7 @@ class TuneConfig(TrainConfig):
 
     bundle_uri: str
     """Where the best trial's bundle is written."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the initial weights, the order of the photos and their augmentation in every trial, and of what is proposed."""
     max_epochs: int = Field(default=6, ge=2)
     """Most epochs of a trial: `--space seed` draws 2 to 6 up to it, `--space wide` trains for exactly so many."""

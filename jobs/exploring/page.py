@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from jobs.exploring.survey import Survey
+from jobs.exploring.survey import MAX_IDENTICAL, Survey
 from jobs.pages.document import render_page
 from jobs.pages.plots import bar_plot, box_plot, histogram_plot
 
@@ -76,6 +76,7 @@ def render_exploration(survey: Survey, thumbnails: dict[str, str], about: dict[s
         counts=[(name, bins, bins / records.num_bins, chosen[f"count {name}"]) for name, bins in bins_by_count.items()],
         chosen=chosen,
         identical=survey.identical,
+        more_identical=len(survey.identical) == MAX_IDENTICAL,
         filled=[(name, filled, filled / records.num_bins) for name, filled in records.filled.items()],
         thumbnails=thumbnails,
         made=json.dumps({name: about[name] for name in ("config", "versions", "git_commit")}, indent=1),

@@ -91,8 +91,7 @@ def fetch_shard(shard: Shard, plan: FetchPlan) -> pa.Table:
 
 def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
     """Adds PHOTO_COLUMNS to manifest rows: one photo per row, in the same order."""
-    cv2.setNumThreads(1)  # the cores are shared out among tasks already
-    photos = asyncio.run(_fetch_all(rows["image_uri"].to_pylist(), rows["image_etag"].to_pylist(), plan))
+    photos = fetch_photos(rows["image_uri"].to_pylist(), rows["image_etag"].to_pylist(), plan)
     known = _training_photos(plan.training_photos)
     columns = [
         pa.array([str(photo.status) for photo in photos], pa.string()),
@@ -102,6 +101,13 @@ def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
         pa.array([None if photo.pixels is None else photo.pixels.tobytes() for photo in photos], pa.binary()),
     ]
     return pa.Table.from_arrays([*rows.select(MANIFEST_SCHEMA.names).columns, *columns], schema=FETCHED_SCHEMA)
+
+
+def fetch_photos(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
+    """What became of each photo, in the same order; many requests at a time. An ETag other than None must be that of
+    the object still. Raises GateError where the storage stopped answering."""
+    cv2.setNumThreads(1)  # the cores are shared out among tasks already
+    return asyncio.run(_fetch_all(uris, etags, plan))
 
 
 def _contrast(pixels: np.ndarray) -> float:

@@ -21,6 +21,7 @@ import ray
 import ray.data
 
 from jobs.platform import storage
+from jobs.platform.cluster import await_free
 from jobs.stages.duplicates import find_duplicates
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.errors import InputError
@@ -31,6 +32,9 @@ MAX_PROBLEMS = 10
 
 MAX_SHARD_BYTES = 2**30
 """Of decoded photos: they are one Arrow array, whose 32-bit offsets end at 2 GiB, and each worker holds a shard."""
+
+CHECK_CPUS = 0.25
+"""Of each task that reads or copies a file of a manifest."""
 
 MAX_UNIT_VALUE = 1e12
 """More is no price; sums over a night of such values stay finite."""
@@ -66,29 +70,31 @@ class Shard:
     num_rows: int
 
 
-def settle_roots(manifest: Manifest, allowed_root: tuple[str, ...]) -> tuple[str, ...]:
-    """Below these URIs photos may be read: --allowed-root, else the manifest's images_uri.
+def settle_roots(uri: str, images_uri: str | None, allowed_root: tuple[str, ...]) -> tuple[str, ...]:
+    """Below these URIs photos may be read: --allowed-root, else the `images_uri` of the manifest at `uri`.
 
     Raises InputError where neither is given.
     """
     if allowed_root:
         return tuple(storage.absolute(root) for root in allowed_root)
-    if manifest.images_uri is None:
+    if images_uri is None:
         raise InputError(
-            f"{manifest.uri}: no images_uri in the file metadata; say with --allowed-root where photos may be read from"
+            f"{uri}: no images_uri in the file metadata; say with --allowed-root where photos may be read from"
         )
-    return (storage.absolute(manifest.images_uri),)
+    return (storage.absolute(images_uri),)
 
 
 def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = True) -> Manifest:
-    """Reads every row once. Raises InputError with all kinds of problems that it found, by file, row and field.
+    """Reads every row once. Raises InputError with all kinds of problems that it found, by file, row and field, and
+    GateError where other jobs hold every CPU.
 
     Without `needs_night` a manifest may name none (its `audit_date` is then empty): training doesn't care.
     """
     uri = storage.absolute(uri)
     files = [entry.uri for entry in storage.parquet_files(uri)]
+    await_free({"CPU": CHECK_CPUS})
     found = ray.data.from_items([{"uri": file} for file in files], override_num_blocks=len(files)).map(
-        _check_file, num_cpus=0.25
+        _check_file, num_cpus=CHECK_CPUS
     )
     reports = sorted((json.loads(row["report"]) for row in found.iter_rows()), key=lambda report: str(report["uri"]))
     problems = [problem for report in reports for problem in report["problems"]]
@@ -156,7 +162,9 @@ def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> 
         if target not in there
     ]
     if missing:
-        ray.data.from_items(missing, override_num_blocks=len(missing)).map(_copy_file, num_cpus=0.25).materialize()
+        ray.data.from_items(missing, override_num_blocks=len(missing)).map(
+            _copy_file, num_cpus=CHECK_CPUS
+        ).materialize()
     shards: list[Shard] = []
     for target, num_rows in zip(copies, manifest.rows_per_file, strict=True):
         for row_group, start in enumerate(range(0, num_rows, rows)):

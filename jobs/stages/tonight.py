@@ -59,7 +59,7 @@ def settle_night(config: AuditConfig) -> Tonight:
     bundle, training_photos = _read_bundle(config.bundle_uri)
     manifest = check_manifest(config.manifest_uri, config.audit_date)
     _check_objective(config, manifest)
-    roots = settle_roots(manifest, config.allowed_root)
+    roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
     if config.report_uri is not None:
         storage.check_writable(config.report_uri)
     resources = plan_resources()

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 TRACE_FILE = "trace.json.gz"
 
 
-def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained) -> BundleInfo:
-    """Calibrates, measures, and writes the bundle to `config.bundle_uri`, `bundle.json` last."""
+def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained, left_out: dict[str, int]) -> BundleInfo:
+    """`left_out`: bins without a photo that can be used, by its status. Calibrates, measures, and writes the bundle to `config.bundle_uri`, `bundle.json` last."""
     outcome, made = trained.outcome, provenance()
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     groups = np.array(bins["group"].to_pylist())
@@ -55,7 +55,8 @@ def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained) -> Bundl
         "metrics": metrics,
         "training": config.model_dump(mode="json")
         | {"best_epoch": outcome["best_epoch"], "epochs": len(outcome["history"])}
-        | {name: outcome[name] for name in ("stopped", "precision")},
+        | {name: outcome[name] for name in ("stopped", "precision")}
+        | {"left_out": left_out},
         "data_fingerprint": fingerprint(bins),
         **made,
     }
@@ -72,6 +73,7 @@ def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained) -> Bundl
         probabilities=probabilities,
         labels=labels[test],
         split_sizes=split_sizes(splits, groups),
+        left_out=left_out,
         provenance=made,
     )
     bundle_uri = storage.absolute(config.bundle_uri)

@@ -6,20 +6,23 @@ import hashlib
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
+from jobs.config.train import TrainConfig
 from jobs.platform import storage
-from model.images import RejectedImage, UnreadableImage, decode_image
-from schemas.arrow import conform, schema_problems
+from jobs.stages.images import FetchPlan, fetch_photos
+from jobs.stages.manifest import settle_roots
+from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.bundle import Preprocessing
-from schemas.errors import InputError
-from schemas.manifest import MANIFEST_SCHEMA
+from schemas.errors import GateError, InputError
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
+from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
 
@@ -27,26 +30,47 @@ COLUMNS = ("bin_id", "image_uri", "expected_qty", "num_skus", "group")
 ROWS_PER_TASK = 256
 FETCHES_AT_ONCE = 16
 TASK_CPUS = 0.25
+CHECKED = Preprocessing(image_size=16)
+"""Whether a photo decodes doesn't depend on the size."""
 
 
-def read_labelled_bins(manifest_uri: str) -> pa.Table:
-    """The manifest's columns bin_id, image_uri, expected_qty, num_skus and group, sorted by bin_id.
+@dataclass(frozen=True)
+class LabelledBins:
+    """Bins to learn from: a table with COLUMNS, sorted by bin_id, and where their photos may be read."""
 
-    A bin without a group is a group of its own. Raises InputError with all kinds of problems at once.
+    table: pa.Table
+    roots: tuple[str, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Bins that are not in the table as their photo can't be used, by its status."""
+
+
+def read_labelled_bins(config: TrainConfig) -> LabelledBins:
+    """The manifest's bins, before any photo is read. A bin without a group is a group of its own.
+
+    Raises InputError with all kinds of problems at once.
     """
-    uri = storage.absolute(manifest_uri)
+    uri = storage.absolute(config.manifest_uri)
     problems: list[str] = []
-    tables = []
+    tables, images_uris = [], set()
     for entry in storage.parquet_files(uri):
         table = storage.read_table(entry.uri)
         found = schema_problems(table.schema, MANIFEST_SCHEMA)
+        metadata = file_metadata(table.schema)
+        version = metadata.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            found.append(f"expected manifest format_version {FORMAT_VERSION}, found {version}")
         if found:
             problems += [f"{entry.uri}: {problem}" for problem in found]
             continue
+        images_uris.add(metadata.get("images_uri"))
         try:
             tables.append(conform(table, MANIFEST_SCHEMA).select(COLUMNS).replace_schema_metadata(None))
         except pa.ArrowInvalid as error:
             problems.append(f"{entry.uri}: {error}")
+    if len(images_uris) > 1 and not config.allowed_root:
+        problems.append(
+            f"{uri}: the files disagree on images_uri; say with --allowed-root where photos may be read from"
+        )
     if problems:
         raise InputError("\n  ".join(["the manifest can't be read:", *problems[:20]]))
     bins = pa.concat_tables(tables).combine_chunks()
@@ -55,6 +79,10 @@ def read_labelled_bins(manifest_uri: str) -> pa.Table:
     for name in COLUMNS[:4]:
         if bins[name].null_count:
             raise InputError(f"{uri}: {name}: expected a value in every row, found {bins[name].null_count} without")
+    for name in ("bin_id", "image_uri"):
+        row = pc.index(bins[name], "").as_py()
+        if row >= 0:
+            raise InputError(f"{uri}: row {row}: {name}: expected a text, found an empty one")
     for name in ("expected_qty", "num_skus"):
         lowest = pc.min(bins[name]).as_py()
         if lowest < 0:
@@ -68,45 +96,66 @@ def read_labelled_bins(manifest_uri: str) -> pa.Table:
             f"{uri}: bin_id {first['values']!r} stands in {first['counts']} rows ({len(twice)} such bins); "
             "every bin must stand in exactly one"
         )
+    if bins["group"].null_count:
+        logger.warning(
+            "%d of %d bins name no group: each is taken as one of its own, so that bins with the same products may "
+            "both train and test, and the figures flatter",
+            bins["group"].null_count,
+            bins.num_rows,
+        )
     group = pc.coalesce(bins["group"], bins["bin_id"])
     bins = bins.set_column(bins.schema.get_field_index("group"), "group", group)
-    return bins.sort_by("bin_id")
+    return LabelledBins(bins.sort_by("bin_id"), settle_roots(uri, next(iter(images_uris), None), config.allowed_root))
 
 
-def check_photos(bins: pa.Table, *, anonymous: bool) -> pa.Table:
-    """`bins` whose photos can be used, with a column image_sha256; how many are left out is logged by reason.
+def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
+    """The bins whose photos can be used, with a column image_sha256.
 
-    Fetches and decodes every photo once, on the cluster's CPUs. Raises InputError where none can be used.
+    Fetches and decodes every photo once, on the cluster's CPUs, by the audit's own rules. Raises InputError where none
+    can be used, GateError where so many can't that the rest is not what was meant (--max-unusable-share).
     """
+    table = bins.table
     blocks = [
-        bins.slice(start, ROWS_PER_TASK).select(["bin_id", "image_uri"])
-        for start in range(0, bins.num_rows, ROWS_PER_TASK)
+        table.slice(start, ROWS_PER_TASK).select(["bin_id", "image_uri"])
+        for start in range(0, table.num_rows, ROWS_PER_TASK)
     ]
     checked = ray.data.from_arrow(blocks).map_batches(
         _check_batch,  # type: ignore[arg-type]
         batch_size=ROWS_PER_TASK,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS,
-        fn_kwargs={"anonymous": anonymous},
+        fn_kwargs={"plan": FetchPlan(CHECKED, bins.roots, config.anonymous, None)},
     )
     found = pa.concat_tables(list(checked.iter_batches(batch_size=None, batch_format="pyarrow")))
     found = found.sort_by("bin_id")
-    bins = bins.append_column("image_sha256", found["image_sha256"].combine_chunks())
-    usable = bins.filter(pc.is_valid(bins["image_sha256"]))
-    left_out = Counter(found["problem"].drop_null().to_pylist())
-    if left_out:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-        logger.warning("%d of %d photos are left out: %s", sum(left_out.values()), bins.num_rows, reasons)
+    table = table.append_column("image_sha256", found["image_sha256"].combine_chunks())
+    usable = table.filter(pc.is_valid(table["image_sha256"]))
+    if usable.num_rows == table.num_rows:
+        return LabelledBins(usable, bins.roots)
+    failed = found.filter(pc.is_null(found["image_sha256"]))
+    left_out = dict(Counter(failed["status"].to_pylist()).most_common())
+    first = pc.index(table["bin_id"], failed["bin_id"][0]).as_py()
+    said = (
+        f"{failed.num_rows:,} of {table.num_rows:,} photos can't be used "
+        f"({', '.join(f'{count:,} {status}' for status, count in left_out.items())}; the first, "
+        f"{table['image_uri'][first].as_py()}: {failed['error'][0].as_py()})"
+    )
     if not usable.num_rows:
         raise InputError(
-            f"manifest: image_uri: expected photos that can be read, found none ({reasons}; "
-            f"first: {bins['image_uri'][0].as_py()}); check the folder, its permissions and the manifest's URIs"
+            f"manifest: image_uri: expected photos that can be read, found none: {said}; check the folder, its "
+            "permissions and the manifest's URIs"
         )
-    return usable
+    if failed.num_rows > config.max_unusable_share * table.num_rows:
+        raise GateError(
+            f"{said}; --max-unusable-share allows {config.max_unusable_share:.0%}: check the folder and its "
+            "permissions, ingest again, or allow more"
+        )
+    logger.warning("%s; their bins are left out", said)
+    return LabelledBins(usable, bins.roots, left_out)
 
 
 def fetch_all(uris: list[str], *, anonymous: bool = False) -> list[bytes | None]:
-    """The photos' bytes, many requests at once; None for one that isn't there."""
+    """The bytes of photos that were checked, many requests at once; None for one that isn't there any more."""
     with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
         return list(pool.map(partial(_fetch, anonymous=anonymous), uris))
 
@@ -118,32 +167,18 @@ def _fetch(uri: str, anonymous: bool) -> bytes | None:
         return None
 
 
-def _check_batch(batch: pa.Table, anonymous: bool) -> pa.Table:
-    cv2.setNumThreads(1)
-    small = Preprocessing(image_size=16)
-    hashes: list[str | None] = []
-    problems: list[str | None] = []
-    for data in fetch_all(batch["image_uri"].to_pylist(), anonymous=anonymous):
-        problem = "missing" if data is None else _problem(data, small)
-        problems.append(problem)
-        hashes.append(hashlib.sha256(data).hexdigest() if data is not None and problem is None else None)
+def _check_batch(batch: pa.Table, plan: FetchPlan) -> pa.Table:
+    uris = batch["image_uri"].to_pylist()
+    photos = fetch_photos(uris, [None] * len(uris), plan)
+    hashes = [photo.sha256.hex() if photo.status == ImageStatus.SCORED else None for photo in photos]
     return pa.table(
         {
             "bin_id": batch["bin_id"],
             "image_sha256": pa.array(hashes, pa.string()),
-            "problem": pa.array(problems, pa.string()),
+            "status": pa.array([str(photo.status) for photo in photos], pa.string()),
+            "error": pa.array([photo.error for photo in photos], pa.string()),
         }
     )
-
-
-def _problem(data: bytes, preprocessing: Preprocessing) -> str | None:
-    try:
-        decode_image(data, preprocessing)
-    except UnreadableImage:
-        return "unreadable"
-    except RejectedImage:
-        return "beyond the size limits"
-    return None
 
 
 def fingerprint(bins: pa.Table) -> str:

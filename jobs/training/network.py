@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from jobs.training.photos import PhotoStream
 from model.network import build_network, load_weights
 from model.optimisation import CountingNetwork, initialise
 from model.recipe import Recipe
-from model.splitting import SPLITS, id_hashes, split_groups
+from model.splitting import SPLITS, id_hashes, keep_photos_together, split_groups
 from model.targets import classes_of
 from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, TrainingSet, train_loop_per_worker
 from schemas.bundle import Preprocessing
@@ -96,6 +96,8 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     splits = split_groups(
         groups, seed=config.split_seed, selection_share=config.selection_share, test_share=config.test_share
     )
+    if "image_sha256" in bins.column_names:
+        splits = keep_photos_together(splits, np.array(bins["image_sha256"].to_pylist()))
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     num_train = int((splits == "train").sum())
     if num_train < config.batch_size:
@@ -338,13 +340,14 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
 
 
 def remove_run(run_uri: str) -> None:
-    """Deletes a finished run's inputs and checkpoints."""
+    """Deletes a finished run's inputs and checkpoints, those that are still there."""
     if storage.is_s3(run_uri):
         storage.delete(entry.uri for entry in list(storage.list_objects(run_uri)))
         return
-    shutil.rmtree(run_uri)
+    with suppress(FileNotFoundError):  # whoever began this before was killed
+        shutil.rmtree(run_uri)
     parent = Path(run_uri).parent
-    if not any(parent.iterdir()):
+    if parent.is_dir() and not any(parent.iterdir()):
         parent.rmdir()
 
 

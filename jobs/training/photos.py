@@ -123,7 +123,10 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
         fetched = time.perf_counter()
         gone = [uris[row] for row, data in zip(rows, photos, strict=True) if data is None]
         if gone:
-            raise FileNotFoundError(f"{gone[0]}: the photo was there when training began and is gone")
+            raise FileNotFoundError(
+                f"{gone[0]}: the photo was there when training began and is gone; put it back to go on from the last "
+                "checkpoint: without it, the same command begins anew"
+            )
         preprocessing = stream.preprocessing.model_copy(update={"image_size": side})
         pixels = [read_pixels(data) for data in photos if data is not None]
         decoded = time.perf_counter()

@@ -37,9 +37,11 @@ def render_training_report(
     probabilities: np.ndarray,
     labels: np.ndarray,
     split_sizes: dict[str, dict[str, Any]],
+    left_out: dict[str, int],
     provenance: dict[str, Any],
 ) -> str:
-    """HTML. `probabilities` (n, K + 1) and `labels` (n,) are the test bins'; `outcome` is the training loop's."""
+    """HTML. `probabilities` (n, K + 1) and `labels` (n,) are the test bins'; `outcome` is the training
+    loop's; `left_out` counts the bins whose photo can't be used, by its status."""
     history = outcome["history"]
     epochs = [entry["epoch"] + 1 for entry in history]
     steps = list(range(1, len(outcome["step_losses"]) + 1))
@@ -108,5 +110,6 @@ def render_training_report(
         tasks=[(name, profile[name]) for name in DATA_PHASES],
         wall=wall,
         splits=split_sizes,
+        left_out=left_out,
         made=json.dumps({"config": config.model_dump(mode="json"), **provenance}, indent=1),
     )

@@ -35,7 +35,7 @@ from jobs.config.tune import TuneConfig
 from jobs.platform import storage
 from jobs.training.network import TrainingStoppedError, remove_run, run_name, train_network
 from jobs.tuning.space import search_space, trial_config
-from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_setting, ranked
+from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, best_nll, format_setting, ranked
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def run_trials(bins: pa.Table, config: TuneConfig, trials: Trials, training_uri:
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=RANDOM_TRIALS,
         # what is known is not drawn, so with the same seed the first draws of a restart would be its repetition
-        seed=config.seed + len(known),
+        seed=(config.seed + len(known)) % 2**32,
     )
     scheduler = AsyncHyperBandScheduler(
         time_attr=PROGRESS,
@@ -119,8 +119,7 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
         for epoch in record.epochs:
             tune.report({**epoch, PROGRESS: progress(epoch, config.max_epochs)})
         if record.final:
-            best = record.selection_nll
-            return {METRIC: math.inf if best is None else best}
+            return {METRIC: final_metric(record)}
     run = run_name(inputs.bins, config)
     reports = ReportEpochs(config.max_epochs, run)
     try:
@@ -139,7 +138,15 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
     finally:
         reports.wait()
     history = trained.outcome["history"]
-    return {METRIC: min(epoch[METRIC] for epoch in history), RUN: run, HISTORY: history}
+    return {METRIC: best_nll(history, config.image_size), RUN: run, HISTORY: history}
+
+
+def final_metric(record: TrialRecord) -> float:
+    """What Optuna was told at the end of a trial: of one that was stopped early its last epoch's NLL."""
+    if record.status == FAILED or not record.epochs:
+        return math.inf
+    best = record.selection_nll if record.status == COMPLETED else None
+    return record.epochs[-1][METRIC] if best is None else best
 
 
 def progress(epoch: dict[str, Any], max_epochs: int) -> float:

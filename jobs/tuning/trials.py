@@ -29,8 +29,11 @@ NOT_COMPARED = (
     "max_concurrent",
     "num_workers",
     "max_failures",
+    "max_unusable_share",
+    "allowed_root",
 )
-"""Settings that may change when a search continues: places, resources, and how long it goes on."""
+"""Settings that may change when a search continues: places, resources, and how long it goes on. What photos they let in
+is in the fingerprint of the data."""
 
 EPOCH_FIELDS = {
     "epoch": pa.int32(),
@@ -96,12 +99,17 @@ class TrialRecord:
     @property
     def selection_nll(self) -> float | None:
         """Of the best epoch on photos of the trial's whole size; None where there was none, or the trial failed."""
-        whole = [epoch for epoch in self.epochs if epoch["image_size"] == self.settings["image_size"]]
-        return min((epoch["selection_nll"] for epoch in whole), default=None) if self.status != FAILED else None
+        return best_nll(self.epochs, self.settings["image_size"]) if self.status != FAILED else None
 
     @property
     def seconds(self) -> float:
         return sum(epoch["seconds"] for epoch in self.epochs)
+
+
+def best_nll(epochs: Iterable[dict[str, Any]], image_size: int) -> float | None:
+    """The lowest selection NLL of the epochs on photos of a training's whole size, as which its bundle counts; None
+    where there was none."""
+    return min((epoch["selection_nll"] for epoch in epochs if epoch["image_size"] == image_size), default=None)
 
 
 class Trials:

@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ def train(options: argparse.Namespace) -> None:
         num_workers=options.num_workers,
     )
     with connect():
-        bins = assign_splits(
-            check_photos(read_labelled_bins(config.manifest_uri).slice(0, options.num_bins), anonymous=False), config
-        )
-        outcome = train_network(bins, config, options.place, conclude=()).outcome
+        bins = read_labelled_bins(config)
+        bins = check_photos(replace(bins, table=bins.table.slice(0, options.num_bins)), config)
+        outcome = train_network(assign_splits(bins.table, config), config, options.place, conclude=()).outcome
     print(json.dumps({"step_losses": outcome["step_losses"], "history": outcome["history"]}))
 
 

@@ -71,9 +71,9 @@ class LoadInMemory:
         return bins, state, PhotosInMemory(pixels)
 
 
-def choose_bins(manifest_uri: str, num_photos: int) -> pa.Table:
+def choose_bins(config: TrainConfig, num_photos: int) -> pa.Table:
     """Labelled bins, nearly all for training: what is measured is the training."""
-    bins = read_labelled_bins(manifest_uri).slice(0, num_photos)
+    bins = read_labelled_bins(config).table.slice(0, num_photos)
     splits = np.full(bins.num_rows, "train", dtype="<U9")
     splits[-32:] = "selection"
     return bins.append_column("split", pa.array(splits, pa.string()))
@@ -125,7 +125,7 @@ def main() -> None:
     figures: dict[str, list[dict[str, float]]] = {"streamed": [], "in memory": []}
     with connect(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        storage.write_table(str(folder / BINS_FILE), choose_bins(arguments.manifest_uri, arguments.num_photos))
+        storage.write_table(str(folder / BINS_FILE), choose_bins(config, arguments.num_photos))
         (folder / INITIAL_FILE).write_bytes(save(initial_state(config.recipe())))
         for _ in range(arguments.repeats):
             for kind, found in figures.items():

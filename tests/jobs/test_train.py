@@ -27,6 +27,7 @@ from jobs.training.network import (
     TrainingStoppedError,
     assign_splits,
     ray_storage,
+    remove_run,
     run_name,
     train_network,
 )
@@ -73,6 +74,7 @@ def write_dump(folder: Path, **columns: Any) -> str:
     rows |= columns
     types = {field.name: field.type for field in MANIFEST_SCHEMA}
     table = pa.table({name: pa.array(values, types[name]) for name, values in rows.items()})
+    table = table.replace_schema_metadata({"images_uri": str(folder / "bin-images")})
     pq.write_table(table, folder / "manifest.parquet")
     return str(folder / "manifest.parquet")
 
@@ -96,8 +98,8 @@ def flags(manifest_uri: str, bundle_uri: Path, **changes: Any) -> list[str]:
     return found
 
 
-def config(**changes: Any) -> TrainConfig:
-    return TrainConfig(manifest_uri="unused", bundle_uri="unused", **settings(**changes))
+def config(manifest_uri: str = "unused", **changes: Any) -> TrainConfig:
+    return TrainConfig(manifest_uri=manifest_uri, bundle_uri="unused", **settings(**changes))
 
 
 def train(
@@ -108,8 +110,8 @@ def train(
     conclude: tuple[str, ...] = ("selection", "test"),
     **changes: Any,
 ) -> Trained:
-    made = config(**changes)
-    bins = assign_splits(check_photos(read_labelled_bins(manifest_uri), anonymous=False), made)
+    made = config(manifest_uri, **changes)
+    bins = assign_splits(check_photos(read_labelled_bins(made), made).table, made)
     return train_network(bins, made, str(training_uri), callbacks=callbacks, conclude=conclude)
 
 
@@ -137,14 +139,15 @@ def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
     shutil.copytree(Path(undisturbed.run_uri).parent, tmp_path / "bundle.training")
     with caplog.at_level(logging.WARNING):  # all epochs are done: what is left is the bundle
         assert main(flags(manifest_uri, tmp_path / "bundle")) == 0
-    assert "2 of 200 photos are left out: " in caplog.text
-    assert "1 unreadable" in caplog.text
+    assert "2 of 200 photos can't be used (1 unreadable_image, 1 missing_image; the first, " in caplog.text
+    assert "their bins are left out" in caplog.text
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.info.classes == ["0", "1", "2", "3+"]
     assert bundle.info.preprocessing.image_size == 32
     assert sum(bundle.info.label_histogram) < NUM_BINS
     assert bundle.info.metrics["test"]["all"]["num_bins"] > 0
     assert bundle.info.training["epochs"] == len(undisturbed.outcome["history"])
+    assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}
     images = read_training_images(tmp_path / "bundle")
     assert images.num_rows == NUM_BINS - 2
     assert {"00007", "00008"}.isdisjoint(images["bin_id"].to_pylist())
@@ -153,6 +156,7 @@ def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
     report = (tmp_path / "bundle" / "report.html").read_text()
     assert "Where the time went" in report
+    assert "1 unreadable_image, 1 missing_image." in report
     assert "http://" not in report.replace("http://www.w3.org", "")
     assert len(undisturbed.outcome["trace"]) > 1000
     assert not (tmp_path / "bundle.training").exists()
@@ -329,10 +333,64 @@ def test_weights_that_do_not_fit_exit_2(tmp_path: Path, manifest_uri: str, capsy
 
 
 @pytest.mark.ray
-def test_photos_that_are_nowhere_exit_2(ray_cluster: None, tmp_path: Path) -> None:
-    uri = write_dump(tmp_path / "dump", image_uri=[f"/nowhere/{i}.jpg" for i in range(NUM_BINS)])
-    with pytest.raises(InputError, match="expected photos that can be read, found none"):
-        check_photos(read_labelled_bins(uri), anonymous=False)
+def test_photos_that_are_nowhere_or_may_not_be_read_are_refused(ray_cluster: None, tmp_path: Path) -> None:
+    inside, outside = tmp_path / "dump" / "bin-images", tmp_path / "elsewhere"
+    uri = write_dump(tmp_path / "dump", image_uri=[str(inside / f"gone-{i}.jpg") for i in range(NUM_BINS)])
+    with pytest.raises(InputError, match=r"found none: 200 of 200 .*200 missing_image"):
+        check_photos(read_labelled_bins(config(uri)), config())
+    outside.mkdir()
+    shutil.copy(inside / "00009.jpg", outside / "a.jpg")
+    strange = [str(outside / "a.jpg"), str(inside / "..") + "/../elsewhere/a.jpg", str(inside / "a\tb.jpg"), "s3://b/k"]
+    uris = strange + [str(inside / f"{i:05d}.jpg") for i in range(len(strange), NUM_BINS)]
+    made = config(write_dump(tmp_path / "dump", image_uri=uris))
+    found = check_photos(read_labelled_bins(made), made)
+    assert found.table.num_rows == NUM_BINS - len(strange)
+    assert sum(found.left_out.values()) == len(strange)
+    assert found.left_out["image_rejected"] >= 3
+    with pytest.raises(GateError, match=r"4 of 200 photos can't be used .*--max-unusable-share allows 1%"):
+        check_photos(read_labelled_bins(made), made.model_copy(update={"max_unusable_share": 0.01}))
+
+
+def test_a_manifest_that_names_no_place_for_its_photos_needs_a_root(tmp_path: Path) -> None:
+    uri = Path(write_dump(tmp_path / "dump"))
+    pq.write_table(pq.read_table(uri).replace_schema_metadata(None), uri)
+    with pytest.raises(InputError, match="--allowed-root"):
+        read_labelled_bins(config(str(uri)))
+    assert read_labelled_bins(config(str(uri), allowed_root=("/photos",))).roots == ("/photos",)
+
+
+def test_bins_without_a_group_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = config(write_dump(tmp_path / "dump", group=[None, *["block"] * (NUM_BINS - 1)]))
+    with caplog.at_level(logging.WARNING):
+        assert read_labelled_bins(made).table["group"].to_pylist().count("00000") == 1
+    assert "1 of 200 bins name no group" in caplog.text
+
+
+def test_an_empty_image_uri_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    uri = write_dump(tmp_path / "dump", image_uri=["", *["a.jpg"] * (NUM_BINS - 1)])
+    check_refused(capsys, flags(uri, tmp_path / "b"), "row 0: image_uri: expected a text, found an empty one")
+
+
+def test_a_seed_that_no_generator_takes_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    check_refused(capsys, flags("m", tmp_path / "b", seed=2**32), "--seed: expected less than or equal to 4294967295")
+    check_refused(capsys, flags("m", tmp_path / "b", split_seed=-1), "--split-seed")
+
+
+def test_one_photo_of_two_bins_is_not_learned_and_asked_for() -> None:
+    splits = assign_splits(few_bins(), config())["split"].to_pylist()
+    photos = [f"{i}" for i in range(NUM_BINS)]
+    tested, trained = splits.index("test"), splits.index("train")
+    photos[tested] = photos[trained]
+    mended = assign_splits(few_bins().append_column("image_sha256", pa.array(photos)), config())["split"].to_pylist()
+    assert mended[tested] == "train"
+    assert [mended[i] for i in range(NUM_BINS) if i != tested] == [splits[i] for i in range(NUM_BINS) if i != tested]
+
+
+def test_a_finished_run_can_be_removed_twice(tmp_path: Path) -> None:
+    (tmp_path / "t" / "run" / "inputs").mkdir(parents=True)
+    remove_run(str(tmp_path / "t" / "run"))
+    assert not (tmp_path / "t").exists()
+    remove_run(str(tmp_path / "t" / "run"))  # a search that was killed between this and its record
 
 
 @pytest.mark.ray
@@ -342,12 +400,12 @@ def test_more_workers_than_micro_batches_are_refused(ray_cluster: None, manifest
 
 
 def test_the_fingerprint_covers_records_and_not_the_layout(tmp_path: Path, manifest_uri: str) -> None:
-    bins = read_labelled_bins(manifest_uri)
+    bins = read_labelled_bins(config(manifest_uri)).table
     table = storage.read_table(manifest_uri)
     (tmp_path / "parts").mkdir()
     pq.write_table(table.slice(120), tmp_path / "parts" / "a.parquet")
     pq.write_table(table.slice(0, 120), tmp_path / "parts" / "b.parquet")
-    assert fingerprint(read_labelled_bins(str(tmp_path / "parts"))) == fingerprint(bins)
+    assert fingerprint(read_labelled_bins(config(str(tmp_path / "parts"))).table) == fingerprint(bins)
     changed = bins.set_column(2, "expected_qty", pa.array([7, *bins["expected_qty"].to_pylist()[1:]], pa.int32()))
     assert fingerprint(changed) != fingerprint(bins)
 
@@ -359,5 +417,6 @@ def test_the_flags_of_the_job_are_these() -> None:
         *("progressive_resizing", "augmentation", "top_class", "targets", "auxiliary", "max_epochs", "patience"),
         *("batch_size", "micro_batch_size", "optimiser", "learning_rate", "weight_decay", "schedule"),
         *("averaging_epochs", "test_time_flip", "mixed_precision", "seed", "split_seed", "anonymous"),
+        *("allowed_root", "max_unusable_share"),
     }
     assert all(field.description for field in TrainConfig.model_fields.values())

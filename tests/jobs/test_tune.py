@@ -107,6 +107,8 @@ def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
     assert "not a finite number" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert not (search / "training").exists()
+    # else a search that goes on and finds a better trial looks for the checkpoints of this one
+    assert [json.loads(path.read_text())["run"] for path in (search / "trials").iterdir()] == [None, None]
 
     assert main(arguments) == 0  # nothing is left to do: no trial trains again, and the test bins stay unseen
     assert "stands in" in capsys.readouterr().out

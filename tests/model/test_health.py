@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from model import health
-from model.health import ActivationWatch, Observations, check_health, initial_weight_std, layer_ratios
+from model.health import (
+    ActivationWatch,
+    Observations,
+    check_health,
+    consequence,
+    initial_weight_std,
+    layer_ratios,
+)
 from model.network import build_network
 from model.optimisation import CountingNetwork
 
@@ -124,6 +131,13 @@ NEARLY: dict[str, list[dict[str, Any]]] = {
 def test_a_rule_stays_silent_just_short_of_its_bound(rule: str, changes: dict[str, Any]) -> None:
     check: Callable[[Observations], Any] = getattr(health, rule)
     assert check(sound(**changes)) is None
+
+
+def test_overfitting_alone_ends_a_training_with_its_best_epoch_and_other_rules_stop_it() -> None:
+    assert consequence(["overfitting"], has_best_epoch=True) == "end"
+    assert consequence(["overfitting"], has_best_epoch=False) == "stop"
+    assert consequence(["overfitting", "vanishing_gradients"], has_best_epoch=True) == "stop"
+    assert consequence(["class_imbalance", "stalled_on_data"], has_best_epoch=True) == "go on"
 
 
 def test_overfitting_is_dated_from_the_best_epoch_on_photos_of_the_same_size() -> None:
