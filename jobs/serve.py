@@ -24,16 +24,17 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ray import serve
 
 from jobs.config.serve import ServeConfig
-from jobs.platform.cluster import connect
+from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
 from jobs.serving.access import TOKEN_VARIABLE, read_token_digest
 from jobs.serving.app import APP_NAME, LOGGING, SHUTDOWN_S, build_app
+from jobs.stages.resources import plan_resources
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger("jobs.serve")
@@ -53,16 +54,20 @@ them in every process, so a cluster of your own must be started with them."""
 
 def run_endpoint(config: ServeConfig) -> None:
     """Serves until a signal comes. Raises InputError before anything listens, GateError where work was left undone."""
-    with connect(environment=FEWER_STEPS), _stop_signal() as stopped:
-        start_endpoint(config)
-        print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
-        stopped.wait()
-        print("shutting down: finishing the requests that were taken", flush=True)
-        stop_endpoint()
+    with connect(environment=FEWER_STEPS):
+        with _on_stop(_give_up):
+            start_endpoint(config)
+        stopped = threading.Event()
+        with _on_stop(lambda *_: stopped.set()):
+            print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
+            stopped.wait()
+            print("shutting down: finishing the requests that were taken", flush=True)
+            stop_endpoint()
 
 
 def start_endpoint(config: ServeConfig) -> None:
-    """Starts Serve on the connected cluster and returns once photos are counted. Raises InputError."""
+    """Starts Serve on the connected cluster and returns once photos are counted. Raises InputError, and GateError where
+    it does not start or the cluster has no room for it."""
     _warn_if_open(config.host)
     application = build_app(config)
     if serve.status().proxies:
@@ -71,6 +76,8 @@ def start_endpoint(config: ServeConfig) -> None:
             "`serve deploy` replaces it (see jobs/serving/app.py)"
         )
     _check_port(config.host, config.port)
+    resources = plan_resources()
+    await_free({"CPU": resources.scorer_cpus + resources.fetcher_cpus, "GPU": resources.scorer_gpus})
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": config.host, "port": config.port},
@@ -81,6 +88,9 @@ def start_endpoint(config: ServeConfig) -> None:
     except RuntimeError as error:  # Serve's word for a deployment that doesn't come up
         serve.shutdown()
         raise GateError(f"the endpoint did not start: {error}") from error
+    except GateError:  # told to stop
+        serve.shutdown()
+        raise
 
 
 def stop_endpoint() -> None:
@@ -94,16 +104,20 @@ def stop_endpoint() -> None:
         raise GateError(f"{left} photos were not finished within {SHUTDOWN_S:g} s")
 
 
+def _give_up(*_: object) -> None:
+    raise GateError("the endpoint was told to stop before it had started")
+
+
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    stopped = threading.Event()
+def _on_stop(handler: Callable[..., None]) -> Iterator[None]:
+    """What SIGINT and SIGTERM do meanwhile."""
     names = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(name, lambda *_: stopped.set()) for name in names]
+    before = [signal.signal(name, handler) for name in names]
     try:
-        yield stopped
+        yield
     finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
+        for name, former in zip(names, before, strict=True):
+            signal.signal(name, former)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -95,12 +96,16 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
     return pixels
 
 
+DAMAGED_METADATA = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, struct.error)
+"""What Pillow's reader of EXIF raises, and not only its own errors."""
+
+
 def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
     """Applies the EXIF orientation (values 1..8 of TIFF tag 274)."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             orientation = image.getexif().get(274, 1)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError):
+    except DAMAGED_METADATA:
         return pixels  # damaged metadata beside good pixels: the photo counts as upright, as in Pillow
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)

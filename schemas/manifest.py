@@ -9,6 +9,9 @@ from schemas.arrow import TIMESTAMP, column
 FORMAT_VERSION = "1"
 """Of the manifest's file metadata: `audit_date`, `images_uri`, `format_version`."""
 
+MAX_UNIT_VALUE = 1e12
+"""More is no price; sums over a night of such values stay finite."""
+
 SKU_LINE = pa.struct(
     [
         column("sku", pa.string(), "Stock keeping unit; in ABID the ASIN."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from schemas.abid import MAX_QUANTITY
 from schemas.arrow import TIMESTAMP, column
-from schemas.manifest import SKU_LINE
+from schemas.manifest import MAX_UNIT_VALUE, SKU_LINE
 
 WMS_SCHEMA = pa.schema(
     [
@@ -58,7 +58,7 @@ def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
             text = text if field.name == "name" else pc.utf8_trim_whitespace(text)
             columns[field.name] = pc.if_else(pc.equal(text, ""), None, text)
         elif pa.types.is_timestamp(field.type) and not pa.types.is_string(cells.type):
-            columns[field.name] = cells.cast(field.type, safe=False)
+            columns[field.name] = _checked_times(field.name, cells, problems).cast(field.type, safe=False)
         else:
             columns[field.name] = _parse_cells(field, cells, problems)
     for index, (sku, quantity) in enumerate(
@@ -70,6 +70,21 @@ def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
             problems[index] = f"sku: expected one where quantity is {quantity}, found nothing"
     rows = pa.array(range(first_row, first_row + found.num_rows), pa.int64())
     return pa.table({**columns, "row": rows, "problem": pa.array(problems, pa.string())})
+
+
+def _checked_times(name: str, cells: pa.Array, problems: list[str | None]) -> pa.Array:
+    """Without the times that no calendar here holds, such as a database's `infinity`: they are problems of their lines."""
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[cells.type.unit]
+    first, last = (
+        max(-(2**63), min(2**63 - 1, int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * per_second))
+        for year in (2, 9999)
+    )
+    ticks = cells.cast(pa.int64())
+    wrong = pc.fill_null(pc.or_(pc.less(ticks, first), pc.greater_equal(ticks, last)), False)
+    for index in np.flatnonzero(wrong.to_numpy(zero_copy_only=False)).tolist():
+        found = f"found {ticks[index].as_py()} {cells.type.unit} since 1970"
+        problems[index] = problems[index] or f"{name}: expected a time of the years 2 to 9998, {found}"
+    return pc.if_else(wrong, pa.scalar(None, cells.type), cells)
 
 
 def _parse_cells(field: pa.Field, cells: pa.Array, problems: list[str | None]) -> pa.Array:
@@ -99,6 +114,8 @@ def _parse_decimal(cell: object) -> float:
     text = str(cell).strip()
     if not _DECIMAL.fullmatch(text):
         raise ValueError("expected a number of 0 or more with a decimal point")
+    if float(text) > MAX_UNIT_VALUE:
+        raise ValueError(f"expected at most {MAX_UNIT_VALUE:g}")
     return float(text)
 
 

@@ -40,8 +40,13 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
         _check_columns(uri, names, schema)
         return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
     files = [entry.uri for entry in storage.parquet_files(uri, anonymous=anonymous)]
-    schemas = [storage.open_parquet(file, anonymous=anonymous).schema_arrow for file in files[:1]]
-    return [_read_parquet.remote(file, anonymous) for file in files], "image_uri" in schemas[0].names
+    naming = ["image_uri" in storage.open_parquet(file, anonymous=anonymous).schema_arrow.names for file in files]
+    if len(set(naming)) > 1:
+        raise InputError(
+            f"{uri}: column image_uri: expected in all files or in none, found it in {sum(naming)} of {len(files)} "
+            f"(not in {files[naming.index(False)]}); add it there, or ingest the files apart"
+        )
+    return [_read_parquet.remote(file, anonymous) for file in files], naming[0]
 
 
 @ray.remote(num_returns="streaming")
@@ -134,9 +139,9 @@ def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
                 read_options=pyarrow.csv.ReadOptions(use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip"),
             )
-        except (pa.ArrowInvalid, EOFError, OSError) as error:
+            names = reader.schema.names
+        except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError) as error:
             raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {error}") from error
-        names = reader.schema.names
         if {"bin_id", "sku", "quantity"} <= set(names):
             return delimiter, names
         best = max(best, names, key=len)

@@ -90,6 +90,8 @@ def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
     folder."""
     uri = storage.join(target.manifest_uri, storage.INCOMPLETE)
     if not storage.exists(uri) or storage.read_bytes(uri) != mark.encode():
+        # the other may have finished already, and some of what lies there now is ours
+        storage.write_bytes(uri, mark.encode())
         raise GateError(
             f"{target.manifest_uri}: another ingest wrote into the same folder meanwhile; run one at a time"
         )

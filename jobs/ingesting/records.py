@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pyarrow as pa
-from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError, InvalidPathError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
 from jobs.platform import storage
 from schemas.abid import MAX_RECORD_BYTES, BinRecord, UnreadableRecord, parse_record
@@ -90,6 +90,10 @@ async def _fetch(uri: str, anonymous: bool) -> bytes:
             raise UnreadableRecord("expected the object that was listed, found it gone") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise UnfetchedRecord("access denied") from error
+        except UnreadableRecord:
+            raise
+        except (InvalidPathError, ValueError) as error:  # an inventory may name what obstore takes for no path
+            raise UnreadableRecord("expected a valid key, found one with empty parts or control characters") from error
         except (BaseError, OSError) as error:
             failure = storage.explain_any(error)
         await asyncio.sleep(0.2 * 2**attempt)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import ray
 import ray.data
 
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,21 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
                 logging.getLogger(quiet).setLevel(logging.ERROR)
 
             options |= {"runtime_env": {"worker_process_setup_hook": keep_quiet}}
-    ray.init(**options)
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        if "://" in address and not address.startswith("ray://"):
+            raise InputError(
+                f"RAY_ADDRESS: expected a cluster's HOST:PORT (such as :6379), found {address}, which is for `ray job "
+                "submit`; unset it to run on this machine"
+            ) from error
+        raise GateError(
+            f"RAY_ADDRESS: the cluster at {address} can't be joined ({str(error).splitlines()[0]}); start it, or unset "
+            "RAY_ADDRESS to run on this machine"
+        ) from error
     _configure_data()
     try:
         yield

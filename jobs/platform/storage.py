@@ -188,6 +188,10 @@ _WRONG_PLACE = (
 def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
     """InputError (exit 2) for a place that can't be used, GateError (exit 1) for storage that is away or full."""
     message = f"{uri}: can't be {verb} ({explain_any(error)})"
+    if isinstance(error, InvalidPathError) and verb == "listed":
+        return InputError(
+            f"{message}; rename that object, or name the others in an S3 Inventory report (jobs.ingest --inventory-uri)"
+        )
     refused = isinstance(
         error, PermissionDeniedError | UnauthenticatedError | InvalidPathError | NotFoundError | PermissionError
     )

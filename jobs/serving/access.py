@@ -20,6 +20,7 @@ def read_token_digest() -> bytes | None:
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None:
         return None
+    token = token.strip()  # a secret made with `echo` ends with a line end, which no header can hold
     if len(token) < MIN_TOKEN_LENGTH:
         raise InputError(
             f"{TOKEN_VARIABLE}: expected at least {MIN_TOKEN_LENGTH} characters, found {len(token)}; "

@@ -26,6 +26,7 @@ from model.bundle_files import read_bundle_info, read_training_images
 from model.images import RejectedImage, UnreadableImage, decode_image
 from model.posterior import build_assessor
 from schemas.bundle import BundleInfo
+from schemas.errors import InputError
 
 TRIES = 3
 """A photo whose replica died is given to another one: counting it twice changes nothing."""
@@ -52,6 +53,11 @@ class Front:
         with local_bundle(settings.bundle_uri) as folder:
             self.bundle: BundleInfo = read_bundle_info(folder)
             images = read_training_images(folder)
+        built_for = settings.belief["bundle_id"]
+        if (
+            self.bundle.bundle_id != built_for
+        ):  # else the old network's counts would be judged by the new bundle's figures
+            raise InputError(f"{settings.bundle_uri}: deployed with bundle {built_for}, found {self.bundle.bundle_id}")
         # as in the audit: what neither weights nor calibration have seen may be judged
         self._training_photos = frozenset(
             bytes.fromhex(digest)

@@ -140,10 +140,12 @@ class Gate:
                     raise
             return message
 
-        holds_photo = scope["path"].startswith(WORK_PREFIX)
+        # Serve leaves the route_prefix of a deployment in the path
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        holds_photo = path.startswith(WORK_PREFIX)
         entered = False
         try:
-            self._check_token(scope["path"], headers)
+            self._check_token(path, headers)
             if holds_photo:
                 announced = self._check_length(headers)
                 self._room.enter()

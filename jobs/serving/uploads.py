@@ -94,6 +94,8 @@ async def _read_form(request: Request, max_files: int, timeout_s: float) -> tupl
     form = await _in_time(reading, timeout_s)
     try:
         files = [value for value in form.getlist("file") if isinstance(value, UploadFile)]
+        if len(files) < len(form.getlist("file")):
+            raise Problem("invalid_request", "file: expected files, each with a filename, found text in the form field")
         recorded = [_parse_quantity(value) for value in form.getlist("expected_qty")]
         return [Upload(await file.read(), _clean(file.filename), None) for file in files], recorded
     finally:

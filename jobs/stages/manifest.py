@@ -25,7 +25,7 @@ from jobs.platform.cluster import await_free
 from jobs.stages.duplicates import find_duplicates
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.errors import InputError
-from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE
 
 MAX_PROBLEMS = 10
 """So many problems are listed in one message; the rest are counted."""
@@ -35,9 +35,6 @@ MAX_SHARD_BYTES = 2**30
 
 CHECK_CPUS = 0.25
 """Of each task that reads or copies a file of a manifest."""
-
-MAX_UNIT_VALUE = 1e12
-"""More is no price; sums over a night of such values stay finite."""
 
 
 @dataclass(frozen=True)

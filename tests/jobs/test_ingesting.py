@@ -18,12 +18,13 @@ from jobs.config.ingest import IngestConfig
 from jobs.ingesting import exports, inventory, records
 from jobs.ingesting.keys import Folder
 from jobs.ingesting.matching import match
-from jobs.ingesting.parts import Target, write_part
+from jobs.ingesting.parts import Target, begin, finish, write_part
 from jobs.ingesting.readable import probe, unfetched_error
 from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records
 from jobs.platform import storage
 from schemas.abid import UnreadableRecord
 from schemas.errors import GateError, InputError
+from schemas.wms import parse_lines
 
 RECORD = json.dumps({"BIN_FCSKU_DATA": {"B1": {"name": "Soap", "quantity": 2}}, "EXPECTED_QUANTITY": 2}).encode()
 
@@ -201,3 +202,49 @@ def test_an_export_in_a_public_bucket_is_read_without_credentials(
         exports.read_export(f"{bucket}/{form}", anonymous=False)
     ((_, lines),), names_images = exports.read_export(f"{bucket}/{form}", anonymous=True)
     assert (lines["bin_id"].to_pylist(), names_images) == (["b0"], False)
+
+
+@pytest.mark.parametrize(("unit", "beyond"), [("s", 2**60), ("ms", 253_402_300_800_000), ("us", -(2**62))])
+def test_a_time_that_no_calendar_holds_is_a_problem_of_its_line(unit: str, beyond: int) -> None:
+    good = 1_700_000_000 * {"s": 1, "ms": 10**3, "us": 10**6}[unit]
+    times = pa.array([good, beyond, None], pa.timestamp(unit, "UTC"))
+    found = parse_lines(
+        pa.table({"bin_id": ["a", "b", "c"], "sku": ["S"] * 3, "quantity": [1] * 3, "photo_at": times}), 1
+    )
+    assert found["photo_at"].cast(pa.int64()).to_pylist() == [1_700_000_000_000_000, None, None]
+    first, second, third = found["problem"].to_pylist()
+    assert (first, third) == (None, None)
+    assert second == f"photo_at: expected a time of the years 2 to 9998, found {beyond} {unit} since 1970"
+
+
+def test_a_price_that_the_audit_would_refuse_the_night_for_is_a_problem_of_its_line() -> None:
+    lines = pa.table(
+        {"bin_id": ["a", "b"], "sku": ["S"] * 2, "quantity": [1] * 2, "unit_value": ["9999999999999", "7"]}
+    )
+    found = parse_lines(lines, 1)
+    assert found["problem"].to_pylist() == ["unit_value: expected at most 1e+12, found '9999999999999'", None]
+
+
+def test_files_of_an_export_that_differ_in_naming_photos_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "export.parquet"
+    storage.write_table(str(folder / "0.parquet"), LINES)
+    storage.write_table(str(folder / "1.parquet"), LINES.append_column("image_uri", pa.array(["x"] * LINES.num_rows)))
+    with pytest.raises(
+        InputError, match=r"image_uri: expected in all files or in none, found it in 1 of 2 .*0\.parquet"
+    ):
+        exports.read_export(str(folder), anonymous=False)
+
+
+def test_a_key_that_is_no_path_is_an_unreadable_record(tmp_path: Path) -> None:
+    found = read_records([f"{tmp_path}/a\tb.json"], anonymous=False)
+    assert [str(reason) for reason in found] == [
+        "expected a valid key, found one with empty parts or control characters"
+    ]
+
+
+def test_an_ingest_that_was_overtaken_leaves_the_folder_marked_as_incomplete(target: Target) -> None:
+    first, second = begin(target), begin(target)
+    finish(target, second, {})
+    with pytest.raises(GateError, match="another ingest"):
+        finish(target, first, {})
+    assert storage.exists(f"{target.manifest_uri}/{storage.INCOMPLETE}")

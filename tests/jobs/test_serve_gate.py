@@ -45,12 +45,14 @@ class Photos:
         self.found[tags["outcome"]] += int(value)
 
 
-async def ask(app: FastAPI, path: str, *chunks: bytes, headers: dict[str, str], method: str = "POST") -> Reply:
+async def ask(
+    app: FastAPI, path: str, *chunks: bytes, headers: dict[str, str], method: str = "POST", prefix: str = ""
+) -> Reply:
     """One request; the body comes in these chunks, without a length unless `headers` give one."""
     reply, waiting = Reply(), list(chunks) or [b""]
     scope = {
-        "type": "http", "http_version": "1.1", "method": method, "path": path, "raw_path": path.encode(),
-        "query_string": b"", "root_path": "", "scheme": "http", "server": ("127.0.0.1", 8000),
+        "type": "http", "http_version": "1.1", "method": method, "path": prefix + path, "raw_path": (prefix + path).encode(),
+        "query_string": b"", "root_path": prefix, "scheme": "http", "server": ("127.0.0.1", 8000),
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
     }  # fmt: skip
 
@@ -219,6 +221,22 @@ def test_what_the_gate_refuses_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
         room.enter()
         problem(await ask(app, "/v1/count", b"x", headers=JPEG | token), 429, "overloaded")
         assert app.state.photos == {"unauthorized": 1, "body_too_large": 2, "overloaded": 1}
+
+    asyncio.run(live())
+
+
+def test_a_deployment_under_a_route_prefix_is_gated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOCK_AUDIT_TOKEN", "a token that is long enough")
+    token = {"authorization": "Bearer a token that is long enough"}
+
+    async def live() -> None:
+        room = Room(limit=1)
+        app = build(room, token_digest=read_token_digest())
+        assert (await ask(app, "/healthz", headers={}, method="GET", prefix="/counter")).status == 200
+        assert (await ask(app, "/v1/count", b"x", headers=JPEG | token, prefix="/counter")).status == 200
+        room.enter()
+        refused = await ask(app, "/v1/count", b"x", headers=JPEG | token, prefix="/counter")
+        problem(refused, 429, "overloaded")
 
     asyncio.run(live())
 

@@ -169,6 +169,8 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
         REJECTED,
         lambda: encode(photo(), "PNG", save_all=True, append_images=[photo().rotate(180)]),
     ),
+    "Exif cut off, beside a density": (OK, lambda: jpeg(dpi=(72, 72), exif=b"Exif\0\0II*\0")),
+    "Exif cut off in its offset, beside a density": (OK, lambda: jpeg(dpi=(72, 72), exif=b"Exif\0\0MM\0*\0\0")),
     "Exif of noise": (OK, lambda: with_exif(np.random.default_rng(1).bytes(60_000))),
     "Exif whose directory is its own successor": (OK, lambda: with_exif(tiff((274, 3, 1, 1), next_ifd=8))),
     "Exif that claims four billion orientations": (OK, lambda: with_exif(tiff((274, 3, 2**32 - 1, 8)))),
