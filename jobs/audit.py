@@ -304,7 +304,11 @@ def _tell(tonight: Tonight, summary: dict) -> None:
         f"records), {summary['num_random']} random ones; record model: {summary['record_model']}",
     ]
     if summary["error_rate"] is None:
-        why = "no random bins tonight" if summary["num_random_window"] else "no random counts yet"
+        why = (
+            "no random bins tonight"
+            if summary["num_random_window"]
+            else "no night has 90 % of its random bins resolved yet"
+        )
         lines.append(f"record accuracy: {why}: ranking only")
     else:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]

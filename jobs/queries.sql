@@ -102,13 +102,14 @@ GROUP BY n.sku
 ORDER BY shortage_units DESC NULLS LAST, n.sku;
 
 -- name: worst_zones
--- The last night's zones by value at risk. Values are null where a zone has none, or the night several currencies.
+-- The last night's zones by value at risk, else by the wrong records expected. Values are null where a zone has none, or
+-- the night several currencies.
 SELECT
   s.audit_date, s.scope_value AS zone, s.num_bins, s.coverage, s.num_suspect,
   CASE WHEN s.num_assessed > 0 THEN CAST(s.num_suspect AS DOUBLE) / s.num_assessed END AS suspect_share,
-  s.value_at_risk, s.shortage_value, s.overage_value, s.record_outside_set_share, s.record_model
+  s.expected_wrong, s.value_at_risk, s.shortage_value, s.overage_value, s.record_outside_set_share, s.record_model
 FROM summary AS s
 JOIN (SELECT MAX(audit_date) AS audit_date FROM summary WHERE scope = 'all') AS latest
   ON s.audit_date = latest.audit_date
 WHERE s.scope = 'zone'
-ORDER BY s.value_at_risk DESC NULLS LAST, s.scope_value;
+ORDER BY s.value_at_risk DESC NULLS LAST, s.expected_wrong DESC NULLS LAST, s.scope_value;

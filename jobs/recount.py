@@ -32,6 +32,8 @@ from jobs.stages.run import read_run
 from model.record_model import RecordModel
 from schemas.errors import GateError, InputError
 
+SHOWN = 5
+
 
 def run_recount(config: RecountConfig) -> None:
     """The whole job. Raises InputError (nothing was taken in) or GateError (some rows were not, or what was learned from
@@ -80,6 +82,11 @@ def _tell(history: History, record_model: RecordModel) -> None:
     estimates = estimate_window(history)
     resolved = sum(night.num_random_resolved + night.num_priority_resolved for night in history.nights)
     print(f"window: {len(history.nights)} nights; resolved: {resolved}; pending: {history.num_pending}")
+    differing = history.second_counts
+    if differing:
+        shown = ", ".join(f"{bin_id!a} of {night}" for _, bin_id, night in differing[:SHOWN])
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        print(f"differ and wait for another person's count (second_counts.csv of jobs.report): {shown}{more}")
     if estimates.error_rate is None:
         waiting = sum(night.num_random_planned - night.num_random_resolved for night in history.nights)
         print(f"error rate: no night has 90 % of its random bins resolved yet ({waiting} random bins pending)")

@@ -6,7 +6,8 @@
         --audit-date 2026-11-22 --report-uri s3://stock/reports/2026-11-22
 
 Writes below --report-uri: report.html (one file, no network needed), recount_list.csv and .xlsx (blind, in walk
-order, for the floor), recount_list_planner.csv (the same bins with quantities and doubt), discrepancies.csv and .xlsx
+order, for the floor), second_counts.csv (as blind: mismatches of this and earlier nights that another person must
+count), recount_list_planner.csv (the list's bins with quantities and doubt), discrepancies.csv and .xlsx
 (every bin with everything, for the planner), queries.sql (ready queries over the views), and report.json (what made
 it), which is written last. Exit codes: 0 written, 1 could not be completed, 2 bad arguments or a night that is not
 committed.
@@ -26,7 +27,8 @@ from typing import Any
 
 import jobs
 from jobs.config.report import ReportConfig
-from jobs.counting.history import read_history
+from jobs.counting.estimates import estimate_window
+from jobs.counting.history import History, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.reporting.discrepancies import write_discrepancies
@@ -44,7 +46,7 @@ from jobs.reporting.ordering import rows_by_doubt
 from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
-from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, walk_order
+from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, second_counts_csv, walk_order
 from jobs.stages.run import REPORT_FILE, provenance
 from model.estimators import WINDOW_NIGHTS
 
@@ -57,11 +59,15 @@ def write_report(config: ReportConfig) -> None:
     night = read_night(storage.absolute(config.output_uri), config.audit_date.isoformat())
     run = read_run(night)
     overview = survey_night(night)
+    # the night's own list belongs to it: what was counted of it by now
+    next_day = date.fromisoformat(night.audit_date) + timedelta(days=1)
+    history = read_history(night.output_uri, next_day.isoformat())
     with tempfile.TemporaryDirectory(prefix="report-") as name:
         folder = Path(name)
-        (folder / "report.html").write_text(_build_page(night, run, overview), encoding="utf-8")
+        (folder / "report.html").write_text(_build_page(night, run, overview, history), encoding="utf-8")
         logger.info("page: %.1f s", time.monotonic() - started)
         places = walk_order(read_plan(night))
+        (folder / "second_counts.csv").write_bytes(second_counts_csv(history.second_counts))
         (folder / "recount_list.csv").write_bytes(recount_csv(places, night.audit_date))
         (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))
         (folder / "recount_list_planner.csv").write_bytes(planner_csv(places, overview.planned, night.audit_date))
@@ -95,12 +101,9 @@ def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Ov
     }
 
 
-def _build_page(night: Night, run: dict[str, Any], overview: Overview) -> str:
+def _build_page(night: Night, run: dict[str, Any], overview: Overview, history: History) -> str:
     listed = overview.top.select(["image_uri", "status"]).to_pylist() if overview.top is not None else []
     anonymous = bool(settings_of(run).get("anonymous", False))
-    # the night's own list belongs to it: what was counted of it by now
-    next_day = date.fromisoformat(night.audit_date) + timedelta(days=1)
-    history = read_history(night.output_uri, next_day.isoformat())
     return render_page(
         PageParts(
             night=night,
@@ -110,6 +113,8 @@ def _build_page(night: Night, run: dict[str, Any], overview: Overview) -> str:
             nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
             promises=keep_promises(history),
             offenders=find_offenders(history),
+            so_far=estimate_window(history),
+            num_second_counts=len(history.second_counts),
         )
     )
 

@@ -52,7 +52,7 @@ COUNTS_SCHEMA = pa.schema(
         column("audit_date", pa.string(), "The night whose plan asked for it, YYYY-MM-DD.", required=True),
         column("counted_qty", pa.int32(), "Pieces that the person found.", required=True),
         column("counted_at", TIMESTAMP, "When it was counted.", required=True),
-        column("counter_id", pa.string(), "Who counted."),
+        column("counter_id", pa.string(), "Who counted; neither letter case nor leading zeros make another person."),
         column("confirmed", pa.bool_(), "Whether a second blind count agreed."),
         column("reason_code", pa.string(), "The warehouse's own code for what was found."),
     ]
@@ -90,3 +90,4 @@ class RejectReason(StrEnum):
     IN_FUTURE = "in_future"
     RECORD_CHANGED = "record_changed"
     COUNTED_TWICE = "counted_twice"
+    IMPLAUSIBLE_QUANTITY = "implausible_quantity"

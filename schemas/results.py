@@ -57,18 +57,34 @@ CAMERA_COLUMNS = [
     column("camera_is_top_class", pa.bool_(), "Whether camera_qty is the top class."),
     column("qty_low", pa.int32(), "Smallest count of the camera's 90 % set."),
     column("qty_high", pa.int32(), "Largest count of the camera's 90 % set."),
-    column("variance_qty", pa.int32(), "camera_qty - expected_qty; negative is a shortage."),
+    column(
+        "variance_qty",
+        pa.int32(),
+        "camera_qty - expected_qty; negative is a shortage; 0 where both reach the top class.",
+    ),
     column("probabilities", pa.list_(pa.float32()), "Calibrated probability of each count 0, 1, ..., top class."),
-    column("p_expected", pa.float32(), "The camera's own probability of the recorded quantity."),
+    column(
+        "p_expected",
+        pa.float32(),
+        "The camera's own probability of the recorded quantity (of the top class, where it reaches it).",
+    ),
 ]
 """The camera alone; null where the image was not scored."""
 
 POSTERIOR_COLUMNS = [
-    column("p_record_wrong", pa.float32(), "P(true quantity differs from the record | photo, record)."),
+    column(
+        "p_record_wrong",
+        pa.float32(),
+        "P(true quantity differs from the record); of a record in the top class, P(it is below that).",
+    ),
     column("p_short", pa.float32(), "P(fewer pieces than recorded | photo, record)."),
     column("p_over", pa.float32(), "P(more pieces than recorded | photo, record)."),
     column("p_empty", pa.float32(), "P(the bin is empty | photo, record)."),
-    column("likely_qty", pa.int32(), "The most probable true quantity other than the recorded one."),
+    column(
+        "likely_qty",
+        pa.int32(),
+        "The most probable true quantity other than the recorded one; the top class means that or more.",
+    ),
     column("expected_variance_qty", pa.float32(), "E(true - recorded pieces | photo, record); negative is a shortage."),
     column("expected_abs_variance_qty", pa.float32(), "E|true - recorded pieces| given photo and record."),
     column("value_at_risk", pa.float64(), "expected_abs_variance_qty times unit_value."),

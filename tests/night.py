@@ -306,6 +306,7 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
                 "num_random": int((group["recount"] == "random").sum()),
                 "alpha": 0.3 if counted is not None and not drifts else None,
                 "exp_wrong_in_list": float(group["p_record_wrong"][priority].sum()),
+                "expected_wrong": float(group["p_record_wrong"][group["verdict"] != "not_assessed"].sum()),
                 "naive_mismatch_share": 0.47,
                 "record_model": "assumed" if counted is None else "learned",
                 "window_nights": 0 if counted is None else len(set(counted["audit_date"].to_pylist())),

@@ -21,6 +21,9 @@ from jobs.counting.resolution import Count, Recorded, group_counts, resolve_coun
 from jobs.reporting.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 
+PLAUSIBLE_TIMES, PLAUSIBLE_MORE = 10, 1000
+"""A count of more than so many times the record and so many pieces more must be confirmed."""
+
 Plan = Mapping[str, dict[str, Any]]
 """bin_id -> row of PLANNED_SCHEMA, with the run_id."""
 
@@ -66,6 +69,7 @@ def check_counts(output_uri: str, rows: Sequence[CountsRow], *, zone: ZoneInfo, 
         try:
             planned = _find_planned(count, plans, records)
             _check_unchanged(count, planned, nights, records)
+            _check_plausible(count, planned)
             ledger.enter(count, planned["expected_qty"])
             accepted.append(_counted_row(count, planned))
         except Reject as reject:
@@ -100,7 +104,12 @@ class _Ledger:
         counted there, at whatever time (the same sheet with other times), unless it is confirmed now."""
         counts = self._counts.setdefault(Recorded(row.audit_date, row.bin_id, expected_qty), [])
         finding = resolve_counts(counts, expected_qty)
-        if finding is not None and finding.resolved:
+        # a mismatch that somebody refuted may still be found by a third person
+        settles = row.count.counted_qty != expected_qty and any(
+            count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id for count in counts
+        )
+        is_right = finding is not None and finding.qty == expected_qty
+        if finding is not None and finding.resolved and not (is_right and settles):
             detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
         about = row.count.counted_qty, row.count.counter_id
@@ -133,6 +142,11 @@ def _list_names(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
         bin_ids = sorted({bin_id for plan in of_night for bin_id in plan})
         for bin_id, text in zip(bin_ids, csv_text(pa.array(bin_ids, pa.string())).to_pylist(), strict=True):
             names.setdefault((night, text.strip()), bin_id)
+        # a spreadsheet takes 00004 for the number 4
+        numbers = Counter(bin_id.lstrip("0") for bin_id in bin_ids if bin_id.isascii() and bin_id.isdecimal())
+        for bin_id in bin_ids:
+            if numbers.get(bin_id.lstrip("0")) == 1:
+                names.setdefault((night, bin_id.lstrip("0") or "0"), bin_id)
         names.update({(night, bin_id): bin_id for bin_id in bin_ids})
     return names
 
@@ -198,6 +212,18 @@ def _check_unchanged(
                 f"the record changed from {planned['expected_qty']} to {record.expected_qty} pieces before the count "
                 f"(audit of {night})",
             )
+
+
+def _check_plausible(count: CountRow, planned: dict[str, Any]) -> None:
+    """Raises Reject for a quantity so far from the record that it is rather a barcode scanned into the wrong cell: one of
+    them would make millions of the stock's estimated pieces. A confirmed one is taken in."""
+    most = PLAUSIBLE_TIMES * planned["expected_qty"] + PLAUSIBLE_MORE
+    if count.count.counted_qty > most and not count.confirmed:
+        raise Reject(
+            RejectReason.IMPLAUSIBLE_QUANTITY,
+            f"counted_qty: expected at most {most:,} where the record says {planned['expected_qty']:,}, found "
+            f"{count.count.counted_qty:,}; if that is right, say so with confirmed",
+        )
 
 
 def _counted_row(count: CountRow, planned: dict[str, Any]) -> dict[str, Any]:

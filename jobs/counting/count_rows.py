@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from jobs.counting.counts_file import REQUIRED, CountsRow
-from jobs.counting.resolution import Count
+from jobs.counting.resolution import Count, person
 from schemas.recount import RejectReason
 
 MAX_QUANTITY = 2**31 - 1
@@ -19,7 +19,14 @@ ZONE_SLACK = timedelta(hours=14)
 YEARS = range(2000, 2101)
 """What is further off is no night but some program's zero, such as 0001-01-01."""
 _FLAGS = {"": None, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0*)?")
+_QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0{0,2})?")
+"""Not `1.000`, which is a thousand where thousands are parted by dots."""
+_SPREADSHEET_DATE = re.compile(
+    r"(?:(?P<year>[0-9]{4})-(?P<month>[0-9]{1,2})-(?P<day>[0-9]{1,2})"
+    r"|(?P<day_first>[0-9]{1,2})\.(?P<month_second>[0-9]{1,2})\.(?P<year_last>[0-9]{4}))"
+    r"(?:[ T]+(?P<hour>[0-9]{1,2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2}))?)?"
+)
+"""What spreadsheets make of a date: `2026-11-23 8:15`, `23.11.2026 08:15`. Not 11/12/2026, which is two days."""
 
 
 class Reject(ValueError):  # noqa: N818 - the domain's word
@@ -59,7 +66,7 @@ def parse_row(row: CountsRow, zone: ZoneInfo, now: datetime) -> CountRow:
     if flag not in _FLAGS:
         raise Reject(RejectReason.BAD_FLAG, f"confirmed: expected true, false or nothing, found {flag!a}")
     quantity = _parse_quantity(row.cells["counted_qty"])
-    counter_id = row.cells.get("counter_id") or None
+    counter_id = person(row.cells.get("counter_id"))
     return CountRow(
         source=row,
         bin_id=row.cells["bin_id"],
@@ -72,18 +79,31 @@ def parse_row(row: CountsRow, zone: ZoneInfo, now: datetime) -> CountRow:
 
 def _parse_night(text: str) -> date:
     try:
-        night = datetime.fromisoformat(text).date()
+        night = _read_moment(text).date()
     except ValueError:
-        raise Reject(RejectReason.BAD_DATE, f"audit_date: expected YYYY-MM-DD, found {text!a}") from None
+        raise Reject(RejectReason.BAD_DATE, f"audit_date: expected YYYY-MM-DD or DD.MM.YYYY, found {text!a}") from None
     if night.year not in YEARS:
         years = f"{YEARS[0]} to {YEARS[-1]}"
         raise Reject(RejectReason.BAD_DATE, f"audit_date: expected a night of the years {years}, found {text!a}")
     return night
 
 
+def _read_moment(text: str) -> datetime:
+    """Raises ValueError."""
+    match = _SPREADSHEET_DATE.fullmatch(text)
+    if match is None:
+        return datetime.fromisoformat(text)
+    found = {name: int(value) for name, value in match.groupdict().items() if value is not None}
+    year, month, day = (found[a] if a in found else found[b] for a, b in _DATE_PARTS)
+    return datetime(year, month, day, found.get("hour", 0), found.get("minute", 0), found.get("second", 0))
+
+
+_DATE_PARTS = (("year", "year_last"), ("month", "month_second"), ("day", "day_first"))
+
+
 def _parse_time(text: str, zone: ZoneInfo) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
+        moment = _read_moment(text)
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
     except (ValueError, OverflowError):
         detail = f"counted_at: expected a time such as 2026-11-23T08:15:00+01:00, found {text!a}"

@@ -18,7 +18,8 @@ from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
 
 REQUIRED = [field.name for field in COUNTS_SCHEMA if not field.nullable]
-_FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date")]
+_FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date", "counter_id")]
+"""Not who is to count: people are assigned before they go."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
-            problem = f"expected {len(names)} cells, found {len(cells)}" if len(cells) != len(names) else None
-            known = zip(names, (cell.strip() for cell in cells), strict=False)
+            # a spreadsheet leaves out the empty cells at the end of a row, or adds some
+            cells = [cell.strip() for cell in cells] + [""] * (len(names) - len(cells))
+            problem = f"expected {len(names)} cells, found {len(cells)}" if any(cells[len(names) :]) else None
+            known = zip(names, cells, strict=False)
             yield CountsRow(
                 reader.line_num, {name: cell for name, cell in known if name in COUNTS_SCHEMA.names}, problem
             )

@@ -133,6 +133,22 @@ class History:
         return sum(night.num_pending for night in self.nights)
 
     @property
+    def second_counts(self) -> list[tuple[str | None, str, str]]:
+        """(zone, bin_id, night) of every mismatch of the window's plans in force that waits for a second count, the
+        oldest night first: it is given back for that night."""
+        return [
+            (zone, bin_id, plan.audit_date)
+            for plan in self.nights
+            for zone, bin_id, waits in zip(
+                plan.planned["zone"].to_pylist(),
+                plan.planned["bin_id"].to_pylist(),
+                plan.counted & ~plan.resolved,
+                strict=True,
+            )
+            if waits
+        ]
+
+    @property
     def repeat_offenders(self) -> pd.DataFrame:
         """`last_counts` of the bins that were wrong again after a correction: the same finding twice is one error that
         nobody corrected. `repeat_offenders` in queries.sql follows the same rule."""

@@ -40,6 +40,13 @@ class Finding:
     resolved: bool
 
 
+def person(counter_id: str | None) -> str | None:
+    """Who counted, so that a person who is written `Anna` and `anna `, or `007` by a scanner and `7` by a spreadsheet,
+    can't confirm their own count."""
+    text = " ".join((counter_id or "").casefold().split())
+    return (text.lstrip("0") or "0" if text.isascii() and text.isdecimal() else text) or None
+
+
 def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None:
     """The finding of one bin's counts against the quantity its record expected; None where nobody counted.
 
@@ -79,7 +86,7 @@ def group_counts(rows: Iterable[dict[str, Any]]) -> dict[Recorded, list[Count]]:
     merged: dict[tuple[Recorded, datetime, int, str | None], bool] = {}
     for row in rows:
         about = Recorded(row["audit_date"], row["bin_id"], row["expected_qty"])
-        key = (about, row["counted_at"], row["counted_qty"], row["counter_id"])
+        key = (about, row["counted_at"], row["counted_qty"], person(row["counter_id"]))
         merged[key] = merged.get(key, False) or bool(row["confirmed"])
     groups: dict[Recorded, list[Count]] = {}
     for (about, counted_at, counted_qty, counter_id), confirmed in merged.items():

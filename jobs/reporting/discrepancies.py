@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Iterable
@@ -54,7 +55,9 @@ def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, 
         "default_date_format": "yyyy-mm-dd hh:mm",
         "remove_timezone": True,
     }
-    with xlsxwriter.Workbook(xlsx_path, options) as book, pa_csv.CSVWriter(csv_path, schema) as csv_file:
+    with csv_path.open("wb") as sink, xlsxwriter.Workbook(xlsx_path, options) as book:
+        sink.write(codecs.BOM_UTF8)  # for Excel, see recount_lists
+        csv_file = pa_csv.CSVWriter(sink, schema)
         book.use_zip64()
         kept = min(num_rows, SHEET_ROWS - 1)
         if kept < num_rows:
@@ -70,6 +73,7 @@ def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, 
                 sheet.add(rows)
                 dates = pa.repeat(pa.scalar(night.audit_date), rows.num_rows)
                 csv_file.write_table(_csv_rows(rows).add_column(0, "audit_date", dates).cast(schema))
+        csv_file.close()
 
 
 def flatten(rows: pa.Table) -> pa.Table:
@@ -160,7 +164,7 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 def _record_model(night: Night) -> str:
     """What every probability here rests on."""
     state, rate = night.whole["record_model"], night.whole["record_error_rate_used"]
-    said = {"assumed": "assumed: no random recounts yet", "learned": "learned from recounts"}.get(state, state)
+    said = {"assumed": "assumed: too few random recounts yet", "learned": "learned from recounts"}.get(state, state)
     return said if rate is None else f"{said}; {rate:.1%} of the records wrong"
 
 

@@ -13,8 +13,9 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from jobs.counting.estimates import Estimates
 from jobs.reporting import pictures
-from jobs.reporting.history import Promise
+from jobs.reporting.history import MAX_OFFENDERS, Promise
 from jobs.reporting.nights import Night
 from jobs.reporting.overview import TOP_ROWS, Overview
 from jobs.reporting.photos import Thumbnail
@@ -46,6 +47,9 @@ class PageParts:
     nights: list[Night]
     promises: list[Promise]
     offenders: pd.DataFrame
+    so_far: Estimates
+    """What the counts that are in by now come to; the night's summary has what was known when its audit began."""
+    num_second_counts: int
 
 
 def render_page(parts: PageParts) -> str:
@@ -59,7 +63,10 @@ def render_page(parts: PageParts) -> str:
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     whole = parts.night.whole
     trend = [{**night.whole, "audit_date": night.audit_date} for night in parts.nights]
-    zones = sorted(parts.night.scopes("zone"), key=lambda row: -(row["value_at_risk"] or 0))
+    # without unit values, by the wrong records that are expected
+    zones = sorted(
+        parts.night.scopes("zone"), key=lambda row: (-(row["value_at_risk"] or 0), -(row["expected_wrong"] or 0))
+    )
     return environment.get_template("report.html").render(
         night=parts.night,
         whole=whole,
@@ -76,6 +83,9 @@ def render_page(parts: PageParts) -> str:
         zones=zones,
         promises=parts.promises,
         offenders=parts.offenders.to_dict("records"),
+        all_offenders=len(parts.offenders) < MAX_OFFENDERS,
+        so_far=parts.so_far,
+        num_second_counts=parts.num_second_counts,
         settings=flatten_settings(parts.run),
         pictures={
             "accuracy": pictures.accuracy_picture(trend),

@@ -7,6 +7,7 @@ blind CSV has the columns that `jobs.recount` takes in, empty, so that the list 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -22,6 +23,10 @@ from schemas.results import RESULTS_SCHEMA
 
 FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date")]
 """Columns that the counter fills in."""
+
+CSV_ENCODING = "utf-8-sig"
+"""Excel takes a CSV file without a byte order mark for the machine's own code page, and shows and saves ö as something
+else."""
 
 PLACE = ["stop", "zone", "bin_id", "audit_date"]
 """Columns of both lists: the same bins at the same stops."""
@@ -39,7 +44,11 @@ PLANNER_SCHEMA = pa.schema([RESULTS_SCHEMA.field(name) for name in ("bin_id", *S
 def walk_order(plan: pa.Table) -> list[tuple[str | None, str]]:
     """(zone, bin_id) of every planned bin in walk order; bins without a zone last."""
     places = zip(plan["zone"].to_pylist(), plan["bin_id"].to_pylist(), strict=True)
-    return sorted(places, key=lambda place: (place[0] is None, natural_key(place[0] or ""), natural_key(place[1])))
+    return sorted(places, key=lambda place: _walk_key(*place))
+
+
+def _walk_key(zone: str | None, bin_id: str) -> tuple[object, ...]:
+    return zone is None, natural_key(zone or ""), natural_key(bin_id)
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -53,14 +62,25 @@ def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def recount_csv(places: list[tuple[str | None, str]], audit_date: str) -> bytes:
-    zones = csv_text(pa.array([zone for zone, _ in places], pa.string())).to_pylist()
-    bins = csv_text(pa.array([bin_id for _, bin_id in places], pa.string())).to_pylist()
+    return blind_csv([(zone, bin_id, audit_date) for zone, bin_id in places])
+
+
+def second_counts_csv(waiting: list[tuple[str | None, str, str]]) -> bytes:
+    """Bins (zone, bin_id, night) to be counted by a second person, as blind as the first time, each for its own night."""
+    return blind_csv(sorted(waiting, key=lambda entry: (_walk_key(entry[0], entry[1]), entry[2])))
+
+
+def blind_csv(places: list[tuple[str | None, str, str]]) -> bytes:
+    """COLUMNS of (zone, bin_id, night), in the order given."""
+    zones = csv_text(pa.array([zone for zone, _, _ in places], pa.string())).to_pylist()
+    bins = csv_text(pa.array([bin_id for _, bin_id, _ in places], pa.string())).to_pylist()
+    nights = [night for _, _, night in places]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    for stop, (zone, bin_id) in enumerate(zip(zones, bins, strict=True), start=1):
-        writer.writerow([stop, zone or "", bin_id, audit_date, *[""] * len(FILLED_IN)])
-    return text.getvalue().encode()
+    for stop, (zone, bin_id, night) in enumerate(zip(zones, bins, nights, strict=True), start=1):
+        writer.writerow([stop, zone or "", bin_id, night, *[""] * len(FILLED_IN)])
+    return text.getvalue().encode(CSV_ENCODING)
 
 
 def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_date: str) -> bytes:
@@ -69,7 +89,8 @@ def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_d
     rows = planned.take(pc.index_in(bins, planned["bin_id"].combine_chunks()))
     texts = [csv_text(rows[name]) if pa.types.is_string(rows[name].type) else rows[name] for name in SEEN_BY_PLANNER]
     where = [range(1, len(places) + 1), csv_text(zones), csv_text(bins), pa.repeat(audit_date, len(places))]
-    sink = io.BytesIO()
+    sink = io.BytesIO(codecs.BOM_UTF8)
+    sink.seek(0, io.SEEK_END)
     pa_csv.write_csv(pa.table([*where, *texts], names=[*PLACE, *SEEN_BY_PLANNER]), sink)
     return sink.getvalue()
 

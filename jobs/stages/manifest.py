@@ -49,6 +49,8 @@ class Manifest:
     fingerprint: str
     """SHA-256 over the files' contents, in the order of their names."""
     has_all_unit_values: bool
+    has_photo_ages: bool
+    """Whether some row says both when its photo was taken and when its record was read."""
     currencies: list[str | None]
     """Of the unit values, None for those that name none: they are in another currency than those that name one."""
 
@@ -133,6 +135,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         images_uri=images_uri,
         fingerprint=digest.hexdigest(),
         has_all_unit_values=all(report["has_all_unit_values"] for report in reports),
+        has_photo_ages=any(report["has_photo_ages"] for report in reports),
         currencies=_sort_currencies({currency for report in reports for currency in report["currencies"]}),
     )
 
@@ -192,6 +195,7 @@ def _file_report(uri: str) -> dict:
         "metadata": {},
         "sha256": hashlib.sha256(data).hexdigest(),
         "has_all_unit_values": True,
+        "has_photo_ages": False,
         "currencies": [],
     }
     try:
@@ -221,6 +225,8 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
         report["problems"] += list(_row_problems(table, uri, report["num_rows"]))
         report["num_rows"] += table.num_rows
         report["has_all_unit_values"] &= table["unit_value"].null_count == 0
+        aged = pc.and_(pc.is_valid(table["photo_at"]), pc.is_valid(table["expected_as_of"]))
+        report["has_photo_ages"] |= bool(pc.any(aged).as_py())
         currencies.update(pc.unique(table["currency"].filter(pc.is_valid(table["unit_value"]))).to_pylist())
         if len(report["problems"]) > MAX_PROBLEMS:
             break

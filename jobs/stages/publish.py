@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -102,9 +103,9 @@ def publish_night(
         storage.join(output_uri, "counted", "_schema.parquet"), storage.parquet_bytes(COUNTED_SCHEMA.empty_table())
     )
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
-    storage.write_bytes(
-        storage.join(output_uri, "views.sql"), views.replace("{output_uri}", output_uri.replace("'", "''")).encode()
-    )
+    # in DuckDB's patterns a bracket holds a sign that would mean something
+    place = re.sub(r"([\[*?])", r"[\1]", output_uri).replace("'", "''")
+    storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", place).encode())
     if replaces is not None:
         # its summary, the other sign that its plan was once committed, is about to go
         mark_committed(output_uri, replaces)

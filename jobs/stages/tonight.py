@@ -58,7 +58,7 @@ def settle_night(config: AuditConfig) -> Tonight:
         raise InputError(f"--alpha: expected rates between 0 and 1, found {config.alpha}")
     bundle, training_photos = _read_bundle(config.bundle_uri)
     manifest = check_manifest(config.manifest_uri, config.audit_date)
-    _check_objective(config, manifest)
+    _check_flags(config, manifest)
     roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
     if config.report_uri is not None:
         storage.check_writable(config.report_uri)
@@ -112,7 +112,12 @@ def _read_bundle(uri: str) -> tuple[BundleInfo, np.ndarray]:
     return info, np.frombuffer(b"".join(bytes.fromhex(digest) for digest in seen), np.uint8).reshape(-1, 32)
 
 
-def _check_objective(config: AuditConfig, manifest: Manifest) -> None:
+def _check_flags(config: AuditConfig, manifest: Manifest) -> None:
+    if config.max_photo_age_hours is not None and not manifest.has_photo_ages:
+        raise InputError(
+            f"{manifest.uri}: --max-photo-age-hours: expected photo_at and expected_as_of, found no row with both; ingest "
+            "records that have them, or drop the flag"
+        )
     if config.objective != "value":
         return
     if not manifest.has_all_unit_values:

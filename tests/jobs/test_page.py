@@ -53,6 +53,10 @@ def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
     assert "Shortage and surplus" not in page
     zone = re.search(r'<tr><th scope="row"><bdi>Z1</bdi></th>.*?</tr>', page)
     assert zone is not None and zone.group().count("<td>–</td>") == 3
+    assert "Tonight, by wrong records expected" in page
+    places = re.findall(r'<tr><th scope="row"><bdi>(Z\d+)</bdi></th>(.*?)</tr>', page)
+    expected = [float(re.findall(r"<td>(.*?)</td>", cells)[5]) for _, cells in places]
+    assert len(expected) > 3 and expected == sorted(expected, reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_a_night_without_random_bins_says_so(tmp_path: Path) -> None:
     set_summary(tmp_path, ira=None, error_rate=None, error_rate_low=None, error_rate_high=None)
     page = render(tmp_path)
     assert "no random bins tonight: ranking only" in page
-    assert "no random counts yet" not in page
+    assert "90 % of its random bins" not in page
 
 
 def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -> None:

@@ -13,7 +13,7 @@ from jobs.counting.counted import read_counted
 from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.recount import main
-from jobs.reporting.recount_lists import recount_csv
+from jobs.reporting.recount_lists import recount_csv, second_counts_csv
 from jobs.stages.run import read_run
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
@@ -115,7 +115,11 @@ def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
         ("a,2026-03-02,3,2026-03-03T08:00Z,,perhaps,", "bad_flag"),
         ("a,2026-03-02,3,2026-02-28T08:00Z,,,", "before_night"),
         ("a,2026-03-02,3,2999-01-01T08:00Z,,,", "in_future"),
-        ("a,2026-03-02,3,2026-03-03T08:00Z", "malformed_row"),
+        ("a,2026-03-02,3,2026-03-03T08:00Z,,,,more", "malformed_row"),
+        ("a,2026-03-02,1.000,2026-03-03T08:00Z,,,", "bad_quantity"),
+        ("a,2026-03-02,40170725,2026-03-03T08:00Z,,,", "implausible_quantity"),
+        ("a,2026-03-02,3,03/04/2026 08:00,,,", "bad_date"),
+        ("a,2026-03-02,3,31.02.2026 08:00,,,", "bad_date"),
         ("b,2026-03-02,3,2026-03-03T09:00Z,,,", "counted_twice"),
         ("b,2026-03-02,2,2026-03-03T10:00Z,,,", "counted_twice"),
     ],
@@ -356,13 +360,62 @@ def test_the_blind_list_filled_in_half_is_what_comes_back(tmp_path: Path, capsys
     output = str(tmp_path / "audits")
     bins = ["=A1", "\t@x", "b,2"]
     commit_night(output, NIGHT, [plan_row(name) for name in bins])
-    blind = recount_csv([("Z", name) for name in bins], NIGHT).decode().splitlines()
+    blind = recount_csv([("Z", name) for name in bins], NIGHT).decode("utf-8-sig").splitlines()
     assert take_in(output, *blind[1:], header=blind[0]) == 2
     assert "3 rows without any" in capsys.readouterr().err
     filled = [line.replace(f"{NIGHT},", f"{NIGHT},3,2026-03-03T08:00Z", 1)[:-1] for line in blind[1:3]]
     assert take_in(output, *filled, blind[3], header=blind[0]) == 0
     assert "not filled in: 1" in capsys.readouterr().out
     assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["\t@x", "=A1"]
+
+
+def test_a_list_that_went_through_a_spreadsheet_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its empty cells at the ends of rows are gone, dates look as in the country, 00004 is a number, people are assigned."""
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row(name) for name in ("00004", "A-1", "007", "7", "00010")])
+    lines = [
+        "1;Z;4;02.03.2026;3;03.03.2026 8:15",
+        f"2;Z;A-1;{NIGHT};3;2026-03-03 8:15;kim",
+        f"3;Z;7;{NIGHT};3;2026-03-03 9:15;kim",
+        f"4;Z;10;{NIGHT};;;kim",
+        f"5;Z;007;{NIGHT}",
+    ]
+    header = "stop;zone;bin_id;audit_date;counted_qty;counted_at;counter_id;confirmed;reason_code"
+    assert take_in(output, *lines, header=header) == 0
+    assert "not filled in: 2" in capsys.readouterr().out
+    taken = {row["bin_id"]: row["counted_at"].hour for row in read_counted(output).to_pylist()}
+    assert taken == {"00004": 8, "A-1": 8, "7": 9}
+
+
+def test_a_person_written_in_two_ways_is_one_person(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,Anna  B,,", f"d,{NIGHT},1,2026-03-03T08:00Z,007,,") == 0
+    again = [f"a,{NIGHT},1,2026-03-03T09:00Z,anna b,,", f"d,{NIGHT},1,2026-03-03T09:00Z,7,,"]
+    assert take_in(output, *again, name="again.csv") == 1
+    assert {row["reason"] for row in rejects(output)} == {"counted_twice"}
+
+
+def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
+    counts = [(1, "kim"), (3, "lee"), (1, "ana")]
+    for hour, (quantity, counter) in enumerate(counts, start=8):
+        assert take_in(output, f"a,{NIGHT},{quantity},2026-03-03T{hour:02}:00Z,{counter},,", name=f"{hour}.csv") == 0
+    (night,) = read_history(output, "2026-03-03").nights
+    found = dict(zip(night.planned["bin_id"].to_pylist(), night.counted_qty, strict=True))
+    assert (found["a"], night.num_random_resolved + night.num_priority_resolved) == (1, 1)
+
+
+def test_a_confirmed_count_may_be_far_from_the_record(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},40170725,2026-03-03T08:00Z,kim,true,") == 0
+
+
+def test_what_waits_for_a_second_count_is_named_and_listed(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,", f"b,{NIGHT},3,2026-03-03T08:00Z,kim,,") == 0
+    assert f"another person's count (second_counts.csv of jobs.report): 'a' of {NIGHT}\n" in capsys.readouterr().out
+    waiting = read_history(output, "2026-03-03").second_counts
+    assert [(bin_id, night) for _, bin_id, night in waiting] == [("a", NIGHT)]
+    listed = list(csv.DictReader(io.StringIO(second_counts_csv(waiting).decode("utf-8-sig"))))
+    assert [(row["stop"], row["bin_id"], row["audit_date"], row["counted_qty"]) for row in listed] == [
+        ("1", "a", NIGHT, "")
+    ]
 
 
 @pytest.mark.s3
