@@ -123,6 +123,7 @@ def publish_night(
     _commit(summary, output_uri, audit_date, run_id, replaces)
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
+        _discard_abandoned(output_uri, audit_date)
 
 
 def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, replaces: str | None) -> None:
@@ -152,6 +153,20 @@ def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
     """
     mark_committed(output_uri, run_id)
     storage.delete(_leftovers(output_uri, audit_date, run_id))
+
+
+def _discard_abandoned(output_uri: str, audit_date: str) -> None:
+    """Deletes what runs of a night that was committed just now had staged, and could not finish: a run is named by what
+    it replaces too, so no command goes on with them any more. Else a night's probabilities would lie there for good."""
+    runs = storage.join(output_uri, "runs")
+    first = storage.locate(storage.join(runs, audit_date))[1]
+    names = (entry.uri.removeprefix(runs + "/") for entry in storage.list_objects(runs, start_after=first))
+    for name in names:
+        run_id, _, rest = name.partition("/")
+        if run_id.startswith(f"{audit_date}-") and rest.startswith(("staged/", "worklist/")):
+            storage.delete([storage.join(runs, name)])
+        elif storage.is_s3(runs) and run_id > f"{audit_date}.":
+            break  # listed in order: only later nights come now
 
 
 def tidy_up(output_uri: str, audit_date: str, run_id: str) -> None:

@@ -45,6 +45,18 @@ def _publish(output_uri: str, *parts: str) -> None:
         )
 
 
+def test_a_commit_discards_what_abandoned_runs_of_its_night_had_staged(output_uri: str) -> None:
+    abandoned, later = f"{NIGHT}-cccccccccccc", "2999-01-01-dddddddddddd"
+    for run_id in (NEW, abandoned, later):
+        for name in ("staged/0000000.parquet", "worklist/00000.parquet", "run.json"):
+            storage.write_bytes(storage.join(run_uri(output_uri, run_id), name), b"")
+    _publish(output_uri, _write_part(output_uri, NEW))
+    left = {entry.uri.rpartition("/runs/")[2] for entry in storage.list_objects(storage.join(output_uri, "runs"))}
+    assert f"{abandoned}/run.json" in left
+    assert not {name for name in left if NIGHT in name and ("staged" in name or "worklist" in name)}
+    assert {f"{later}/staged/0000000.parquet", f"{later}/worklist/00000.parquet"} <= left
+
+
 def test_a_replacement_under_way_keeps_its_parts_from_whoever_asks_for_the_committed_night(output_uri: str) -> None:
     with hold_night(output_uri, NIGHT, NEW):
         part = _write_part(output_uri, NEW)
