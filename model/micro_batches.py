@@ -10,11 +10,12 @@ from typing import Protocol
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
     """Photos that go through the network together: row numbers of the training set, and how they are prepared."""
 
-    rows: tuple[int, ...]
+    rows: np.ndarray
+    """(n,) int64, not Python's integers: a worker plans every epoch of a training at once."""
     image_size: int
     augment_epoch: int | None
     """The epoch whose augmentation is drawn; None leaves the photos as they are."""

@@ -28,6 +28,9 @@ class Scorer:
         self.info = bundle.info
         self.batch_size = batch_size
         self._device = torch.device(device)
+        if precision == "fp32":
+            # else cuDNN rounds the factors of a convolution to 10 bits (TF32) and calls it float32
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         self._dtype = DTYPES[precision]
         self._network = prepare_network(bundle.network, self._device, self._dtype)
         self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)

@@ -191,7 +191,7 @@ class _Loop:
             num_workers=self.num_workers,
         )
         size, key = recipe.image_size_of(epoch), epoch if recipe.augmentation > 0 else None
-        return [MicroBatch(tuple(rows.tolist()), size, key) for rows in chosen]
+        return [MicroBatch(rows, size, key) for rows in chosen]
 
     def _train_epoch(self, epoch: int, num_micro_batches: int, stream: Iterator[PreparedBatch]) -> None:
         recipe, watch = self.recipe, self.watch
@@ -260,7 +260,7 @@ class _Loop:
         watch = self.watch
         with watch.phase("transfer"):
             inputs = to_inputs(self._send(torch.from_numpy(pixels)), self._scale, self._shift)
-            rows = self._send(torch.tensor(batch.rows))
+            rows = self._send(torch.from_numpy(batch.rows))
             counts, quantity, skus = self._count_rows[rows], self._quantities[rows], self._skus[rows]
         quiet = self.num_workers > 1 and not synchronise
         with self.distributed.no_sync() if quiet else nullcontext():  # type: ignore[operator]
@@ -380,7 +380,7 @@ class _Loop:
         size = recipe.micro_batch
         starts = list(range(0, len(rows), size))
         mine = starts[self.rank :: self.num_workers]
-        plan = [MicroBatch(tuple(rows[start : start + size].tolist()), image_size, None) for start in mine]
+        plan = [MicroBatch(rows[start : start + size], image_size, None) for start in mine]
         found = torch.zeros((len(rows), recipe.num_classes), dtype=torch.float64, device=self.device)
         for start, prepared in zip(mine, self.photos(plan), strict=True):
             pixels = prepared.pixels

@@ -105,7 +105,7 @@ def _blocks(micro_batches: Sequence[MicroBatch]) -> Iterator[pa.Table]:
         part = micro_batches[start : start + per_task]
         yield pa.table(
             {
-                "rows": pa.array([list(batch.rows) for batch in part], pa.list_(pa.int64())),
+                "rows": pa.array([batch.rows for batch in part], pa.list_(pa.int64())),
                 "side": pa.array([batch.image_size for batch in part], pa.int32()),
                 "epoch": pa.array([batch.augment_epoch for batch in part], pa.int32()),
             }

@@ -54,7 +54,7 @@ class PhotosInMemory:
 
     def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]:
         for batch in micro_batches:
-            yield PreparedBatch(self.pixels[list(batch.rows)], {})
+            yield PreparedBatch(self.pixels[batch.rows], {})
 
 
 @dataclass(frozen=True)
