@@ -334,15 +334,15 @@ def test_weights_that_do_not_fit_exit_2(tmp_path: Path, manifest_uri: str, capsy
 
 @pytest.mark.ray
 def test_photos_that_are_nowhere_or_may_not_be_read_are_refused(ray_cluster: None, tmp_path: Path) -> None:
-    inside, outside = tmp_path / "dump" / "bin-images", tmp_path / "elsewhere"
-    uri = write_dump(tmp_path / "dump", image_uri=[str(inside / f"gone-{i}.jpg") for i in range(NUM_BINS)])
+    uri = write_dump(tmp_path / "gone", image_uri=[str(tmp_path / f"gone/bin-images/{i}.jpg") for i in range(NUM_BINS)])
     with pytest.raises(InputError, match=r"found none: 200 of 200 .*200 missing_image"):
         check_photos(read_labelled_bins(config(uri)), config())
-    outside.mkdir()
-    shutil.copy(inside / "00009.jpg", outside / "a.jpg")
-    strange = [str(outside / "a.jpg"), str(inside / "..") + "/../elsewhere/a.jpg", str(inside / "a\tb.jpg"), "s3://b/k"]
+    inside, outside = tmp_path / "dump" / "bin-images", tmp_path / "elsewhere" / "a.jpg"
+    strange = [str(outside), f"{inside}/../../elsewhere/a.jpg", f"{inside}/a\tb.jpg", "s3://b/k"]
     uris = strange + [str(inside / f"{i:05d}.jpg") for i in range(len(strange), NUM_BINS)]
     made = config(write_dump(tmp_path / "dump", image_uri=uris))
+    outside.parent.mkdir()
+    shutil.copy(inside / "00009.jpg", outside)
     found = check_photos(read_labelled_bins(made), made)
     assert found.table.num_rows == NUM_BINS - len(strange)
     assert sum(found.left_out.values()) == len(strange)
