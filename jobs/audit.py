@@ -35,6 +35,8 @@ from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
 from jobs.stages.publish import (
+    STAGED,
+    WORKLIST,
     clean_up,
     committed_run,
     partition_uri,
@@ -173,14 +175,14 @@ def _score(tonight: Tonight) -> Progress:
     """Pass 1. Raises GateError, with the findings written to the run's folder, where a quality gate fails."""
     config = tonight.config
     image_size = tonight.bundle.preprocessing.image_size
-    shards = write_worklist(tonight.manifest, storage.join(tonight.run_uri, "worklist"), image_size)
+    shards = write_worklist(tonight.manifest, storage.join(tonight.run_uri, WORKLIST), image_size)
     progress = Progress(tonight.manifest.num_rows, config.max_unreadable_share, config.max_missing_share)
     plan = FetchPlan(
         tonight.bundle.preprocessing, tonight.allowed_roots, config.anonymous, ray.put(tonight.training_photos)
     )
     staged = stage_shards(
         shards,
-        storage.join(tonight.run_uri, "staged"),
+        storage.join(tonight.run_uri, STAGED),
         plan,
         bundle_uri=config.bundle_uri if storage.is_s3(config.bundle_uri) else storage.absolute(config.bundle_uri),
         bundle_id=tonight.bundle.bundle_id,
@@ -225,7 +227,7 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame) -> tu
         count_valid_nights=config.count_valid_nights,
         last_counts=last_counts,
     )
-    staged = sorted(storage.list_objects(storage.join(tonight.run_uri, "staged")), key=lambda entry: entry.uri)
+    staged = sorted(storage.list_objects(storage.join(tonight.run_uri, STAGED)), key=lambda entry: entry.uri)
     groups = group_shards(staged)
     cpus = tonight.resources.small_task_cpus
     decisions = decide_night(groups, reconciler, belief.reference, rules, tonight.bundle, cpus)

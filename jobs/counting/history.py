@@ -20,7 +20,7 @@ from jobs.counting.counted import read_counted
 from jobs.counting.plans import NightSummary, list_marked_runs, list_nights, read_night, read_plan
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
-from jobs.stages.publish import run_uri
+from jobs.stages.publish import FROZEN, run_uri
 from jobs.stages.run import read_run
 from model.estimators import WINDOW_NIGHTS, choose_window
 from model.recount_plan import find_reach
@@ -182,7 +182,7 @@ def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_N
 def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
     """Keeps what was known of counted bins when a run began, and returns what stands there: this try's or an earlier
     one's. A count that comes in between a crash and its restart belongs to the next night."""
-    uri = storage.join(run_uri, "last_counts.parquet")
+    uri = storage.join(run_uri, FROZEN, "last_counts.parquet")
     frame = last_counts.reset_index()
     table = pa.table({field.name: _as_arrow(frame[field.name], field.type) for field in LAST_COUNTS_SCHEMA})
     storage.create_bytes(uri, storage.parquet_bytes(table))

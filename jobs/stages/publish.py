@@ -26,6 +26,11 @@ from schemas.summary import SUMMARY_SCHEMA
 logger = logging.getLogger(__name__)
 
 
+STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
+WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
+"""Of a run, below `runs/<run_id>/`: what it needs until its night is committed, and no longer."""
+
+
 def partition_uri(output_uri: str, table: str, audit_date: str) -> str:
     return storage.join(output_uri, table, f"audit_date={audit_date}")
 
@@ -163,7 +168,7 @@ def _discard_abandoned(output_uri: str, audit_date: str) -> None:
     names = (entry.uri.removeprefix(runs + "/") for entry in storage.list_objects(runs, start_after=first))
     for name in names:
         run_id, _, rest = name.partition("/")
-        if run_id.startswith(f"{audit_date}-") and rest.startswith(("staged/", "worklist/")):
+        if run_id.startswith(f"{audit_date}-") and rest.partition("/")[0] in WORKING_FOLDERS:
             storage.delete([storage.join(runs, name)])
         elif storage.is_s3(runs) and run_id > f"{audit_date}.":
             break  # listed in order: only later nights come now
@@ -187,7 +192,7 @@ def _leftovers(output_uri: str, audit_date: str, run_id: str) -> Iterator[str]:
         for part in storage.list_objects(partition_uri(output_uri, table, audit_date)):
             if not part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-"):
                 yield part.uri
-    for folder in ("staged", "worklist"):
+    for folder in WORKING_FOLDERS:
         for entry in storage.list_objects(storage.join(run_uri(output_uri, run_id), folder)):
             yield entry.uri
 
