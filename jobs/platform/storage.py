@@ -29,6 +29,7 @@ from obstore.exceptions import (
     InvalidPathError,
     NotFoundError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import LocalStore, ObjectStore, S3Store
@@ -353,6 +354,8 @@ class _RangeReader(io.RawIOBase):
     def __init__(self, found: StoredObject, anonymous: bool) -> None:
         self._uri, self._size, self._position = found.uri, found.num_bytes, 0
         self._anonymous = anonymous
+        # of an object that is overwritten meanwhile a reader would mix old ranges with new ones
+        self._condition = {"if_match": found.etag} if is_s3(found.uri) and found.etag else {}
 
     def readable(self) -> bool:
         return True
@@ -374,7 +377,10 @@ class _RangeReader(io.RawIOBase):
             return b""
         store, key = locate(self._uri, anonymous=self._anonymous)
         try:
-            data = bytes(store.get_range(key, start=self._position, end=stop))
+            options = {"range": (self._position, stop), **self._condition}
+            data = bytes(store.get(key, options=options).bytes())  # type: ignore[arg-type]
+        except PreconditionError as error:
+            raise InputError(f"{self._uri}: was overwritten while it was read; run the same command again") from error
         except (BaseError, OSError) as error:
             raise _failure(self._uri, "read", error) from error
         self._position = stop

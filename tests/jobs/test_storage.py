@@ -71,6 +71,17 @@ def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
     assert [entry.uri for entry in storage.parquet_files(storage.join(folder, "t"))] == [uri]
 
 
+@pytest.mark.s3
+def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_new_one(bucket: str) -> None:
+    uri = f"{bucket}/export.csv"
+    storage.write_bytes(uri, b"a" * 100)
+    ranges = storage.open_ranges(uri)
+    assert ranges.read(50) == b"a" * 50
+    storage.write_bytes(uri, b"b" * 100)
+    with pytest.raises(InputError, match="was overwritten while it was read"):
+        ranges.read(50)
+
+
 def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:
     uri = storage.join(folder, "t.parquet")
     storage.write_bytes(uri, b"bin_id,sku\n1,2\n")
