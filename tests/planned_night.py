@@ -49,7 +49,13 @@ def priority_row(bin_id: str, rank: int, expected_qty: int = 3, **values: Any) -
     return plan_row(bin_id, expected_qty, **{**listed, **values})
 
 
-def write_run(output_uri: str, run_id: str, plan: Sequence[dict[str, Any]], objective: str = "probability") -> None:
+def write_run(
+    output_uri: str,
+    run_id: str,
+    plan: Sequence[dict[str, Any]],
+    objective: str = "probability",
+    started_at: str | None = None,
+) -> None:
     """A run's private folder as it stands right before its commit."""
     private = storage.join(output_uri, "runs", run_id)
     storage.write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
@@ -62,7 +68,7 @@ def write_run(output_uri: str, run_id: str, plan: Sequence[dict[str, Any]], obje
         "reference": None,
         "estimates": dict.fromkeys(Estimates.__dataclass_fields__),
     }
-    facts = {"run_id": run_id, "config": {"objective": objective}, "belief": belief}
+    facts = {"run_id": run_id, "config": {"objective": objective}, "belief": belief, "started_at": started_at}
     storage.write_bytes(storage.join(private, "run.json"), json.dumps(facts).encode())
 
 
@@ -80,12 +86,13 @@ def commit_night(
     run: str = "aaaaaaaaaaaa",
     marked: bool = True,
     objective: str = "probability",
+    started_at: str | None = None,
 ) -> str:
     """Commits the night by a run named `<audit_date>-<run>`; an earlier run of the night is replaced. `other_bins` are
     rows of bins that the plan left alone. Returns the run_id."""
     run_id = f"{audit_date}-{run}"
     rows = [*plan, *other_bins]
-    write_run(output_uri, run_id, plan, objective)
+    write_run(output_uri, run_id, plan, objective, started_at)
     results_uri = storage.join(output_uri, "results", f"audit_date={audit_date}")
     storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
     storage.write_table(

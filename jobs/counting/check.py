@@ -19,13 +19,17 @@ from jobs.counting.plans import list_committed_runs, list_nights, read_plan
 from jobs.counting.records import NightRecord, find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
 from jobs.reporting.texts import csv_text
+from jobs.stages.publish import run_uri
+from jobs.stages.run import read_run
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 
 PLAUSIBLE_TIMES, PLAUSIBLE_MORE = 10, 1000
 """A count of more than so many times the record and so many pieces more must be confirmed."""
 
+BEGAN_AT = "began_at"
+
 Plan = Mapping[str, dict[str, Any]]
-"""bin_id -> row of PLANNED_SCHEMA, with the run_id."""
+"""bin_id -> row of PLANNED_SCHEMA, with the run_id and BEGAN_AT, when that run began."""
 
 
 @dataclass
@@ -125,14 +129,26 @@ def _identity(audit_date: str, bin_id: str, count: Count) -> tuple[object, ...]:
 
 
 def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
-    """Night -> its plans, the one in force first."""
-    return {
-        night: [
-            {row["bin_id"]: {**row, "run_id": run_id} for row in read_plan(output_uri, run_id).to_pylist()}
-            for run_id in list_committed_runs(output_uri, night)
+    """Night -> its plans, the one in force first, then those that it replaced, the newest first."""
+    plans: dict[str, list[Plan]] = {}
+    for night in nights:
+        in_force, *replaced = list_committed_runs(output_uri, night)
+        began = {run_id: _began_at(output_uri, run_id) for run_id in (in_force, *replaced)}
+        replaced.sort(key=lambda run_id: began[run_id] or datetime.min.replace(tzinfo=UTC), reverse=True)
+        plans[night] = [
+            {
+                row["bin_id"]: {**row, "run_id": run_id, BEGAN_AT: began[run_id]}
+                for row in read_plan(output_uri, run_id).to_pylist()
+            }
+            for run_id in (in_force, *replaced)
         ]
-        for night in nights
-    }
+    return plans
+
+
+def _began_at(output_uri: str, run_id: str) -> datetime | None:
+    """When the run that made a plan began; None where it doesn't say."""
+    text = read_run(run_uri(output_uri, run_id)).get("started_at")
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _list_names(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
@@ -176,7 +192,8 @@ def _later_nights(count: CountRow, nights: Sequence[str]) -> list[str]:
 def _find_planned(
     count: CountRow, plans: Mapping[str, list[Plan]], records: Mapping[tuple[str, str], NightRecord]
 ) -> dict[str, Any]:
-    """The row of the newest plan that asked for this count. Raises Reject."""
+    """The row of the newest plan that may have asked for this count: one whose record was read before it, or, where
+    nobody says when that was, whose run had begun by then. Raises Reject."""
     if count.audit_date not in plans:
         raise Reject(RejectReason.UNKNOWN_NIGHT, f"audit_date: no night {count.audit_date} is committed here")
     planned = [plan[count.bin_id] for plan in plans[count.audit_date] if count.bin_id in plan]
@@ -187,8 +204,12 @@ def _find_planned(
         detail = f"bin_id: the night {count.audit_date} knows no bin {count.bin_id!a}"
         raise Reject(RejectReason.UNKNOWN_BIN, detail)
     for row in planned:
-        if row["expected_as_of"] is None or row["expected_as_of"] <= count.count.counted_at:
+        there_since = row["expected_as_of"] or row[BEGAN_AT]
+        if there_since is None or there_since <= count.count.counted_at:
             return row
+    undated = [row for row in planned if row["expected_as_of"] is None]
+    if undated:  # a clock is off: somebody must have asked
+        return undated[-1]
     read_at = planned[0]["expected_as_of"].isoformat(timespec="minutes")
     raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: expected a time after the record was read ({read_at})")
 

@@ -192,6 +192,16 @@ def test_a_count_before_the_record_changed_stands(output: str) -> None:
     assert take_in(output, *(f"{name},{NIGHT},3,2026-03-03T19:00Z,,," for name in "bc")) == 0
 
 
+def test_a_count_by_a_plan_that_was_replaced_meanwhile_is_about_that_plan_s_record(tmp_path: Path) -> None:
+    """Counted 4 where 5 were expected; the record was mended to 4, and the night audited again, before it came in."""
+    output = str(tmp_path / "audits")
+    old = commit_night(output, NIGHT, [plan_row("a", 5)], run="ffffffffffff", started_at="2026-03-03T02:00:00+00:00")
+    commit_night(output, NIGHT, [plan_row("a", 6)], run="bbbbbbbbbbbb", started_at="2026-03-03T01:00:00+00:00")
+    commit_night(output, NIGHT, [plan_row("a", 4)], run="cccccccccccc", started_at="2026-03-03T11:00:00+00:00")
+    assert take_in(output, f"a,{NIGHT},4,2026-03-03T09:00Z,kim,,") == 0
+    assert read_counted(output).select(["run_id", "expected_qty"]).to_pylist() == [{"run_id": old, "expected_qty": 5}]
+
+
 def test_a_count_made_before_the_record_was_read_says_nothing_about_it(tmp_path: Path) -> None:
     output = str(tmp_path / "audits")
     commit_night(output, NIGHT, [plan_row("a", expected_as_of=at(23, day=2))])
