@@ -29,7 +29,7 @@ class IngestConfig(JobConfig):
     inventory_uri: tuple[str, ...] = ()
     """S3 Inventory to take the keys from instead of listing (worth it from millions of photos on): its manifest.json,
     or its Parquet or CSV files (several in a row, or the flag again). It stands for the images and, where they are a folder of the same bucket, the
-    records."""
+    records; what came after the inventory was made is not seen."""
 
     anonymous: bool = False
     """Read images and records without credentials (public buckets)."""
