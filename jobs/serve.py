@@ -30,11 +30,10 @@ from contextlib import contextmanager
 from ray import serve
 
 from jobs.config.serve import ServeConfig
-from jobs.platform.cluster import await_free, connect
+from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.serving.access import TOKEN_VARIABLE, read_token_digest
 from jobs.serving.app import APP_NAME, LOGGING, SHUTDOWN_S, build_app
-from jobs.stages.resources import plan_resources
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger("jobs.serve")
@@ -55,9 +54,15 @@ them in every process, so a cluster of your own must be started with them."""
 def run_endpoint(config: ServeConfig) -> None:
     """Serves until a signal comes. Raises InputError before anything listens, GateError where work was left undone."""
     with connect(environment=FEWER_STEPS):
-        with _on_stop(_give_up):
-            start_endpoint(config)
         stopped = threading.Event()
+
+        def give_up(*_: object) -> None:
+            # where Ray swallows the error, inside of `ray.get`, the endpoint stops as soon as it has started
+            stopped.set()
+            raise GateError("the endpoint was told to stop before it had started")
+
+        with _on_stop(give_up):
+            start_endpoint(config)
         with _on_stop(lambda *_: stopped.set()):
             print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
             stopped.wait()
@@ -67,7 +72,7 @@ def run_endpoint(config: ServeConfig) -> None:
 
 def start_endpoint(config: ServeConfig) -> None:
     """Starts Serve on the connected cluster and returns once photos are counted. Raises InputError, and GateError where
-    it does not start or the cluster has no room for it."""
+    it does not start."""
     _warn_if_open(config.host)
     application = build_app(config)
     if serve.status().proxies:
@@ -76,21 +81,19 @@ def start_endpoint(config: ServeConfig) -> None:
             "`serve deploy` replaces it (see jobs/serving/app.py)"
         )
     _check_port(config.host, config.port)
-    resources = plan_resources()
-    await_free({"CPU": resources.scorer_cpus + resources.fetcher_cpus, "GPU": resources.scorer_gpus})
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": config.host, "port": config.port},
-        logging_config=LOGGING,
-    )
     try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": config.host, "port": config.port},
+            logging_config=LOGGING,
+        )
         serve.run(application, name=APP_NAME, route_prefix="/")
+    except GateError:  # told to stop; one of the RuntimeErrors too
+        serve.shutdown()
+        raise
     except RuntimeError as error:  # Serve's word for a deployment that doesn't come up
         serve.shutdown()
         raise GateError(f"the endpoint did not start: {error}") from error
-    except GateError:  # told to stop
-        serve.shutdown()
-        raise
 
 
 def stop_endpoint() -> None:
@@ -102,10 +105,6 @@ def stop_endpoint() -> None:
         serve.shutdown()  # or it would go on on the cluster, with nobody to stop it
     if left:
         raise GateError(f"{left} photos were not finished within {SHUTDOWN_S:g} s")
-
-
-def _give_up(*_: object) -> None:
-    raise GateError("the endpoint was told to stop before it had started")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from jobs.training.network import (
     initial_state,
     remove_run,
     run_name,
+    split_bins,
     train_network,
 )
 
@@ -38,11 +39,10 @@ def run_train(config: TrainConfig) -> None:
     training_uri = storage.absolute(config.bundle_uri) + ".training"
     with connect(quiet=WATCHDOG):
         await_workers(config)  # a cluster that is too small or busy is said before every photo is read
-        bins = check_photos(bins, config)
-        table = assign_splits(bins.table, config)
-        _tell_of_others(training_uri, run_name(table, config))
-        trained = train_network(table, config, training_uri)
-        write_bundle(table, config, trained, bins.left_out)
+        bins = split_bins(check_photos(bins, config), config)
+        _tell_of_others(training_uri, run_name(bins.table, config))
+        trained = train_network(bins.table, config, training_uri)
+        write_bundle(bins.table, config, trained, bins.left_out)
     remove_run(trained.run_uri)
 
 

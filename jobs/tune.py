@@ -28,6 +28,7 @@ from jobs.training.network import (
     await_workers,
     initial_state,
     remove_run,
+    split_bins,
     train_network,
 )
 from jobs.tuning.page import publish_search
@@ -51,12 +52,11 @@ def run_tune(config: TuneConfig) -> None:
     training_uri = storage.join(output_uri, "training")
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)
-        bins = check_photos(bins, config)
-        table = assign_splits(bins.table, largest)
-        trials = Trials(config, output_uri, fingerprint(table))
-        run_trials(table, config, trials, training_uri)
+        bins = split_bins(check_photos(bins, config), largest)
+        trials = Trials(config, output_uri, fingerprint(bins.table))
+        run_trials(bins.table, config, trials, training_uri)
         publish_search(config, trials, None)
-        best, info = finish_best(table, bins.left_out, config, trials, training_uri)
+        best, info = finish_best(bins.table, bins.left_out, config, trials, training_uri)
     publish_search(config, trials, info)
     print(format_trials(trials.records, list(search_space(config))))
     if best is None:

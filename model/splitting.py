@@ -46,16 +46,14 @@ def split_groups(groups: np.ndarray, *, seed: int, selection_share: float, test_
     return split_of[inverse].astype(str)
 
 
-def keep_photos_together(splits: np.ndarray, photos: np.ndarray) -> np.ndarray:
-    """`splits` (n,), but bins that show one photo (equal `photos`, of n digests) across two splits all train: what has
-    been learned by heart must not be asked for."""
-    _, inverse, counts = np.unique(photos, return_inverse=True, return_counts=True)
-    changed = splits.copy()
-    for photo in np.flatnonzero(counts > 1):
-        bins = inverse == photo
-        if len(set(splits[bins])) > 1:
-            changed[bins] = "train"
-    return changed
+def find_asked_again(splits: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """Mask (n,) of the bins that show a photo (equal `photos`, n digests) which an earlier split of SPLITS has too: what
+    was learned by heart, or chosen by, must not be asked for again."""
+    order = np.array([SPLITS.index(split) for split in splits.tolist()])
+    _, inverse = np.unique(photos, return_inverse=True)
+    earliest = np.full(inverse.max() + 1, len(SPLITS))
+    np.minimum.at(earliest, inverse, order)
+    return order > earliest[inverse]
 
 
 def id_hashes(bin_ids: Sequence[str]) -> np.ndarray:

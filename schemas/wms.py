@@ -53,6 +53,10 @@ def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
             columns[field.name] = pa.nulls(found.num_rows, field.type)
             continue
         cells = found[field.name].combine_chunks()
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
+        if pa.types.is_null(cells.type):  # how pandas writes a column of nothing
+            cells = cells.cast(field.type)
         if pa.types.is_string(field.type):
             text = cells.cast(pa.string())
             text = text if field.name == "name" else pc.utf8_trim_whitespace(text)

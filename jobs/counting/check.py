@@ -63,7 +63,16 @@ def check_counts(output_uri: str, rows: Sequence[CountsRow], *, zone: ZoneInfo, 
     plans = _read_plans(output_uri, {count.audit_date for count in counts} & set(nights))
     names = _list_names(plans)
     counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
-    records = find_records(output_uri, _wanted_records(counts, plans, nights))
+    numbers = _list_numbers(plans)
+    as_numbers = [
+        replace(count, bin_id=numbers.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts
+    ]
+    records = find_records(output_uri, _wanted_records([*counts, *as_numbers], plans, nights))
+    # a bin of the night that no plan asked for has its own name, and not that of a planned one
+    counts = [
+        count if (count.audit_date, count.bin_id) in records else as_number
+        for count, as_number in zip(counts, as_numbers, strict=True)
+    ]
     ledger = _Ledger(output_uri, set(plans))
     accepted = []
     # in the order of counting: of two counts that contradict each other the later one is one too many
@@ -109,8 +118,13 @@ class _Ledger:
         counts = self._counts.setdefault(Recorded(row.audit_date, row.bin_id, expected_qty), [])
         finding = resolve_counts(counts, expected_qty)
         # a mismatch that somebody refuted may still be found by a third person
-        settles = row.count.counted_qty != expected_qty and any(
-            count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id for count in counts
+        settles = (
+            row.count.counted_qty != expected_qty
+            and (row.count.confirmed or row.count.counter_id is not None)
+            and any(
+                count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id
+                for count in counts
+            )
         )
         is_right = finding is not None and finding.qty == expected_qty
         if finding is not None and finding.resolved and not (is_right and settles):
@@ -158,13 +172,21 @@ def _list_names(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
         bin_ids = sorted({bin_id for plan in of_night for bin_id in plan})
         for bin_id, text in zip(bin_ids, csv_text(pa.array(bin_ids, pa.string())).to_pylist(), strict=True):
             names.setdefault((night, text.strip()), bin_id)
-        # a spreadsheet takes 00004 for the number 4
-        numbers = Counter(bin_id.lstrip("0") for bin_id in bin_ids if bin_id.isascii() and bin_id.isdecimal())
-        for bin_id in bin_ids:
-            if numbers.get(bin_id.lstrip("0")) == 1:
-                names.setdefault((night, bin_id.lstrip("0") or "0"), bin_id)
         names.update({(night, bin_id): bin_id for bin_id in bin_ids})
     return names
+
+
+def _list_numbers(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
+    """(night, text) -> bin_id, for bins such as 00004, which a spreadsheet takes for the number 4; only where one planned
+    bin can be meant."""
+    numbers: dict[tuple[str, str], str] = {}
+    for night, of_night in plans.items():
+        bin_ids = {bin_id for plan in of_night for bin_id in plan if bin_id.isascii() and bin_id.isdecimal()}
+        alike = Counter(bin_id.lstrip("0") for bin_id in bin_ids)
+        numbers.update(
+            {(night, bin_id.lstrip("0") or "0"): bin_id for bin_id in bin_ids if alike[bin_id.lstrip("0")] == 1}
+        )
+    return numbers
 
 
 def _wanted_records(
@@ -208,8 +230,8 @@ def _find_planned(
         if there_since is None or there_since <= count.count.counted_at:
             return row
     undated = [row for row in planned if row["expected_as_of"] is None]
-    if undated:  # a clock is off: somebody must have asked
-        return undated[-1]
+    if undated:  # a clock is off, or the day is all that is known
+        return undated[0]
     read_at = planned[0]["expected_as_of"].isoformat(timespec="minutes")
     raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: expected a time after the record was read ({read_at})")
 

@@ -24,8 +24,9 @@ OWN_CLUSTER = {
 }
 """Set for a cluster that a command starts for itself, unless they are set already."""
 
-WAIT_SECONDS, LOOK_SECONDS = 600.0, 0.5
-"""How long a job waits for others to let go of what it needs, and how often it looks."""
+WAIT_SECONDS, LOOK_SECONDS, TELL_SECONDS = 600.0, 0.5, 15.0
+"""How long a job waits for others to let go of what it needs, how often it looks, and after how long it says so where a
+new worker must start before anything runs."""
 
 
 @contextmanager
@@ -63,8 +64,8 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
                 "submit`; unset it to run on this machine"
             ) from error
         raise GateError(
-            f"RAY_ADDRESS: the cluster at {address} can't be joined ({str(error).splitlines()[0]}); start it, or unset "
-            "RAY_ADDRESS to run on this machine"
+            f"RAY_ADDRESS: the cluster at {address} can't be joined ({' '.join(str(error).split())}); start it, join it "
+            "with the same versions, or unset RAY_ADDRESS to run on this machine"
         ) from error
     _configure_data()
     try:
@@ -96,6 +97,25 @@ def await_free(needed: Mapping[str, float]) -> None:
             logger.info("waiting for what other jobs hold: %s", wanted)
             told = True
         time.sleep(LOOK_SECONDS)
+
+
+def await_slot(num_cpus: float) -> None:
+    """Returns when the cluster runs a task of so many CPUs: at once, or when it has grown (a task that waits is what an
+    autoscaler adds nodes for) or others have let go. Raises GateError after WAIT_SECONDS."""
+    probe = ray.remote(num_cpus=num_cpus)(_answer).remote()
+    for seconds in (TELL_SECONDS, WAIT_SECONDS - TELL_SECONDS):
+        if ray.wait([probe], timeout=seconds)[0]:
+            return
+        logger.info("waiting for a CPU slot of %g: other jobs hold what the cluster has", num_cpus)
+    ray.cancel(probe)
+    raise GateError(
+        f"the cluster: expected a free slot of {num_cpus:g} CPUs within {WAIT_SECONDS:.0f} seconds, found none; other jobs "
+        "hold them, or there are none (`ray status` tells): stop them, or add nodes, and run the same command again"
+    )
+
+
+def _answer() -> None:
+    """What a probe does."""
 
 
 def _configure_data() -> None:

@@ -45,6 +45,8 @@ for storage.RETRIES, and then given up on)."""
 OUTAGE_FAILURES = 16
 """So many photos in a row given up on, each after its retries, and it is the storage that is away and not a photo."""
 
+DENIED = "access denied"
+
 _RETRIED = re.compile(r"after \d+ retries")
 """Stands in obstore's errors for what it asked for again and again; one that was refused for good has none."""
 
@@ -194,7 +196,7 @@ async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Ph
         except (NotFoundError, FileNotFoundError):
             return Photo(ImageStatus.MISSING_IMAGE, "not found")
         except (PermissionDeniedError, UnauthenticatedError, PermissionError):
-            return Photo(ImageStatus.FETCH_FAILED, "access denied")
+            return Photo(ImageStatus.FETCH_FAILED, DENIED)
         except PreconditionError:
             return Photo(ImageStatus.FETCH_FAILED, "changed since it was listed; ingest again")
         except (InvalidPathError, ValueError):  # a control character in a key is a ValueError

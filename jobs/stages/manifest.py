@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 from jobs.platform import storage
-from jobs.platform.cluster import await_free
+from jobs.platform.cluster import await_slot
 from jobs.stages.duplicates import find_duplicates
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.errors import InputError
@@ -91,7 +91,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     """
     uri = storage.absolute(uri)
     files = [entry.uri for entry in storage.parquet_files(uri)]
-    await_free({"CPU": CHECK_CPUS})
+    await_slot(CHECK_CPUS)
     found = ray.data.from_items([{"uri": file} for file in files], override_num_blocks=len(files)).map(
         _check_file, num_cpus=CHECK_CPUS
     )

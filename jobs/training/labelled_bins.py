@@ -16,7 +16,7 @@ import ray.data
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
-from jobs.stages.images import FetchPlan, fetch_photos
+from jobs.stages.images import DENIED, FetchPlan, fetch_photos
 from jobs.stages.manifest import settle_roots
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.bundle import Preprocessing
@@ -41,7 +41,7 @@ class LabelledBins:
     table: pa.Table
     roots: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
-    """Bins that are not in the table as their photo can't be used, by its status."""
+    """How many bins are not in the table, by the status of their photo (or `photo_of_another_split`)."""
 
 
 def read_labelled_bins(config: TrainConfig) -> LabelledBins:
@@ -140,6 +140,9 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
         f"({', '.join(f'{count:,} {status}' for status, count in left_out.items())}; the first, "
         f"{table['image_uri'][first].as_py()}: {failed['error'][0].as_py()})"
     )
+    away = pc.and_(pc.equal(failed["status"], str(ImageStatus.FETCH_FAILED)), pc.not_equal(failed["error"], DENIED))
+    if pc.any(away).as_py():  # else the same command would train on other bins when storage is back
+        raise GateError(f"{said}; when storage is back, the same command goes on")
     if not usable.num_rows:
         raise InputError(
             f"manifest: image_uri: expected photos that can be read, found none: {said}; check the folder, its "

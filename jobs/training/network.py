@@ -10,12 +10,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import ray
 import torch
@@ -30,12 +31,12 @@ from safetensors.torch import load, save
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.cluster import await_free
-from jobs.training.labelled_bins import TASK_CPUS, fingerprint
+from jobs.training.labelled_bins import TASK_CPUS, LabelledBins, fingerprint
 from jobs.training.photos import PhotoStream
 from model.network import build_network, load_weights
 from model.optimisation import CountingNetwork, initialise
 from model.recipe import Recipe
-from model.splitting import SPLITS, id_hashes, keep_photos_together, split_groups
+from model.splitting import SPLITS, find_asked_again, id_hashes, split_groups
 from model.targets import classes_of
 from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, TrainingSet, train_loop_per_worker
 from schemas.bundle import Preprocessing
@@ -96,8 +97,6 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     splits = split_groups(
         groups, seed=config.split_seed, selection_share=config.selection_share, test_share=config.test_share
     )
-    if "image_sha256" in bins.column_names:
-        splits = keep_photos_together(splits, np.array(bins["image_sha256"].to_pylist()))
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     num_train = int((splits == "train").sum())
     if num_train < config.batch_size:
@@ -123,6 +122,25 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
             np.bincount(labels[inside], minlength=config.num_classes).tolist(),
         )
     return bins.append_column("split", pa.array(splits, pa.string()))
+
+
+def split_bins(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
+    """Checked bins with a column `split`; those whose photo stands in an earlier split too are left out. Raises
+    InputError as `assign_splits` does, and where too few groups are left."""
+    table = assign_splits(bins.table, config)
+    again = find_asked_again(np.array(table["split"].to_pylist()), np.array(table["image_sha256"].to_pylist()))
+    if not again.any():
+        return replace(bins, table=table)
+    logger.warning("%d bins of selection and test are left out: their photo stands in another split too", again.sum())
+    table = table.filter(pa.array(~again))
+    for split in ("selection", "test"):
+        left = len(set(table.filter(pc.equal(table["split"], split))["group"].to_pylist()))
+        if left < 2:
+            raise InputError(
+                f"manifest: expected at least 2 groups with photos of their own for {split}, found {left}: {again.sum()} "
+                "bins show a photo that other bins show too (jobs.explore lists them); give bins their own photos"
+            )
+    return replace(bins, table=table, left_out={**bins.left_out, "photo_of_another_split": int(again.sum())})
 
 
 def training_set(bins: pa.Table) -> TrainingSet:

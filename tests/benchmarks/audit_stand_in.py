@@ -37,6 +37,7 @@ def _hold_nothing(self: score.ShardScorer, **_: object) -> None:
 
 
 def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
+    began_at = time.time()
     seed = hashlib.sha256(rows["bin_id"][0].as_py().encode()).digest()[:8]
     chances = np.random.default_rng(int.from_bytes(seed)).dirichlet([0.3] * 7, rows.num_rows)
-    return score.with_probabilities(rows, chances.astype(np.float32), time.time())
+    return score.with_probabilities(rows, chances.astype(np.float32), began_at, time.time())

@@ -21,7 +21,7 @@ from typing import Any
 from jobs.config.train import TrainConfig
 from jobs.platform.cluster import connect
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import assign_splits, train_network
+from jobs.training.network import split_bins, train_network
 
 FIGURES = ("selection_nll", "selection_exact", "selection_mae")
 RUNS = {"seed 0": (0, 1), "seed 1": (1, 1), "seed 2": (2, 1), "two workers": (0, 2), "killed and continued": (0, 1)}
@@ -44,7 +44,7 @@ def train(options: argparse.Namespace) -> None:
     with connect():
         bins = read_labelled_bins(config)
         bins = check_photos(replace(bins, table=bins.table.slice(0, options.num_bins)), config)
-        outcome = train_network(assign_splits(bins.table, config), config, options.place, conclude=()).outcome
+        outcome = train_network(split_bins(bins, config).table, config, options.place, conclude=()).outcome
     print(json.dumps({"step_losses": outcome["step_losses"], "history": outcome["history"]}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -248,3 +249,11 @@ def test_an_ingest_that_was_overtaken_leaves_the_folder_marked_as_incomplete(tar
     with pytest.raises(GateError, match="another ingest"):
         finish(target, first, {})
     assert storage.exists(f"{target.manifest_uri}/{storage.INCOMPLETE}")
+
+
+def test_a_column_of_times_may_hold_nothing_or_be_a_dictionary() -> None:
+    moment = datetime(2026, 1, 31, tzinfo=UTC)
+    encoded = pa.array([moment], pa.timestamp("us", "UTC")).dictionary_encode()
+    for times, value in ((pa.nulls(1), None), (encoded, moment)):
+        found = parse_lines(pa.table({"bin_id": ["a"], "sku": ["S"], "quantity": [1], "photo_at": times}), 1)
+        assert (found["photo_at"].to_pylist(), found["problem"].to_pylist()) == ([value], [None])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -397,6 +398,22 @@ def test_a_list_that_went_through_a_spreadsheet_comes_back(tmp_path: Path, capsy
     assert taken == {"00004": 8, "A-1": 8, "7": 9}
 
 
+def test_a_bin_of_the_night_keeps_its_own_name(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row("007")], other_bins=[plan_row("7")])
+    assert take_in(output, f"7,{NIGHT},3,2026-03-03T08:00Z,,,") == 1
+    assert rejects(output)[0]["reason"] == "not_planned"
+
+
+def test_a_parquet_file_may_hold_decimals(output: str, tmp_path: Path) -> None:
+    counts = {"bin_id": ["a"], "audit_date": [NIGHT], "counted_at": [at(8)]}
+    table = pa.table(counts).append_column("counted_qty", pa.array([Decimal("3.000")], pa.decimal128(12, 3)))
+    uri = str(tmp_path / "counts.parquet")
+    storage.write_table(uri, table)
+    assert main(["--output-uri", output, "--counts-uri", uri]) == 0
+    assert read_counted(output)["counted_qty"].to_pylist() == [3]
+
+
 def test_a_person_written_in_two_ways_is_one_person(output: str) -> None:
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,Anna  B,,", f"d,{NIGHT},1,2026-03-03T08:00Z,007,,") == 0
     again = [f"a,{NIGHT},1,2026-03-03T09:00Z,anna b,,", f"d,{NIGHT},1,2026-03-03T09:00Z,7,,"]
@@ -408,9 +425,13 @@ def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
     counts = [(1, "kim"), (3, "lee"), (1, "ana")]
     for hour, (quantity, counter) in enumerate(counts, start=8):
         assert take_in(output, f"a,{NIGHT},{quantity},2026-03-03T{hour:02}:00Z,{counter},,", name=f"{hour}.csv") == 0
+    nobody = f"b,{NIGHT},1,2026-03-03T08:00Z,kim,,", f"b,{NIGHT},3,2026-03-03T09:00Z,lee,,"
+    assert take_in(output, *nobody, name="b.csv") == 0
+    assert take_in(output, f"b,{NIGHT},1,2026-03-03T10:00Z,,,", name="nobody.csv") == 1  # nobody settles nothing
     (night,) = read_history(output, "2026-03-03").nights
     found = dict(zip(night.planned["bin_id"].to_pylist(), night.counted_qty, strict=True))
-    assert (found["a"], night.num_random_resolved + night.num_priority_resolved) == (1, 1)
+    assert (found["a"], found["b"]) == (1, 3)
+    assert night.num_random_resolved + night.num_priority_resolved == 2
 
 
 def test_a_confirmed_count_may_be_far_from_the_record(output: str) -> None:

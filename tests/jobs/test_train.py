@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.train import main
-from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
+from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
 from jobs.training.network import (
     Trained,
     TrainingStoppedError,
@@ -29,6 +29,7 @@ from jobs.training.network import (
     ray_storage,
     remove_run,
     run_name,
+    split_bins,
     train_network,
 )
 from model.bundle import load_bundle
@@ -111,7 +112,7 @@ def train(
     **changes: Any,
 ) -> Trained:
     made = config(manifest_uri, **changes)
-    bins = assign_splits(check_photos(read_labelled_bins(made), made).table, made)
+    bins = split_bins(check_photos(read_labelled_bins(made), made), made).table
     return train_network(bins, made, str(training_uri), callbacks=callbacks, conclude=conclude)
 
 
@@ -377,13 +378,33 @@ def test_a_seed_that_no_generator_takes_exits_2(tmp_path: Path, capsys: pytest.C
 
 
 def test_one_photo_of_two_bins_is_not_learned_and_asked_for() -> None:
-    splits = assign_splits(few_bins(), config())["split"].to_pylist()
+    bins = few_bins()
+    splits = assign_splits(bins, config())["split"].to_pylist()
     photos = [f"{i}" for i in range(NUM_BINS)]
-    tested, trained = splits.index("test"), splits.index("train")
+    tested, selected, trained = (splits.index(split) for split in ("test", "selection", "train"))
     photos[tested] = photos[trained]
-    mended = assign_splits(few_bins().append_column("image_sha256", pa.array(photos)), config())["split"].to_pylist()
-    assert mended[tested] == "train"
-    assert [mended[i] for i in range(NUM_BINS) if i != tested] == [splits[i] for i in range(NUM_BINS) if i != tested]
+    photos[splits.index("test", tested + 1)] = photos[selected]
+    photos[splits.index("train", trained + 1)] = photos[trained]  # two that train may show the same
+    checked = LabelledBins(bins.append_column("image_sha256", pa.array(photos)), (), {"missing_image": 1})
+    found = split_bins(checked, config())
+    assert found.left_out == {"missing_image": 1, "photo_of_another_split": 2}
+    gone = set(bins["bin_id"].to_pylist()) - set(found.table["bin_id"].to_pylist())
+    assert gone == {bins["bin_id"][i].as_py() for i in (tested, splits.index("test", tested + 1))}
+    one = LabelledBins(bins.append_column("image_sha256", pa.array(["same"] * NUM_BINS)), ())
+    with pytest.raises(InputError, match="expected at least 2 groups with photos of their own for selection, found 0"):
+        split_bins(one, config())
+
+
+@pytest.mark.ray
+def test_photos_that_storage_does_not_deliver_end_a_training_and_are_not_left_out(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    made = config(write_dump(tmp_path / "dump"))
+    photo = tmp_path / "dump" / "bin-images" / "00003.jpg"
+    photo.unlink()
+    photo.mkdir()  # neither gone nor to be read
+    with pytest.raises(GateError, match=r"1 of 200 .*1 fetch_failed.*00003\.jpg.*the same command goes on"):
+        check_photos(read_labelled_bins(made), made)
 
 
 def test_a_finished_run_can_be_removed_twice(tmp_path: Path) -> None:
