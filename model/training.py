@@ -47,7 +47,7 @@ from model.optimisation import (
     make_optimiser,
     set_training_mode,
 )
-from model.processor import has_bfloat16
+from model.processor import gains_by_bfloat16
 from model.profile import Stopwatch
 from model.recipe import Recipe
 from model.scoring import normalisation, to_inputs
@@ -154,7 +154,7 @@ class _Loop:
             )
         )
         self._scale, self._shift = normalisation(Preprocessing(image_size=recipe.image_size), self.device)
-        self._mixed = recipe.mixed_precision and computes_bfloat16(self.device)
+        self._mixed = recipe.mixed_precision and gains_in_bfloat16(self.device)
         self.history: list[dict[str, float]] = []
         self.best_epoch, self.best_nll = -1, math.inf
         self.best_state: dict[str, torch.Tensor] = {}
@@ -510,11 +510,11 @@ class _Loop:
         }
 
 
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 itself; where it is emulated (cards before Ampere), float32 is faster."""
+def gains_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device is faster in bfloat16; where it is emulated (cards before Ampere), float32 is."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return has_bfloat16()
+    return gains_by_bfloat16()
 
 
 def _progress_line(entry: dict[str, float], recipe: Recipe, best_epoch: int) -> str:

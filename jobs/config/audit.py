@@ -46,7 +46,7 @@ class AuditConfig(JobConfig):
     """Replace it even though counts against its plan have come in (they are kept)."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto is bf16 where the hardware computes it natively, else fp32."""
+    """Arithmetic of the network; auto is bf16 where the hardware gains by it, else fp32."""
 
     max_unreadable_share: float = Field(default=0.05, ge=0, le=1)
     """Nothing is committed beyond this share of unreadable or rejected images."""

@@ -22,7 +22,7 @@ class EvaluateConfig(JobConfig):
     takes only training's own test photos, `all` takes everything and flatters."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto is bf16 where the hardware computes it natively, else fp32."""
+    """Arithmetic of the network; auto is bf16 where the hardware gains by it, else fp32."""
 
     allowed_root: tuple[str, ...] = ()
     """Photos are only read below these URIs; by default below the manifest's images_uri."""

@@ -13,7 +13,7 @@ from typing import Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from model.processor import has_bfloat16
+from model.processor import gains_by_bfloat16
 from schemas.errors import GateError, InputError
 
 GPU_BATCH, CPU_BATCH = 256, 32
@@ -108,7 +108,7 @@ def _plan_cpus(sizes: list[float]) -> Resources:
 
 
 def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Literal["fp32", "bf16", "fp16"]:
-    """`auto` is bf16 where the hardware multiplies it natively, else fp32 (emulated bf16 is slower than fp32).
+    """`auto` is bf16 where the hardware gains by it, else fp32 (see `gains_by_bfloat16`; emulated bf16 is slower still).
 
     Raises InputError for fp16 on a CPU, which no network is scored in, and where `auto` can't ask the GPUs.
     """
@@ -124,7 +124,7 @@ def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: st
                 "nodes with GPUs; pass --precision bf16 (cards since Ampere) or fp32"
             )
         return "bf16" if min(capabilities) >= BF16_CAPABILITY else "fp32"
-    return "bf16" if has_bfloat16() else "fp32"
+    return "bf16" if gains_by_bfloat16() else "fp32"
 
 
 def _compute_capabilities() -> list[float]:

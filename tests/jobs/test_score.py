@@ -151,16 +151,17 @@ def test_fp16_is_refused_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "flags", "found"),
+    ("asked", "device", "vendor", "flags", "found"),
     [
-        ("auto", "cpu", {"avx2", "avx512f"}, "fp32"),
-        ("auto", "cpu", {"avx512f", "avx512_bf16"}, "bf16"),
-        ("auto", "cpu", {"avx512f", "amx_bf16"}, "bf16"),
-        ("fp32", "cuda", {"avx512_bf16"}, "fp32"),
+        ("auto", "cpu", "AuthenticAMD", "avx2 avx512f", "fp32"),
+        ("auto", "cpu", "AuthenticAMD", "avx512f avx512_bf16", "bf16"),
+        ("auto", "cpu", "GenuineIntel", "avx512f avx512_bf16", "fp32"),
+        ("auto", "cpu", "GenuineIntel", "avx512f avx512_bf16 amx_bf16", "bf16"),
+        ("fp32", "cuda", "AuthenticAMD", "avx512_bf16", "fp32"),
     ],
 )
-def test_bf16_is_taken_where_the_hardware_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, flags: set[str], found: str
+def test_bf16_is_taken_where_the_hardware_gains_by_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, vendor: str, flags: str, found: str
 ) -> None:
-    monkeypatch.setattr(processor, "_flags", lambda: flags)
+    monkeypatch.setattr(processor, "_first_processor", lambda: {"vendor_id": vendor, "flags": flags})
     assert resolve_precision(asked, device) == found  # type: ignore[arg-type]

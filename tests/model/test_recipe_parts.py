@@ -22,11 +22,11 @@ from model.optimisation import (
     make_optimiser,
     set_training_mode,
 )
-from model.processor import has_bfloat16
+from model.processor import gains_by_bfloat16
 from model.profile import PHASES, Stopwatch
 from model.recipe import Recipe
 from model.targets import classes_of, count_rows, count_targets, quantity_targets
-from model.training import computes_bfloat16
+from model.training import gains_in_bfloat16
 from model.transforms import augment
 from schemas.bundle import Preprocessing
 
@@ -68,7 +68,7 @@ def test_a_card_that_only_emulates_bfloat16_trains_in_float32(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
-    assert computes_bfloat16(torch.device("cuda")) is native
+    assert gains_in_bfloat16(torch.device("cuda")) is native
 
 
 def test_augmentation_is_keyed_and_gives_the_size_that_was_asked_for() -> None:
@@ -145,7 +145,7 @@ def test_gradients_on_the_smallest_photos_are_finite_in_the_precision_of_trainin
     optimiser = make_optimiser(network, Recipe())
     for _ in range(2):
         inputs = torch.randn(8, 3, smallest, smallest).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=gains_by_bfloat16()):
             logits, _ = network(inputs)
             torch.nn.functional.cross_entropy(logits, torch.arange(8) % 7).backward()
         assert float(torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)) < 1000
