@@ -56,7 +56,7 @@ class Recipe(BaseModel):
     test_time_flip: bool = True
     """The bundle averages its logits over the photo and its mirror image."""
     mixed_precision: bool = True
-    """bfloat16 autocast where the worker's CUDA device or processor has bfloat16 units; else float32."""
+    """bfloat16 autocast where the worker's CUDA device or processor gains by it; else float32."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of the initial weights, the order of the photos and their augmentation."""
 
