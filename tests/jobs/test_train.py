@@ -402,7 +402,7 @@ def test_photos_that_storage_does_not_deliver_end_a_training_and_are_not_left_ou
     made = config(write_dump(tmp_path / "dump"))
     photo = tmp_path / "dump" / "bin-images" / "00003.jpg"
     photo.unlink()
-    photo.mkdir()  # neither gone nor to be read
+    photo.symlink_to(photo)  # neither gone nor to be read
     with pytest.raises(GateError, match=r"1 of 200 .*1 fetch_failed.*00003\.jpg.*the same command goes on"):
         check_photos(read_labelled_bins(made), made)
 
