@@ -55,9 +55,12 @@ def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, 
         "default_date_format": "yyyy-mm-dd hh:mm",
         "remove_timezone": True,
     }
-    with csv_path.open("wb") as sink, xlsxwriter.Workbook(xlsx_path, options) as book:
-        sink.write(codecs.BOM_UTF8)  # for Excel, see recount_lists
-        csv_file = pa_csv.CSVWriter(sink, schema)
+    csv_path.write_bytes(codecs.BOM_UTF8)  # for Excel, see recount_lists
+    with (
+        csv_path.open("ab") as sink,
+        xlsxwriter.Workbook(xlsx_path, options) as book,
+        pa_csv.CSVWriter(sink, schema) as csv_file,
+    ):
         book.use_zip64()
         kept = min(num_rows, SHEET_ROWS - 1)
         if kept < num_rows:
@@ -73,7 +76,6 @@ def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, 
                 sheet.add(rows)
                 dates = pa.repeat(pa.scalar(night.audit_date), rows.num_rows)
                 csv_file.write_table(_csv_rows(rows).add_column(0, "audit_date", dates).cast(schema))
-        csv_file.close()
 
 
 def flatten(rows: pa.Table) -> pa.Table:

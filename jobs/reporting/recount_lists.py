@@ -89,8 +89,8 @@ def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_d
     rows = planned.take(pc.index_in(bins, planned["bin_id"].combine_chunks()))
     texts = [csv_text(rows[name]) if pa.types.is_string(rows[name].type) else rows[name] for name in SEEN_BY_PLANNER]
     where = [range(1, len(places) + 1), csv_text(zones), csv_text(bins), pa.repeat(audit_date, len(places))]
-    sink = io.BytesIO(codecs.BOM_UTF8)
-    sink.seek(0, io.SEEK_END)
+    sink = io.BytesIO()
+    sink.write(codecs.BOM_UTF8)
     pa_csv.write_csv(pa.table([*where, *texts], names=[*PLACE, *SEEN_BY_PLANNER]), sink)
     return sink.getvalue()
 

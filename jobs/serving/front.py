@@ -54,9 +54,8 @@ class Front:
             self.bundle: BundleInfo = read_bundle_info(folder)
             images = read_training_images(folder)
         built_for = settings.belief["bundle_id"]
-        if (
-            self.bundle.bundle_id != built_for
-        ):  # else the old network's counts would be judged by the new bundle's figures
+        if self.bundle.bundle_id != built_for:
+            # else the old network's counts would be judged by the new bundle's figures
             raise InputError(f"{settings.bundle_uri}: deployed with bundle {built_for}, found {self.bundle.bundle_id}")
         # as in the audit: what neither weights nor calibration have seen may be judged
         self._training_photos = frozenset(
