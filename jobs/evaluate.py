@@ -7,7 +7,7 @@ r"""Measures a bundle on labelled bins: counts, calibration, and how well it dou
 
 Writes metrics.json (every figure, bundle, manifest, settings, versions) and index.html (a page with plots and the worst
 errors with their photos) below --output-uri. Exit codes: 0 written, 1 written but more than 5 % of the photos have no
-score, 2 bad arguments or inputs.
+score or fewer than 99 % of the counts in int8 are those without it, 2 bad arguments or inputs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import ray
 from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.figures import measure
 from jobs.evaluating.page import render_evaluation
-from jobs.evaluating.predictions import SCORED, Predictions, predict_bins
+from jobs.evaluating.predictions import SCORED, Predictions, compare_counts, predict_bins
 from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
@@ -43,11 +44,14 @@ from schemas.errors import GateError, InputError
 logger = logging.getLogger("jobs.evaluate")
 
 MAX_UNSCORED_SHARE = 0.05
+MIN_AGREEMENT = 0.99
+"""Share of the counts in int8 that must be the same without it."""
 KEEP = {"unseen": "others", "test": "these", "all": "all"}
 
 
 def run_evaluation(config: EvaluateConfig) -> None:
-    """The whole job. Raises InputError where there is nothing to evaluate, GateError where too many photos failed."""
+    """The whole job. Raises InputError where there is nothing to evaluate, GateError where too many photos failed or int8
+    counts too differently."""
     output_uri = storage.absolute(config.output_uri)
     started = time.monotonic()
     with connect():
@@ -55,7 +59,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
         manifest = check_manifest(config.manifest_uri, None, needs_night=False)
         roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
         resources = plan_resources()
-        precision = resolve_precision(config.precision, resources.device)
+        precision = resolve_precision(config.precision, resources.device, info)
         await_free(resources.least())
         logger.info(
             "%d bins of %s, bundle %s, %s on %s",
@@ -63,19 +67,26 @@ def run_evaluation(config: EvaluateConfig) -> None:
         )  # fmt: skip
         plan = FetchPlan(info.preprocessing, roots, config.anonymous, ray.put(photos))
         with temporary_worklist(manifest, output_uri, info.preprocessing.image_size) as shards:
-            predictions = predict_bins(
+            predict = partial(
+                predict_bins,
                 shards,
                 plan,
                 keep=KEEP[config.split],
                 known_bins=bins,
                 bundle_uri=storage.absolute(config.bundle_uri),
                 info=info,
-                precision=precision,
                 resources=resources,
             )
+            predictions = predict(precision=precision)
+            agreement = None
+            if precision == "int8" and len(predictions):
+                reference = resolve_precision("auto", resources.device, info)
+                logger.info("all once more in %s, to compare", reference)
+                agreement = compare_counts(predictions, predict(precision=reference)) | {"with": reference}
     _check_any(predictions, manifest, config)
     scored_seconds = time.monotonic() - started
     figures = _describe(config, info, manifest, predictions) | {"device": resources.device, "precision": precision}
+    figures |= {"agreement": agreement} if agreement else {}
     figures |= measure(predictions, info, seed=config.seed)
     thumbnails = read_thumbnails((error.image_uri for error in predictions.worst), plan)
     page = render_evaluation(figures, predictions.worst, thumbnails)
@@ -86,6 +97,11 @@ def run_evaluation(config: EvaluateConfig) -> None:
     print(summarize(figures))
     print(f"written: {storage.join(output_uri, 'index.html')} and metrics.json")
     _check_gate(predictions)
+    if agreement and agreement["share"] < MIN_AGREEMENT:
+        raise GateError(
+            f"--precision int8: {agreement['share']:.2%} of {agreement['num_bins']} counts are those of {agreement['with']}, "
+            f"fewer than {MIN_AGREEMENT:.0%}: don't audit with this bundle in int8"
+        )
 
 
 def summarize(figures: dict[str, Any]) -> str:
@@ -111,6 +127,9 @@ def summarize(figures: dict[str, Any]) -> str:
         f"calibration error {calibration['excess']:.4f} (raw {calibration['raw']:.4f}, noise floor "
         f"{calibration['noise_floor']:.4f}); 90 % sets cover {sets['coverage']:.1%} with {sets['mean_size']:.2f} counts"
     )
+    if "agreement" in figures:
+        found = figures["agreement"]
+        lines.append(f"int8: {found['share']:.2%} of {found['num_bins']:,} counts are those of {found['with']}")
     return "\n".join(lines)
 
 

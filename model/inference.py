@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+"""The parts of a torchvision ResNet that are made of residual blocks."""
+
 
 def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A copy of a torchvision ResNet on `device`, in evaluation mode: (n, 3, S, S) of `dtype`, channels_last, to
@@ -45,10 +48,15 @@ def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
 def fuse_blocks(network: nn.Module) -> nn.Module:
     """Replaces the stem and the residual blocks of a ResNet without normalisation by fused ones. In place."""
     network.conv1, network.relu = FusedConvolution(network.conv1, "relu"), nn.Identity()  # type: ignore[arg-type]
-    for name in ("layer1", "layer2", "layer3", "layer4"):
+    for name in STAGES:
         blocks: nn.Module = getattr(network, name)
         setattr(network, name, nn.Sequential(*(FusedBlock(block) for block in blocks.children())))
     return network
+
+
+def convolutions(block: nn.Module) -> dict[str, nn.Conv2d]:
+    """The chain of a residual block, by name: two of a BasicBlock, three of a Bottleneck."""
+    return {name: getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)}
 
 
 class FusedConvolution(nn.Module):
@@ -74,7 +82,7 @@ class FusedBlock(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        chain = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
+        chain = list(convolutions(block).values())
         self.before = nn.Sequential(*(FusedConvolution(convolution, "relu") for convolution in chain[:-1]))
         self.last = FusedConvolution(chain[-1], "none")
         shortcut = getattr(block, "downsample", None)

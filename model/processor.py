@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from schemas.bundle import BundleInfo
+from schemas.errors import InputError
+
 
 def gains_by_bfloat16() -> bool:
     """Whether a network is faster in bfloat16 than in float32. By what the processor is, and not by a measurement: that
@@ -13,6 +16,28 @@ def gains_by_bfloat16() -> bool:
     facts = _first_processor()
     flags = set(facts.get("flags", "").split())
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
+
+
+def multiplies_int8() -> bool:
+    """Whether this processor multiplies 8-bit integers into sums of 32 bits (VNNI; AMX comes with it). Without, sums of
+    two products are cut at 16 bits: slower, and wrong where they are large."""
+    flags = _first_processor().get("flags", "").split()
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def check_int8(info: BundleInfo, device: str) -> dict[str, tuple[float, float]]:
+    """The bundle's activation ranges. Raises InputError where it has none or this machine can't compute in int8."""
+    remedy = "use --precision auto"
+    if device != "cpu":
+        raise InputError(f"--precision int8: expected CPUs to score on, found GPUs; {remedy}")
+    if not multiplies_int8():
+        raise InputError(f"--precision int8: expected a processor with VNNI, found none; {remedy}")
+    if info.activation_ranges is None:
+        raise InputError(
+            f"--precision int8: expected activation_ranges in bundle {info.bundle_id}, found none; it is of before int8: "
+            f"train it anew, or {remedy}"
+        )
+    return info.activation_ranges
 
 
 def _first_processor() -> dict[str, str]:

@@ -10,11 +10,14 @@ import torch
 from model.bundle import Bundle
 from model.calibration import apply_calibration
 from model.inference import prepare_network
+from model.processor import check_int8
+from model.quantisation import quantise_network
 from schemas.bundle import Preprocessing
 from schemas.errors import InputError
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+"""Of the network's input; int8 is between its convolutions."""
 
 
 class Scorer:
@@ -22,7 +25,8 @@ class Scorer:
     bit-identical alone and in any company (same hardware, precision and batch size)."""
 
     def __init__(self, bundle: Bundle, *, device: str, precision: Precision, batch_size: int) -> None:
-        """Raises InputError for fp16 on a CPU (its convolutions are emulated and lose precision)."""
+        """Raises InputError for fp16 on a CPU (its convolutions are emulated and lose precision), and for int8 where the
+        processor or the bundle isn't made for it."""
         if precision == "fp16" and torch.device(device).type == "cpu":
             raise InputError("precision: expected fp32 or bf16 on a CPU, found fp16")
         self.info = bundle.info
@@ -32,7 +36,10 @@ class Scorer:
             # else cuDNN rounds the factors of a convolution to 10 bits (TF32) and calls it float32
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         self._dtype = DTYPES[precision]
-        self._network = prepare_network(bundle.network, self._device, self._dtype)
+        if precision == "int8":
+            self._network = quantise_network(bundle.network, check_int8(bundle.info, self._device.type))
+        else:
+            self._network = prepare_network(bundle.network, self._device, self._dtype)
         self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)
         side = bundle.info.preprocessing.image_size
         # each batch is copied here: memory of its own would be faulted in anew, at a percent of the network's time

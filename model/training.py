@@ -49,6 +49,7 @@ from model.optimisation import (
 )
 from model.processor import gains_by_bfloat16
 from model.profile import Stopwatch
+from model.quantisation import Range, activation_ranges
 from model.recipe import Recipe
 from model.scoring import normalisation, to_inputs
 from model.splitting import epoch_order, worker_micro_batches
@@ -57,6 +58,8 @@ from schemas.bundle import Preprocessing
 
 STATE_FILE = "state.pt"
 AUXILIARY_WEIGHT = 0.3
+NUM_RANGE_PHOTOS = 256
+"""Training photos that tell the ranges of the activations."""
 UNHEALTHY = "unhealthy"
 NOT_FINITE = "the loss is not a finite number"
 
@@ -97,7 +100,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
     `history` (a dict per epoch), `step_losses`, `findings`, `profile` (seconds by phase), `best_epoch`, `stopped`
     (why, or None), `precision` (of the convolutions), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (those of
-    `LoopSettings.conclude`; of the best epoch, with the mirror image if the recipe says so). The weights are in the last checkpoint: `best_state`.
+    `LoopSettings.conclude`; of the best epoch, with the mirror image if the recipe says so), `activation_ranges` (by layer, of
+    the best epoch; None where nothing is concluded). The weights are in the last checkpoint: `best_state`.
 
     loop_config: {"settings": LoopSettings}.
     """
@@ -396,6 +400,21 @@ class _Loop:
         self.network.load_state_dict(kept)
         return self._sum(found).cpu().numpy()
 
+    def _activation_ranges(self, state: dict[str, torch.Tensor]) -> dict[str, Range]:
+        """Those of the network that ends in the bundle, on NUM_RANGE_PHOTOS training photos as the audit prepares them.
+        Leaves `state` in the network."""
+        recipe = self.recipe
+        train = self.bins.rows_of("train")
+        chosen = train[epoch_order(self.bins.hashes[train], recipe.seed, 0)][:NUM_RANGE_PHOTOS]
+        plan = [
+            MicroBatch(chosen[start : start + recipe.micro_batch], recipe.image_size, None)
+            for start in range(0, len(chosen), recipe.micro_batch)
+        ]
+        self.network.load_state_dict(state)
+        batches = (torch.from_numpy(prepared.pixels) for prepared in self.photos(plan))
+        inputs = (to_inputs(self._send(pixels), self._scale, self._shift) for pixels in batches)
+        return activation_ranges(self.network.resnet, inputs)
+
     def _profiler(self, epoch: int) -> Any:
         if not self.settings.trace_steps or epoch > self._first_epoch_here or self.rank != 0:
             return nullcontext(None)
@@ -495,6 +514,10 @@ class _Loop:
                     )
         if self.rank != 0:
             return None
+        ranges = None
+        if self.best_state and self.settings.conclude:
+            with self.watch.phase("validation"):
+                ranges = self._activation_ranges(self.best_state)
         return {
             "history": self.history,
             "step_losses": self.seen.step_losses,
@@ -506,6 +529,7 @@ class _Loop:
             "precision": "bfloat16" if self._mixed else "float32",
             "rows": rows,
             "logits": logits,
+            "activation_ranges": ranges,
             "trace": self._trace,
         }
 

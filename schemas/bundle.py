@@ -88,6 +88,9 @@ class BundleInfo(Document):
     label_histogram: list[int]
     """Training bins per class (classes of the record, top class included)."""
     label_noise: LabelNoise = LabelNoise()
+    activation_ranges: dict[str, tuple[float, float]] | None = None
+    """Between which values the network's activations lie on training photos, by layer: what int8 rounds by. None in
+    bundles of before int8."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """Metrics on bins that training has not seen, with 95 % intervals and the majority baseline."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -140,5 +143,7 @@ def content_id(fields: dict[str, Any]) -> str:
             "label_noise",
         )
     }
+    if fields.get("activation_ranges") is not None:  # the id of a bundle without them stays what it was
+        covered["activation_ranges"] = fields["activation_ranges"]
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

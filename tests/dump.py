@@ -81,6 +81,7 @@ def write_bundle(
     from model.bundle import save_bundle
     from model.bundle_files import TRAINING_IMAGES_SCHEMA
     from model.network import build_network
+    from model.quantisation import activation_ranges
 
     torch.manual_seed(0)
     network = build_network(architecture, top_class + 1)
@@ -97,6 +98,7 @@ def write_bundle(
             "prediction_set_threshold": 0.9,
             "num_calibration": 500,
             "record_outside_set_share": 0.1,
+            "activation_ranges": activation_ranges(network, [torch.randn(8, 3, image_size, image_size)]),
             "label_histogram": [20, 80, 140, 170, 150, 120, 320][: top_class + 1],
         },
     )

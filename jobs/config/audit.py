@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from jobs.config.base import JobConfig, Seed
+from jobs.config.base import JobConfig, PrecisionChoice, Seed
 
 
 class AuditConfig(JobConfig):
@@ -45,8 +45,9 @@ class AuditConfig(JobConfig):
     replace_counted: bool = False
     """Replace it even though counts against its plan have come in (they are kept)."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto is bf16 where the hardware gains by it, else fp32."""
+    precision: PrecisionChoice = "auto"
+    """Arithmetic of the network; auto is bf16 where the hardware gains by it, else fp32. int8 is for CPUs: evaluate the
+    bundle with it first (`jobs.evaluate --precision int8`), which refuses one that counts too differently."""
 
     max_unreadable_share: float = Field(default=0.05, ge=0, le=1)
     """Nothing is committed beyond this share of unreadable or rejected images."""

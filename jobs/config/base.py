@@ -1,6 +1,6 @@
 """What all job settings share."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -9,6 +9,9 @@ from schemas.errors import InputError
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """What every generator takes; scikit-learn's and Optuna's take no more."""
+
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+"""`--precision`."""
 
 
 class JobConfig(BaseModel):

@@ -1,10 +1,8 @@
 """Settings of the endpoint."""
 
-from typing import Literal
-
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from jobs.config.base import JobConfig
+from jobs.config.base import JobConfig, PrecisionChoice
 
 
 class EndpointSettings(JobConfig):
@@ -16,8 +14,9 @@ class EndpointSettings(JobConfig):
     output_uri: str | None = None
     """The output of `jobs.audit` whose recounts the record model is learned from; without it the model is assumed."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto is what the audit takes on the same hardware."""
+    precision: PrecisionChoice = "auto"
+    """Arithmetic of the network; auto is what the audit takes on the same hardware. int8 is for CPUs: evaluate the bundle
+    with it first."""
 
     batch_size: PositiveInt | None = None
     """Photos per padded batch; by default the audit's (32 on a CPU, 256 on a GPU), so that both give the same bits.

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +127,13 @@ def predict_bins(
                 "%d of %d bins, %.1f a second", tally.num_done, num_bins, tally.num_done / max(1e-9, now - started)
             )
     return _predictions(tally, info)
+
+
+def compare_counts(found: Predictions, reference: Predictions) -> dict[str, Any]:
+    """`share` of the bins with a score in both whose most probable count is the same, and their `num_bins`."""
+    _, ours, theirs = np.intersect1d(found.bin_ids, reference.bin_ids, assume_unique=True, return_indices=True)
+    same = found.probabilities[ours].argmax(1) == reference.probabilities[theirs].argmax(1)
+    return {"share": float(same.mean()), "num_bins": len(same)}
 
 
 def _fetch(items: pa.Table, plan: FetchPlan, keep: str, known_bins: ray.ObjectRef) -> Iterator[pa.Table]:

@@ -70,7 +70,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
         bundle_uri=bundle_uri,
         bundle_id=bundle.bundle_id,
         device=resources.device,
-        precision=resolve_precision(settings.precision, resources.device),
+        precision=resolve_precision(settings.precision, resources.device, bundle),
         batch_size=batch_size,
         threads=resources.scorer_threads,
     )

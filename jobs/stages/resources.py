@@ -13,7 +13,9 @@ from typing import Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from model.processor import gains_by_bfloat16
+from jobs.config.base import PrecisionChoice
+from model.processor import check_int8, gains_by_bfloat16
+from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
 
 GPU_BATCH, CPU_BATCH = 256, 32
@@ -107,11 +109,14 @@ def _plan_cpus(sizes: list[float]) -> Resources:
     )
 
 
-def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: str) -> Literal["fp32", "bf16", "fp16"]:
+def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo) -> Literal["fp32", "bf16", "fp16", "int8"]:
     """`auto` is bf16 where the hardware gains by it, else fp32 (see `gains_by_bfloat16`; emulated bf16 is slower still).
 
-    Raises InputError for fp16 on a CPU, which no network is scored in, and where `auto` can't ask the GPUs.
+    Raises InputError for fp16 on a CPU, which no network is scored in, for int8 where the processor or the bundle isn't
+    made for it, and where `auto` can't ask the GPUs.
     """
+    if asked == "int8":
+        check_int8(info, device)
     if asked == "fp16" and device == "cpu":
         raise InputError("--precision fp16: expected a GPU in the cluster, found none; use auto, bf16 or fp32")
     if asked != "auto":

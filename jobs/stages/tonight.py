@@ -63,7 +63,7 @@ def settle_night(config: AuditConfig) -> Tonight:
     if config.report_uri is not None:
         storage.check_writable(config.report_uri)
     resources = plan_resources()
-    precision = resolve_precision(config.precision, resources.device)
+    precision = resolve_precision(config.precision, resources.device, bundle)
     name = partial(
         run.name_run,
         config,

@@ -51,6 +51,7 @@ def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained, left_out
         "prediction_set_threshold": fitted.prediction_set_threshold,
         "num_calibration": fitted.num_calibration,
         "record_outside_set_share": fitted.record_outside_set_share,
+        "activation_ranges": outcome["activation_ranges"],
         "label_histogram": np.bincount(labels[splits == "train"], minlength=config.num_classes).tolist(),
         "metrics": metrics,
         "training": config.model_dump(mode="json")

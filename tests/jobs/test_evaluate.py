@@ -15,7 +15,12 @@ import pytest
 from jobs import evaluate
 from jobs.evaluating.doubt import measure_doubt
 from jobs.platform import storage
+from model.bundle import load_bundle, save_bundle
+from model.bundle_files import read_training_images
+from model.images import decode_image
 from model.metrics import evaluate_counts
+from model.processor import multiplies_int8
+from model.scoring import Scorer
 from schemas.bundle import BundleInfo
 from tests.dump import manifest_table, photo, write_bundle, write_photos
 
@@ -69,14 +74,10 @@ def read_metrics(output: Path) -> dict[str, Any]:
     return json.loads((output / "metrics.json").read_text())
 
 
-def score_directly(dump: Path, numbers: list[int]) -> np.ndarray:
-    from model.bundle import load_bundle
-    from model.images import decode_image
-    from model.scoring import Scorer
-
-    bundle = load_bundle(dump / "bundle")
-    pixels = [decode_image(photo(QUANTITIES[number], number), bundle.info.preprocessing) for number in numbers]
-    return Scorer(bundle, device="cpu", precision="fp32", batch_size=32).score(np.stack(pixels))
+def score_directly(dump: Path, numbers: list[int], *, bundle: str = "bundle", precision: Any = "fp32") -> np.ndarray:
+    loaded = load_bundle(dump / bundle)
+    pixels = [decode_image(photo(QUANTITIES[number], number), loaded.info.preprocessing) for number in numbers]
+    return Scorer(loaded, device="cpu", precision=precision, batch_size=32).score(np.stack(pixels))
 
 
 @pytest.mark.ray
@@ -160,6 +161,36 @@ def test_too_many_photos_without_a_score_exit_1_with_the_page_written(
     assert run(dump, tmp_path, manifest="gaps") == 1
     assert "2 of 12 photos have no score" in capsys.readouterr().err
     assert read_metrics(tmp_path)["metrics"]["1..5"]["majority"]["exact"] == 1.0
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.skipif(not multiplies_int8(), reason="this processor has no VNNI")
+def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_otherwise(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = load_bundle(dump / "bundle")
+    computed = {"format_version", "classes", "weights_sha256", "bundle_id"}
+    assert bundle.info.activation_ranges is not None
+    narrow = {name: (low / 100, high / 100) for name, (low, high) in bundle.info.activation_ranges.items()}
+    save_bundle(
+        dump / "narrow",
+        network=bundle.network,
+        fields=bundle.info.model_dump(mode="json", exclude=computed) | {"activation_ranges": narrow},
+        training_images=read_training_images(dump / "bundle"),
+    )
+    for name, code in (("bundle", 0), ("narrow", 1)):
+        kept = [number for number in range(20, NUM_BINS) if number not in (MISSING, EMPTY)]
+        counts = [score_directly(dump, kept, bundle=name, precision=p).argmax(1) for p in ("int8", "fp32")]
+        share = float(np.mean(counts[0] == counts[1]))
+        assert (share < 0.99) == bool(code)
+        assert run(dump, tmp_path / name, "--precision", "int8", bundle=name) == code
+        found = read_metrics(tmp_path / name)
+        assert found["precision"] == "int8"
+        assert found["agreement"]["num_bins"] == len(kept)
+        if found["agreement"]["with"] == "fp32":
+            assert found["agreement"]["share"] == pytest.approx(share)
+    assert "fewer than 99%: don't audit with this bundle in int8" in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -14,9 +14,23 @@ from jobs.stages.resources import resolve_precision
 from jobs.stages.score import SCORED_SCHEMA, with_probabilities
 from jobs.stages.staging import FETCHED_SHARD_SCHEMA, MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
-from schemas.bundle import Preprocessing
+from schemas.bundle import BundleInfo, Calibration, Preprocessing
 from schemas.errors import GateError, InputError
 from tests.dump import manifest_table, photo
+
+INFO = BundleInfo(
+    bundle_id="0123456789ab",
+    architecture="resnet18",
+    top_class=1,
+    classes=["0", "1+"],
+    preprocessing=Preprocessing(image_size=32),
+    calibration=Calibration(method="none", weight=[[1, 0], [0, 1]], bias=[0, 0]),
+    prediction_set_threshold=0.9,
+    num_calibration=500,
+    record_outside_set_share=0.1,
+    label_histogram=[20, 80],
+    weights_sha256="0" * 64,
+)
 
 
 def _shard(pixels: list[bytes | None], probabilities: list[list[float] | None]) -> pa.Table:
@@ -126,14 +140,14 @@ def test_bf16_is_taken_on_cards_that_have_units_for_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: list[float], found: str
 ) -> None:
     monkeypatch.setattr(resources, "_compute_capabilities", lambda: capabilities)
-    assert resolve_precision("auto", "cuda") == found
+    assert resolve_precision("auto", "cuda", INFO) == found
 
 
 def test_cards_that_cannot_be_asked_are_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_compute_capabilities", list)
     with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
-        resolve_precision("auto", "cuda")
-    assert resolve_precision("bf16", "cuda") == "bf16"
+        resolve_precision("auto", "cuda", INFO)
+    assert resolve_precision("bf16", "cuda", INFO) == "bf16"
 
 
 def test_cards_are_asked_for_by_the_driver_s_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +161,12 @@ def test_cards_are_asked_for_by_the_driver_s_own_tool(tmp_path: Path, monkeypatc
 
 def test_fp16_is_refused_on_a_cpu() -> None:
     with pytest.raises(InputError, match="--precision fp16: expected a GPU"):
-        resolve_precision("fp16", "cpu")
+        resolve_precision("fp16", "cpu", INFO)
+
+
+def test_int8_is_refused_for_a_bundle_of_before_it() -> None:
+    with pytest.raises(InputError, match="--precision int8: expected"):
+        resolve_precision("int8", "cpu", INFO)
 
 
 @pytest.mark.parametrize(
@@ -164,4 +183,4 @@ def test_bf16_is_taken_where_the_hardware_gains_by_it(
     monkeypatch: pytest.MonkeyPatch, asked: str, device: str, vendor: str, flags: str, found: str
 ) -> None:
     monkeypatch.setattr(processor, "_first_processor", lambda: {"vendor_id": vendor, "flags": flags})
-    assert resolve_precision(asked, device) == found  # type: ignore[arg-type]
+    assert resolve_precision(asked, device, INFO) == found  # type: ignore[arg-type]

@@ -155,6 +155,7 @@ def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
     assert set(images["split"].to_pylist()) == {"train", "selection", "test"}
     scores = Scorer(bundle, device="cpu", precision="fp32", batch_size=4).score(np.zeros((2, 32, 32, 3), np.uint8))
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
+    assert len(bundle.info.activation_ranges or {}) == 20
     report = (tmp_path / "bundle" / "report.html").read_text()
     assert "Where the time went" in report
     assert "1 unreadable_image, 1 missing_image." in report
