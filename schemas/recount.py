@@ -41,7 +41,11 @@ PLANNED_SCHEMA = pa.schema(
         column("bundle_id", pa.string(), "The bundle that scored the photo.", required=True),
         *_ASSESSED_COLUMNS,
         column("currency", pa.string(), "Of unit_value."),
-        column("reason", pa.string(), "`counted` for a random bin that was kept off the priority list; else null."),
+        column(
+            "reason",
+            pa.string(),
+            "`counted` or `counted_wrong` for a random bin that was kept off the priority list; else null.",
+        ),
     ]
 )
 """`runs/<run_id>/plan.parquet`: every planned recount with what learning from it will need; kept for good."""

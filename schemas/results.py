@@ -30,13 +30,15 @@ class Verdict(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a bin was not assessed although its image was scored (else the image's status), or why it is ok."""
+    """Why a bin was not assessed although its image was scored (else the image's status), or why it was kept off the
+    priority list: a person counted it not long ago, and its record says the same since."""
 
     MOVED = "moved"
     STALE_PHOTO = "stale_photo"
     POOR_PHOTO = "poor_photo"
     TRAINING_PHOTO = "training_photo"
     COUNTED = "counted"
+    COUNTED_WRONG = "counted_wrong"
 
 
 class Recount(StrEnum):
@@ -93,7 +95,11 @@ POSTERIOR_COLUMNS = [
 
 CONCLUSION_COLUMNS = [
     column("verdict", pa.string(), f"The conclusion: {', '.join(Verdict)}; ok means not suspected.", required=True),
-    column("reason", pa.string(), "Why the bin was not assessed, or `counted`."),
+    column(
+        "reason",
+        pa.string(),
+        "Why the bin was not assessed, or `counted`, `counted_wrong`: kept off the list as found right or wrong not long ago.",
+    ),
     column("rank", pa.int32(), "Place in tonight's priority list, 1 first."),
     column("recount", pa.string(), "Whether a person is sent: priority or random."),
     column("inclusion_probability", pa.float32(), "Probability with which the plan took the bin in; 1 for priority."),

@@ -60,7 +60,8 @@ class AuditConfig(JobConfig):
     images_uri."""
 
     max_photo_age_hours: float | None = Field(default=None, gt=0, le=100_000)
-    """A photo taken longer before the record was read is `stale_photo`; by default photos do not age."""
+    """A photo taken longer before or after its record was read is `stale_photo`, and so is one of unknown age; by default
+    photos do not age."""
 
     anonymous: bool = False
     """Read photos from a public bucket without credentials."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from jobs.counting.history import History, PlanRecounts
-from jobs.counting.samples import Sample, samples_in_force, worst_samples
+from jobs.counting.samples import Sample, best_samples, counted_samples, samples_in_force, worst_samples
 from model.calibration_error import calibration_error_floor, expected_calibration_error
-from model.estimators import NightSample, claimed_over_found, estimate_precision, estimate_share, estimate_total
+from model.estimators import (
+    Estimate,
+    NightSample,
+    claimed_over_found,
+    estimate_precision,
+    estimate_share,
+    estimate_total,
+)
 
 
 @dataclass(frozen=True)
@@ -63,18 +70,25 @@ def estimate_window(history: History) -> Estimates:
 
     Nights enter when their mismatches are confirmed, so those with many wait longest, and a mismatch may not be handed in
     before it is confirmed. Neither may make the stock look better: the error rate's upper end is also that of all counted
-    nights as they were first counted, with the random bins that nobody counted taken as wrong.
+    nights as they were first counted, with the random bins that nobody counted taken as wrong. And a mismatch that nobody
+    confirmed may be a miscount: the lower end is also that without them. Intervals of pieces and money cover those of all
+    counted nights as they were first counted.
     """
-    samples = samples_in_force(history)
+    samples, counted = samples_in_force(history), counted_samples(history)
+
+    def total(make: Callable[[Sample], NightSample], of: Callable[[Sample], bool]) -> Estimate:
+        estimate = estimate_total([make(sample) for sample in samples if of(sample)])
+        guard = estimate_total([make(sample) for sample in counted if of(sample)])
+        return replace(estimate, low=min(estimate.low, guard.low), high=max(estimate.high, guard.high))
+
     lists = [plan for plan in history.nights if plan.has_priority_list]
     share = estimate_share([_wrong_sample(sample) for sample in samples])
     worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
-    net = estimate_total([_net_sample(sample) for sample in samples])
-    with_gross = [sample for sample in samples if sample.plan.whole_night.gross_variance_predicted is not None]
-    gross = estimate_total([_gross_sample(sample) for sample in with_gross])
-    with_value = [sample for sample in samples if sample.plan.whole_night.net_value_predicted is not None]
-    one_currency = _have_one_currency([sample.plan for sample in with_value])
-    value = estimate_total([_value_sample(sample) for sample in with_value] if one_currency else [])
+    best = estimate_share([_wrong_sample(sample) for sample in best_samples(history)])
+    net = total(_net_sample, lambda _: True)
+    gross = total(_gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None)
+    one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
+    value = total(_value_sample, lambda sample: one_currency and _is_valued(sample))
     found = _PriorityFindings(lists)
     precision = estimate_precision(found.wrong)
     random = _RandomFindings(samples)
@@ -82,7 +96,7 @@ def estimate_window(history: History) -> Estimates:
     raw_error = expected_calibration_error(random.p_record_wrong, random.in_wrong_class)
     return Estimates(
         error_rate=_number(share.value),
-        error_rate_low=_number(share.low),
+        error_rate_low=_number(min(share.low, best.low)),
         error_rate_high=_number(max(share.high, worst.high) if samples else np.nan),
         ira=_number(1 - share.value),
         estimator=share.estimator,
@@ -94,7 +108,7 @@ def estimate_window(history: History) -> Estimates:
         net_variance_units_low=_number(net.low),
         net_variance_units_high=_number(net.high),
         found_value_window=_number(found.total_value if _have_one_currency(lists) else np.nan),
-        claimed_over_found=_number(claimed_over_found(found.p_record_wrong, found.wrong)),
+        claimed_over_found=_number(claimed_over_found(found.p_record_wrong, found.in_wrong_class)),
         list_precision_window=_number(precision.value),
         list_precision_window_low=_number(precision.low),
         list_precision_window_high=_number(precision.high),
@@ -111,18 +125,24 @@ def estimate_window(history: History) -> Estimates:
 
 
 class _PriorityFindings:
-    """Of every counted priority bin of these plans, arrays (m,): was the record wrong, and what was claimed; and the
-    value of all differences (NaN where no bin has a unit value)."""
+    """Of every counted priority bin of these plans, arrays (m,): was the record wrong, was it in the wrong class (what
+    p_record_wrong claims), and what was claimed; and the value of all differences (NaN where no bin has a unit value)."""
 
     def __init__(self, lists: Sequence[PlanRecounts]) -> None:
         wrong, claimed, value = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
+        in_wrong_class = [np.zeros(0, dtype=bool)]
         for plan in lists:
             rows = ~plan.is_random & plan.counted
+            if rows.any():
+                top_class = len(plan.planned["probabilities"][0].as_py()) - 1
+                classes = (np.minimum(qty[rows], top_class) for qty in (plan.counted_qty, plan.column("expected_qty")))
+                in_wrong_class.append(np.not_equal(*classes))
             difference = (plan.counted_qty - plan.column("expected_qty"))[rows]
             wrong.append((difference != 0).astype(np.float64))
             claimed.append(plan.column("p_record_wrong")[rows])
             value.append(np.abs(difference) * plan.column("unit_value")[rows])
         self.wrong, self.p_record_wrong = np.concatenate(wrong), np.concatenate(claimed)
+        self.in_wrong_class = np.concatenate(in_wrong_class)
         known = np.concatenate(value)
         self.total_value = float(np.nansum(known)) if np.isfinite(known).any() else float("nan")
 
@@ -187,6 +207,10 @@ def _value_sample(sample: Sample) -> NightSample:
         prediction=net.prediction * value,
         error_size=net.error_size * float(np.sqrt(np.square(value).mean())),
     )
+
+
+def _is_valued(sample: Sample) -> bool:
+    return sample.plan.whole_night.net_value_predicted is not None
 
 
 def _have_one_currency(plans: Sequence[PlanRecounts]) -> bool:

@@ -6,7 +6,7 @@ Only committed nights before the given one count. Nothing here reads results: it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from jobs.counting.counted import read_counted
 from jobs.counting.plans import NightSummary, list_marked_runs, list_nights, read_night, read_plan
+from jobs.counting.records import find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
 from jobs.stages.publish import FROZEN, run_uri
@@ -37,7 +38,8 @@ class PlanRecounts:
     """Every recount that one committed run planned, with what came of it. All arrays (b,), as `planned`.
 
     `counted_qty`: the finding; an unconfirmed mismatch as it was first counted; NaN where nobody counted.
-    `resolved`: counted and right, or a mismatch that a second count confirmed. The rest is pending.
+    `resolved`: counted and right, a mismatch that a second count confirmed, or one whose record has changed since, which
+    nobody can count again: it stands as it was first counted. The rest is pending.
     `in_reach`: certain to be counted, as a priority or as a random bin (`recount_plan.find_reach`).
     """
 
@@ -96,6 +98,13 @@ class PlanRecounts:
         return int((~self.resolved).sum())
 
     @property
+    def waiting(self) -> list[tuple[str | None, str, str]]:
+        """(zone, bin_id, night) of every mismatch that waits for a second count."""
+        found = self.planned.filter(pa.array(self.counted & ~self.resolved))
+        pairs = zip(found["zone"].to_pylist(), found["bin_id"].to_pylist(), strict=True)
+        return [(zone, bin_id, self.audit_date) for zone, bin_id in pairs]
+
+    @property
     def has_random_sample(self) -> bool:
         """Whether so many of the random bins are resolved that the plan may enter the window (90 %)."""
         return bool(choose_window([self.num_random_planned], [self.num_random_resolved])[0])
@@ -136,17 +145,7 @@ class History:
     def second_counts(self) -> list[tuple[str | None, str, str]]:
         """(zone, bin_id, night) of every mismatch of the window's plans in force that waits for a second count, the
         oldest night first: it is given back for that night."""
-        return [
-            (zone, bin_id, plan.audit_date)
-            for plan in self.nights
-            for zone, bin_id, waits in zip(
-                plan.planned["zone"].to_pylist(),
-                plan.planned["bin_id"].to_pylist(),
-                plan.counted & ~plan.resolved,
-                strict=True,
-            )
-            if waits
-        ]
+        return [found for plan in self.nights for found in plan.waiting]
 
     @property
     def repeat_offenders(self) -> pd.DataFrame:
@@ -173,10 +172,27 @@ def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_N
     return History(
         audit_date=audit_date,
         window_nights=window_nights,
-        nights=tuple(nights),
+        nights=tuple(_resolve_by_record(output_uri, nights)),
         replaced=tuple(replaced),
         last_counts=_last_counts(groups, rows),
     )
+
+
+def _resolve_by_record(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecounts]:
+    """`nights` with the mismatches resolved that wait for a second count of a record which the last night knows no more:
+    somebody corrected it, or stock moved, and `jobs.recount` would refuse the count."""
+    if not nights:
+        return nights
+    last = nights[-1].audit_date
+    waiting = {bin_id for plan in nights[:-1] for _, bin_id, _ in plan.waiting}
+    records = find_records(output_uri, {last: waiting})
+    known = {bin_id: record.expected_qty for (_, bin_id), record in records.items()}
+    resolved = []
+    for plan in nights:
+        bins = zip(plan.planned["bin_id"].to_pylist(), plan.planned["expected_qty"].to_pylist(), strict=True)
+        changed = np.array([known.get(bin_id, expected) != expected for bin_id, expected in bins], dtype=bool)
+        resolved.append(replace(plan, resolved=plan.resolved | (plan.counted & changed)))
+    return resolved
 
 
 def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
@@ -230,7 +246,7 @@ def _reach(planned: pa.Table, objective: str) -> Mask:
     score = planned["p_record_wrong"].to_numpy().astype(np.float64)
     if objective == "value":
         score = (planned["expected_abs_variance_qty"].to_numpy() * planned["unit_value"].to_numpy()).astype(np.float64)
-    # a bin that was counted right not long ago stays off the list whatever its score
+    # a bin that was counted not long ago stays off the list whatever its score
     listable = pc.is_null(planned["reason"]).to_numpy()
     return find_reach(score, priority) & (priority | listable)
 

@@ -84,6 +84,22 @@ def worst_samples(history: History) -> list[Sample]:
     return [take_sample(_absent_as_wrong(plan)) for plan in plans]
 
 
+def counted_samples(history: History) -> list[Sample]:
+    """Of the window's nights with 90 % of their random bins counted, confirmed or not."""
+    return [take_sample(plan) for plan in history.nights if plan.has_random_counts]
+
+
+def best_samples(history: History) -> list[Sample]:
+    """`samples_in_force`, with the mismatches that wait for a second count taken as miscounts."""
+    plans = [plan for plan in history.nights if plan.has_random_sample]
+    return [take_sample(_doubtful_as_right(plan)) for plan in plans]
+
+
+def _doubtful_as_right(plan: PlanRecounts) -> PlanRecounts:
+    doubtful = plan.counted & ~plan.resolved
+    return replace(plan, counted_qty=np.where(doubtful, plan.column("expected_qty"), plan.counted_qty))
+
+
 def _absent_as_wrong(plan: PlanRecounts) -> PlanRecounts:
     absent = plan.is_random & ~plan.counted
     return replace(plan, counted_qty=np.where(absent, plan.column("expected_qty") + 1, plan.counted_qty))

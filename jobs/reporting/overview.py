@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from jobs.reporting.nights import Night, read_results
 from jobs.reporting.ordering import key_histogram, top_rows
 from jobs.reporting.recount_lists import PLANNER_SCHEMA
-from schemas.results import ImageStatus, Recount, Verdict
+from schemas.results import ImageStatus, Reason, Recount, Verdict
 
 TOP_ROWS = 1000
 """Bins on the page; the tables hold the rest."""
@@ -36,6 +36,8 @@ class Overview:
     """Value at risk over tonight's priority list by currency; empty where no unit values are given."""
     currencies: set[str | None] = field(default_factory=set)
     """Of all unit values; None for those that name none."""
+    num_uncorrected: int = 0
+    """Bins that a person found wrong and whose record says the same tonight."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Bins not assessed by reason."""
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -62,6 +64,7 @@ def _add(overview: Overview, rows: pa.Table) -> None:
     overview.histogram = overview.histogram + key_histogram(rows)
     planned = rows.select(PLANNER_SCHEMA.names).filter(pc.is_valid(rows["recount"]))
     overview.planned = pa.concat_tables([overview.planned, planned])
+    overview.num_uncorrected += pc.sum(pc.equal(rows["reason"], str(Reason.COUNTED_WRONG))).as_py() or 0
     listed = rows.filter(pc.equal(rows["recount"], str(Recount.PRIORITY)))
     for value, currency in zip(listed["value_at_risk"].to_pylist(), listed["currency"].to_pylist(), strict=True):
         if value is not None:

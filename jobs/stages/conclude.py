@@ -190,7 +190,7 @@ def _reduce(rows: pa.Table, reference: ReferenceScores | None, rules: Rules) -> 
     assessed = rows.filter(rows["assessed"])
     bin_ids = assessed["bin_id"].to_pylist()
     keys = draw_keys(bin_ids, rules.seed, rules.audit_date)
-    rankable = pc.fill_null(pc.not_equal(assessed["reason"], str(Reason.COUNTED)), True).to_numpy()
+    rankable = pc.is_null(assessed["reason"]).to_numpy()
     score = assessed["p_record_wrong" if rules.objective == "probability" else "value_at_risk"].to_numpy()
     ids = np.array(bin_ids, dtype=object)
     histogram = None
@@ -226,7 +226,8 @@ def _conclude(rows: pa.Table, reference: ReferenceScores | None, rules: Rules, d
     """RESULTS_SCHEMA from reconciled rows."""
     n = rows.num_rows
     assessed = rows["assessed"].to_numpy()
-    counted = pc.fill_null(pc.equal(rows["reason"], str(Reason.COUNTED)), False).to_numpy()
+    found_wrong = pc.fill_null(pc.equal(rows["reason"], str(Reason.COUNTED_WRONG)), False).to_numpy()
+    known = assessed & pc.is_valid(rows["reason"]).to_numpy()
     p_wrong = rows["p_record_wrong"].to_numpy(zero_copy_only=False).astype(np.float64)
     bin_ids = rows["bin_id"].to_pylist()
     plan = decisions.plan
@@ -238,9 +239,9 @@ def _conclude(rows: pa.Table, reference: ReferenceScores | None, rules: Rules, d
     inclusion[planned] = plan.inclusion_probability[place[planned]]
     p_value, level = np.full(n, np.nan), np.full(n, np.nan)
     if reference is not None:
-        p_value = conformal_p_values(np.where(counted, np.nan, p_wrong), reference)
+        p_value = conformal_p_values(np.where(known, np.nan, p_wrong), reference)
         level = certified_at(p_value, decisions.thresholds)
-    suspect = (recount == str(Recount.PRIORITY)) | ((p_wrong >= 0.5) & ~counted)
+    suspect = (recount == str(Recount.PRIORITY)) | ((p_wrong >= 0.5) & ~known) | found_wrong
     verdict = np.select(
         [~assessed, ~np.isnan(level), suspect],
         [str(Verdict.NOT_ASSESSED), str(Verdict.CERTIFIED), str(Verdict.SUSPECT)],

@@ -68,11 +68,11 @@ class Reconciler:
         for field in POSTERIOR_COLUMNS:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
-        recently_right = assessed & self._counted_right(counts, expected)
+        known = assessed & self._is_known(counts, expected)
+        found_right = counts["found_right"].eq(True).to_numpy()
+        reason[known & found_right], reason[known & ~found_right] = str(Reason.COUNTED), str(Reason.COUNTED_WRONG)
         columns["assessed"] = pa.array(assessed)
-        columns["reason"] = pa.array(
-            np.where(recently_right, str(Reason.COUNTED), reason), pa.string(), from_pandas=True
-        )
+        columns["reason"] = pa.array(reason, pa.string(), from_pandas=True)
         columns["last_counted_at"] = pa.array(
             counts["last_counted_at"], RECONCILED_SCHEMA.field("last_counted_at").type
         )
@@ -99,12 +99,14 @@ class Reconciler:
     def _stale(self, staged: pa.Table) -> np.ndarray:
         if self.max_photo_age_hours is None:
             return np.zeros(staged.num_rows, dtype=bool)
-        age = pc.subtract(staged["expected_as_of"], staged["photo_at"])
-        limit = pa.scalar(timedelta(hours=self.max_photo_age_hours), pa.duration("us"))
-        return pc.fill_null(pc.greater(age, limit), False).to_numpy()
+        # either way: what moved between the two looks like a wrong record; one that nobody can tell may be too old
+        apart = pc.abs(pc.cast(pc.subtract(staged["expected_as_of"], staged["photo_at"]), pa.int64()))
+        limit = timedelta(hours=self.max_photo_age_hours) // timedelta(microseconds=1)
+        return pc.fill_null(pc.greater(apart, limit), True).to_numpy()
 
-    def _counted_right(self, counts: pd.DataFrame, expected: np.ndarray) -> np.ndarray:
-        """A person found the bin right not long ago, and the record says the same tonight as it did then.
+    def _is_known(self, counts: pd.DataFrame, expected: np.ndarray) -> np.ndarray:
+        """A person counted the bin not long ago, and the record says the same tonight as it did then: sending another
+        would tell what is known already. Found wrong, it waits for its correction, or for its second count.
 
         Assumed: it said so all the time between. A record that went from 5 to 4 and back to 5 counts as unchanged;
         telling would take every night's results since, and the bin is still in the random draw.
@@ -112,7 +114,7 @@ class Reconciler:
         nights = (pd.Timestamp(self.audit_date) - pd.to_datetime(counts["night"])).dt.days
         recent = (nights <= self.count_valid_nights).to_numpy()
         unchanged = (counts["expected_qty"] == expected).to_numpy()
-        return recent & unchanged & counts["found_right"].eq(True).to_numpy()
+        return recent & unchanged
 
 
 def probability_matrix(column: pa.ChunkedArray, top_class: int) -> np.ndarray:

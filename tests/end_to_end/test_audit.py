@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import audit
+from jobs import audit, recount
 from jobs.platform import storage
 from schemas.errors import InputError
 from schemas.results import RESULTS_SCHEMA
@@ -214,6 +214,28 @@ def test_moved_and_stale_bins_are_not_assessed(tmp_path: Path, bundle: str) -> N
     reasons = _read(f"{tmp_path}/audits")["reason"].to_pylist()
     assert reasons[:2] == ["moved", "stale_photo"]
     assert "stale_photo" not in reasons[2:]
+
+
+def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path, bundle: str) -> None:
+    """Bins hold their number modulo 8: 0 to 3 are found right, wrong twice, wrong once, and wrong and then corrected."""
+    output, night = f"{tmp_path}/audits", "2026-11-23"
+    assert _audit(write_night(str(tmp_path), 40), bundle, output, "--recount-budget", "40") == 0
+    rows = ["bin_id,audit_date,counted_qty,counted_at,counter_id"]
+    for bin_id, found, people in ((0, 0, "kim"), (1, 5, "kim lee"), (2, 5, "kim"), (3, 5, "kim")):
+        rows += [f"{bin_id:05d},{NIGHT},{found},{NIGHT}T23:00:00Z,{person}" for person in people.split()]
+    counts = tmp_path / "counts.csv"
+    counts.write_text("\n".join(rows))
+    assert recount.main(["--output-uri", output, "--counts-uri", str(counts)]) == 0
+    corrected = [5 if number == 3 else number % 8 for number in range(40)]
+    manifest = write_night(str(tmp_path), 40, expected_qty=corrected)
+    budget = ("--recount-budget", "36", "--random-share", "0")
+    assert _audit(manifest, bundle, output, "--audit-date", night, *budget) == 0
+    parts = storage.list_objects(f"{output}/results/audit_date={night}")
+    results = pa.concat_tables([storage.read_table(part.uri) for part in parts]).sort_by("bin_id").to_pylist()
+    found = [(row["reason"], row["verdict"], row["recount"]) for row in results[:3]]
+    assert found == [("counted", "ok", None), ("counted_wrong", "suspect", None), ("counted_wrong", "suspect", None)]
+    assert all((row["reason"], row["recount"]) in {(None, None), (None, "priority")} for row in results[3:])
+    assert sum(row["recount"] == "priority" for row in results) == 36, "the corrected one may be asked for"
 
 
 def test_values_in_a_currency_and_in_none_are_mixed(

@@ -109,6 +109,31 @@ def test_mismatches_that_wait_for_their_confirmation_do_not_flatter_the_stock(ou
     assert estimates.error_rate_high == pytest.approx(wilson_interval(32 / 360, 360)[1])
 
 
+def test_mismatches_that_wait_for_their_confirmation_widen_what_is_said_of_pieces(output: str) -> None:
+    for day, num_short in ((2, 1), (3, 1), (4, 30)):
+        plan, night = random_plan(100), f"2026-03-{day:02d}"
+        commit_night(output, night, plan, num_assessed=400)
+        count(output, night, plan, right(plan) | {f"r{place:03d}": 1 for place in range(num_short)}, confirmed=False)
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert estimates.window_nights == 2, "the third waits"
+    assert estimates.net_variance_units == pytest.approx(-2 / 100 * 400)
+    # all three nights: 64 pieces missing among 300 counted bins
+    assert estimates.net_variance_units_low is not None and estimates.net_variance_units_low < -64 / 300 * 400
+    assert estimates.gross_variance_units_high is not None and estimates.gross_variance_units_high > 64 / 300 * 400
+
+
+def test_a_mismatch_that_nobody_confirmed_may_be_a_miscount(output: str) -> None:
+    plan = random_plan(100)
+    commit_night(output, "2026-03-02", plan, num_assessed=1000)
+    waiting = {"r002": 1, "r003": 1}
+    settled = {name: qty for name, qty in right(plan).items() if name not in waiting} | {"r000": 1, "r001": 1}
+    count(output, "2026-03-02", plan, settled, confirmed=True)
+    count(output, "2026-03-02", plan, waiting, confirmed=False)
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert estimates.error_rate == pytest.approx(0.04)
+    assert estimates.error_rate_low == pytest.approx(wilson_interval(0.02, 100)[0])
+
+
 def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
     plan = random_plan(100)
     commit_night(output, "2026-03-02", plan, num_assessed=1000)
@@ -155,6 +180,18 @@ def test_the_priority_list_kept_its_promises_or_not(output: str) -> None:
     assert estimates.claimed_over_found == pytest.approx(10 * 0.6 / 3)
     assert estimates.found_value_window == pytest.approx(2.0 * (2 + 1 + 3))
     assert estimates.num_priority_window == 10
+
+
+def test_a_claim_about_many_pieces_is_held_against_what_it_claims(output: str) -> None:
+    """p_record_wrong of a record of K or more says "fewer than K": 11 where 12 are recorded is not what it claimed."""
+    listed = [priority_row(f"p{place}", place + 1, 12, p_record_wrong=0.3) for place in range(10)]
+    plan = [*random_plan(10), *listed]
+    commit_night(output, "2026-03-02", plan, num_assessed=200)
+    found = {f"p{place}": 4 if place < 3 else 11 for place in range(10)}
+    count(output, "2026-03-02", plan, right(plan) | found)
+    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    assert estimates.list_precision_window == 1.0
+    assert estimates.claimed_over_found == pytest.approx(1.0)
 
 
 def test_a_list_that_nobody_counted_does_not_shift_the_estimate(output: str) -> None:

@@ -100,6 +100,21 @@ def test_what_is_planned_and_not_counted_is_pending(output: str) -> None:
     assert night.whole_night.num_assessed == 50
 
 
+def test_a_mismatch_whose_record_has_changed_stands_as_it_was_counted(output: str) -> None:
+    """`jobs.recount` would refuse the second count that it waits for."""
+    commit_night(output, "2026-03-02", [plan_row(name) for name in ("corrected", "moved", "same", "gone", "later")])
+    take_in(output, *(counted(name, 2) for name in ("corrected", "moved", "same", "gone")))
+    assert len(read_history(output, "2026-03-03").second_counts) == 4
+    others = [plan_row("corrected", 2), plan_row("moved", 5), plan_row("later", 9)]
+    commit_night(output, "2026-03-03", [plan_row("same")], other_bins=others)
+    history = read_history(output, "2026-03-04")
+    (night, _) = history.nights
+    assert night.planned["bin_id"].to_pylist() == ["corrected", "moved", "same", "gone", "later"]
+    assert night.resolved.tolist() == [True, True, False, False, False]
+    assert night.counted_qty[:4].tolist() == [2, 2, 2, 2]
+    assert history.second_counts == [(None, "same", "2026-03-02"), (None, "gone", "2026-03-02")]
+
+
 def test_only_nights_before_the_given_one_and_inside_the_window_are_read(output: str) -> None:
     nights = ["2026-01-30", "2026-01-31", "2026-03-01", "2026-03-02"]
     for night in nights:
