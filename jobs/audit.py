@@ -230,7 +230,7 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame) -> tu
     staged = sorted(storage.list_objects(storage.join(tonight.run_uri, STAGED)), key=lambda entry: entry.uri)
     groups = group_shards(staged)
     cpus = tonight.resources.small_task_cpus
-    decisions = decide_night(groups, reconciler, belief.reference, rules, tonight.bundle, cpus)
+    decisions = decide_night(groups, reconciler, belief.reference, belief.drift_baseline, rules, tonight.bundle, cpus)
     results_uri = partition_uri(tonight.output_uri, "results", tonight.audit_date)
     night = write_parts(groups, reconciler, belief.reference, rules, decisions, results_uri, cpus)
     if night.num_bins != tonight.manifest.num_rows:
@@ -316,7 +316,9 @@ def _tell(tonight: Tonight, summary: dict) -> None:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
         lines.append(f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%})")
     if summary["drift_alarm"]:
-        lines.append("drift alarm: records leave the camera's 90 % set more often than when it was calibrated")
+        lines.append(
+            "drift alarm: records leave the camera's 90 % set more often than when it was calibrated, or than in earlier nights"
+        )
     lines.append(
         f"results: {tonight.output_uri}/results/audit_date={tonight.audit_date}/, views: {tonight.output_uri}/views.sql"
     )

@@ -1,4 +1,8 @@
-"""Drift without labels: more records outside the camera's prediction sets than when the sets were calibrated.
+"""Drift without labels: more records outside the camera's prediction sets than when the sets were calibrated, or than
+in the nights whose recounts certificates rest on.
+
+Calibration bins are few, so a comparison with them alone misses what certificates can't bear: with 1,300 of them and
+10,000 bins a night a rise of 3.5 points. Earlier nights of the same bundle are as large as tonight.
 
 It cannot tell a worse camera from worse records (the random recounts can); it suspends certificates either way.
 """
@@ -6,22 +10,63 @@ It cannot tell a worse camera from worse records (the random recounts can); it s
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+BASELINE_NIGHTS = 7
+"""Of the window, the oldest: a change inside it shall be seen for as long as most recounts are of before it."""
+MIN_BASELINE_NIGHTS = 3
 ALARM_Z = 4.0
 ALARM_RISE = 0.01
 
 
 @dataclass(frozen=True)
 class DriftCheck:
-    """Share of records outside their set tonight, its z-score against calibration, and whether that is an alarm."""
+    """Share of records outside their set tonight, its z-score against calibration, and whether that or its z-score
+    against earlier nights is an alarm."""
 
     record_outside_set_share: float
     z: float
     alarm: bool
 
 
-def check_drift(num_outside: int, num_assessed: int, calibration_share: float, num_calibration: int) -> DriftCheck:
-    """z = (s - s0) / sqrt(s0 (1 - s0) (1/m + 1/n_cal)); alarm when z > 4 and s - s0 > 0.01 (two-sample score test).
+@dataclass(frozen=True)
+class Baseline:
+    """Earlier nights: share of their `num_assessed` bins with a record outside its set, and the variance of that share
+    from night to night."""
+
+    share: float
+    variance: float
+    num_assessed: int
+    num_nights: int
+
+    def z(self, share: float, num_assessed: int) -> float:
+        """Of tonight's share. Nights differ by more than chance where the stock changes, so the larger of the two
+        variances counts."""
+        chance = max(self.share * (1 - self.share), 0.5 / self.num_assessed)
+        tonight = max(chance / num_assessed, self.variance)
+        before = max(chance / self.num_assessed, self.variance / self.num_nights)
+        return float((share - self.share) / np.sqrt(tonight + before))
+
+
+def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike) -> Baseline | None:
+    """Of nights (t,), oldest first: the first BASELINE_NIGHTS of them. None for fewer than MIN_BASELINE_NIGHTS."""
+    share = np.asarray(shares, dtype=np.float64)[:BASELINE_NIGHTS]
+    weight = np.asarray(num_assessed, dtype=np.int64)[:BASELINE_NIGHTS]
+    if len(share) < MIN_BASELINE_NIGHTS:
+        return None
+    mean = float(np.average(share, weights=weight))
+    return Baseline(mean, float(share.var(ddof=1)), int(weight.sum()), len(share))
+
+
+def check_drift(
+    num_outside: int,
+    num_assessed: int,
+    calibration_share: float,
+    num_calibration: int,
+    baseline: Baseline | None = None,
+) -> DriftCheck:
+    """z = (s - s0) / sqrt(s0 (1 - s0) (1/m + 1/n_cal)); alarm when z > 4 and s - s0 > 0.01 (two-sample score test), or
+    when the same holds against `baseline`.
 
     `num_outside` and `num_assessed` m add up over shards; `calibration_share` s0 was measured on
     `num_calibration` held-out bins. Nothing assessed, no alarm: share and z are NaN.
@@ -34,4 +79,7 @@ def check_drift(num_outside: int, num_assessed: int, calibration_share: float, n
     # a calibration share of exactly 0 or 1 is a share not seen: half a bin keeps z finite
     base = min(max(calibration_share, 0.5 / num_calibration), 1 - 0.5 / num_calibration)
     z = (share - calibration_share) / np.sqrt(base * (1 - base) * (1 / num_assessed + 1 / num_calibration))
-    return DriftCheck(share, float(z), bool(z > ALARM_Z and share - calibration_share > ALARM_RISE))
+    alarm = z > ALARM_Z and share - calibration_share > ALARM_RISE
+    if baseline is not None:
+        alarm |= baseline.z(share, num_assessed) > ALARM_Z and share - baseline.share > ALARM_RISE
+    return DriftCheck(share, float(z), bool(alarm))

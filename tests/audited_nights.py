@@ -12,7 +12,7 @@ from model.certificates import (
     conformal_p_values,
     p_value_histogram,
 )
-from model.drift import check_drift
+from model.drift import check_drift, measure_baseline
 from model.estimators import Estimate, NightSample, estimate_share
 from model.posterior import Assessor, build_assessor, fit_noise_rate
 from model.prediction_sets import build_prediction_sets, fit_set_threshold
@@ -155,15 +155,20 @@ def join(parts: list[Bins]) -> Bins:
     return Bins(*fields, parts[0].temperature, np.concatenate([part.unit_value for part in parts]))
 
 
-def outside_sets(camera: Camera, worlds: list[World], random: np.random.Generator) -> list[bool]:
-    """Drift alarms over nights in `worlds`, with sets calibrated on 5,000 records of the camera's own world."""
-    calibration = draw_bins(camera, camera.trained_in, 5000, random)
+def outside_sets(
+    camera: Camera, worlds: list[World], random: np.random.Generator, *, num_calibration: int = 5000
+) -> list[bool]:
+    """Drift alarms over nights in `worlds`, with sets calibrated on records of the camera's own world."""
+    calibration = draw_bins(camera, camera.trained_in, num_calibration, random)
     label = np.minimum(calibration.expected_qty, camera.trained_in.top_class)
     threshold = fit_set_threshold(calibration.probabilities, label)
     inside = build_prediction_sets(calibration.probabilities, calibration.expected_qty, threshold).has_record
-    alarms = []
+    alarms, shares = [], []
     for world in worlds:
         bins = draw_bins(camera, world, NUM_BINS, random)
         tonight = build_prediction_sets(bins.probabilities, bins.expected_qty, threshold).has_record
-        alarms.append(check_drift(int((~tonight).sum()), NUM_BINS, float((~inside).mean()), 5000).alarm)
+        baseline = measure_baseline(shares, [NUM_BINS] * len(shares))
+        found = check_drift(int((~tonight).sum()), NUM_BINS, float((~inside).mean()), num_calibration, baseline)
+        alarms.append(found.alarm)
+        shares.append(found.record_outside_set_share)
     return alarms

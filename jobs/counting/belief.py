@@ -18,6 +18,7 @@ from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
 from jobs.counting.samples import samples_to_learn_from
 from model.certificates import ReferenceScores, build_reference
+from model.drift import Baseline, measure_baseline
 from model.posterior import Assessor, build_assessor, fit_noise_rate, label_noise
 from model.record_model import RecordModel, assume_record_model, fit_record_model
 from schemas.bundle import BundleInfo
@@ -35,6 +36,8 @@ class Belief:
     reference: ReferenceScores | None
     """p_record_wrong of bins counted at random, rounded to float32 as the results hold it: compare like with like."""
     estimates: Estimates
+    drift_baseline: Baseline | None = None
+    """None too in a belief that was frozen before there was one."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; `from_dict` gives an equal belief."""
@@ -50,6 +53,7 @@ class Belief:
             "calibration_id": self.calibration_id,
             "reference": reference,
             "estimates": asdict(self.estimates),
+            "drift_baseline": asdict(self.drift_baseline) if self.drift_baseline else None,
         }
 
     def without_claims(self) -> Belief:
@@ -68,6 +72,7 @@ class Belief:
                 "record_model": RecordModel.from_dict(values["record_model"]),
                 "reference": reference,
                 "estimates": Estimates(**values["estimates"]),
+                "drift_baseline": Baseline(**values["drift_baseline"]) if values.get("drift_baseline") else None,
             }
         )
 
@@ -88,7 +93,18 @@ def learn_belief(history: History, bundle: BundleInfo) -> Belief:
         calibration_id=_name_calibration(record_model, noise_rate, bundle.bundle_id),
         reference=_build_reference(history, bundle.bundle_id, assessor),
         estimates=estimate_window(history),
+        drift_baseline=_measure_baseline(history, bundle.bundle_id),
     )
+
+
+def _measure_baseline(history: History, bundle_id: str) -> Baseline | None:
+    nights = [plan.whole_night for plan in history.nights]
+    measured = [
+        (night.record_outside_set_share, night.num_assessed)
+        for night in nights
+        if night.bundle_id == bundle_id and night.record_outside_set_share is not None
+    ]
+    return measure_baseline([share for share, _ in measured], [number for _, number in measured])
 
 
 def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel:

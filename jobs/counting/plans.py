@@ -23,7 +23,10 @@ class NightSummary:
 
     audit_date: str
     run_id: str
+    bundle_id: str
     num_assessed: int
+    record_outside_set_share: float | None
+    """None where nothing was assessed."""
     expected_wrong: float
     net_variance_predicted: float
     gross_variance_predicted: float | None
@@ -46,7 +49,9 @@ def read_night(output_uri: str, audit_date: str) -> NightSummary:
     return NightSummary(
         audit_date,
         night["run_id"],
+        night["bundle_id"],
         night["num_assessed"],
+        night["record_outside_set_share"],
         night["expected_wrong"] or 0.0,
         night["net_variance_predicted"] or 0.0,
         night["gross_variance_predicted"],

@@ -25,7 +25,7 @@ from model.certificates import (
     conformal_p_values,
     p_value_histogram,
 )
-from model.drift import DriftCheck, check_drift
+from model.drift import Baseline, DriftCheck, check_drift
 from model.recount_plan import (
     Candidates,
     RecountPlan,
@@ -103,6 +103,7 @@ def decide_night(
     groups: list[list[str]],
     reconciler: Reconciler,
     reference: ReferenceScores | None,
+    baseline: Baseline | None,
     rules: Rules,
     bundle: BundleInfo,
     task_cpus: float,
@@ -113,7 +114,11 @@ def decide_night(
     for row in _over_groups(groups, _reduce_group, {"shared": shared}, task_cpus):
         merged.merge(pickle.loads(row["reduction"]), rules.budget)  # noqa: S301 - written by our own worker
     drift = check_drift(
-        merged.num_outside, merged.num_assessed, bundle.record_outside_set_share, max(1, bundle.num_calibration)
+        merged.num_outside,
+        merged.num_assessed,
+        bundle.record_outside_set_share,
+        max(1, bundle.num_calibration),
+        baseline,
     )
     empty = Candidates(np.empty(0, dtype=object), np.empty(0), np.empty(0, dtype=np.uint64))
     plan = plan_recounts(
