@@ -32,7 +32,7 @@ from jobs.counting.history import History, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.reporting.discrepancies import write_discrepancies
-from jobs.reporting.history import find_offenders, keep_promises
+from jobs.reporting.history import find_offenders, keep_certificates, keep_promises
 from jobs.reporting.nights import (
     Night,
     read_night,
@@ -112,6 +112,7 @@ def _build_page(night: Night, run: dict[str, Any], overview: Overview, history: 
             thumbnails=fetch_thumbnails(listed, anonymous=anonymous),
             nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
             promises=keep_promises(history),
+            certificates=keep_certificates(history),
             offenders=find_offenders(history),
             so_far=estimate_window(history),
             num_second_counts=len(history.second_counts),

@@ -39,6 +39,7 @@ def plan_row(bin_id: str, expected_qty: int = 3, **values: Any) -> dict[str, Any
         "unit_value": None,
         "bundle_id": BUNDLE_ID,
         "camera_qty": peak,
+        "certified_at": None,
         "reason": None,
         **values,
     }

@@ -133,10 +133,7 @@ class _PriorityFindings:
         in_wrong_class = [np.zeros(0, dtype=bool)]
         for plan in lists:
             rows = ~plan.is_random & plan.counted
-            if rows.any():
-                top_class = len(plan.planned["probabilities"][0].as_py()) - 1
-                classes = (np.minimum(qty[rows], top_class) for qty in (plan.counted_qty, plan.column("expected_qty")))
-                in_wrong_class.append(np.not_equal(*classes))
+            in_wrong_class.append(plan.in_wrong_class[rows])
             difference = (plan.counted_qty - plan.column("expected_qty"))[rows]
             wrong.append((difference != 0).astype(np.float64))
             claimed.append(plan.column("p_record_wrong")[rows])
@@ -156,12 +153,10 @@ class _RandomFindings:
         in_wrong_class, mismatch = [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=bool)]
         for sample in samples:
             rows = sample.is_random
-            top_class = sample.probabilities(rows).shape[1] - 1
-            recorded_class = np.minimum(sample.expected_qty, top_class)
-            in_wrong_class.append((np.minimum(sample.counted_qty, top_class) != recorded_class)[rows])
+            in_wrong_class.append(sample.plan.in_wrong_class[sample.rows][rows])
             wrong.append(sample.wrong[rows].astype(np.float64))
             claimed.append(sample.column("p_record_wrong")[rows])
-            mismatch.append((sample.column("camera_qty") != recorded_class)[rows])
+            mismatch.append((sample.column("camera_qty") != sample.plan.recorded_class[sample.rows])[rows])
         self.wrong, self.p_record_wrong = np.concatenate(wrong), np.concatenate(claimed)
         self.in_wrong_class, self.mismatch = np.concatenate(in_wrong_class), np.concatenate(mismatch)
 

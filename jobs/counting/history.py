@@ -71,6 +71,20 @@ class PlanRecounts:
     def counted(self) -> Mask:
         return ~np.isnan(self.counted_qty)
 
+    @cached_property
+    def recorded_class(self) -> Floats:
+        """K or more is one class."""
+        return np.minimum(self.column("expected_qty"), self._top_class)
+
+    @cached_property
+    def in_wrong_class(self) -> Mask:
+        """Counted, and in another class than the record: what p_record_wrong and certificates claim."""
+        return self.counted & (np.minimum(self.counted_qty, self._top_class) != self.recorded_class)
+
+    @cached_property
+    def _top_class(self) -> NDArray[np.int64]:
+        return pc.list_value_length(self.planned["probabilities"]).to_numpy() - 1
+
     @property
     def currencies(self) -> set[str | None]:
         """Of the planned bins with a unit value; None is the currency of those that name none."""

@@ -77,6 +77,36 @@ def _promise(plan: PlanRecounts) -> Promise:
     )
 
 
+@dataclass(frozen=True)
+class CertificatePromise:
+    """What became of the bins certified at `alpha` or better: `num_counted` of them on lists that are 90 % resolved, and
+    `num_right`, whose record was right after all. On average over nights at most alpha of them should be."""
+
+    alpha: float
+    num_counted: int
+    num_right: int
+
+    @property
+    def right_interval(self) -> tuple[float, float]:
+        """95 %, Wilson."""
+        return wilson_interval(self.num_right / self.num_counted, self.num_counted)
+
+
+def keep_certificates(history: History) -> list[CertificatePromise]:
+    """One per false-discovery rate at which a bin of the window was certified and counted, the strictest first."""
+    level, right = [np.zeros(0)], [np.zeros(0, dtype=bool)]
+    for plan in history.nights:
+        if plan.has_priority_list:
+            rows = plan.counted & ~np.isnan(plan.column("certified_at"))
+            level.append(plan.column("certified_at")[rows])
+            right.append(~plan.in_wrong_class[rows])
+    levels, is_right = np.concatenate(level), np.concatenate(right)
+    return [
+        CertificatePromise(round(alpha, 6), int((levels <= alpha).sum()), int(is_right[levels <= alpha].sum()))
+        for alpha in np.unique(levels).tolist()
+    ]
+
+
 def find_offenders(history: History) -> pd.DataFrame:
     """The history's repeat offenders, whenever they were counted; the worst first, at most MAX_OFFENDERS.
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates
 from jobs.reporting import pictures
-from jobs.reporting.history import MAX_OFFENDERS, Promise
+from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise
 from jobs.reporting.nights import Night
 from jobs.reporting.overview import TOP_ROWS, Overview
 from jobs.reporting.photos import Thumbnail
@@ -46,6 +46,7 @@ class PageParts:
     thumbnails: list[Thumbnail]
     nights: list[Night]
     promises: list[Promise]
+    certificates: list[CertificatePromise]
     offenders: pd.DataFrame
     so_far: Estimates
     """What the counts that are in by now come to; the night's summary has what was known when its audit began."""
@@ -82,6 +83,7 @@ def render_page(parts: PageParts) -> str:
         trend=trend,
         zones=zones,
         promises=parts.promises,
+        certificates=parts.certificates,
         offenders=parts.offenders.to_dict("records"),
         all_offenders=len(parts.offenders) < MAX_OFFENDERS,
         so_far=parts.so_far,

@@ -29,7 +29,13 @@ from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.report import main, write_report
 from jobs.reporting import discrepancies, ordering
-from jobs.reporting.history import Promise, find_offenders, keep_promises
+from jobs.reporting.history import (
+    CertificatePromise,
+    Promise,
+    find_offenders,
+    keep_certificates,
+    keep_promises,
+)
 from jobs.reporting.nights import read_night, read_plan, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
 from jobs.reporting.overview import survey_night
@@ -384,6 +390,22 @@ def test_a_promise_is_kept_by_second_counts_as_by_confirmed_ones(tmp_path: Path)
     assert promise.claimed_precision == pytest.approx(0.6)
     assert promise.found_precision == 0.6
     assert (promise.claimed_value, promise.found_value) == (pytest.approx(2.0), pytest.approx(6 * 2 * 2.0))
+
+
+def test_certified_bins_that_were_counted_are_held_against_their_false_share(tmp_path: Path) -> None:
+    """The record was right for p0, wrong for p1 and p2; of 12 pieces 11 are there in p3, which is the same class."""
+    listed = [priority_row(f"p{number}", number + 1, certified_at=0.1 if number < 2 else 0.3) for number in range(3)]
+    listed += [priority_row("p3", 4, 12, certified_at=0.3), priority_row("plain", 5)]
+    commit_night(str(tmp_path), DATES[0], listed)
+    found = [_counted("p0", 3, "ann"), _counted("plain", 3, "ann"), _counted("p3", 11, "ann", expected_qty=12)]
+    _take_in(tmp_path, *found)
+    assert keep_certificates(read_history(str(tmp_path), TONIGHT)) == [], "matches come in first"
+    _take_in(tmp_path, *(_counted(name, 1, who) for name in ("p1", "p2") for who in ("ann", "bob")))
+    _take_in(tmp_path, _counted("p3", 11, "bob", expected_qty=12))
+    strict, usual = keep_certificates(read_history(str(tmp_path), TONIGHT))
+    assert strict == CertificatePromise(0.1, num_counted=2, num_right=1)
+    assert usual == CertificatePromise(0.3, num_counted=4, num_right=2)
+    assert usual.right_interval[0] < 0.5 < usual.right_interval[1]
 
 
 def test_planned_bins_that_nobody_counted_are_pending_and_a_list_half_counted_is_not_compared(tmp_path: Path) -> None:
