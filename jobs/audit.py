@@ -271,6 +271,7 @@ def _facts_of_whole(
         price = tonight.config.node_price * hours / progress.num_fresh * 1000
     return {
         **belief.estimates.summary_columns(),
+        "drill_recall": decisions.drill_recall,
         "drift_alarm": decisions.drift.alarm,
         "images_per_second": progress.images_per_second(),
         "price_per_1000_images": price,

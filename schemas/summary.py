@@ -87,6 +87,11 @@ SUMMARY_SCHEMA = pa.schema(
             "Calibration error of p_record_wrong on the window's random recounts, less its floor by chance.",
         ),
         column("record_outside_set_share", _SHARE, "Share of records outside the camera's 90 % set."),
+        column(
+            "drill_recall",
+            _SHARE,
+            "Share of 1,000 records altered on trial that would stand on tonight's priority list: what it catches.",
+        ),
         column("drift_alarm", pa.bool_(), "Whether the night's share left its range; certificates are then suspended."),
         column("record_error_rate_used", _SHARE, "Error rate of the record model in force."),
         column("label_noise_used", _SHARE, "Assumed share of wrong training labels."),

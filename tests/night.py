@@ -315,6 +315,7 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
                 "overage_value": float(0.3 * group["at_risk"].sum()),
                 "value_at_risk": float(group["at_risk"].sum()),
                 "record_outside_set_share": share,
+                "drill_recall": 0.25,
                 "drift_alarm": bool(drifts),
                 "record_error_rate_used": ERROR_RATE,
                 "label_noise_used": 0.02,

@@ -17,7 +17,7 @@ import ray
 import ray.data
 
 from jobs.platform import storage
-from jobs.stages.reconcile import Reconciler
+from jobs.stages.reconcile import Reconciler, probability_matrix
 from model.certificates import (
     ReferenceScores,
     certificate_thresholds,
@@ -26,6 +26,8 @@ from model.certificates import (
     p_value_histogram,
 )
 from model.drift import Baseline, DriftCheck, check_drift
+from model.drill import Drill, alter_records, choose_drilled, merge_drills
+from model.posterior import Assessor
 from model.recount_plan import (
     Candidates,
     RecountPlan,
@@ -66,12 +68,14 @@ class Reduction:
     random: list[Candidates] = field(default_factory=list)
     ranked: list[Candidates] = field(default_factory=list)
     p_values: np.ndarray | None = None
+    drill: list[Drill] = field(default_factory=list)
 
     def merge(self, other: Reduction, budget: int) -> None:
         self.num_assessed += other.num_assessed
         self.num_outside += other.num_outside
         self.random = [merge_candidates([*self.random, *other.random], budget)]
         self.ranked = [merge_candidates([*self.ranked, *other.ranked], budget)]
+        self.drill = [merge_drills([*self.drill, *other.drill])]
         if other.p_values is not None:
             self.p_values = other.p_values if self.p_values is None else self.p_values + other.p_values
 
@@ -83,7 +87,8 @@ class Decisions:
     plan: RecountPlan
     thresholds: dict[float, float]
     drift: DriftCheck
-    num_assessed: int
+    drill_recall: float | None
+    """None without a priority list."""
 
 
 @dataclass
@@ -131,7 +136,15 @@ def decide_night(
     thresholds: dict[float, float] = {}
     if merged.p_values is not None:
         thresholds = certificate_thresholds(merged.p_values, rules.alphas, drift.alarm)
-    return Decisions(plan, thresholds, drift, merged.num_assessed)
+    return Decisions(plan, thresholds, drift, _drill_recall(plan, merged))
+
+
+def _drill_recall(plan: RecountPlan, merged: Reduction) -> float | None:
+    listed = set(plan.bin_id[plan.rank > 0].tolist())
+    if not listed:
+        return None
+    (ranked,), (drill,) = merged.ranked, merged.drill
+    return drill.recall(min(score for name, score in zip(ranked.bin_id, ranked.score, strict=True) if name in listed))
 
 
 def write_parts(
@@ -187,16 +200,17 @@ def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
     reconciler, reference, rules = ray.get(shared)
     total = Reduction()
     for staged in _read_group(row):
-        total.merge(_reduce(reconciler.reconcile(staged), reference, rules), rules.budget)
+        total.merge(_reduce(reconciler.reconcile(staged), reconciler.assessor, reference, rules), rules.budget)
     return {"reduction": pickle.dumps(total)}
 
 
-def _reduce(rows: pa.Table, reference: ReferenceScores | None, rules: Rules) -> Reduction:
+def _reduce(rows: pa.Table, assessor: Assessor, reference: ReferenceScores | None, rules: Rules) -> Reduction:
     assessed = rows.filter(rows["assessed"])
     bin_ids = assessed["bin_id"].to_pylist()
     keys = draw_keys(bin_ids, rules.seed, rules.audit_date)
     rankable = pc.is_null(assessed["reason"]).to_numpy()
-    score = assessed["p_record_wrong" if rules.objective == "probability" else "value_at_risk"].to_numpy()
+    objective = "p_record_wrong" if rules.objective == "probability" else "value_at_risk"
+    score = assessed[objective].to_numpy()
     ids = np.array(bin_ids, dtype=object)
     histogram = None
     if reference is not None:
@@ -207,7 +221,18 @@ def _reduce(rows: pa.Table, reference: ReferenceScores | None, rules: Rules) -> 
         random=[best_candidates(bin_ids, keys, np.zeros(len(bin_ids)), rules.budget)],
         ranked=[best_candidates(ids[rankable].tolist(), keys[rankable], score[rankable], rules.budget)],
         p_values=histogram,
+        drill=[_drill(assessed.filter(pa.array(rankable)), assessor, objective, rules)],
     )
+
+
+def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> Drill:
+    key = draw_keys(rows["bin_id"].to_pylist(), rules.seed, f"drill of {rules.audit_date}")
+    chosen = choose_drilled(key)
+    rows, key = rows.take(chosen), key[chosen]
+    altered = alter_records(rows["expected_qty"].to_numpy(), key, assessor.noise)
+    probabilities = probability_matrix(rows["probabilities"], assessor.top_class)
+    value = rows["unit_value"].to_numpy(zero_copy_only=False).astype(np.float64)
+    return Drill(key, assessor.assess(probabilities, altered, value)[objective].astype(np.float64))
 
 
 def _write_group(row: dict, shared: ray.ObjectRef, results_uri: str) -> dict:

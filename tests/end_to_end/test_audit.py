@@ -236,6 +236,8 @@ def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path
     assert found == [("counted", "ok", None), ("counted_wrong", "suspect", None), ("counted_wrong", "suspect", None)]
     assert all((row["reason"], row["recount"]) in {(None, None), (None, "priority")} for row in results[3:])
     assert sum(row["recount"] == "priority" for row in results) == 36, "the corrected one may be asked for"
+    (whole, *_) = storage.read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()
+    assert 0.5 < whole["drill_recall"] <= 1, "nearly all bins are listed"
 
 
 def test_values_in_a_currency_and_in_none_are_mixed(
@@ -273,6 +275,8 @@ def test_an_empty_budget_writes_an_empty_plan(tmp_path: Path, bundle: str) -> No
     assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits", "--recount-budget", "0") == 0
     plan = list(Path(tmp_path).glob("audits/recount_plan/*/*.parquet"))
     assert [pq.read_table(path).num_rows for path in plan] == [0]
+    summary = storage.read_table(f"{tmp_path}/audits/summary/audit_date={NIGHT}/summary.parquet")
+    assert summary["drill_recall"].null_count == summary.num_rows, "no list that could hold anything"
 
 
 def test_a_node_price_gives_the_price_of_1000_images(tmp_path: Path, bundle: str) -> None:

@@ -1,0 +1,55 @@
+"""Seeded-error drill: of records made wrong on trial, how many would stand on tonight's list?
+
+A measure of the list's power that needs no recount (as a fire drill needs no fire): a fixed number of bins, drawn by hash,
+get a record that a mistake would have made of theirs, and are scored once more. Records that are wrong already and
+photos that the record model doesn't fit make it a little pessimistic. What it says of precision means nothing: the
+real errors would count as false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from model.record_errors import Floats
+
+NUM_DRILLED = 1000
+
+
+@dataclass(frozen=True)
+class Drill:
+    """Bins with an altered record, arrays (m,): their keys, and their scores with it by tonight's objective."""
+
+    key: NDArray[np.uint64]
+    score: Floats
+
+    def recall(self, lowest_listed: float) -> float:
+        """Share of them that score above the lowest bin of the list; NaN without bins."""
+        return float((self.score > lowest_listed).mean()) if self.score.size else float("nan")
+
+
+def choose_drilled(key: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Rows of the NUM_DRILLED smallest keys (n,): the same bins however they are divided into shards."""
+    return np.argsort(key, kind="stable")[:NUM_DRILLED]
+
+
+def merge_drills(parts: Sequence[Drill]) -> Drill:
+    """The drill of all shards' bins together."""
+    key = np.concatenate([np.zeros(0, np.uint64), *(part.key for part in parts)])
+    score = np.concatenate([np.zeros(0), *(part.score for part in parts)])
+    rows = choose_drilled(key)
+    return Drill(key[rows], score[rows])
+
+
+def alter_records(expected_qty: ArrayLike, key: NDArray[np.uint64], noise: Floats) -> NDArray[np.int64]:
+    """Records (n,) that mistakes would have made of right ones: drawn by `key` from `noise` N[y, r] = P(label r | true y)
+    (K + 1, K + 1), the right class left out. K stands for K or more."""
+    top = len(noise) - 1
+    wrong = noise * (1 - np.eye(top + 1))
+    cumulative = np.cumsum(wrong / wrong.sum(axis=1, keepdims=True), axis=1)
+    # by the lower half of the key: bins are chosen by the upper one, for being small
+    chance = (key & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2.0**32
+    return (chance[:, None] >= cumulative[np.minimum(np.asarray(expected_qty), top)]).sum(axis=1)
