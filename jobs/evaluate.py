@@ -125,7 +125,8 @@ def summarize(figures: dict[str, Any]) -> str:
     calibration, sets = figures["calibration"], figures["prediction_sets"]
     lines.append(
         f"calibration error {calibration['excess']:.4f} (raw {calibration['raw']:.4f}, noise floor "
-        f"{calibration['noise_floor']:.4f}); 90 % sets cover {sets['coverage']:.1%} with {sets['mean_size']:.2f} counts"
+        f"{calibration['noise_floor']:.4f}, by chance up to {calibration['noise_high']:.4f}); 90 % sets cover "
+        f"{format_interval(sets['coverage'], '.1%')} with {sets['mean_size']['value']:.2f} counts"
     )
     if "agreement" in figures:
         found = figures["agreement"]

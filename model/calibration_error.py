@@ -3,10 +3,13 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from model.record_errors import Floats
+
 NUM_BINS = 15
+NUM_DRAWS = 200
 
 
-def expected_calibration_error(probability: ArrayLike, outcome: ArrayLike, bins: int = NUM_BINS) -> float:
+def expected_calibration_error(probability: ArrayLike, outcome: ArrayLike) -> float:
     """Mean over equal-width intervals of abs(mean probability - share of outcomes), weighted by size (Guo et al. 2017).
 
     `probability` (n,) in [0, 1] that `outcome` (n,) is 1; NaN for nothing.
@@ -15,17 +18,17 @@ def expected_calibration_error(probability: ArrayLike, outcome: ArrayLike, bins:
     happened = np.asarray(outcome, dtype=np.float64)
     if claimed.size == 0:
         return float("nan")
-    place = np.minimum((claimed * bins).astype(np.intp), bins - 1)
-    gap = np.bincount(place, weights=claimed - happened, minlength=bins)
+    place = np.minimum((claimed * NUM_BINS).astype(np.intp), NUM_BINS - 1)
+    gap = np.bincount(place, weights=claimed - happened, minlength=NUM_BINS)
     return float(np.abs(gap).sum() / claimed.size)
 
 
-def calibration_error_floor(probability: ArrayLike, bins: int = NUM_BINS, draws: int = 200, seed: int = 0) -> float:
-    """Mean expected calibration error of outcomes drawn from `probability` (n,) itself: what perfection would show.
-
-    On 1,500 photos that is .025-.038 by binning alone; subtract it, and show the raw value beside it.
+def calibration_errors_by_chance(probability: ArrayLike, seed: int = 0) -> Floats:
+    """Expected calibration errors (NUM_DRAWS,) of outcomes drawn from `probability` (n,) itself: what perfection would
+    show. On 1,500 photos their mean is .025-.038 by binning alone; subtract it, and show the raw value beside it.
     """
     claimed = np.asarray(probability, dtype=np.float64)
     random = np.random.default_rng(seed)
-    errors = [expected_calibration_error(claimed, random.random(claimed.size) < claimed, bins) for _ in range(draws)]
-    return float(np.mean(errors))
+    return np.array(
+        [expected_calibration_error(claimed, random.random(claimed.size) < claimed) for _ in range(NUM_DRAWS)]
+    )

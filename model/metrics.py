@@ -5,12 +5,13 @@ numpy only. Probabilities are (n, K + 1); labels are classes 0..K of the record,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from model.calibration_error import NUM_BINS, calibration_error_floor, expected_calibration_error
+from model.calibration_error import NUM_BINS, calibration_errors_by_chance, expected_calibration_error
 
 SCOPES: dict[str, tuple[int, int | None]] = {"1..5": (1, 5), "0..5": (0, 5), "all": (0, None)}
 """Scope to (lowest, highest) label; None is the top class. Predictions are restricted to the scope's classes.
@@ -90,15 +91,23 @@ def evaluate_scope(
             np.abs(at_median),
         ]
     )
-    means = values.mean(axis=0)
-    low, high = bootstrap_by_group(kept_groups, values, seed=seed, num_resamples=num_resamples)
-    for column, name in enumerate(names):
-        root = np.sqrt if name == "rmse" else float
-        figure = {"value": means[column], "low": low[column], "high": high[column]}
-        # JSON has no NaN, and a page would print it
-        figures[name] = {key: None if np.isnan(found) else float(root(found)) for key, found in figure.items()}
+    figures |= with_intervals(names, values, kept_groups, seed=seed, num_resamples=num_resamples)
+    figures["rmse"] = {end: None if found is None else math.sqrt(found) for end, found in figures["rmse"].items()}
     figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}
     return figures
+
+
+def with_intervals(
+    names: Sequence[str], values: np.ndarray, groups: np.ndarray, *, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> dict[str, dict[str, float | None]]:
+    """{name: {"value", "low", "high"}} of the column means of `values` (n, names): bootstrap over `groups` (n,), low and
+    high None (JSON has no NaN) for a single group."""
+    low, high = bootstrap_by_group(groups, values, seed=seed, num_resamples=num_resamples)
+    ends = {"value": values.mean(axis=0), "low": low, "high": high}
+    return {
+        name: {end: None if np.isnan(found[column]) else float(found[column]) for end, found in ends.items()}
+        for column, name in enumerate(names)
+    }
 
 
 def format_interval(figure: Mapping[str, float | None], form: str) -> str:
@@ -154,10 +163,13 @@ def evaluate_counts(
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, float]:
     """Expected calibration error of the argmax (Naeini et al. 2015): `raw`; `noise_floor`, its mean were the
-    probabilities exactly right; `excess`, raw minus floor, at least 0."""
+    probabilities exactly right, and `noise_high`, which it would exceed once in forty times then; `excess`, raw minus
+    floor, at least 0."""
     claimed, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    raw, floor = expected_calibration_error(claimed, right), calibration_error_floor(claimed, seed=seed)
-    return {"raw": raw, "noise_floor": floor, "excess": max(0.0, raw - floor)}
+    raw, by_chance = expected_calibration_error(claimed, right), calibration_errors_by_chance(claimed, seed=seed)
+    floor = float(by_chance.mean())
+    high = float(np.quantile(by_chance, 0.975))
+    return {"raw": raw, "noise_floor": floor, "noise_high": high, "excess": max(0.0, raw - floor)}
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.counting.history import History, PlanRecounts
 from jobs.counting.samples import Sample, best_samples, counted_samples, samples_in_force, worst_samples
-from model.calibration_error import calibration_error_floor, expected_calibration_error
+from model.calibration_error import calibration_errors_by_chance, expected_calibration_error
 from model.estimators import (
     Estimate,
     NightSample,
@@ -113,7 +113,9 @@ def estimate_window(history: History) -> Estimates:
         list_precision_window_low=_number(precision.low),
         list_precision_window_high=_number(precision.high),
         naive_precision_window=float(random.wrong[random.mismatch].mean()) if random.mismatch.any() else None,
-        ece_window=max(0.0, raw_error - calibration_error_floor(random.p_record_wrong)) if samples else None,
+        ece_window=max(0.0, raw_error - calibration_errors_by_chance(random.p_record_wrong).mean())
+        if samples
+        else None,
         ece_window_raw=_number(raw_error),
         gross_variance_units=_number(gross.value),
         gross_variance_units_low=_number(gross.low),

@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.evaluating.doubt import measure_doubt
 from jobs.evaluating.predictions import Predictions
-from model.metrics import confusion, evaluate_counts, reliability
+from model.metrics import confusion, evaluate_counts, reliability, with_intervals
 from model.prediction_sets import build_prediction_sets
 from schemas.bundle import BundleInfo
 
@@ -33,12 +33,16 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
             "metrics": metrics,
             "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
             "per_class": [
-                _class_row(info, k, probabilities, labels, table, sets.has_record) for k in range(info.num_classes)
+                _class_row(info, k, predictions, labels, table, sets.has_record, seed) for k in range(info.num_classes)
             ],
             "confusion": {"classes": info.classes, "table": table.tolist()},
             "prediction_sets": {
-                "coverage": float(sets.has_record.mean()),
-                "mean_size": float(sets.size.mean()),
+                **with_intervals(
+                    ("coverage", "mean_size"),
+                    np.column_stack([sets.has_record, sets.size]),
+                    predictions.groups,
+                    seed=seed,
+                ),
                 "sizes": np.bincount(sets.size, minlength=info.num_classes + 1)[1:].tolist(),
             },
             "doubt": measure_doubt(probabilities, predictions.expected_qty, info, seed=seed),
@@ -46,11 +50,20 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
     )
 
 
+CLASS_FIGURES = ("exact", "within_one", "mae", "bias", "mean_p_record", "set_coverage")
+
+
 def _class_row(
-    info: BundleInfo, k: int, probabilities: np.ndarray, labels: np.ndarray, table: np.ndarray, covered: np.ndarray
+    info: BundleInfo,
+    k: int,
+    predictions: Predictions,
+    labels: np.ndarray,
+    table: np.ndarray,
+    covered: np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
-    """Of the bins recorded as class k: how many, how they were counted (argmax over all classes), set coverage.
-    `precision`: share right of the bins counted as k."""
+    """Of the bins recorded as class k: how many, and with intervals how they were counted (argmax over all classes) and
+    set coverage. `precision`: share right of the bins counted as k."""
     rows = labels == k
     row: dict[str, Any] = {
         "class": info.classes[k],
@@ -59,16 +72,11 @@ def _class_row(
     }
     row["precision"] = float(table[k, k] / table[:, k].sum()) if table[:, k].any() else None
     if not rows.any():
-        return row | dict.fromkeys(("exact", "within_one", "mae", "bias", "mean_p_record", "set_coverage"))
-    error = probabilities[rows].argmax(axis=1) - k
-    return row | {
-        "exact": float((error == 0).mean()),
-        "within_one": float((np.abs(error) <= 1).mean()),
-        "mae": float(np.abs(error).mean()),
-        "bias": float(error.mean()),
-        "mean_p_record": float(probabilities[rows, k].mean()),
-        "set_coverage": float(covered[rows].mean()),
-    }
+        return row | {name: dict.fromkeys(("value", "low", "high")) for name in CLASS_FIGURES}
+    probabilities = predictions.probabilities[rows]
+    error = probabilities.argmax(axis=1) - k
+    values = np.column_stack([error == 0, np.abs(error) <= 1, np.abs(error), error, probabilities[:, k], covered[rows]])
+    return row | with_intervals(CLASS_FIGURES, values, predictions.groups[rows], seed=seed)
 
 
 def _without_nan(value: Any) -> Any:

@@ -116,6 +116,12 @@ def test_unseen_bins_are_measured_as_the_bundle_scores_them(
     assert found["unscored"] == {"missing_image": 1, "unreadable_image": 1}
     assert [row["bin_id"] for row in found["unscored_examples"]] == [f"{MISSING:05d}", f"{EMPTY:05d}"]
     assert np.sum(found["confusion"]["table"]) == len(kept)
+    of_twos = [row for row in found["per_class"] if row["class"] == "2"]
+    right = probabilities[labels == 2].argmax(axis=1) == 2
+    assert of_twos[0]["exact"]["value"] == pytest.approx(right.mean())
+    sets = found["prediction_sets"]
+    for figure in (of_twos[0]["exact"], sets["coverage"], sets["mean_size"]):
+        assert figure["low"] <= figure["value"] <= figure["high"]
     assert "20 left out, 2 photos without a score" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "metrics.json"]
     page = (tmp_path / "index.html").read_text()

@@ -101,8 +101,11 @@ def test_the_calibration_error_of_a_perfect_camera_is_its_noise_floor() -> None:
     figures = calibration_error(probabilities, labels)
     assert 0.015 < figures["raw"] < 0.05
     assert figures["excess"] < 0.012
+    assert figures["noise_floor"] < figures["noise_high"] < 2 * figures["noise_floor"]
+    assert figures["raw"] < figures["noise_high"]
     sharper = probabilities**2 / (probabilities**2).sum(axis=1, keepdims=True)
-    assert calibration_error(sharper, labels)["excess"] > 0.1
+    worse = calibration_error(sharper, labels)
+    assert worse["excess"] > 0.1 and worse["raw"] > worse["noise_high"]
 
 
 def test_confusion_counts_records_by_row() -> None:
