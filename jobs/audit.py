@@ -21,10 +21,11 @@ from datetime import UTC, date, datetime
 import pandas as pd
 import pyarrow as pa
 import ray
+from numpy.typing import ArrayLike
 
 from jobs.config.audit import AuditConfig
 from jobs.config.report import ReportConfig
-from jobs.counting.belief import Belief, learn_belief
+from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import connect
@@ -77,7 +78,8 @@ def run_audit(config: AuditConfig) -> None:
         with hold_night(tonight.output_uri, tonight.audit_date, tonight.run_id) as lock:
             _check_uncommitted(tonight)
             history = read_history(tonight.output_uri, tonight.audit_date)
-            frozen = freeze_run(tonight.run_uri, _facts(tonight, _believe(config, history, tonight.bundle)))
+            shares = true_shares(tonight.manifest.class_histogram(tonight.bundle.top_class))
+            frozen = freeze_run(tonight.run_uri, _facts(tonight, _believe(config, history, tonight.bundle, shares)))
             belief = Belief.from_dict(frozen["belief"])
             last_counts = freeze_last_counts(tonight.run_uri, history.last_counts)
             progress = _score(tonight)
@@ -142,8 +144,8 @@ def _check_uncommitted(tonight: Tonight) -> None:
         )
 
 
-def _believe(config: AuditConfig, history: History, bundle: BundleInfo) -> Belief:
-    belief = learn_belief(history, bundle)
+def _believe(config: AuditConfig, history: History, bundle: BundleInfo, class_shares: ArrayLike) -> Belief:
+    belief = learn_belief(history, bundle, class_shares)
     return belief if config.recount_budget > 0 and config.random_share > 0 else belief.without_claims()
 
 

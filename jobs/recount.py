@@ -18,17 +18,15 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jobs.config.recount import RecountConfig
-from jobs.counting.belief import Belief, learn_record_model
+from jobs.counting.belief import learn_record_model, read_class_shares
 from jobs.counting.check import CheckedCounts, check_counts
 from jobs.counting.counted import add_counted
 from jobs.counting.counts_file import read_counts_file, write_rejects
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, read_history
-from jobs.counting.plans import list_nights, read_night
+from jobs.counting.plans import list_nights
 from jobs.platform import storage
 from jobs.platform.command import run_command
-from jobs.stages.publish import run_uri
-from jobs.stages.run import read_run
 from model.record_model import RecordModel
 from schemas.errors import GateError, InputError
 
@@ -68,13 +66,7 @@ def run_recount(config: RecountConfig) -> None:
 def _learn(output_uri: str, night: str) -> tuple[History, RecordModel]:
     """What is known after the latest night, the counts just taken in included."""
     history = read_history(output_uri, (date.fromisoformat(night) + timedelta(days=1)).isoformat())
-    return history, learn_record_model(history, _class_shares(output_uri, night))
-
-
-def _class_shares(output_uri: str, night: str) -> Sequence[float]:
-    """As the latest night's audit took them."""
-    run = read_run(run_uri(output_uri, read_night(output_uri, night).run_id))
-    return Belief.from_dict(run["belief"]).record_model.class_shares
+    return history, learn_record_model(history, read_class_shares(output_uri, night))
 
 
 def _tell(history: History, record_model: RecordModel) -> None:

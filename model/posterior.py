@@ -70,11 +70,13 @@ def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: 
 def label_noise(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> tuple[Floats, Floats]:
     """N[y, r] = P(label r | true y), shape (K + 1, K + 1), and the true class shares (K + 1,) behind the labels.
 
-    Labels are records, wrong as the record model's are but at `noise_rate`: the joint distribution is
-    share(label) * P(true | label). Transition matrix of label noise: Natarajan et al. 2013, Patrini et al. 2017.
+    Labels are records, wrong as the record model's are but at `noise_rate` and among the quantities of the labels, which
+    tonight's need not resemble: the joint distribution is share(label) * P(true | label). Transition matrix of label
+    noise: Natarajan et al. 2013, Patrini et al. 2017.
     """
-    table = replace(record_model, error_rate=noise_rate).class_table()
-    joint = _label_shares(label_histogram)[:, None] * table
+    label_shares = _label_shares(label_histogram)
+    there = replace(record_model, error_rate=noise_rate, class_shares=tuple(label_shares.tolist()))
+    joint = label_shares[:, None] * there.class_table()
     shares = joint.sum(axis=0)
     return (joint / shares).T, shares
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -16,11 +17,15 @@ from numpy.typing import ArrayLike
 
 from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
+from jobs.counting.plans import read_night
 from jobs.counting.samples import samples_to_learn_from
+from jobs.stages.publish import run_uri
+from jobs.stages.run import read_run
 from model.certificates import ReferenceScores, build_reference
 from model.drift import Baseline, measure_baseline
 from model.posterior import Assessor, build_assessor, fit_noise_rate, label_noise
-from model.record_model import RecordModel, assume_record_model, fit_record_model
+from model.record_errors import Floats
+from model.record_model import PRIOR_ERROR_RATE, RecordModel, assume_record_model, fit_record_model
 from schemas.bundle import BundleInfo
 
 
@@ -77,11 +82,21 @@ class Belief:
         )
 
 
-def learn_belief(history: History, bundle: BundleInfo) -> Belief:
-    """The belief for a run with this bundle, deterministic in its inputs."""
-    # no quantity is impossible because none was seen in training
-    assumed = assume_record_model(np.asarray(bundle.label_histogram) + 1)
-    _, class_shares = label_noise(bundle.label_histogram, bundle.label_noise.rate, assumed)
+def true_shares(records: ArrayLike, error_rate: float = PRIOR_ERROR_RATE) -> Floats:
+    """How common each class is, (K + 1,), where so many records (K + 1,) say so and `error_rate` of them are wrong."""
+    # no quantity is impossible because no record says it
+    return label_noise(records, error_rate, assume_record_model(np.asarray(records) + 1))[1]
+
+
+def read_class_shares(output_uri: str, night: str) -> Sequence[float]:
+    """As a committed night's audit took them. Raises FileNotFoundError for a night that isn't committed."""
+    run = read_run(run_uri(output_uri, read_night(output_uri, night).run_id))
+    return Belief.from_dict(run["belief"]).record_model.class_shares
+
+
+def learn_belief(history: History, bundle: BundleInfo, class_shares: ArrayLike) -> Belief:
+    """The belief for a run with this bundle over bins of these `class_shares` (K + 1,), see `true_shares`; deterministic
+    in its inputs."""
     record_model = learn_record_model(history, class_shares)
     noise_rate = _learn_noise_rate(history, bundle, record_model)
     assessor = build_assessor(bundle.label_histogram, noise_rate, record_model)

@@ -24,7 +24,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from jobs.config.serve import EndpointSettings
-from jobs.counting.belief import Belief, learn_belief
+from jobs.counting.belief import Belief, learn_belief, read_class_shares, true_shares
 from jobs.counting.history import LAST_COUNTS_SCHEMA, History, read_history
 from jobs.counting.plans import list_nights
 from jobs.platform import storage
@@ -103,13 +103,21 @@ def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
     today = datetime.now(UTC).date()
     if output_uri is None:
         no_counts = LAST_COUNTS_SCHEMA.empty_table().to_pandas().set_index("bin_id")
-        return learn_belief(History(today.isoformat(), 0, (), (), no_counts), bundle)
+        shares = true_shares(bundle.label_histogram, bundle.label_noise.rate)
+        return learn_belief(History(today.isoformat(), 0, (), (), no_counts), bundle, shares)
     output_uri = storage.absolute(output_uri)
     nights = list_nights(output_uri)
     if not nights:
         raise InputError(f"{output_uri}: expected the output of jobs.audit, found no committed night")
     after_last = date.fromisoformat(nights[-1]) + timedelta(days=1)
-    return learn_belief(read_history(output_uri, max(today, after_last).isoformat()), bundle)
+    history = read_history(output_uri, max(today, after_last).isoformat())
+    of_last_night = read_class_shares(output_uri, nights[-1])
+    if len(of_last_night) != bundle.num_classes:
+        raise InputError(
+            f"{output_uri}: expected the night {nights[-1]} to be audited with counts up to {bundle.top_class} as bundle "
+            f"{bundle.bundle_id} has them, found {len(of_last_night) - 1}; leave --output-uri out, or audit with this bundle first"
+        )
+    return learn_belief(history, bundle, of_last_night)
 
 
 def _check_bundle(uri: str) -> BundleInfo:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
+from numpy.typing import NDArray
 
 from jobs.platform import storage
 from jobs.platform.cluster import await_slot
@@ -27,6 +28,8 @@ from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE
 
+MOST_TOLD = 50
+"""Quantities above it are told as one: no bundle counts further."""
 MAX_PROBLEMS = 10
 """So many problems are listed in one message; the rest are counted."""
 
@@ -53,10 +56,16 @@ class Manifest:
     """Whether some row says both when its photo was taken and when its record was read."""
     currencies: list[str | None]
     """Of the unit values, None for those that name none: they are in another currency than those that name one."""
+    records: NDArray[np.int64]
+    """How many records say 0, 1, 2, … pieces; the last number is of MOST_TOLD or more."""
 
     @property
     def num_rows(self) -> int:
         return sum(self.rows_per_file)
+
+    def class_histogram(self, top_class: int) -> NDArray[np.int64]:
+        """How many records say each class 0..K, (K + 1,)."""
+        return np.append(self.records[:top_class], self.records[top_class:].sum())
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         has_all_unit_values=all(report["has_all_unit_values"] for report in reports),
         has_photo_ages=any(report["has_photo_ages"] for report in reports),
         currencies=_sort_currencies({currency for report in reports for currency in report["currencies"]}),
+        records=np.sum([report["records"] for report in reports], axis=0),
     )
 
 
@@ -197,6 +207,7 @@ def _file_report(uri: str) -> dict:
         "has_all_unit_values": True,
         "has_photo_ages": False,
         "currencies": [],
+        "records": [0] * (MOST_TOLD + 1),
     }
     try:
         _check_rows(pq.ParquetFile(io.BytesIO(data)), uri, report)
@@ -213,6 +224,7 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
     if report["problems"]:
         return
     currencies: set[str | None] = set()
+    records = np.zeros(MOST_TOLD + 1, np.int64)
     present = [field.name for field in MANIFEST_SCHEMA if field.name in schema.names]
     for batch in parquet.iter_batches(batch_size=65536, columns=present):
         try:
@@ -224,6 +236,8 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
             return
         report["problems"] += list(_row_problems(table, uri, report["num_rows"]))
         report["num_rows"] += table.num_rows
+        told = table["expected_qty"].drop_null().to_numpy().clip(0, MOST_TOLD)
+        records += np.bincount(told, minlength=MOST_TOLD + 1)
         report["has_all_unit_values"] &= table["unit_value"].null_count == 0
         aged = pc.and_(pc.is_valid(table["photo_at"]), pc.is_valid(table["expected_as_of"]))
         report["has_photo_ages"] |= bool(pc.any(aged).as_py())
@@ -231,6 +245,7 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
         if len(report["problems"]) > MAX_PROBLEMS:
             break
     report["currencies"] = _sort_currencies(currencies)[:MAX_PROBLEMS]
+    report["records"] = records.tolist()
 
 
 def _sort_currencies(currencies: set[str | None]) -> list[str | None]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import pytest
 
 from jobs.audit import _believe
 from jobs.config.audit import AuditConfig
-from jobs.counting.belief import Belief, learn_belief
+from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import History, read_history
 from model.estimators import wilson_interval
+from model.posterior import build_assessor
+from model.record_model import fit_record_model
 from schemas.recount import COUNTED_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 from tests.planned_night import BUNDLE_ID, bundle_info, commit_night, plan_row, priority_row
+from tests.simulator import World, draw_bins, train_camera
 
 TONIGHT = "2026-03-20"
+SHARES = true_shares([100] * 7)
 
 
 @pytest.fixture
@@ -58,7 +63,7 @@ def history_of(output: str) -> History:
 
 
 def test_without_recounts_the_record_model_is_assumed_and_nothing_is_claimed(output: str) -> None:
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.state == "assumed" and belief.record_model.error_rate == 0.05 and belief.noise_rate == 0.02
     assert belief.reference is None
     claims = belief.estimates.summary_columns()
@@ -76,7 +81,7 @@ def test_priority_recounts_alone_claim_nothing_about_the_stock(output: str) -> N
     plan = [priority_row(f"p{place}", place + 1) for place in range(40)]
     commit_night(output, "2026-03-02", plan, num_assessed=1000)
     count(output, "2026-03-02", plan, {row["bin_id"]: 0 for row in plan})
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.state == "assumed" and belief.reference is None
     assert belief.estimates.error_rate is None and belief.estimates.net_variance_units is None
     assert belief.estimates.list_precision_window == 1.0, "that is a fact about the list"
@@ -88,10 +93,10 @@ def test_matches_that_come_in_first_do_not_pass_for_the_whole_sample(output: str
     found = right(plan) | {"r000": 1, "r001": 1, "r002": 1, "r003": 1, "r004": 1}
     matches = {name: qty for name, qty in found.items() if qty == 3}
     count(output, "2026-03-02", plan, matches)
-    assert learn_belief(history_of(output), bundle_info()).state == "assumed", "5 of 40 are pending"
+    assert learn_belief(history_of(output), bundle_info(), SHARES).state == "assumed", "5 of 40 are pending"
     count(output, "2026-03-02", plan, {"r000": 1, "r001": 1}, confirmed=True)
     count(output, "2026-03-02", plan, {"r002": 1, "r003": 1, "r004": 1}, confirmed=False)
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.estimates.error_rate == pytest.approx(5 / 40), "an unconfirmed mismatch counts as it was found"
     assert belief.estimates.num_random_window == 37 and belief.estimates.num_pending_window == 3
     assert belief.reference is not None and belief.reference.num_counted == 37, "and certifies nothing"
@@ -104,7 +109,7 @@ def test_mismatches_that_wait_for_their_confirmation_do_not_flatter_the_stock(ou
         commit_night(output, night, plan, num_assessed=400)
         wrong = {f"r{place:03d}": 1 for place in range(8 if day == 5 else 3)}
         count(output, night, plan, right(plan) | wrong, confirmed=False)
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.window_nights == 8 and estimates.error_rate == pytest.approx(24 / 320)
     assert estimates.error_rate_high == pytest.approx(wilson_interval(32 / 360, 360)[1])
 
@@ -114,7 +119,7 @@ def test_mismatches_that_wait_for_their_confirmation_widen_what_is_said_of_piece
         plan, night = random_plan(100), f"2026-03-{day:02d}"
         commit_night(output, night, plan, num_assessed=400)
         count(output, night, plan, right(plan) | {f"r{place:03d}": 1 for place in range(num_short)}, confirmed=False)
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.window_nights == 2, "the third waits"
     assert estimates.net_variance_units == pytest.approx(-2 / 100 * 400)
     # all three nights: 64 pieces missing among 300 counted bins
@@ -129,7 +134,7 @@ def test_a_mismatch_that_nobody_confirmed_may_be_a_miscount(output: str) -> None
     settled = {name: qty for name, qty in right(plan).items() if name not in waiting} | {"r000": 1, "r001": 1}
     count(output, "2026-03-02", plan, settled, confirmed=True)
     count(output, "2026-03-02", plan, waiting, confirmed=False)
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == pytest.approx(0.04)
     assert estimates.error_rate_low == pytest.approx(wilson_interval(0.02, 100)[0])
 
@@ -138,7 +143,7 @@ def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
     plan = random_plan(100)
     commit_night(output, "2026-03-02", plan, num_assessed=1000)
     count(output, "2026-03-02", plan, {name: qty for name, qty in right(plan).items() if name >= "r005"})
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == 0
     assert estimates.error_rate_high == pytest.approx(wilson_interval(0.05, 100)[1])
 
@@ -147,7 +152,7 @@ def test_counts_without_an_error_do_not_say_that_no_piece_is_missing(output: str
     plan = [plan_row(f"r{place:03d}", inclusion_probability=0.1, unit_value=10.0) for place in range(100)]
     commit_night(output, "2026-03-02", plan, num_assessed=1000)
     count(output, "2026-03-02", plan, right(plan))
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.net_variance_units == 0
     assert estimates.net_variance_units_low is not None and estimates.net_variance_units_low < -40
     assert estimates.net_variance_units_high is not None and estimates.net_variance_units_high > 40
@@ -158,7 +163,7 @@ def test_the_frozen_belief_comes_back_equal_from_json(output: str) -> None:
     plan = [*random_plan(30), priority_row("p", 1, unit_value=2.5)]
     commit_night(output, "2026-03-02", plan, num_assessed=300)
     count(output, "2026-03-02", plan, right(plan) | {"r003": 2, "p": 1})
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     again = Belief.from_dict(json.loads(json.dumps(belief.to_dict(), allow_nan=False)))
     assert again.to_dict() == belief.to_dict()
     assert belief.reference is not None and again.reference is not None
@@ -167,7 +172,7 @@ def test_the_frozen_belief_comes_back_equal_from_json(output: str) -> None:
 
 
 def test_what_a_belief_says_fits_the_summary(output: str) -> None:
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert set(belief.estimates.summary_columns()) <= set(SUMMARY_SCHEMA.names)
 
 
@@ -175,7 +180,7 @@ def test_the_priority_list_kept_its_promises_or_not(output: str) -> None:
     plan = [*random_plan(10), *(priority_row(f"p{place}", place + 1, unit_value=2.0) for place in range(10))]
     commit_night(output, "2026-03-02", plan, num_assessed=200)
     count(output, "2026-03-02", plan, right(plan) | {"p0": 1, "p1": 4, "p2": 0})
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.list_precision_window == pytest.approx(0.3)
     assert estimates.claimed_over_found == pytest.approx(10 * 0.6 / 3)
     assert estimates.found_value_window == pytest.approx(2.0 * (2 + 1 + 3))
@@ -189,7 +194,7 @@ def test_a_claim_about_many_pieces_is_held_against_what_it_claims(output: str) -
     commit_night(output, "2026-03-02", plan, num_assessed=200)
     found = {f"p{place}": 4 if place < 3 else 11 for place in range(10)}
     count(output, "2026-03-02", plan, right(plan) | found)
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.list_precision_window == 1.0
     assert estimates.claimed_over_found == pytest.approx(1.0)
 
@@ -204,7 +209,7 @@ def test_a_list_that_nobody_counted_does_not_shift_the_estimate(output: str) -> 
     commit_night(output, "2026-03-02", plan, num_assessed=400)
     found = right(plan[:40]) | {f"h{place}": 0 for place in range(20)}
     count(output, "2026-03-02", plan, found)
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.estimates.error_rate == pytest.approx(0.5)
     assert belief.record_model.error_rate > 0.2
     assert belief.estimates.list_precision_window is None
@@ -215,18 +220,18 @@ def test_the_reference_holds_only_bins_that_this_bundle_scored(output: str) -> N
         plan = random_plan(20, bundle_id=bundle_id)
         commit_night(output, night, plan, num_assessed=200)
         count(output, night, plan, right(plan) | {"r000": 1})
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.reference is not None
     assert (belief.reference.num_counted, len(belief.reference.right_scores)) == (20, 19)
     assert belief.estimates.num_random_window == 40, "an estimate of the records needs no camera"
-    assert learn_belief(history_of(output), bundle_info("a third")).reference is None
+    assert learn_belief(history_of(output), bundle_info("a third"), SHARES).reference is None
 
 
 def test_reference_scores_are_those_of_tonights_assessor_in_the_results_precision(output: str) -> None:
     plan = random_plan(20, p_record_wrong=0.5)
     commit_night(output, "2026-03-02", plan, num_assessed=200)
     count(output, "2026-03-02", plan, right(plan))
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.reference is not None
     scores = belief.reference.right_scores
     assert (scores < 0.2).all(), "not the 0.5 that the night claimed"
@@ -237,19 +242,19 @@ def test_bins_kept_off_the_list_are_no_reference_for_those_that_may_stand_on_it(
     plan = [*random_plan(19), plan_row("known", reason="counted")]
     commit_night(output, "2026-03-02", plan, num_assessed=200)
     count(output, "2026-03-02", plan, right(plan))
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.reference is not None and belief.reference.num_counted == 19
     assert belief.estimates.num_random_window == 20
 
 
 def test_the_calibration_id_names_record_model_noise_and_bundle(output: str) -> None:
-    first = learn_belief(history_of(output), bundle_info())
-    assert learn_belief(history_of(output), bundle_info()).calibration_id == first.calibration_id
-    assert learn_belief(history_of(output), bundle_info("other")).calibration_id != first.calibration_id
+    first = learn_belief(history_of(output), bundle_info(), SHARES)
+    assert learn_belief(history_of(output), bundle_info(), SHARES).calibration_id == first.calibration_id
+    assert learn_belief(history_of(output), bundle_info("other"), SHARES).calibration_id != first.calibration_id
     plan = random_plan(20)
     commit_night(output, "2026-03-02", plan, num_assessed=200)
     count(output, "2026-03-02", plan, right(plan))
-    assert learn_belief(history_of(output), bundle_info()).calibration_id != first.calibration_id
+    assert learn_belief(history_of(output), bundle_info(), SHARES).calibration_id != first.calibration_id
 
 
 def test_counts_of_a_replaced_plan_teach_until_its_successor_is_counted(output: str) -> None:
@@ -257,11 +262,11 @@ def test_counts_of_a_replaced_plan_teach_until_its_successor_is_counted(output: 
     commit_night(output, "2026-03-02", old, num_assessed=200)
     commit_night(output, "2026-03-02", new, num_assessed=200, run="bbbbbbbbbbbb")
     count(output, "2026-03-02", old, {row["bin_id"]: 2 for row in old})
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.state == "learned" and belief.record_model.error_rate > 0.2
     assert belief.estimates.error_rate is None, "the figures of the night are those of the plan in force"
     count(output, "2026-03-02", new, right(new))
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.record_model.num_recounts == 20 and belief.record_model.error_rate < 0.05
 
 
@@ -278,7 +283,7 @@ def test_weights_keep_the_error_rate_where_it_is(output: str) -> None:
         wrong = dict.fromkeys([f"p{place:02d}" for place in range(30)], 2)
         wrong |= {f"r{place:03d}": 4 for place in rng.choice(50, 2, replace=False)}
         count(output, night, plan, right(plan) | wrong)
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert 0.03 < belief.record_model.error_rate < 0.08
     assert belief.estimates.error_rate is not None and belief.estimates.error_rate_low is not None
     assert belief.estimates.error_rate_low < 0.05 < (belief.estimates.error_rate_high or 0)
@@ -291,7 +296,7 @@ def test_calibration_is_judged_by_classes_and_accuracy_by_pieces(output: str) ->
     plan = random_plan(40, expected_qty=9, p_record_wrong=0.01)
     commit_night(output, "2026-03-02", plan, num_assessed=400)
     count(output, "2026-03-02", plan, right(plan) | {f"r{place:03d}": 7 for place in range(20)})
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == pytest.approx(0.5)
     assert estimates.ece_window_raw == pytest.approx(0.01)
 
@@ -301,7 +306,7 @@ def test_pieces_and_money_are_estimated_net_and_gross_with_their_intervals(outpu
     plan += [plan_row("without a value")]
     commit_night(output, "2026-03-02", plan, num_assessed=410)
     count(output, "2026-03-02", plan, right(plan) | {"r000": 1, "r001": 4, "r002": 2, "without a value": 0})
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.net_variance_units == pytest.approx(10 * (-2 + 1 - 1 - 3))
     assert estimates.gross_variance_units == pytest.approx(10 * (2 + 1 + 1 + 3))
     assert estimates.net_variance_value == pytest.approx(10 * 5 * (-2 + 1 - 1))
@@ -317,7 +322,7 @@ def test_with_many_counts_the_night_s_predictions_carry_the_money(output: str) -
     others = [plan_row(f"x{place}", **values) for place in range(580)]
     commit_night(output, "2026-03-02", plan, other_bins=others)
     count(output, "2026-03-02", plan, {row["bin_id"]: 2 for row in plan})
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.estimator == "stratified_difference"
     assert estimates.net_variance_value == pytest.approx(-2000)
     assert estimates.gross_variance_units == pytest.approx(1000)
@@ -332,7 +337,7 @@ def test_money_in_several_currencies_is_not_added_up(output: str, currencies: tu
         plan = [*random_plan(20, unit_value=2.0, currency=currency), *listed]
         commit_night(output, night, plan, num_assessed=200)
         count(output, night, plan, right(plan) | {"p0": 1, "r000": 1})
-    estimates = learn_belief(history_of(output), bundle_info()).estimates
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert (estimates.found_value_window, estimates.net_variance_value) == (None, None)
     assert estimates.net_variance_units is not None and estimates.list_precision_window == pytest.approx(0.1)
 
@@ -344,10 +349,10 @@ def test_a_night_without_random_bins_ranks_by_what_was_learned_and_claims_nothin
     plan = [*random_plan(30, unit_value=1.0), *(priority_row(f"p{place}", place + 1) for place in range(10))]
     commit_night(output, "2026-03-02", plan, num_assessed=300)
     count(output, "2026-03-02", plan, right(plan) | {"r003": 2, "p0": 1})
-    belief = learn_belief(history_of(output), bundle_info())
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
     config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri=output)
-    assert _believe(config, history_of(output), bundle_info()).to_dict() == belief.to_dict()
-    silent = _believe(config.model_copy(update=settings), history_of(output), bundle_info())
+    assert _believe(config, history_of(output), bundle_info(), SHARES).to_dict() == belief.to_dict()
+    silent = _believe(config.model_copy(update=settings), history_of(output), bundle_info(), SHARES)
     assert belief.reference is not None and silent.reference is None
     assert silent.record_model == belief.record_model and silent.calibration_id == belief.calibration_id
     claims, before = silent.estimates.summary_columns(), belief.estimates.summary_columns()
@@ -360,3 +365,27 @@ def test_a_night_without_random_bins_ranks_by_what_was_learned_and_claims_nothin
         for end in ends
     }
     assert claims["list_precision_window"] == pytest.approx(0.1), "that is a fact about the list"
+
+
+def test_what_a_mistaken_record_meant_is_told_by_tonights_quantities_and_not_by_those_of_training() -> None:
+    """A network trained on one warehouse's quantities audits another, which mostly holds one or two pieces a bin."""
+    random = np.random.default_rng(0)
+    trained = World(recorded_to_true=False)
+    camera = train_camera(trained, random)
+    tonight = replace(trained, quantity_shares=(0.03, 0.45, 0.25, 0.13, 0.08, 0.06))
+    claimed, found, precision = [], [], []
+    for _ in range(6):
+        bins, audits = draw_bins(camera, tonight, 10_000, random), draw_bins(camera, tonight, 1_000, random)
+        for records in (camera.label_histogram, np.bincount(bins.expected_qty, minlength=6)):
+            everybody = np.ones(1_000)
+            counts = audits.expected_qty, audits.true_qty, everybody, everybody > 0
+            model = fit_record_model(*counts, true_shares(records))
+            p_wrong = build_assessor(camera.label_histogram, 0.05, model).assess(bins.probabilities, bins.expected_qty)
+            first = np.argsort(-p_wrong["p_record_wrong"].astype(float))[:500]
+            claimed.append(p_wrong["p_record_wrong"].sum())
+            precision.append(bins.wrong[first].mean())
+        found.append(bins.wrong.sum())
+    of_training, of_tonight = np.mean(np.reshape(precision, (6, 2)), axis=0)
+    assert of_tonight > of_training + 0.03
+    by_training, by_tonight = np.abs(np.mean(np.reshape(claimed, (6, 2)), axis=0) - np.mean(found))
+    assert by_tonight < 0.75 * by_training

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import audit
-from jobs.counting.belief import learn_belief
+from jobs.counting.belief import learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
 from jobs.stages import conclude
@@ -82,7 +82,7 @@ def test_the_summary_names_a_temperature_where_the_calibration_is_one(
     bundle = bundle_info()
     calibration = bundle.calibration.model_copy(update={"method": method, "weight": (np.eye(7) / 2.5).tolist()})
     tonight: Any = SimpleNamespace(run_id="r", bundle=bundle.model_copy(update={"calibration": calibration}))
-    belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle)
+    belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle, true_shares(bundle.label_histogram))
     facts = audit._facts_of_night(tonight, belief, Decisions(None, {}, None, 0))  # type: ignore[arg-type]
     assert facts["temperature"] == pytest.approx(temperature)
     (row,) = summarize(Night({("all", None): np.ones(len(SUMS))}, None, []), facts, {}, []).to_pylist()  # type: ignore[arg-type]
