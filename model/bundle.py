@@ -55,8 +55,6 @@ def save_bundle(
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     weights = save(state)
     complete = {
-        "label_noise": {"rate": 0.02, "assumed": True},
-        "test_time_flip": False,
         **fields,
         "format_version": FORMAT_VERSION,
         "classes": class_names(fields["top_class"]),

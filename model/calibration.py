@@ -15,12 +15,12 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import minimize
 
+from model.prediction_sets import lac_quantile
 from schemas.bundle import Calibration
 
 Method = Literal["none", "temperature", "vector", "matrix"]
 METHODS: tuple[Method, ...] = ("none", "temperature", "vector", "matrix")
 NUM_FOLDS = 5
-SET_COVERAGE = 0.9
 # Strength of the pull towards temperature scaling, in units of one bin's log likelihood per squared unit.
 # At 1,000 held-out bins it moves a well determined parameter by less than its standard error.
 VECTOR_PENALTY = 5.0
@@ -151,11 +151,3 @@ def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarr
         inside = folds == fold
         outside[inside] = scores[inside] > lac_quantile(scores[~inside])
     return lac_quantile(scores), float(outside.mean())
-
-
-def lac_quantile(scores: np.ndarray) -> float:
-    """The ceil((n + 1) * 0.9)-th smallest of the scores 1 - p(label), or 1 where there are too few."""
-    rank = int(np.ceil((len(scores) + 1) * SET_COVERAGE))
-    if rank > len(scores):
-        return 1.0
-    return float(np.sort(scores)[rank - 1])

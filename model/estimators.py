@@ -73,16 +73,12 @@ def wilson_interval(share: float, sample_size: float, confidence: float = 0.95) 
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def choose_window(
-    num_planned: ArrayLike, num_resolved: ArrayLike, window_nights: int = WINDOW_NIGHTS
-) -> NDArray[np.bool_]:
-    """Which of the nights (t,), in order of date, are pooled: of the last `window_nights`, those with random bins
-    planned and at least 90 % of them resolved."""
-    planned, resolved = np.asarray(num_planned), np.asarray(num_resolved)
-    if np.any(resolved > planned):
-        raise ValueError("more random bins resolved than planned")
-    recent = np.arange(len(planned)) >= len(planned) - window_nights
-    return recent & (planned > 0) & (resolved >= MIN_RESOLVED_SHARE * planned)
+def is_resolved(num_planned: int, num_resolved: int) -> bool:
+    """Whether bins were planned and at least 90 % of them are resolved. Raises ValueError for more resolved than
+    planned."""
+    if num_resolved > num_planned:
+        raise ValueError(f"expected at most the {num_planned} planned bins to be resolved, found {num_resolved}")
+    return num_planned > 0 and num_resolved >= MIN_RESOLVED_SHARE * num_planned
 
 
 def estimate_share(nights: Sequence[NightSample], confidence: float = 0.95) -> Estimate:

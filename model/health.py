@@ -39,7 +39,6 @@ class Observations:
 
     num_classes: int
     label_histogram: list[int]
-    batch_size: int = 64
     initial_weight_std: dict[str, float] = field(default_factory=dict)
     """Per convolution: standard deviation of its weights over that of Kaiming's (sqrt(2 / fan out)), at the start."""
     step_losses: list[float] = field(default_factory=list)

@@ -148,7 +148,7 @@ def posterior_columns(posterior: Floats, expected_qty: ArrayLike, unit_value: Ar
 
 
 def camera_columns(probabilities: ArrayLike, expected_qty: ArrayLike, set_threshold: float) -> Columns:
-    """The results columns of the camera alone, each (n,), and `set_size`, `record_in_set` for rules and drift.
+    """The results columns of the camera alone, each (n,), and `record_in_set` for drift.
 
     variance_qty = camera - expected, 0 where both are at K or above; a camera at K is taken as K, a bound.
     """
@@ -165,7 +165,6 @@ def camera_columns(probabilities: ArrayLike, expected_qty: ArrayLike, set_thresh
         "qty_high": sets.high,
         "variance_qty": np.where(both_top, 0, camera - expected).astype(np.int32),
         "p_expected": probability[np.arange(len(probability)), np.minimum(expected, top)],
-        "set_size": sets.size,
         "record_in_set": sets.has_record,
     }
 

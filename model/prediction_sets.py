@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+SET_COVERAGE = 0.9
+
 
 @dataclass(frozen=True)
 class PredictionSets:
@@ -26,15 +28,12 @@ class PredictionSets:
     has_record: NDArray[np.bool_]
 
 
-def fit_set_threshold(probabilities: ArrayLike, label: ArrayLike, coverage: float = 0.9) -> float:
-    """Threshold t on 1 - p: the ceil((n + 1) coverage)-th smallest score of n held-out bins; 1.0 where n is too small.
-
-    `probabilities` (n, K + 1) calibrated, `label` (n,) classes 0..K.
-    """
-    probability = np.asarray(probabilities, dtype=np.float64)
-    score = np.sort(1 - probability[np.arange(len(probability)), np.asarray(label)])
-    place = int(np.ceil((len(score) + 1) * coverage))
-    return float(score[place - 1]) if place <= len(score) else 1.0
+def lac_quantile(scores: ArrayLike) -> float:
+    """Threshold t: the ceil((n + 1) SET_COVERAGE)-th smallest of the scores 1 - p(label) of n held-out bins; 1 where they
+    are too few."""
+    score = np.sort(scores)
+    rank = int(np.ceil((len(score) + 1) * SET_COVERAGE))
+    return float(score[rank - 1]) if rank <= len(score) else 1.0
 
 
 def build_prediction_sets(probabilities: ArrayLike, expected_qty: ArrayLike, threshold: float) -> PredictionSets:

@@ -98,7 +98,7 @@ class LoopSettings:
 def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
     """Trains, and returns on rank 0 what the bundle and its report need (None on the others):
 
-    `history` (a dict per epoch), `step_losses`, `findings`, `profile` (seconds by phase), `best_epoch`, `stopped`
+    `history` (a dict per epoch), `step_losses`, `gradient_norms`, `findings`, `profile` (seconds by phase), `best_epoch`, `stopped`
     (why, or None), `precision` (of the convolutions), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (those of
     `LoopSettings.conclude`; of the best epoch, with the mirror image if the recipe says so), `activation_ranges` (by layer, of
     the best epoch; None where nothing is concluded). The weights are in the last checkpoint: `best_state`.
@@ -142,7 +142,6 @@ class _Loop:
         self.seen = Observations(
             num_classes=recipe.num_classes,
             label_histogram=np.bincount(labels[train], minlength=recipe.num_classes).tolist(),
-            batch_size=recipe.batch_size,
             initial_weight_std=initial_weight_std(self.network),
             from_scratch=recipe.from_scratch,
         )
@@ -177,7 +176,7 @@ class _Loop:
             plan = [self._micro_batches(train, epoch) for epoch in epochs]
             stream = iter(self.photos([batch for batches in plan for batch in batches]))
             for epoch, batches in zip(epochs, plan, strict=True):
-                self._train_epoch(epoch, len(batches), stream)
+                self._train_epoch(epoch, batches, stream)
                 self._finish_epoch(epoch)
                 if self.stopped is not None:
                     break
@@ -197,13 +196,12 @@ class _Loop:
         size, key = recipe.image_size_of(epoch), epoch if recipe.augmentation > 0 else None
         return [MicroBatch(rows, size, key) for rows in chosen]
 
-    def _train_epoch(self, epoch: int, num_micro_batches: int, stream: Iterator[PreparedBatch]) -> None:
+    def _train_epoch(self, epoch: int, batches: list[MicroBatch], stream: Iterator[PreparedBatch]) -> None:
         recipe, watch = self.recipe, self.watch
         set_training_mode(self.network, recipe.unfreeze)
-        train = self.bins.rows_of("train")
-        planned = iter(self._micro_batches(train, epoch))
+        planned = iter(batches)
         per_batch = recipe.batch_size // recipe.micro_batch
-        own = num_micro_batches // self.steps_per_epoch
+        own = len(batches) // self.steps_per_epoch
         num_steps = self.steps_per_epoch * recipe.max_epochs
         losses: list[torch.Tensor] = []
         started, first_wait, wait_before = time.perf_counter(), 0.0, watch.seconds["wait for photos"]

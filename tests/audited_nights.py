@@ -15,7 +15,7 @@ from model.certificates import (
 from model.drift import check_drift, measure_baseline
 from model.estimators import Estimate, NightSample, estimate_share
 from model.posterior import Assessor, build_assessor, fit_noise_rate
-from model.prediction_sets import build_prediction_sets, fit_set_threshold
+from model.prediction_sets import build_prediction_sets, lac_quantile
 from model.record_model import RecordModel, assume_record_model, fit_record_model, recount_weights
 from model.recount_plan import best_candidates, draw_keys, find_reach, plan_recounts
 from tests.simulator import Bins, Camera, World, draw_bins
@@ -161,7 +161,7 @@ def outside_sets(
     """Drift alarms over nights in `worlds`, with sets calibrated on records of the camera's own world."""
     calibration = draw_bins(camera, camera.trained_in, num_calibration, random)
     label = np.minimum(calibration.expected_qty, camera.trained_in.top_class)
-    threshold = fit_set_threshold(calibration.probabilities, label)
+    threshold = lac_quantile(1 - calibration.probabilities[np.arange(num_calibration), label])
     inside = build_prediction_sets(calibration.probabilities, calibration.expected_qty, threshold).has_record
     alarms, shares = [], []
     for world in worlds:

@@ -23,7 +23,7 @@ from jobs.counting.resolution import Count, Recorded, group_counts, resolve_coun
 from jobs.platform import storage
 from jobs.stages.publish import FROZEN, run_uri
 from jobs.stages.run import read_run
-from model.estimators import WINDOW_NIGHTS, choose_window
+from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach
 from schemas.results import Recount
 
@@ -121,18 +121,17 @@ class PlanRecounts:
     @property
     def has_random_sample(self) -> bool:
         """Whether so many of the random bins are resolved that the plan may enter the window (90 %)."""
-        return bool(choose_window([self.num_random_planned], [self.num_random_resolved])[0])
+        return is_resolved(self.num_random_planned, self.num_random_resolved)
 
     @property
     def has_random_counts(self) -> bool:
         """Whether so many are counted, second counts of their mismatches apart."""
-        counted = int((self.is_random & self.counted).sum())
-        return bool(choose_window([self.num_random_planned], [counted])[0])
+        return is_resolved(self.num_random_planned, int((self.is_random & self.counted).sum()))
 
     @property
     def has_priority_list(self) -> bool:
         """The same for the priority bins."""
-        return bool(choose_window([self.num_priority_planned], [self.num_priority_resolved])[0])
+        return is_resolved(self.num_priority_planned, self.num_priority_resolved)
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,6 @@ class History:
     was right); `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
     """
 
-    audit_date: str
-    window_nights: int
     nights: tuple[PlanRecounts, ...]
     replaced: tuple[PlanRecounts, ...]
     last_counts: pd.DataFrame
@@ -168,14 +165,14 @@ class History:
         return self.last_counts[self.last_counts["num_wrong"] >= 2]
 
 
-def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_NIGHTS) -> History:
-    """What was counted by the plans of committed nights before `audit_date`; the window is that many days long."""
+def read_history(output_uri: str, audit_date: str) -> History:
+    """What was counted by the plans of committed nights before `audit_date`; the window is WINDOW_NIGHTS days long."""
     output_uri = storage.absolute(output_uri)
     counted = read_counted(output_uri, [*_COUNT_COLUMNS, "expected_as_of"])
     counted = counted.filter(pc.less(counted["audit_date"], audit_date))
     rows = counted.to_pylist()
     groups = group_counts(rows)
-    first = (date.fromisoformat(audit_date) - timedelta(days=window_nights)).isoformat()
+    first = (date.fromisoformat(audit_date) - timedelta(days=WINDOW_NIGHTS)).isoformat()
     marked = list_marked_runs(output_uri, first)
     nights, replaced = [], []
     for night in (name for name in list_nights(output_uri, first) if first <= name < audit_date):
@@ -184,8 +181,6 @@ def read_history(output_uri: str, audit_date: str, window_nights: int = WINDOW_N
         others = (run_id for run_id in marked.get(night, []) if run_id != summary.run_id)
         replaced += [_match_plan(output_uri, night, run_id, groups, None) for run_id in others]
     return History(
-        audit_date=audit_date,
-        window_nights=window_nights,
         nights=tuple(_resolve_by_record(output_uri, nights)),
         replaced=tuple(replaced),
         last_counts=_last_counts(groups, rows),

@@ -1,7 +1,7 @@
 """Plots as inline SVG for self-contained pages: the page's style sheet colours them, in light, dark and on paper.
 
 Each function returns markup to put into a page as it is. The colours are CSS variables of the page: `--ink`,
-`--muted`, `--grid` and `--series-1` ... `--series-4` (see templates/figures.css).
+`--muted`, `--grid` and `--series-1` ... `--series-4` (see templates/figures_page.html).
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
     if output_uri is None:
         no_counts = LAST_COUNTS_SCHEMA.empty_table().to_pandas().set_index("bin_id")
         shares = true_shares(bundle.label_histogram, bundle.label_noise.rate)
-        return learn_belief(History(today.isoformat(), 0, (), (), no_counts), bundle, shares)
+        return learn_belief(History((), (), no_counts), bundle, shares)
     output_uri = storage.absolute(output_uri)
     nights = list_nights(output_uri)
     if not nights:

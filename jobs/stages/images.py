@@ -16,7 +16,6 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from obstore.exceptions import (
     BaseError,
@@ -28,7 +27,6 @@ from obstore.exceptions import (
 )
 
 from jobs.platform import storage
-from jobs.stages.manifest import Shard, read_shard
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
@@ -83,12 +81,6 @@ class Photo:
     sha256: bytes = b""
     gave_up: bool = False
     """The storage did not deliver, after all retries."""
-
-
-def fetch_shard(shard: Shard, plan: FetchPlan) -> pa.Table:
-    """The rows of a shard, FETCHED_SCHEMA."""
-    rows = read_shard(shard.uri, shard.row_group)
-    return fetch_rows(rows, plan)
 
 
 def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
@@ -246,8 +238,3 @@ def _training_photos(reference: ray.ObjectRef | None) -> frozenset[bytes]:
     if reference is None:
         return frozenset()
     return frozenset(digest.tobytes() for digest in ray.get(reference))
-
-
-def unscored(rows: pa.Table) -> pa.ChunkedArray:
-    """Mask of the rows whose image was not scored."""
-    return pc.not_equal(rows["status"], str(ImageStatus.SCORED))

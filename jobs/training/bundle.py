@@ -30,7 +30,8 @@ TRACE_FILE = "trace.json.gz"
 
 
 def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained, left_out: dict[str, int]) -> BundleInfo:
-    """`left_out`: bins without a photo that can be used, by its status. Calibrates, measures, and writes the bundle to `config.bundle_uri`, `bundle.json` last."""
+    """Calibrates, measures, and writes the bundle to `config.bundle_uri`, `bundle.json` last. `left_out`: bins without a
+    photo that can be used, by its status."""
     outcome, made = trained.outcome, provenance()
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     groups = np.array(bins["group"].to_pylist())

@@ -124,7 +124,6 @@ def test_only_nights_before_the_given_one_and_inside_the_window_are_read(output:
     assert [night.audit_date for night in history.nights] == ["2026-01-31", "2026-03-01"]
     assert history.last_counts.loc["a", "night"] == "2026-03-01"
     assert history.last_counts.loc["a", "num_counted"] == 3, "what is known of a bin has no window"
-    assert len(read_history(output, "2026-03-02", window_nights=1).nights) == 1
 
 
 def test_nothing_is_known_before_the_first_night(output: str) -> None:

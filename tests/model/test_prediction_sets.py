@@ -2,7 +2,7 @@ import numpy as np
 
 from model.calibration import set_threshold
 from model.drift import check_drift
-from model.prediction_sets import build_prediction_sets, fit_set_threshold
+from model.prediction_sets import SET_COVERAGE, build_prediction_sets, lac_quantile
 from tests.simulator import World, draw_bins, train_camera
 
 
@@ -10,16 +10,19 @@ def test_sets_cover_ninety_percent_of_fresh_records() -> None:
     random, world = np.random.default_rng(0), World()
     camera = train_camera(world, random)
     calibration, fresh = draw_bins(camera, world, 5000, random), draw_bins(camera, world, 20_000, random)
-    threshold = fit_set_threshold(calibration.probabilities, calibration.expected_qty)
+    scores = 1 - calibration.probabilities[np.arange(5000), calibration.expected_qty]
+    threshold = lac_quantile(scores)
     sets = build_prediction_sets(fresh.probabilities, fresh.expected_qty, threshold)
     assert 0.885 < sets.has_record.mean() < 0.915
     assert sets.size.mean() < 4
 
 
 def test_the_threshold_is_the_conformal_order_statistic() -> None:
-    probabilities = np.column_stack([np.linspace(0.1, 0.9, 9), 1 - np.linspace(0.1, 0.9, 9)])
-    assert fit_set_threshold(probabilities, np.zeros(9, dtype=int), 0.8) == 1 - 0.2
-    assert fit_set_threshold(probabilities, np.zeros(9, dtype=int), 0.95) == 1.0
+    assert SET_COVERAGE == 0.9
+    scores = np.arange(19) / 20
+    assert lac_quantile(scores[::-1]) == scores[17]  # the 18th of 19
+    assert lac_quantile(scores[:9]) == scores[8]  # the last of 9
+    assert lac_quantile(scores[:8]) == 1.0
 
 
 def test_low_high_and_size_describe_sets_with_gaps() -> None:
