@@ -333,7 +333,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         AuditConfig,
         run_audit,
         job="audit",
-        description="Scores a night's bin photos, reconciles each count with its record and commits the night.",
         argv=argv,
     )
 

@@ -196,7 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         EvaluateConfig,
         run_evaluation,
         job="evaluate",
-        description="Measures a bundle on labelled bins: counts with 95 % intervals beside the majority baseline, and calibration.",
         argv=argv,
     )
 

@@ -85,7 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         ExploreConfig,
         run_exploration,
         job="explore",
-        description="Looks at a manifest before anything is trained or audited: quantities, photos, suspicious records.",
         argv=argv,
     )
 

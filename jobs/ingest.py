@@ -210,7 +210,7 @@ def _write_part(bins: pa.Table, target: Target) -> pa.Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(IngestConfig, ingest, job="ingest", description=__doc__.splitlines()[0], argv=argv)
+    return run_command(IngestConfig, ingest, job="ingest", argv=argv)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         RecountConfig,
         run_recount,
         job="recount",
-        description="Takes in counted bins, checks each, and says what was learned from them.",
         argv=argv,
     )
 

@@ -125,7 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         ReportConfig,
         write_report,
         job="report",
-        description="Writes a committed night's page, recount lists and discrepancies.",
         argv=argv,
     )
 

@@ -100,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         SampleConfig,
         run_sample,
         job="sample",
-        description="Generates bin photos in ABID's layout, their records, and the truth beside them.",
         argv=argv,
     )
 

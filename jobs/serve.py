@@ -151,7 +151,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         ServeConfig,
         run_endpoint,
         job="serve",
-        description="Answers a photo with the number of items in it, over HTTP, until it is stopped.",
         argv=argv,
     )
 

@@ -59,9 +59,7 @@ def _tell_of_others(training_uri: str, name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        TrainConfig, run_train, job="train", description="Train a counter and write its bundle.", argv=argv
-    )
+    return run_command(TrainConfig, run_train, job="train", argv=argv)
 
 
 if __name__ == "__main__":

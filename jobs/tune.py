@@ -110,9 +110,7 @@ def written_bundle(bundle_uri: str, record: TrialRecord) -> BundleInfo | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        TuneConfig, run_tune, job="tune", description="Search a training's settings; write the best bundle.", argv=argv
-    )
+    return run_command(TuneConfig, run_tune, job="tune", argv=argv)
 
 
 if __name__ == "__main__":

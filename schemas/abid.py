@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from schemas.arrow import MAX_QUANTITY
+
 MAX_RECORD_BYTES = 10 * 2**20
 """Real records hold a few kB; what is larger is no record and is not read."""
-
-MAX_QUANTITY = 2**31 - 1
-"""Quantities are int32 in every table."""
 
 
 class UnreadableRecord(ValueError):  # noqa: N818 - the domain's word; the image's counterpart is UnreadableImage

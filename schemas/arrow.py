@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
+MAX_QUANTITY = 2**31 - 1
+"""Quantities are int32 in every table."""
 
 
 def column(name: str, kind: pa.DataType, description: str, *, required: bool = False) -> pa.Field:

@@ -22,7 +22,9 @@ STATISTICS = (
     "recount_plan",
     "estimators",
     "drift",
+    "drill",
     "calibration_error",
+    "metrics",
 )
 
 

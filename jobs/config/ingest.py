@@ -10,6 +10,8 @@ from jobs.config.base import JobConfig
 
 
 class IngestConfig(JobConfig):
+    """Builds the night's manifest: one row per bin, its photo beside its record."""
+
     images_uri: str = Field(min_length=1)
     """Folder of bin photos (.jpg, .jpeg, .png, .webp, at any depth), local or s3://. A photo belongs to the record
     with the same stem: bin-images/00001.jpg to 00001."""

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 
 from jobs.counting.counts_file import REQUIRED, CountsRow
 from jobs.counting.resolution import Count, person
+from schemas.arrow import MAX_QUANTITY
 from schemas.recount import RejectReason
 
-MAX_QUANTITY = 2**31 - 1
 CLOCK_SLACK = timedelta(minutes=10)
 """Clocks of handhelds may run so far ahead."""
 ZONE_SLACK = timedelta(hours=14)

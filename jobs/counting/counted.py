@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.platform import storage
 from schemas.arrow import conform
@@ -51,7 +49,5 @@ def add_counted(output_uri: str, rows: pa.Table) -> str:
     about = rows.select([*COUNTS_SCHEMA.names, "run_id"]).to_pylist()
     digest = hashlib.sha256(json.dumps(about, default=str, sort_keys=True).encode()).hexdigest()
     uri = storage.join(output_uri, "counted", f"{digest[:32]}.parquet")
-    sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd")
-    storage.create_bytes(uri, sink.getvalue())
+    storage.create_bytes(uri, storage.parquet_bytes(rows))
     return uri

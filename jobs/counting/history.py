@@ -25,6 +25,7 @@ from jobs.stages.publish import FROZEN, run_uri
 from jobs.stages.run import read_run
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach
+from schemas.arrow import TIMESTAMP
 from schemas.results import Recount
 
 Floats = NDArray[np.float64]
@@ -295,12 +296,12 @@ def _last_counts(groups: dict[Recorded, list[Count]], rows: Iterable[dict]) -> p
 LAST_COUNTS_SCHEMA = pa.schema(
     [
         ("bin_id", pa.string()),
-        ("last_counted_at", pa.timestamp("us", tz="UTC")),
+        ("last_counted_at", TIMESTAMP),
         ("last_counted_qty", pa.int32()),
         ("num_counted", pa.int32()),
         ("night", pa.string()),
         ("expected_qty", pa.int32()),
-        ("expected_as_of", pa.timestamp("us", tz="UTC")),
+        ("expected_as_of", TIMESTAMP),
         ("found_right", pa.bool_()),
         ("num_wrong", pa.int32()),
     ]

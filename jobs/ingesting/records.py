@@ -95,6 +95,6 @@ async def _fetch(uri: str, anonymous: bool) -> bytes:
         except (InvalidPathError, ValueError) as error:  # an inventory may name what obstore takes for no path
             raise UnreadableRecord("expected a valid key, found one with empty parts or control characters") from error
         except (BaseError, OSError) as error:
-            failure = storage.explain_any(error)
+            failure = storage.explain(error)
         await asyncio.sleep(0.2 * 2**attempt)
     raise UnfetchedRecord(f"can't be fetched ({failure})")

@@ -24,14 +24,13 @@ def run_command(
     run: Callable[[Config], None],
     *,
     job: str,
-    description: str,
     argv: Sequence[str] | None,
 ) -> int:
     """Parses `argv`, runs the job and returns its exit code (2 also for flags that don't parse)."""
     try:
         # prog: under `ray job submit` the default is a long temporary path
         arguments = join_repeats(config_type, sys.argv[1:] if argv is None else argv)
-        config = tyro.cli(config_type, prog=f"python -m jobs.{job}", description=description, args=arguments)
+        config = tyro.cli(config_type, prog=f"python -m jobs.{job}", args=arguments)
     except SystemExit as stopped:
         return int(stopped.code or 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)

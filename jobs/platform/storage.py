@@ -164,12 +164,6 @@ def _s3_store(bucket: str, anonymous: bool) -> S3Store:
     return S3Store(bucket, client_options=client, retry_config=RETRIES, **options)
 
 
-def explain(error: BaseError) -> str:
-    """One line about a storage error, without request details (they may hold signed headers)."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return f"{type(error).__name__}: {first}"[:300]
-
-
 # What mending the arguments or the permissions cures; all else is the storage's own trouble, and may pass.
 _WRONG_PLACE = (
     "unable to create dir",
@@ -188,7 +182,7 @@ _WRONG_PLACE = (
 
 def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
     """InputError (exit 2) for a place that can't be used, GateError (exit 1) for storage that is away or full."""
-    message = f"{uri}: can't be {verb} ({explain_any(error)})"
+    message = f"{uri}: can't be {verb} ({explain(error)})"
     if isinstance(error, InvalidPathError) and verb == "listed":
         return InputError(
             f"{message}; rename that object, or name the others in an S3 Inventory report (jobs.ingest --inventory-uri)"
@@ -223,8 +217,12 @@ def is_cut_short(error: Exception) -> bool:
     return "response body" in str(error)
 
 
-def explain_any(error: Exception) -> str:
-    return explain(error) if isinstance(error, BaseError) else f"{type(error).__name__}: {error}"
+def explain(error: Exception) -> str:
+    """One line about an error, of storage without request details (they may hold signed headers)."""
+    if not isinstance(error, BaseError):
+        return f"{type(error).__name__}: {error}"
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {first}"[:300]
 
 
 def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:

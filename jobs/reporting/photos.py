@@ -80,7 +80,7 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbn
             except (UnreadableImage, RejectedImage) as error:
                 return Thumbnail(None, str(error))
             except (BaseError, OSError) as error:
-                return Thumbnail(None, storage.explain_any(error))
+                return Thumbnail(None, storage.explain(error))
 
     return list(await asyncio.gather(*(fetch(place, row) for place, row in enumerate(rows))))
 

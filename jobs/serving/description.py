@@ -6,11 +6,12 @@ from typing import Any
 
 from jobs.serving.answers import EXAMPLE
 from jobs.serving.problems import CAUSES, MEDIA_TYPE, Problem, ProblemDetails
-from jobs.serving.uploads import MAX_PHOTOS, MAX_QTY
+from jobs.serving.uploads import MAX_PHOTOS
+from schemas.arrow import MAX_QUANTITY
 from schemas.bundle import class_names
 
 PHOTO = {"type": "string", "format": "binary", "description": "A JPEG, PNG or WebP photo of one bin."}
-QUANTITY = {"type": "integer", "minimum": 0, "maximum": MAX_QTY, "description": "The recorded quantity."}
+QUANTITY = {"type": "integer", "minimum": 0, "maximum": MAX_QUANTITY, "description": "The recorded quantity."}
 PHOTO_EXAMPLE = "<the bytes of bin.jpg>"
 COUNT_BODY = {
     "requestBody": {

@@ -22,7 +22,8 @@ from jobs.serving.description import (
 )
 from jobs.serving.pages import render_docs, render_drop_page
 from jobs.serving.problems import Problem, find_request_id, install_handlers
-from jobs.serving.uploads import MAX_QTY, Upload, read_upload, read_uploads
+from jobs.serving.uploads import Upload, read_upload, read_uploads
+from schemas.arrow import MAX_QUANTITY
 from schemas.bundle import BundleInfo
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def build_api(front: Front) -> FastAPI:
     )
     async def count(
         request: Request,
-        expected_qty: Annotated[int | None, Query(ge=0, le=MAX_QTY, description="The recorded quantity.")] = None,
+        expected_qty: Annotated[int | None, Query(ge=0, le=MAX_QUANTITY, description="The recorded quantity.")] = None,
     ) -> Answer:
         return await front.count(await read_upload(request, expected_qty, timeout_s))
 

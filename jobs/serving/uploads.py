@@ -12,13 +12,13 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from jobs.serving.problems import Problem
+from schemas.arrow import MAX_QUANTITY
 
 Body = TypeVar("Body")
 
 MAX_PHOTOS = 64
 """Of one batch."""
 
-MAX_QTY = 2**31 - 1
 
 RAW_TYPES = "image/* or application/octet-stream"
 
@@ -118,6 +118,6 @@ def _parse_quantity(value: UploadFile | str) -> int | None:
     text = value.strip() if isinstance(value, str) else "a file"
     if not text:
         return None
-    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) > MAX_QTY:
-        raise Problem("invalid_request", f"expected_qty: expected a whole number from 0 to {MAX_QTY}")
+    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) > MAX_QUANTITY:
+        raise Problem("invalid_request", f"expected_qty: expected a whole number from 0 to {MAX_QUANTITY}")
     return int(text)

@@ -220,7 +220,7 @@ def _failure(error: Exception) -> str:
         if sign.lower() in text.lower():
             return f"{type(error).__name__}: {sign}"
     answer = [found[0] for sign in (r"status code: [\w ]+", r"<Code>[\w.]+</Code>") if (found := re.search(sign, text))]
-    return f"{type(error).__name__}: {' '.join(answer)}" if answer else storage.explain_any(error)
+    return f"{type(error).__name__}: {' '.join(answer)}" if answer else storage.explain(error)
 
 
 def _decode(data: bytes, preprocessing: Preprocessing) -> Photo:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.posterior import Assessor, camera_columns
+from schemas.arrow import TIMESTAMP
 from schemas.manifest import RECORD_COLUMNS
 from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, ImageStatus, Reason
 
@@ -27,7 +28,7 @@ RECONCILED_SCHEMA = pa.schema(
         *POSTERIOR_COLUMNS,
         pa.field("assessed", pa.bool_(), nullable=False),
         pa.field("reason", pa.string()),
-        pa.field("last_counted_at", pa.timestamp("us", tz="UTC")),
+        pa.field("last_counted_at", TIMESTAMP),
         pa.field("last_counted_qty", pa.int32()),
         pa.field("num_counted", pa.int32(), nullable=False),
         pa.field("record_in_set", pa.bool_()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -371,5 +370,5 @@ def remove_run(run_uri: str) -> None:
 
 def _reason(error: BaseException) -> str:
     """The last line of the innermost error."""
-    lines = [line for line in io.StringIO(str(error)).read().splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500] if lines else type(error).__name__

@@ -37,9 +37,7 @@ ONE_SCORER = Resources("cpu", 1, 0.5, 0, 1, 1, 0.25, 0.25, CPU_BATCH, 1)
 def test_a_flag_of_several_values_takes_them_in_a_row_or_repeated(flags: str) -> None:
     found: list[AuditConfig] = []
     places = "--manifest-uri m --bundle-uri b --output-uri o --alpha 0.1 --alpha 0.2 0.3"
-    assert (
-        run_command(AuditConfig, found.append, job="audit", description="", argv=[*flags.split(), *places.split()]) == 0
-    )
+    assert run_command(AuditConfig, found.append, job="audit", argv=[*flags.split(), *places.split()]) == 0
     assert found[0].allowed_root == ("s3://a", "s3://b")
     assert (found[0].alpha, found[0].output_uri) == ((0.1, 0.2, 0.3), "o")
 
@@ -54,9 +52,7 @@ def test_a_flag_of_several_values_takes_them_in_a_row_or_repeated(flags: str) ->
 )
 def test_a_setting_out_of_range_is_named(capsys: pytest.CaptureFixture[str], flags: str, said: str) -> None:
     places = "--manifest-uri m --bundle-uri b --output-uri o"
-    assert (
-        run_command(AuditConfig, pytest.fail, job="audit", description="", argv=[*places.split(), *flags.split()]) == 2
-    )
+    assert run_command(AuditConfig, pytest.fail, job="audit", argv=[*places.split(), *flags.split()]) == 2
     shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert said in shown
     assert "pydantic" not in shown
@@ -71,7 +67,7 @@ def _exit_code(run) -> int:  # type: ignore[no-untyped-def]
         with connect():
             run()
 
-    return run_command(Nothing, connected, job="test", description="", argv=[])
+    return run_command(Nothing, connected, job="test", argv=[])
 
 
 @pytest.mark.parametrize(

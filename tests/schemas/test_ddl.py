@@ -26,10 +26,10 @@ def test_every_column_of_every_table_has_a_type_and_a_comment(ddl) -> None:  # t
 
 @pytest.mark.parametrize("ddl", [athena_ddl, spark_ddl], ids=["athena", "spark"])
 def test_a_partitioned_table_has_its_night_once(ddl) -> None:  # type: ignore[no-untyped-def]
-    for statement in ddl("s3://stock/audits").split(";"):
-        if "TABLE files_results" in statement and "CREATE" in statement:
-            assert len(re.findall(r"audit_date`? string", statement)) == 1
-            assert "PARTITIONED BY (audit_date" in statement
+    statements = ddl("s3://stock/audits").split(";")
+    (statement,) = [found for found in statements if "TABLE files_results" in found and "CREATE" in found]
+    assert len(re.findall(r"audit_date`? string", statement)) == 1
+    assert "PARTITIONED BY (audit_date" in statement
 
 
 @pytest.mark.parametrize("ddl", [athena_ddl, spark_ddl], ids=["athena", "spark"])
