@@ -15,7 +15,7 @@ from jobs import audit, recount
 from jobs.platform import storage
 from schemas.errors import InputError
 from schemas.results import RESULTS_SCHEMA
-from tests.dump import NIGHT, photo, write_bundle, write_night
+from tests.dump import NIGHT, manifest_table, photo, write_bundle, write_night
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -227,9 +227,10 @@ def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path
     counts.write_text("\n".join(rows))
     assert recount.main(["--output-uri", output, "--counts-uri", str(counts)]) == 0
     corrected = [5 if number == 3 else number % 8 for number in range(40)]
-    manifest = write_night(str(tmp_path), 40, expected_qty=corrected)
-    budget = ("--recount-budget", "36", "--random-share", "0")
-    assert _audit(manifest, bundle, output, "--audit-date", night, *budget) == 0
+    table = manifest_table(f"{tmp_path}/bin-images", corrected)
+    metadata = {**table.schema.metadata, b"audit_date": night.encode()}
+    storage.write_table(f"{tmp_path}/next/part-0.parquet", table.replace_schema_metadata(metadata))
+    assert _audit(f"{tmp_path}/next", bundle, output, "--recount-budget", "36", "--random-share", "0") == 0
     parts = storage.list_objects(f"{output}/results/audit_date={night}")
     results = pa.concat_tables([storage.read_table(part.uri) for part in parts]).sort_by("bin_id").to_pylist()
     found = [(row["reason"], row["verdict"], row["recount"]) for row in results[:3]]
