@@ -165,6 +165,7 @@ def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
             "weights_sha256": tonight.bundle.weights_sha256,
         },
         "device": tonight.resources.device,
+        "batch_size": tonight.resources.batch_size,
         "precision": tonight.precision,
         "replaces": tonight.replaces,
         "belief": belief.to_dict(),

@@ -34,7 +34,7 @@ from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
-from jobs.stages.resources import plan_resources, resolve_precision
+from jobs.stages.resources import fit_batch, plan_resources, resolve_precision
 from jobs.stages.run import provenance
 from jobs.stages.worklist import temporary_worklist
 from model.metrics import format_interval
@@ -60,6 +60,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
         roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
         resources = plan_resources()
         precision = resolve_precision(config.precision, resources.device, info)
+        resources = fit_batch(resources, precision, info.preprocessing.image_size)
         await_free(resources.least())
         logger.info(
             "%d bins of %s, bundle %s, %s on %s",

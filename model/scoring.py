@@ -35,6 +35,8 @@ class Scorer:
         if precision == "fp32":
             # else cuDNN rounds the factors of a convolution to 10 bits (TF32) and calls it float32
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        if self._device.type == "cuda":
+            torch.backends.cudnn.deterministic = True  # else the same photo may get other last bits
         self._dtype = DTYPES[precision]
         if precision == "int8":
             self._network = quantise_network(bundle.network, check_int8(bundle.info, self._device.type))

@@ -32,7 +32,7 @@ from jobs.platform.bundles import local_bundle
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
 from jobs.serving.front import Front, FrontSettings
-from jobs.stages.resources import Resources, plan_resources, resolve_precision
+from jobs.stages.resources import Resources, fit_batch, plan_resources, resolve_precision
 from model.bundle_files import read_training_images
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
@@ -54,6 +54,8 @@ def build_app(settings: EndpointSettings) -> serve.Application:
     bundle = _check_bundle(bundle_uri)
     belief = learn_current_belief(settings.output_uri, bundle)
     resources = plan_resources()
+    precision = resolve_precision(settings.precision, resources.device, bundle)
+    resources = fit_batch(resources, precision, bundle.preprocessing.image_size)
     batch_size = settings.batch_size or resources.batch_size
     max_waiting = settings.max_waiting or max(MIN_WAITING, 4 * batch_size)
     counter = serve.deployment(  # type: ignore[attr-defined]
@@ -70,7 +72,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
         bundle_uri=bundle_uri,
         bundle_id=bundle.bundle_id,
         device=resources.device,
-        precision=resolve_precision(settings.precision, resources.device, bundle),
+        precision=precision,
         batch_size=batch_size,
         threads=resources.scorer_threads,
     )

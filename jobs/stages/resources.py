@@ -7,7 +7,7 @@ slot for the tasks that feed it, and the job hangs without a message.
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import ray
@@ -21,6 +21,9 @@ from schemas.errors import GateError, InputError
 GPU_BATCH, CPU_BATCH = 256, 32
 """Photos per padded batch. Fixed per device kind, so that results don't depend on what is free."""
 
+
+BYTES_PER_PIXEL = {"bf16": 110, "fp16": 110, "fp32": 210}
+"""Of a photo in a ResNet50, where it needs most: the largest of the three, with the mirror image. A test traces it."""
 
 BF16_CAPABILITY = 8.0
 """Compute capability from which a card has bf16 units (docs.nvidia.com/cuda/cuda-c-programming-guide, arithmetic
@@ -109,6 +112,27 @@ def _plan_cpus(sizes: list[float]) -> Resources:
     )
 
 
+@dataclass(frozen=True)
+class Card:
+    """A GPU: its compute capability, and its memory in bytes (None where it doesn't say)."""
+
+    capability: float
+    memory: int | None
+
+
+def fit_batch(resources: Resources, precision: str, image_size: int) -> Resources:
+    """`resources` with the batch of a GPU halved until its photos take a quarter of the smallest card; the rest is for
+    weights, workspaces and whoever else is there. By what a card has and not by what is free: another batch gives other
+    last bits."""
+    if resources.device != "cuda":
+        return resources
+    known = [card.memory for card in _cards() if card.memory is not None]
+    size = resources.batch_size
+    while known and size > 1 and 4 * size * image_size**2 * BYTES_PER_PIXEL[precision] > min(known):
+        size //= 2
+    return replace(resources, batch_size=size)
+
+
 def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo) -> Literal["fp32", "bf16", "fp16", "int8"]:
     """`auto` is bf16 where the hardware gains by it, else fp32 (see `gains_by_bfloat16`; emulated bf16 is slower still).
 
@@ -122,35 +146,41 @@ def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo) -> 
     if asked != "auto":
         return asked
     if device == "cuda":
-        capabilities = _compute_capabilities()
-        if not capabilities:
+        cards = _cards()
+        if not cards:
             raise InputError(
                 "--precision auto: expected nvidia-smi to name the cards' compute capability, found no answer on the "
                 "nodes with GPUs; pass --precision bf16 (cards since Ampere) or fp32"
             )
-        return "bf16" if min(capabilities) >= BF16_CAPABILITY else "fp32"
+        return "bf16" if min(card.capability for card in cards) >= BF16_CAPABILITY else "fp32"
     return "bf16" if gains_by_bfloat16() else "fp32"
 
 
-def _compute_capabilities() -> list[float]:
-    """Of the cards of every node with GPUs. The driver's own node may have none."""
+def _cards() -> list[Card]:
+    """Of every node with GPUs. The driver's own node may have none."""
     if not ray.is_initialized():
-        return read_compute_capabilities()
-    ask = ray.remote(num_cpus=0)(read_compute_capabilities)
+        return read_cards()
+    ask = ray.remote(num_cpus=0)(read_cards)
     found = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
     ]
-    return [capability for capabilities in ray.get(found) for capability in capabilities]
+    return [card for cards in ray.get(found) for card in cards]
 
 
-def read_compute_capabilities() -> list[float]:
-    """Of this machine's cards, none where they can't be asked. By nvidia-smi, which comes with the driver and sees
+def read_cards() -> list[Card]:
+    """Those of this machine, none where they can't be asked. By nvidia-smi, which comes with the driver and sees
     them whatever Ray hides from a task that holds no GPU."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=compute_cap,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-        return [float(line) for line in answer.split()]
+        facts = [line.split(",") for line in answer.splitlines() if line.strip()]
+        # "[N/A]" where a card doesn't tell, in MiB where it does
+        return [Card(float(capability), _mebibytes(memory)) for capability, memory in facts]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
+
+
+def _mebibytes(text: str) -> int | None:
+    return int(text) * 2**20 if text.strip().isdigit() else None

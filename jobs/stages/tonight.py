@@ -17,7 +17,7 @@ from jobs.platform.cluster import await_free
 from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import committed_run, run_uri, tidy_up
-from jobs.stages.resources import Resources, plan_resources, resolve_precision
+from jobs.stages.resources import Resources, fit_batch, plan_resources, resolve_precision
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
@@ -64,6 +64,7 @@ def settle_night(config: AuditConfig) -> Tonight:
         storage.check_writable(config.report_uri)
     resources = plan_resources()
     precision = resolve_precision(config.precision, resources.device, bundle)
+    resources = fit_batch(resources, precision, bundle.preprocessing.image_size)
     name = partial(
         run.name_run,
         config,

@@ -1,19 +1,28 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jobs.platform import storage
 from jobs.stages import resources, staging
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
-from jobs.stages.resources import resolve_precision
+from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
 from jobs.stages.score import SCORED_SCHEMA, with_probabilities
 from jobs.stages.staging import FETCHED_SHARD_SCHEMA, MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
+from model.inference import prepare_network
+from model.network import build_network
+from model.scoring import to_inputs
 from schemas.bundle import BundleInfo, Calibration, Preprocessing
 from schemas.errors import GateError, InputError
 from tests.dump import manifest_table, photo
@@ -139,12 +148,12 @@ def test_a_gate_without_findings_says_what_it_knows() -> None:
 def test_bf16_is_taken_on_cards_that_have_units_for_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: list[float], found: str
 ) -> None:
-    monkeypatch.setattr(resources, "_compute_capabilities", lambda: capabilities)
+    monkeypatch.setattr(resources, "_cards", lambda: [Card(capability, None) for capability in capabilities])
     assert resolve_precision("auto", "cuda", INFO) == found
 
 
 def test_cards_that_cannot_be_asked_are_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_compute_capabilities", list)
+    monkeypatch.setattr(resources, "_cards", list)
     with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
         resolve_precision("auto", "cuda", INFO)
     assert resolve_precision("bf16", "cuda", INFO) == "bf16"
@@ -152,11 +161,70 @@ def test_cards_that_cannot_be_asked_are_not_guessed_at(monkeypatch: pytest.Monke
 
 def test_cards_are_asked_for_by_the_driver_s_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert resources.read_compute_capabilities() == []
+    assert resources.read_cards() == []
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 7.5\necho 9.0\n")
+    tool.write_text("#!/bin/sh\necho '7.5, 15360'\necho '9.0, [N/A]'\n")
     tool.chmod(0o755)
-    assert resources.read_compute_capabilities() == [7.5, 9.0]
+    assert resources.read_cards() == [Card(7.5, 15 * 2**30), Card(9.0, None)]
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("memories", "precision", "image_size", "found"),
+    [
+        ([80 * GIB], "bf16", 224, 256),
+        ([80 * GIB, 8 * GIB], "fp32", 224, 128),
+        ([16 * GIB], "bf16", 1024, 32),
+        ([4 * GIB], "fp32", 1024, 4),
+        ([None, None], "bf16", 1024, 256),
+        ([2**20], "fp32", 1024, 1),
+    ],
+)
+def test_a_gpu_s_batch_is_what_its_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, memories: list[int | None], precision: str, image_size: int, found: int
+) -> None:
+    monkeypatch.setattr(resources, "_cards", lambda: [Card(9.0, memory) for memory in memories])
+    planned = Resources("cuda", 1, 1.0, 1.0, 1, 4, 0.5, 0.1, GPU_BATCH, 1)
+    assert fit_batch(planned, precision, image_size) == replace(planned, batch_size=found)
+    on_cpus = replace(planned, device="cpu")
+    assert fit_batch(on_cpus, precision, image_size) == on_cpus
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most that the tensors made in it hold at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return made
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_photo_takes_the_memory_that_batches_are_planned_with(architecture: str, precision: str) -> None:
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    network = prepare_network(build_network(architecture, 7), torch.device("meta"), dtype)
+    photos = torch.zeros((4, 112, 112, 3), dtype=torch.uint8, device="meta")
+    ones = torch.ones((1, 3, 1, 1), device="meta")
+    with torch.inference_mode(), LiveBytes() as seen:
+        inputs = to_inputs(photos, ones, ones).to(dtype)
+        (network(inputs) + network(inputs.flip(3))) / 2
+    per_pixel = seen.peak / (4 * 112**2)
+    assert per_pixel < resources.BYTES_PER_PIXEL[precision]
+    if architecture == "resnet50":
+        assert per_pixel > 0.8 * resources.BYTES_PER_PIXEL[precision]
 
 
 def test_fp16_is_refused_on_a_cpu() -> None:
