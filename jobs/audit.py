@@ -30,23 +30,16 @@ from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import message, run_command
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, summary_uri
+from jobs.platform.provenance import provenance
 from jobs.report import write_report
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
-from jobs.stages.publish import (
-    STAGED,
-    WORKLIST,
-    clean_up,
-    committed_run,
-    partition_uri,
-    publish_night,
-    summarize,
-    summary_uri,
-)
+from jobs.stages.publish import clean_up, publish_night, summarize
 from jobs.stages.reconcile import Reconciler
-from jobs.stages.run import finish_run, freeze_run, hold_night, provenance, read_run
+from jobs.stages.run import finish_run, freeze_run, hold_night, read_run
 from jobs.stages.staging import stage_shards
 from jobs.stages.tonight import Tonight, settle_night
 from model.posterior import build_assessor
@@ -234,8 +227,7 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame) -> tu
     groups = group_shards(staged)
     cpus = tonight.resources.small_task_cpus
     decisions = decide_night(groups, reconciler, belief.reference, belief.drift_baseline, rules, tonight.bundle, cpus)
-    results_uri = partition_uri(tonight.output_uri, "results", tonight.audit_date)
-    night = write_parts(groups, reconciler, belief.reference, rules, decisions, results_uri, cpus)
+    night = write_parts(groups, reconciler, belief.reference, rules, decisions, tonight.output_uri, cpus)
     if night.num_bins != tonight.manifest.num_rows:
         raise GateError(
             f"{night.num_bins} rows for {tonight.manifest.num_rows} bins were written; nothing was committed"

@@ -32,10 +32,10 @@ from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
+from jobs.platform.provenance import provenance
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.resources import fit_batch, plan_resources, resolve_precision
-from jobs.stages.run import provenance
 from jobs.stages.worklist import temporary_worklist
 from model.metrics import format_interval
 from schemas.bundle import BundleInfo

@@ -23,10 +23,10 @@ from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
+from jobs.platform.provenance import provenance
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import check_manifest, settle_roots
 from jobs.stages.resources import plan_resources
-from jobs.stages.run import provenance
 from jobs.stages.worklist import temporary_worklist
 
 logger = logging.getLogger("jobs.explore")

@@ -36,7 +36,7 @@ from jobs.ingesting.readable import check_readable, unfetched_error
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
-from jobs.stages.run import provenance
+from jobs.platform.provenance import provenance
 from schemas.errors import GateError, InputError
 
 log = logging.getLogger("jobs.ingest")

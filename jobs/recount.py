@@ -24,9 +24,9 @@ from jobs.counting.counted import add_counted
 from jobs.counting.counts_file import read_counts_file, write_rejects
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, read_history
-from jobs.counting.plans import list_nights
 from jobs.platform import storage
 from jobs.platform.command import run_command
+from jobs.platform.layout import list_nights
 from model.record_model import RecordModel
 from schemas.errors import GateError, InputError
 

@@ -31,6 +31,7 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
+from jobs.platform.provenance import provenance
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.history import find_offenders, keep_certificates, keep_promises
 from jobs.reporting.nights import (
@@ -47,7 +48,7 @@ from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
 from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, second_counts_csv, walk_order
-from jobs.stages.run import REPORT_FILE, provenance
+from jobs.stages.run import REPORT_FILE
 from model.estimators import WINDOW_NIGHTS
 
 logger = logging.getLogger("jobs.report")

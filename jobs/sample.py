@@ -24,8 +24,8 @@ from jobs.config.sample import SampleConfig
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
+from jobs.platform.provenance import provenance
 from jobs.sampling.dump import name_bin, write_all_bins
-from jobs.stages.run import provenance
 from schemas.errors import InputError
 
 logger = logging.getLogger("jobs.sample")

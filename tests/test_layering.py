@@ -88,3 +88,9 @@ def test_the_modules_of_the_jobs_folder_are_the_jobs() -> None:
     )
     for name in jobs:
         assert "\ndef main(" in (ROOT / "jobs" / f"{name}.py").read_text(encoding="utf-8")
+
+
+def test_what_reads_nights_starts_no_ray() -> None:
+    code = "import sys, jobs.recount, jobs.report; print(sorted({'ray', 'torch'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

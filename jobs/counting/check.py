@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from jobs.counting.count_rows import CountRow, Reject, parse_row
 from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
-from jobs.counting.plans import list_committed_runs, list_nights, read_plan
+from jobs.counting.plans import list_committed_runs, read_plan
 from jobs.counting.records import NightRecord, find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
+from jobs.platform.layout import list_nights, run_uri
 from jobs.reporting.texts import csv_text
-from jobs.stages.publish import run_uri
 from jobs.stages.run import read_run
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 

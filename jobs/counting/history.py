@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.counting.counted import read_counted
-from jobs.counting.plans import NightSummary, list_marked_runs, list_nights, read_night, read_plan
+from jobs.counting.plans import NightSummary, list_marked_runs, read_night, read_plan
 from jobs.counting.records import find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
-from jobs.stages.publish import FROZEN, run_uri
+from jobs.platform.layout import FROZEN, list_nights, run_uri
 from jobs.stages.run import read_run
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach

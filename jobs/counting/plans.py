@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from jobs.platform import storage
-from jobs.stages.publish import run_uri, summary_uri
+from jobs.platform.layout import COMMITTED_MARKER, list_below, run_uri, summary_uri
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import PLANNED_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
-
-COMMITTED_MARKER = "committed"
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,6 @@ class NightSummary:
     """None for a night of before this was summed."""
     net_value_predicted: float | None
     """None for a night without unit values or with several currencies."""
-
-
-def list_nights(output_uri: str, first: str | None = None) -> list[str]:
-    """The committed nights, oldest first, from `first` (YYYY-MM-DD) on."""
-    names = _list_below(output_uri, "summary", f"audit_date={first}" if first else None)
-    return sorted(name.split("/")[0].removeprefix("audit_date=") for name in names if name.endswith("/summary.parquet"))
 
 
 def read_night(output_uri: str, audit_date: str) -> NightSummary:
@@ -70,7 +61,7 @@ def list_committed_runs(output_uri: str, audit_date: str) -> list[str]:
 def list_marked_runs(output_uri: str, first: str | None = None) -> dict[str, list[str]]:
     """Night -> runs marked as committed, in or out of force; one that died right after its commit lacks the mark."""
     runs: dict[str, list[str]] = {}
-    for name in _list_below(output_uri, "runs", first):
+    for name in list_below(output_uri, "runs", first):
         run_id, _, rest = name.partition("/")
         if rest == COMMITTED_MARKER:
             runs.setdefault(run_id.rsplit("-", 1)[0], []).append(run_id)
@@ -84,11 +75,3 @@ def read_plan(output_uri: str, run_id: str) -> pa.Table:
         return conform(storage.read_table(uri), PLANNED_SCHEMA)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected the plan of a committed run, found nothing; restore it") from error
-
-
-def _list_below(output_uri: str, table: str, first: str | None) -> Iterator[str]:
-    """Names of the objects below a folder; those before `first` may be left out."""
-    folder = storage.join(output_uri, table)
-    start_after = storage.locate(storage.join(folder, first))[1] if first else None
-    for entry in storage.list_objects(folder, start_after=start_after):
-        yield entry.uri.removeprefix(folder + "/")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from jobs.counting.plans import read_night
 from jobs.platform import storage
-from jobs.stages.publish import partition_uri
+from jobs.platform.layout import part_uris
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,8 @@ def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[
 
 def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:
     values = pa.array(bin_ids, pa.string())
-    prefix = f"part-{read_night(output_uri, night).run_id}-"
-    for part in storage.list_objects(partition_uri(output_uri, "results", night)):
-        if not part.uri.rsplit("/", 1)[1].startswith(prefix):
-            continue
-        parquet = storage.open_parquet(part.uri)
+    for part in part_uris(output_uri, "results", night, read_night(output_uri, night).run_id):
+        parquet = storage.open_parquet(part)
         for group in range(parquet.metadata.num_row_groups):
             if not _may_hold(parquet.metadata.row_group(group), bin_ids):
                 continue

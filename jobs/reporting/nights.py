@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.platform import storage
+from jobs.platform.layout import list_nights, part_uris, partition_uri, run_uri, summary_uri
 from jobs.stages import run
-from jobs.stages.publish import run_uri
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import RECOUNT_PLAN_SCHEMA
@@ -40,22 +40,10 @@ class Night:
         return [row for row in self.summary.to_pylist() if row["scope"] == scope]
 
 
-def committed_dates(output_uri: str) -> list[str]:
-    """The committed nights below `output_uri`, earliest first."""
-    prefix = storage.join(output_uri, "summary")
-    keys = (entry.uri.rsplit("/", 2) for entry in storage.list_objects(prefix))
-    return sorted(
-        folder.removeprefix("audit_date=")
-        for _, folder, name in keys
-        if name == "summary.parquet" and folder.startswith("audit_date=")
-    )
-
-
 def read_night(output_uri: str, audit_date: str) -> Night:
     """Raises InputError, naming the nights there are, where `audit_date` is not committed."""
-    uri = storage.join(output_uri, "summary", f"audit_date={audit_date}", "summary.parquet")
     try:
-        summary = conform(storage.read_table(uri), SUMMARY_SCHEMA)
+        summary = conform(storage.read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA)
     except FileNotFoundError as error:
         raise InputError(f"{output_uri}: night {audit_date} is not committed; {_found(output_uri)}") from error
     return Night(output_uri, audit_date, summary["run_id"][0].as_py(), summary)
@@ -63,32 +51,31 @@ def read_night(output_uri: str, audit_date: str) -> Night:
 
 def read_nights(output_uri: str, until: str, limit: int) -> list[Night]:
     """The last `limit` committed nights up to and with `until`, earliest first."""
-    dates = [found for found in committed_dates(output_uri) if found <= until][-limit:]
+    dates = [found for found in list_nights(output_uri) if found <= until][-limit:]
     with ThreadPoolExecutor(max_workers=8) as pool:
         return list(pool.map(lambda found: read_night(output_uri, found), dates))
 
 
-def read_results(night: Night, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The night's rows in its parts' order, BATCH_ROWS at a time, with `columns` of RESULTS_SCHEMA (all of them).
+def read_results(night: Night) -> Iterator[pa.Table]:
+    """The night's rows, RESULTS_SCHEMA, in its parts' order, BATCH_ROWS at a time.
 
     Raises InputError where the committed run's parts are gone.
     """
-    schema = RESULTS_SCHEMA if columns is None else pa.schema([RESULTS_SCHEMA.field(name) for name in columns])
-    prefix = storage.join(night.output_uri, "results", f"audit_date={night.audit_date}")
-    parts = _parts(prefix, night.run_id)
+    parts = part_uris(night.output_uri, "results", night.audit_date, night.run_id)
     if not parts:
-        raise InputError(f"{prefix}: expected the parts of run {night.run_id}, found none; audit the night again")
+        place = partition_uri(night.output_uri, "results", night.audit_date)
+        raise InputError(f"{place}: expected the parts of run {night.run_id}, found none; audit the night again")
     for part in parts:
         with storage.open_parquet(part) as file:
-            present = [name for name in schema.names if name in file.schema_arrow.names]
+            present = [name for name in RESULTS_SCHEMA.names if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=present):
-                yield conform(pa.Table.from_batches([batch]), schema)
+                yield conform(pa.Table.from_batches([batch]), RESULTS_SCHEMA)
 
 
 def read_plan(night: Night) -> pa.Table:
     """The night's recount plan, RECOUNT_PLAN_SCHEMA."""
-    prefix = storage.join(night.output_uri, "recount_plan", f"audit_date={night.audit_date}")
-    tables = [conform(storage.read_table(part), RECOUNT_PLAN_SCHEMA) for part in _parts(prefix, night.run_id)]
+    parts = part_uris(night.output_uri, "recount_plan", night.audit_date, night.run_id)
+    tables = [conform(storage.read_table(part), RECOUNT_PLAN_SCHEMA) for part in parts]
     return pa.concat_tables([RECOUNT_PLAN_SCHEMA.empty_table(), *tables])
 
 
@@ -103,14 +90,8 @@ def settings_of(facts: dict[str, Any]) -> dict[str, Any]:
     return facts.get("outcome", {}).get("config") or facts.get("config", {})
 
 
-def _parts(prefix: str, run_id: str) -> list[str]:
-    return sorted(
-        entry.uri for entry in storage.list_objects(prefix) if entry.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-")
-    )
-
-
 def _found(output_uri: str) -> str:
-    dates = committed_dates(output_uri)
+    dates = list_nights(output_uri)
     if not dates:
         return "no night is, so audit one first (jobs.audit)"
     shown = dates[-10:]

@@ -26,9 +26,9 @@ from ray.serve.schema import LoggingConfig
 from jobs.config.serve import EndpointSettings
 from jobs.counting.belief import Belief, learn_belief, read_class_shares, true_shares
 from jobs.counting.history import LAST_COUNTS_SCHEMA, History, read_history
-from jobs.counting.plans import list_nights
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
+from jobs.platform.layout import list_nights
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
 from jobs.serving.front import Front, FrontSettings

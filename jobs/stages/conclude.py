@@ -17,6 +17,7 @@ import ray
 import ray.data
 
 from jobs.platform import storage
+from jobs.platform.layout import part_uri
 from jobs.stages.reconcile import Reconciler, probability_matrix
 from model.certificates import (
     ReferenceScores,
@@ -153,12 +154,12 @@ def write_parts(
     reference: ReferenceScores | None,
     rules: Rules,
     decisions: Decisions,
-    results_uri: str,
+    output_uri: str,
     task_cpus: float,
 ) -> Night:
-    """Pass 2b: one part of the results per group, `part-<run_id>-NNNNN.parquet` below `results_uri`."""
+    """Pass 2b: one part of the results per group."""
     shared = ray.put((reconciler, reference, rules, decisions))
-    options = {"shared": shared, "results_uri": results_uri}
+    options = {"shared": shared, "output_uri": output_uri}
     sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
     written = [
         pickle.loads(row["written"])  # noqa: S301 - written by our own worker
@@ -235,7 +236,7 @@ def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> 
     return Drill(key, assessor.assess(probabilities, altered, value)[objective].astype(np.float64))
 
 
-def _write_group(row: dict, shared: ray.ObjectRef, results_uri: str) -> dict:
+def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
     reconciler, reference, rules, decisions = ray.get(shared)
     tables, planned = [], []
     sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
@@ -246,7 +247,7 @@ def _write_group(row: dict, shared: ray.ObjectRef, results_uri: str) -> dict:
         outside = pc.and_(rows["assessed"], pc.invert(pc.fill_null(rows["record_in_set"], True)))
         _add_sums(sums, results, outside.to_numpy(), reconciler.assessor.top_class)
         tables.append(results)
-    uri = storage.join(results_uri, f"part-{rules.run_id}-{row['group']:05d}.parquet")
+    uri = part_uri(output_uri, "results", rules.audit_date, rules.run_id, row["group"])
     storage.write_table(uri, pa.concat_tables(tables), row_group_size=65536)
     written = {"sums": dict(sums), "planned": pa.concat_tables(planned), "uri": uri}
     return {"written": pickle.dumps(written)}

@@ -16,6 +16,17 @@ import pyarrow as pa
 import jobs
 from jobs.counting.counted import has_counts
 from jobs.platform import storage
+from jobs.platform.layout import (
+    COMMITTED_MARKER,
+    WORKING_FOLDERS,
+    committed_run,
+    is_part_of,
+    part_uri,
+    part_uris,
+    partition_uri,
+    run_uri,
+    summary_uri,
+)
 from jobs.stages.conclude import SUMS, Night
 from jobs.stages.run import NightLock, hold_night
 from schemas.arrow import conform
@@ -24,31 +35,6 @@ from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
 logger = logging.getLogger(__name__)
-
-
-STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
-WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
-"""Of a run, below `runs/<run_id>/`: what it needs until its night is committed, and no longer."""
-
-
-def partition_uri(output_uri: str, table: str, audit_date: str) -> str:
-    return storage.join(output_uri, table, f"audit_date={audit_date}")
-
-
-def summary_uri(output_uri: str, audit_date: str) -> str:
-    return storage.join(partition_uri(output_uri, "summary", audit_date), "summary.parquet")
-
-
-def run_uri(output_uri: str, run_id: str) -> str:
-    return storage.join(output_uri, "runs", run_id)
-
-
-def committed_run(output_uri: str, audit_date: str) -> str | None:
-    """The run that the night is committed by, None for a night that isn't."""
-    try:
-        return storage.read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
-    except FileNotFoundError:
-        return None
 
 
 MONEY = ("recorded_value", "shortage_value", "overage_value", "value_at_risk")
@@ -101,7 +87,7 @@ def publish_night(
     private = run_uri(output_uri, run_id)
     storage.write_table(storage.join(private, "plan.parquet"), night.planned)
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
-    plan_uri = storage.join(partition_uri(output_uri, "recount_plan", audit_date), f"part-{run_id}-00000.parquet")
+    plan_uri = part_uri(output_uri, "recount_plan", audit_date, run_id, 0)
     storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
     storage.create_bytes(
@@ -115,9 +101,7 @@ def publish_night(
         # its summary, the other sign that its plan was once committed, is about to go
         mark_committed(output_uri, replaces)
     # an earlier try of this run may have cut its parts otherwise
-    here = storage.list_objects(partition_uri(output_uri, "results", audit_date))
-    own = {part.uri for part in here if part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-")}
-    storage.delete(own - set(night.part_uris))
+    storage.delete(set(part_uris(output_uri, "results", audit_date, run_id)) - set(night.part_uris))
     if replaces is not None and not replace_counted and has_counts(output_uri, audit_date):
         raise GateError(
             f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
@@ -148,7 +132,7 @@ def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, re
 
 
 def mark_committed(output_uri: str, run_id: str) -> None:
-    storage.write_bytes(storage.join(run_uri(output_uri, run_id), "committed"), b"")
+    storage.write_bytes(storage.join(run_uri(output_uri, run_id), COMMITTED_MARKER), b"")
 
 
 def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
@@ -190,7 +174,7 @@ def _leftovers(output_uri: str, audit_date: str, run_id: str) -> Iterator[str]:
     """What `run_id` has no more use for once it has committed the night."""
     for table in ("results", "recount_plan"):
         for part in storage.list_objects(partition_uri(output_uri, table, audit_date)):
-            if not part.uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-"):
+            if not is_part_of(part.uri, run_id):
                 yield part.uri
     for folder in WORKING_FOLDERS:
         for entry in storage.list_objects(storage.join(run_uri(output_uri, run_id), folder)):

@@ -11,16 +11,13 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import socket
-import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,24 +95,6 @@ def read_run(run_uri: str) -> dict[str, Any]:
 def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Adds timings and counts to `run.json`; what was frozen stays."""
     storage.write_bytes(storage.join(run_uri, "run.json"), _document({**frozen, "outcome": outcome}))
-
-
-def provenance() -> dict[str, Any]:
-    """Library versions and the git commit, where there is one."""
-    libraries = ("ray", "torch", "torchvision", "numpy", "pyarrow", "obstore", "simplejpeg", "opencv-python-headless")
-    return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # slim images have no git
-        return None
-    return found.stdout.strip() or None
 
 
 @contextmanager

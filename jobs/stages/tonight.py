@@ -14,9 +14,10 @@ from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
+from jobs.platform.layout import committed_run, run_uri
 from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
-from jobs.stages.publish import committed_run, run_uri, tidy_up
+from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, fit_batch, plan_resources, resolve_precision
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError

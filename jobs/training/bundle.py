@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
-from jobs.stages.run import provenance
+from jobs.platform.provenance import provenance
 from jobs.training.labelled_bins import fingerprint
 from jobs.training.network import Trained
 from jobs.training.report import render_training_report

@@ -11,7 +11,7 @@ from jobs.config.tune import TuneConfig
 from jobs.pages.document import render_page
 from jobs.pages.plots import curves_plot, line_plot
 from jobs.platform import storage
-from jobs.stages.run import provenance
+from jobs.platform.provenance import provenance
 from jobs.tuning.space import search_space
 from jobs.tuning.trials import TABLE_FILE, TrialRecord, Trials, format_setting, median_nll, ranked, trials_table
 from schemas.bundle import BundleInfo

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.platform import storage
+from jobs.platform.layout import committed_run, partition_uri, run_uri, summary_uri
 from jobs.stages.conclude import Night
-from jobs.stages.publish import committed_run, partition_uri, publish_night, run_uri, summary_uri, tidy_up
+from jobs.stages.publish import publish_night, tidy_up
 from jobs.stages.run import hold_night
 from schemas.errors import GateError
 from schemas.recount import PLANNED_SCHEMA

@@ -15,9 +15,10 @@ from jobs import audit
 from jobs.counting.belief import learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
+from jobs.platform.layout import committed_run
 from jobs.stages import conclude
 from jobs.stages.conclude import SUMS, Decisions, Night
-from jobs.stages.publish import MONEY, committed_run, publish_night, summarize
+from jobs.stages.publish import MONEY, publish_night, summarize
 from jobs.stages.run import hold_night
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA

@@ -27,6 +27,7 @@ from jobs.counting.counted import add_counted
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
 from jobs.platform import storage
+from jobs.platform.provenance import provenance
 from jobs.report import main, write_report
 from jobs.reporting import discrepancies, ordering
 from jobs.reporting.history import (
@@ -41,7 +42,6 @@ from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
 from jobs.reporting.overview import survey_night
 from jobs.reporting.photos import Thumbnail, fetch_thumbnails
 from jobs.reporting.recount_lists import PLANNER_SCHEMA, SEEN_BY_PLANNER, planner_csv, walk_order
-from jobs.stages.run import provenance
 from schemas.errors import GateError, InputError
 from schemas.recount import COUNTED_SCHEMA
 from schemas.results import RESULTS_SCHEMA

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from jobs.config.audit import AuditConfig
+from jobs.platform.provenance import provenance
 from jobs.stages import run
-from jobs.stages.run import freeze_run, hold_night, name_run, provenance
+from jobs.stages.run import freeze_run, hold_night, name_run
 from schemas.errors import GateError
 
 CONFIG = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o")

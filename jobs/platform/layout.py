@@ -1,0 +1,66 @@
+"""Where an audit's output keeps what: the tables' partitions, the runs' folders, and which runs are in force.
+
+A night is read only through its summary, one object of a fixed key that names the run which committed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jobs.platform import storage
+
+STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
+WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
+"""Of a run, below `runs/<run_id>/`: what it needs until its night is committed, and no longer."""
+
+COMMITTED_MARKER = "committed"
+"""Lies in the folder of a run that has committed its night, in force or not."""
+
+
+def partition_uri(output_uri: str, table: str, audit_date: str) -> str:
+    return storage.join(output_uri, table, f"audit_date={audit_date}")
+
+
+def summary_uri(output_uri: str, audit_date: str) -> str:
+    return storage.join(partition_uri(output_uri, "summary", audit_date), "summary.parquet")
+
+
+def run_uri(output_uri: str, run_id: str) -> str:
+    return storage.join(output_uri, "runs", run_id)
+
+
+def part_uri(output_uri: str, table: str, audit_date: str, run_id: str, number: int) -> str:
+    return storage.join(partition_uri(output_uri, table, audit_date), f"part-{run_id}-{number:05d}.parquet")
+
+
+def is_part_of(uri: str, run_id: str) -> bool:
+    """Whether the object is a part that this run wrote."""
+    return uri.rsplit("/", 1)[1].startswith(f"part-{run_id}-")
+
+
+def part_uris(output_uri: str, table: str, audit_date: str, run_id: str) -> list[str]:
+    """The parts of a table that a run wrote for its night, in order."""
+    parts = (entry.uri for entry in storage.list_objects(partition_uri(output_uri, table, audit_date)))
+    return sorted(uri for uri in parts if is_part_of(uri, run_id))
+
+
+def committed_run(output_uri: str, audit_date: str) -> str | None:
+    """The run that the night is committed by, None for a night that isn't."""
+    try:
+        return storage.read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
+    except FileNotFoundError:
+        return None
+
+
+def list_nights(output_uri: str, first: str | None = None) -> list[str]:
+    """The committed nights, oldest first, from `first` (YYYY-MM-DD) on."""
+    names = list_below(output_uri, "summary", f"audit_date={first}" if first else None)
+    return sorted(name.split("/")[0].removeprefix("audit_date=") for name in names if name.endswith("/summary.parquet"))
+
+
+def list_below(output_uri: str, table: str, first: str | None) -> Iterator[str]:
+    """Names of the objects below a folder; those before `first` may be left out."""
+    folder = storage.join(output_uri, table)
+    start_after = storage.locate(storage.join(folder, first))[1] if first else None
+    for entry in storage.list_objects(folder, start_after=start_after):
+        yield entry.uri.removeprefix(folder + "/")
