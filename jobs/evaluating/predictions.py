@@ -17,7 +17,7 @@ import ray
 import ray.data
 
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
-from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.manifest import Shard, read_shard, shard_dataset
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards
 from schemas.bundle import BundleInfo
@@ -101,10 +101,7 @@ def predict_bins(
     # A shard must stay one block: Ray would split it at the default of 128 MiB.
     block_bytes = 4 * max(shard.num_rows for shard in shards) * side * side * 3
     ray.data.DataContext.get_current().target_max_block_size = max(1 << 28, block_bytes)
-    fetched = ray.data.from_items(
-        [{"index": s.index, "uri": s.uri, "row_group": s.row_group, "num_rows": s.num_rows} for s in shards],
-        override_num_blocks=len(shards),
-    ).map_batches(
+    fetched = shard_dataset(shards).map_batches(
         _fetch,  # type: ignore[arg-type]
         fn_kwargs={"plan": plan, "keep": keep, "known_bins": ray.put(known_bins)},
         batch_size=None,

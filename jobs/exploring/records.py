@@ -9,9 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
-from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.manifest import Shard, read_shard, shard_dataset
 
 MAX_QUANTITY = 200
 """Larger quantities are counted together, so that the counts stay few."""
@@ -104,9 +103,7 @@ def count_groups(shards: list[Shard]) -> Counter[int]:
     """Size of a group (bins that must not be split between training and test) to how many groups have it."""
     num_rows = sum(shard.num_rows for shard in shards)
     sizes = (
-        ray.data.from_items(
-            [{"uri": shard.uri, "row_group": shard.row_group} for shard in shards], override_num_blocks=len(shards)
-        )
+        shard_dataset(shards)
         .map_batches(_count_shard_groups, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
         .groupby("group", num_partitions=1 + num_rows // GROUPS_PER_PARTITION)
         .sum("bins")

@@ -17,7 +17,7 @@ from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
 from jobs.stages.duplicates import find_duplicates
 from jobs.stages.images import FetchPlan
-from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.manifest import Shard, read_shard, shard_dataset
 from jobs.stages.resources import Resources
 from schemas.results import ImageStatus
 
@@ -43,9 +43,7 @@ class Survey:
 
 def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int, resources: Resources) -> Survey:
     """Reads all records and about `share` of the photos."""
-    found = ray.data.from_items(
-        [{"uri": shard.uri, "row_group": shard.row_group} for shard in shards], override_num_blocks=len(shards)
-    ).map_batches(
+    found = shard_dataset(shards).map_batches(
         _survey_shard,  # type: ignore[arg-type]
         fn_kwargs={"plan": plan, "share": share, "seed": seed},
         batch_size=None,
@@ -116,9 +114,7 @@ def _identical(bin_ids: list[str], image_uri: str, how: str, num_bins: int) -> d
 
 def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
     """Some rows of each value of `column` (bin_id, image_uri, image_etag): at most MAX_IDENTICAL a shard."""
-    dataset = ray.data.from_items(
-        [{"uri": shard.uri, "row_group": shard.row_group} for shard in shards], override_num_blocks=len(shards)
-    ).map_batches(
+    dataset = shard_dataset(shards).map_batches(
         _take_rows,  # type: ignore[arg-type]
         fn_kwargs={"column": column, "values": values},
         batch_size=None,

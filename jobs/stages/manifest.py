@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 
 import numpy as np
@@ -182,6 +182,11 @@ def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> 
     return shards
 
 
+def shard_dataset(shards: Sequence[Shard]) -> ray.data.Dataset:
+    """One row and one block a shard: the fields of Shard."""
+    return ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
+
+
 def shard_rows(num_rows: int, image_size: int = 0) -> int:
     """Rows of a shard: small ones give progress and cheap resume, large ones keep the staged files few."""
     most = MAX_SHARD_BYTES // max(1, 3 * image_size**2)
@@ -234,7 +239,7 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
             start = report["num_rows"]
             report["problems"].append(f"{uri}: rows {start} to {start + batch.num_rows - 1}: {error}")
             return
-        report["problems"] += list(_row_problems(table, uri, report["num_rows"]))
+        report["problems"] += list(row_problems(table, uri, report["num_rows"]))
         report["num_rows"] += table.num_rows
         told = table["expected_qty"].drop_null().to_numpy().clip(0, MOST_TOLD)
         records += np.bincount(told, minlength=MOST_TOLD + 1)
@@ -252,7 +257,8 @@ def _sort_currencies(currencies: set[str | None]) -> list[str | None]:
     return sorted(currencies, key=lambda currency: (currency is not None, currency or ""))
 
 
-def _row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
+def row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
+    """What is wrong with rows of MANIFEST_SCHEMA, by column; `first_row` is the number of the first one in its file."""
     checks = [
         (field.name, pc.is_null(table[field.name]), "a value", "none")
         for field in MANIFEST_SCHEMA

@@ -18,7 +18,7 @@ import ray.data
 
 from jobs.platform import storage
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
-from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.manifest import Shard, read_shard, shard_dataset
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards
 from schemas.manifest import MANIFEST_SCHEMA
@@ -83,11 +83,7 @@ def stage_shards(
     context = ray.data.DataContext.get_current()
     # A shard must stay one block: Ray would split it at the default of 128 MiB.
     context.target_max_block_size = max(1 << 28, 4 * max(shard.num_rows for shard in shards) * side * side * 3)
-    work = ray.data.from_items(
-        [{"index": s.index, "uri": s.uri, "row_group": s.row_group, "num_rows": s.num_rows} for s in shards],
-        override_num_blocks=len(shards),
-    )
-    fetched = work.map_batches(
+    fetched = shard_dataset(shards).map_batches(
         _fetch_or_resume,  # type: ignore[arg-type]
         fn_kwargs={"folder_uri": folder_uri, "plan": plan},
         batch_size=None,

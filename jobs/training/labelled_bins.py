@@ -17,7 +17,7 @@ import ray.data
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.stages.images import DENIED, FetchPlan, fetch_photos
-from jobs.stages.manifest import settle_roots
+from jobs.stages.manifest import row_problems, settle_roots
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
@@ -47,7 +47,7 @@ class LabelledBins:
 def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     """The manifest's bins, before any photo is read. A bin without a group is a group of its own.
 
-    Raises InputError with all kinds of problems at once.
+    Raises InputError with all kinds of problems at once, as the audit finds them.
     """
     uri = storage.absolute(config.manifest_uri)
     problems: list[str] = []
@@ -64,9 +64,12 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
             continue
         images_uris.add(metadata.get("images_uri"))
         try:
-            tables.append(conform(table, MANIFEST_SCHEMA).select(COLUMNS).replace_schema_metadata(None))
+            rows = conform(table, MANIFEST_SCHEMA)
         except pa.ArrowInvalid as error:
             problems.append(f"{entry.uri}: {error}")
+            continue
+        problems += row_problems(rows, entry.uri, 0)
+        tables.append(rows.select(COLUMNS).replace_schema_metadata(None))
     if len(images_uris) > 1 and not config.allowed_root:
         problems.append(
             f"{uri}: the files disagree on images_uri; say with --allowed-root where photos may be read from"
@@ -76,18 +79,6 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     bins = pa.concat_tables(tables).combine_chunks()
     if not bins.num_rows:
         raise InputError(f"{uri}: expected at least one bin, found no rows")
-    for name in COLUMNS[:4]:
-        if bins[name].null_count:
-            raise InputError(f"{uri}: {name}: expected a value in every row, found {bins[name].null_count} without")
-    for name in ("bin_id", "image_uri"):
-        row = pc.index(bins[name], "").as_py()
-        if row >= 0:
-            raise InputError(f"{uri}: row {row}: {name}: expected a text, found an empty one")
-    for name in ("expected_qty", "num_skus"):
-        lowest = pc.min(bins[name]).as_py()
-        if lowest < 0:
-            row = pc.index(bins[name], lowest).as_py()
-            raise InputError(f"{uri}: row {row}: {name}: expected 0 or more, found {lowest}")
     counts = pc.value_counts(bins["bin_id"])
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
