@@ -48,7 +48,9 @@ def alter_records(expected_qty: ArrayLike, key: NDArray[np.uint64], noise: Float
     """Records (n,) that mistakes would have made of right ones: drawn by `key` from `noise` N[y, r] = P(label r | true y)
     (K + 1, K + 1), the right class left out. K stands for K or more."""
     top = len(noise) - 1
-    wrong = noise * (1 - np.eye(top + 1))
+    others = 1 - np.eye(top + 1)
+    wrong = noise * others
+    wrong[wrong.sum(axis=1) == 0] = others[wrong.sum(axis=1) == 0]  # where no mistake is known of, any
     cumulative = np.cumsum(wrong / wrong.sum(axis=1, keepdims=True), axis=1)
     # by the lower half of the key: bins are chosen by the upper one, for being small
     chance = (key & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2.0**32

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     TRAINING_PHOTO = "training_photo"
     COUNTED = "counted"
     COUNTED_WRONG = "counted_wrong"
+    SECOND_COUNT = "second_count"
 
 
 class Recount(StrEnum):
@@ -98,7 +99,7 @@ CONCLUSION_COLUMNS = [
     column(
         "reason",
         pa.string(),
-        "Why the bin was not assessed, or `counted`, `counted_wrong`: kept off the list as found right or wrong not long ago.",
+        "Why the bin was not assessed, or kept off the list as counted not long ago: `counted` (right), `counted_wrong`, `second_count` (waits for one).",
     ),
     column("rank", pa.int32(), "Place in tonight's priority list, 1 first."),
     column("recount", pa.string(), "Whether a person is sent: priority or random."),

@@ -41,7 +41,7 @@ SUMMARY_SCHEMA = pa.schema(
             _SHARE,
             "Estimated share of wrong records among the assessed bins; null without random recounts.",
         ),
-        column("error_rate_low", _SHARE, "Lower end of its 95 % interval."),
+        column("error_rate_low", _SHARE, "Lower end of its 95 % interval; unconfirmed mismatches taken as right."),
         column(
             "error_rate_high", _SHARE, "Upper end of its 95 % interval; random bins that nobody counted taken as wrong."
         ),
@@ -64,7 +64,7 @@ SUMMARY_SCHEMA = pa.schema(
         column("net_variance_predicted", _VALUE, "Sum of expected_variance_qty over the assessed bins."),
         column("gross_variance_predicted", _VALUE, "Sum of expected_abs_variance_qty over the assessed bins."),
         column("net_variance_units", _VALUE, "Estimated sum of true - recorded pieces; null without random recounts."),
-        column("net_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
+        column("net_variance_units_low", _VALUE, "Lower end of its 95 % interval, also over nights not confirmed yet."),
         column("net_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
         column("gross_variance_units", _VALUE, "Estimated sum of |true - recorded| pieces."),
         column("gross_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
@@ -76,7 +76,11 @@ SUMMARY_SCHEMA = pa.schema(
         column("overage_value", _VALUE, "Predicted value of surplus pieces."),
         column("value_at_risk", _VALUE, "Sum of value_at_risk over assessed bins: shortage_value + overage_value."),
         column("found_value_window", _VALUE, "Value of differences that the window's 90 % resolved lists found."),
-        column("claimed_over_found", _SHARE, "Hits claimed by the window's priority lists over hits found."),
+        column(
+            "claimed_over_found",
+            _SHARE,
+            "Hits claimed by the window's priority lists over hits found, K or more as one quantity.",
+        ),
         column("list_precision_window", _SHARE, "Share of the window's priority recounts that found a wrong record."),
         column("list_precision_window_low", _SHARE, "Lower end of its 95 % interval."),
         column("list_precision_window_high", _SHARE, "Upper end of its 95 % interval."),
@@ -90,7 +94,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "drill_recall",
             _SHARE,
-            "Share of 1,000 records altered on trial that would stand on tonight's priority list: what it catches.",
+            "Share of up to 1,000 records altered on trial that would stand on tonight's priority list: what it catches.",
         ),
         column("drift_alarm", pa.bool_(), "Whether the night's share left its range; certificates are then suspended."),
         column("record_error_rate_used", _SHARE, "Error rate of the record model in force."),

@@ -88,6 +88,8 @@ def commit_night(
     marked: bool = True,
     objective: str = "probability",
     started_at: str | None = None,
+    outside: float | None = None,
+    bundle_id: str = BUNDLE_ID,
 ) -> str:
     """Commits the night by a run named `<audit_date>-<run>`; an earlier run of the night is replaced. `other_bins` are
     rows of bins that the plan left alone. Returns the run_id."""
@@ -110,7 +112,9 @@ def commit_night(
         "audit_date": audit_date,
         "run_id": run_id,
         "scope": "all",
+        "bundle_id": bundle_id,
         "num_assessed": num_assessed or len(rows),
+        "record_outside_set_share": outside,
         "expected_wrong": sum(row["p_record_wrong"] for row in rows),
         "net_variance_predicted": sum(row["expected_variance_qty"] for row in rows),
         "gross_variance_predicted": sum(row["expected_abs_variance_qty"] for row in rows),

@@ -19,7 +19,7 @@ class EndpointSettings(JobConfig):
     with it first."""
 
     batch_size: PositiveInt | None = None
-    """Photos per padded batch; by default the audit's (32 on a CPU, 256 on a GPU), so that both give the same bits.
+    """Photos per padded batch; by default the audit's (32 on a CPU, 256 on a GPU with the memory for it), so that both give the same bits.
     A batch costs the same however few photos wait, so on a CPU with few clients a smaller one answers sooner."""
 
     max_replicas: PositiveInt | None = None

@@ -155,14 +155,15 @@ def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: Record
 
 
 def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> ReferenceScores | None:
-    """Resolved random recounts of bins that this bundle scored, scored anew by tonight's assessor.
+    """Settled random recounts of bins that this bundle scored, scored anew by tonight's assessor.
 
-    Leaving out the few that are pending lowers only the number counted, so it errs against certificates.
+    Leaving out the few mismatches that nobody confirmed lowers only the number counted, so it errs against certificates;
+    with them a miscount in a bin that the camera doubts too would be missing among the right ones.
     """
     parts = []
     for sample in samples_to_learn_from(history):
-        # tonight, too, bins that were counted right not long ago are not up for a certificate
-        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.resolved & sample.was_listable()
+        # tonight, too, bins that were counted not long ago are not up for a certificate
+        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.settled & sample.was_listable()
         if rows.any():
             parts.append((sample, rows))
     if not parts:

@@ -5,6 +5,7 @@ Only committed nights before the given one count. Nothing here reads results: it
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -19,17 +20,20 @@ from numpy.typing import NDArray
 from jobs.counting.counted import read_counted
 from jobs.counting.plans import NightSummary, list_marked_runs, read_night, read_plan
 from jobs.counting.records import find_records
-from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts, sort_counts
+from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN, list_nights, run_uri
 from jobs.stages.run import read_run
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach
-from schemas.arrow import TIMESTAMP
+from schemas.arrow import TIMESTAMP, conform
 from schemas.results import Recount
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+RIGHT, WRONG, WAITING = "right", "wrong", "waiting"
+"""What is known of a bin's record from its last counts."""
 
 _COUNT_COLUMNS = ["audit_date", "bin_id", "expected_qty", "counted_at", "counted_qty", "counter_id", "confirmed"]
 
@@ -39,8 +43,8 @@ class PlanRecounts:
     """Every recount that one committed run planned, with what came of it. All arrays (b,), as `planned`.
 
     `counted_qty`: the finding; an unconfirmed mismatch as it was first counted; NaN where nobody counted.
-    `resolved`: counted and right, a mismatch that a second count confirmed, or one whose record has changed since, which
-    nobody can count again: it stands as it was first counted. The rest is pending.
+    `settled`: counted and right, or a mismatch that a second count confirmed.
+    `changed`: a later night saw another record.
     `in_reach`: certain to be counted, as a priority or as a random bin (`recount_plan.find_reach`).
     """
 
@@ -48,7 +52,8 @@ class PlanRecounts:
     run_id: str
     planned: pa.Table
     counted_qty: Floats
-    resolved: Mask
+    settled: Mask
+    changed: Mask
     in_reach: Mask
     summary: NightSummary | None
     """The whole night's figures; None for a plan that was replaced."""
@@ -71,6 +76,12 @@ class PlanRecounts:
     @cached_property
     def counted(self) -> Mask:
         return ~np.isnan(self.counted_qty)
+
+    @cached_property
+    def resolved(self) -> Mask:
+        """Settled, or a mismatch that nobody can count again because its record has changed (somebody corrected it, or
+        stock moved, and `jobs.recount` would refuse the count): it stands as it was first counted. The rest is pending."""
+        return self.settled | (self.counted & self.changed)
 
     @cached_property
     def recorded_class(self) -> Floats:
@@ -141,8 +152,8 @@ class History:
 
     `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
     `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
-    of the night of the last count `night`, `expected_qty`, `expected_as_of` and `found_right` (resolved, and the record
-    was right); `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
+    of the night of the last count `night`, `expected_qty`, `expected_as_of` and `finding` (RIGHT, WRONG, WAITING for a
+    second count, or null for a mismatch that nobody is asked to count again); `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
     """
 
     nights: tuple[PlanRecounts, ...]
@@ -181,28 +192,35 @@ def read_history(output_uri: str, audit_date: str) -> History:
         nights.append(_match_plan(output_uri, night, summary.run_id, groups, summary))
         others = (run_id for run_id in marked.get(night, []) if run_id != summary.run_id)
         replaced += [_match_plan(output_uri, night, run_id, groups, None) for run_id in others]
+    nights = _note_changes(output_uri, nights)
     return History(
-        nights=tuple(_resolve_by_record(output_uri, nights)),
+        nights=tuple(nights),
         replaced=tuple(replaced),
-        last_counts=_last_counts(groups, rows),
+        last_counts=_last_counts(
+            groups, rows, {(night, bin_id) for plan in nights for _, bin_id, night in plan.waiting}
+        ),
     )
 
 
-def _resolve_by_record(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecounts]:
-    """`nights` with the mismatches resolved that wait for a second count of a record which the last night knows no more:
-    somebody corrected it, or stock moved, and `jobs.recount` would refuse the count."""
-    if not nights:
-        return nights
-    last = nights[-1].audit_date
-    waiting = {bin_id for plan in nights[:-1] for _, bin_id, _ in plan.waiting}
-    records = find_records(output_uri, {last: waiting})
-    known = {bin_id: record.expected_qty for (_, bin_id), record in records.items()}
-    resolved = []
+def _note_changes(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecounts]:
+    """`nights` with `changed` for the mismatches that wait for a second count, by the records of all later nights, as
+    `jobs.recount` judges them."""
+    wanted = {
+        later.audit_date: {bin_id for plan in nights[:number] for _, bin_id, _ in plan.waiting}
+        for number, later in enumerate(nights)
+    }
+    later: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for (night, bin_id), record in find_records(output_uri, wanted).items():
+        later[bin_id].append((night, record.expected_qty))
+
+    def is_changed(plan: PlanRecounts, bin_id: str, expected_qty: int) -> bool:
+        return any(night > plan.audit_date and qty != expected_qty for night, qty in later.get(bin_id, []))
+
+    noted = []
     for plan in nights:
         bins = zip(plan.planned["bin_id"].to_pylist(), plan.planned["expected_qty"].to_pylist(), strict=True)
-        changed = np.array([known.get(bin_id, expected) != expected for bin_id, expected in bins], dtype=bool)
-        resolved.append(replace(plan, resolved=plan.resolved | (plan.counted & changed)))
-    return resolved
+        noted.append(replace(plan, changed=np.array([is_changed(plan, *found) for found in bins], dtype=np.bool_)))
+    return noted
 
 
 def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
@@ -212,7 +230,8 @@ def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
     frame = last_counts.reset_index()
     table = pa.table({field.name: _as_arrow(frame[field.name], field.type) for field in LAST_COUNTS_SCHEMA})
     storage.create_bytes(uri, storage.parquet_bytes(table))
-    return storage.read_table(uri).to_pandas().set_index("bin_id")
+    # another release may have begun the run: what it kept otherwise is not known
+    return conform(storage.read_table(uri), LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
 
 
 def _as_arrow(column: pd.Series, kind: pa.DataType) -> pa.Array:
@@ -230,18 +249,19 @@ def _match_plan(
 ) -> PlanRecounts:
     """A count says something about every plan of its night in which the record said the same, whichever asked."""
     planned = read_plan(output_uri, run_id)
-    counted_qty, resolved = np.full(planned.num_rows, np.nan), np.zeros(planned.num_rows, dtype=bool)
+    counted_qty, settled = np.full(planned.num_rows, np.nan), np.zeros(planned.num_rows, dtype=bool)
     bins = zip(planned["bin_id"].to_pylist(), planned["expected_qty"].to_pylist(), strict=True)
     for row, (bin_id, expected) in enumerate(bins):
         finding = resolve_counts(groups.get(Recorded(audit_date, bin_id, expected), []), expected)
         if finding is not None:
-            counted_qty[row], resolved[row] = finding.qty, finding.resolved
+            counted_qty[row], settled[row] = finding.qty, finding.resolved
     return PlanRecounts(
         audit_date=audit_date,
         run_id=run_id,
         planned=planned,
         counted_qty=counted_qty,
-        resolved=resolved,
+        settled=settled,
+        changed=np.zeros(planned.num_rows, dtype=bool),
         in_reach=_reach(planned, _objective(output_uri, run_id)),
         summary=summary,
     )
@@ -261,7 +281,9 @@ def _reach(planned: pa.Table, objective: str) -> Mask:
     return find_reach(score, priority) & (priority | listable)
 
 
-def _last_counts(groups: dict[Recorded, list[Count]], rows: Iterable[dict]) -> pd.DataFrame:
+def _last_counts(
+    groups: dict[Recorded, list[Count]], rows: Iterable[dict], waiting: set[tuple[str, str]]
+) -> pd.DataFrame:
     as_of = {Recorded(row["audit_date"], row["bin_id"], row["expected_qty"]): row["expected_as_of"] for row in rows}
     by_bin: dict[str, list[tuple[Count, Recorded]]] = {}
     for about, counts in groups.items():
@@ -286,11 +308,17 @@ def _last_counts(groups: dict[Recorded, list[Count]], rows: Iterable[dict]) -> p
                 "night": about.audit_date,
                 "expected_qty": about.expected_qty,
                 "expected_as_of": as_of[about],
-                "found_right": finding is not None and finding.resolved and finding.qty == about.expected_qty,
+                "finding": _tell(finding, about, waiting),
                 "num_wrong": len(wrong),
             }
         )
     return pa.Table.from_pylist(facts, schema=LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
+
+
+def _tell(finding: Finding | None, about: Recorded, waiting: set[tuple[str, str]]) -> str | None:
+    if finding is not None and finding.resolved:
+        return RIGHT if finding.qty == about.expected_qty else WRONG
+    return WAITING if (about.audit_date, about.bin_id) in waiting else None
 
 
 LAST_COUNTS_SCHEMA = pa.schema(
@@ -302,7 +330,7 @@ LAST_COUNTS_SCHEMA = pa.schema(
         ("night", pa.string()),
         ("expected_qty", pa.int32()),
         ("expected_as_of", TIMESTAMP),
-        ("found_right", pa.bool_()),
+        ("finding", pa.string()),
         ("num_wrong", pa.int32()),
     ]
 )

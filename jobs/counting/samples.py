@@ -41,8 +41,8 @@ class Sample:
         return self.plan.is_random[self.rows]
 
     @property
-    def resolved(self) -> Mask:
-        return self.plan.resolved[self.rows]
+    def settled(self) -> Mask:
+        return self.plan.settled[self.rows]
 
     @property
     def weight(self) -> Floats:
@@ -56,7 +56,7 @@ class Sample:
         return pc.equal(self.plan.planned["bundle_id"], bundle_id).to_numpy()[self.rows]
 
     def was_listable(self) -> Mask:
-        """Not kept off the priority list for having been counted right not long before."""
+        """Not kept off the priority list for having been counted not long before."""
         return pc.is_null(self.plan.planned["reason"]).to_numpy()[self.rows]
 
     def probabilities(self, mask: Mask) -> Floats:
@@ -90,13 +90,13 @@ def counted_samples(history: History) -> list[Sample]:
 
 
 def best_samples(history: History) -> list[Sample]:
-    """`samples_in_force`, with the mismatches that wait for a second count taken as miscounts."""
+    """`samples_in_force`, with the mismatches that no second count confirmed taken as miscounts."""
     plans = [plan for plan in history.nights if plan.has_random_sample]
     return [take_sample(_doubtful_as_right(plan)) for plan in plans]
 
 
 def _doubtful_as_right(plan: PlanRecounts) -> PlanRecounts:
-    doubtful = plan.counted & ~plan.resolved
+    doubtful = plan.counted & ~plan.settled
     return replace(plan, counted_qty=np.where(doubtful, plan.column("expected_qty"), plan.counted_qty))
 
 

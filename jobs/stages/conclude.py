@@ -137,14 +137,17 @@ def decide_night(
     thresholds: dict[float, float] = {}
     if merged.p_values is not None:
         thresholds = certificate_thresholds(merged.p_values, rules.alphas, drift.alarm)
-    return Decisions(plan, thresholds, drift, _drill_recall(plan, merged))
+    return Decisions(plan, thresholds, drift, _drill_recall(plan, merged, rules.budget))
 
 
-def _drill_recall(plan: RecountPlan, merged: Reduction) -> float | None:
+def _drill_recall(plan: RecountPlan, merged: Reduction, budget: int) -> float | None:
     listed = set(plan.bin_id[plan.rank > 0].tolist())
     if not listed:
         return None
     (ranked,), (drill,) = merged.ranked, merged.drill
+    drawn = set(plan.bin_id[plan.rank == 0].tolist())
+    if len(ranked) < budget and not set(ranked.bin_id.tolist()) - listed - drawn:
+        return 1.0  # all that may stand on the list do
     return drill.recall(min(score for name, score in zip(ranked.bin_id, ranked.score, strict=True) if name in listed))
 
 
@@ -233,7 +236,8 @@ def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> 
     altered = alter_records(rows["expected_qty"].to_numpy(), key, assessor.noise)
     probabilities = probability_matrix(rows["probabilities"], assessor.top_class)
     value = rows["unit_value"].to_numpy(zero_copy_only=False).astype(np.float64)
-    return Drill(key, assessor.assess(probabilities, altered, value)[objective].astype(np.float64))
+    # in single precision, as the columns hold the scores that it is compared with
+    return Drill(key, assessor.assess(probabilities, altered, value)[objective].astype(np.float32).astype(np.float64))
 
 
 def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
@@ -257,7 +261,8 @@ def _conclude(rows: pa.Table, reference: ReferenceScores | None, rules: Rules, d
     """RESULTS_SCHEMA from reconciled rows."""
     n = rows.num_rows
     assessed = rows["assessed"].to_numpy()
-    found_wrong = pc.fill_null(pc.equal(rows["reason"], str(Reason.COUNTED_WRONG)), False).to_numpy()
+    wrong = pa.array([str(Reason.COUNTED_WRONG), str(Reason.SECOND_COUNT)])
+    found_wrong = pc.fill_null(pc.is_in(rows["reason"], wrong), False).to_numpy()
     known = assessed & pc.is_valid(rows["reason"]).to_numpy()
     p_wrong = rows["p_record_wrong"].to_numpy(zero_copy_only=False).astype(np.float64)
     bin_ids = rows["bin_id"].to_pylist()

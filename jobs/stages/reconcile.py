@@ -10,10 +10,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.counting.history import RIGHT, WAITING, WRONG
 from model.posterior import Assessor, camera_columns
 from schemas.arrow import TIMESTAMP
 from schemas.manifest import RECORD_COLUMNS
 from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, ImageStatus, Reason
+
+KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SECOND_COUNT}
+"""Why a bin that was counted not long ago is kept off the list."""
 
 MIN_CONTRAST = 4.0
 """Standard deviation of grey values, of 255: below it a photo tells nothing (a lens cap, a blank frame). The flattest
@@ -46,7 +50,7 @@ class Reconciler:
     max_photo_age_hours: float | None
     count_valid_nights: int
     last_counts: pd.DataFrame
-    """Index bin_id; last_counted_at, last_counted_qty, num_counted, found_right, expected_qty (recorded then), night."""
+    """Index bin_id; last_counted_at, last_counted_qty, num_counted, finding, expected_qty (recorded then), night."""
 
     def reconcile(self, staged: pa.Table) -> pa.Table:
         """Staged rows in, RECONCILED_SCHEMA out, in the same order. Camera columns are null where the image was not
@@ -70,8 +74,8 @@ class Reconciler:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
         known = assessed & self._is_known(counts, expected)
-        found_right = counts["found_right"].eq(True).to_numpy()
-        reason[known & found_right], reason[known & ~found_right] = str(Reason.COUNTED), str(Reason.COUNTED_WRONG)
+        for finding, name in KNOWN.items():
+            reason[known & counts["finding"].eq(finding).to_numpy()] = str(name)
         columns["assessed"] = pa.array(assessed)
         columns["reason"] = pa.array(reason, pa.string(), from_pandas=True)
         columns["last_counted_at"] = pa.array(
@@ -107,7 +111,7 @@ class Reconciler:
 
     def _is_known(self, counts: pd.DataFrame, expected: np.ndarray) -> np.ndarray:
         """A person counted the bin not long ago, and the record says the same tonight as it did then: sending another
-        would tell what is known already. Found wrong, it waits for its correction, or for its second count.
+        would tell what is known already. Found wrong, it waits for its correction; one mismatch waits for its second count.
 
         Assumed: it said so all the time between. A record that went from 5 to 4 and back to 5 counts as unchanged;
         telling would take every night's results since, and the bin is still in the random draw.

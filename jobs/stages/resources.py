@@ -19,7 +19,7 @@ from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
 
 GPU_BATCH, CPU_BATCH = 256, 32
-"""Photos per padded batch. Fixed per device kind, so that results don't depend on what is free."""
+"""Photos per padded batch, a GPU's at most (`fit_batch`): by the hardware, so that results don't depend on what is free."""
 
 
 BYTES_PER_PIXEL = {"bf16": 110, "fp16": 110, "fp32": 210}

@@ -207,13 +207,16 @@ def test_moved_and_stale_bins_are_not_assessed(tmp_path: Path, bundle: str) -> N
         str(tmp_path),
         10,
         moves_since_photo=[2] + [0] * 9,
-        photo_at=[datetime(2026, 11, 19, tzinfo=UTC)] * 2 + [datetime(2026, 11, 22, tzinfo=UTC)] * 8,
+        # too old, too new, of unknown age
+        photo_at=[datetime(2026, 11, 19, tzinfo=UTC)] * 2
+        + [datetime(2026, 11, 24, tzinfo=UTC), None]
+        + [datetime(2026, 11, 22, tzinfo=UTC)] * 6,
         expected_as_of=[read] * 10,
     )
     assert _audit(manifest, bundle, f"{tmp_path}/audits", "--max-photo-age-hours", "24") == 0
     reasons = _read(f"{tmp_path}/audits")["reason"].to_pylist()
-    assert reasons[:2] == ["moved", "stale_photo"]
-    assert "stale_photo" not in reasons[2:]
+    assert reasons[:4] == ["moved", "stale_photo", "stale_photo", "stale_photo"]
+    assert "stale_photo" not in reasons[4:]
 
 
 def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path, bundle: str) -> None:
@@ -234,7 +237,7 @@ def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path
     parts = storage.list_objects(f"{output}/results/audit_date={night}")
     results = pa.concat_tables([storage.read_table(part.uri) for part in parts]).sort_by("bin_id").to_pylist()
     found = [(row["reason"], row["verdict"], row["recount"]) for row in results[:3]]
-    assert found == [("counted", "ok", None), ("counted_wrong", "suspect", None), ("counted_wrong", "suspect", None)]
+    assert found == [("counted", "ok", None), ("counted_wrong", "suspect", None), ("second_count", "suspect", None)]
     assert all((row["reason"], row["recount"]) in {(None, None), (None, "priority")} for row in results[3:])
     assert sum(row["recount"] == "priority" for row in results) == 36, "the corrected one may be asked for"
     (whole, *_) = storage.read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()

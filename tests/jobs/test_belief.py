@@ -15,6 +15,7 @@ from jobs.config.audit import AuditConfig
 from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import History, read_history
+from model.drift import Baseline
 from model.estimators import wilson_interval
 from model.posterior import build_assessor
 from model.record_model import fit_record_model
@@ -137,6 +138,38 @@ def test_a_mismatch_that_nobody_confirmed_may_be_a_miscount(output: str) -> None
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == pytest.approx(0.04)
     assert estimates.error_rate_low == pytest.approx(wilson_interval(0.02, 100)[0])
+
+
+def test_a_mismatch_whose_record_moved_on_certifies_nothing_and_may_still_be_a_miscount(output: str) -> None:
+    plan = random_plan(100)
+    commit_night(output, "2026-03-02", plan, num_assessed=1000)
+    found = right(plan) | {f"r{place:03d}": 1 for place in range(12)}
+    count(output, "2026-03-02", plan, {name: qty for name, qty in found.items() if qty == 3})
+    count(output, "2026-03-02", plan, {name: qty for name, qty in found.items() if qty == 1}, confirmed=False)
+    before = learn_belief(history_of(output), bundle_info(), SHARES)
+    assert before.reference is None and before.estimates.error_rate is None, "12 of 100 wait"
+    commit_night(output, "2026-03-03", [plan_row("x")], other_bins=[plan_row(name, 7) for name in found])
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
+    assert belief.estimates.error_rate == pytest.approx(0.12), "nobody can count them again"
+    assert belief.estimates.error_rate_low == pytest.approx(wilson_interval(0.0, 100)[0])
+    assert belief.reference is not None and belief.reference.num_counted == 88
+
+
+def test_drift_is_measured_against_the_bundle_s_own_nights(output: str) -> None:
+    for day in range(1, 13):
+        bundle_id = "another" if day < 4 else BUNDLE_ID
+        commit_night(
+            output,
+            f"2026-03-{day:02d}",
+            [plan_row("a")],
+            num_assessed=1000,
+            outside=0.2 if day < 4 else 0.1,
+            bundle_id=bundle_id,
+        )
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
+    assert belief.drift_baseline == Baseline(pytest.approx(0.1), pytest.approx(0.0), 7000, 7)
+    assert Belief.from_dict(json.loads(json.dumps(belief.to_dict()))).drift_baseline == belief.drift_baseline
+    assert learn_belief(history_of(output), bundle_info("another"), SHARES).drift_baseline is None, "of three nights"
 
 
 def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:

@@ -115,6 +115,26 @@ def test_a_mismatch_whose_record_has_changed_stands_as_it_was_counted(output: st
     assert history.second_counts == [(None, "same", "2026-03-02"), (None, "gone", "2026-03-02")]
 
 
+def test_a_record_has_changed_whichever_later_night_saw_it(output: str) -> None:
+    """Nights that photograph a part of the warehouse, and a record that comes back to what it said."""
+    commit_night(output, "2026-03-02", [plan_row("away"), plan_row("back")])
+    take_in(output, counted("away", 2), counted("back", 2))
+    commit_night(output, "2026-03-03", [plan_row("x")], other_bins=[plan_row("away", 2), plan_row("back", 2)])
+    commit_night(output, "2026-03-04", [plan_row("x")], other_bins=[plan_row("back", 3)])
+    assert read_history(output, "2026-03-05").second_counts == []
+
+
+def test_only_a_mismatch_that_somebody_is_asked_to_count_again_waits(output: str) -> None:
+    """The plan that asked for it may have been replaced: then the bin may stand on the next list."""
+    commit_night(output, "2026-03-02", [plan_row("old"), plan_row("both")])
+    take_in(output, counted("old", 2), counted("both", 2))
+    assert set(read_history(output, "2026-03-03").last_counts["finding"]) == {"waiting"}
+    commit_night(output, "2026-03-02", [plan_row("both")], run="bbbbbbbbbbbb")
+    last = read_history(output, "2026-03-03").last_counts
+    assert last["finding"].dropna().to_dict() == {"both": "waiting"}
+    assert set(last.index) == {"both", "old"}
+
+
 def test_only_nights_before_the_given_one_and_inside_the_window_are_read(output: str) -> None:
     nights = ["2026-01-30", "2026-01-31", "2026-03-01", "2026-03-02"]
     for night in nights:
@@ -166,7 +186,7 @@ def test_the_last_count_of_a_bin_says_whether_its_record_was_right(output: str) 
         counted("doubt", 2, hours=5),
     )
     last = read_history(output, "2026-03-03").last_counts
-    assert last["found_right"].to_dict() == {"doubt": False, "right": True, "wrong": False}
+    assert last["finding"].dropna().to_dict() == {"right": "right", "wrong": "wrong"}, "no plan asked for doubt"
     assert last["last_counted_qty"].to_dict() == {"doubt": 2, "right": 3, "wrong": 2}
     assert last.loc["doubt", "last_counted_at"] == pd.Timestamp(START + timedelta(hours=5))
     assert (last["expected_qty"] == 3).all() and last.loc["doubt", "num_counted"] == 2

@@ -28,6 +28,14 @@ def _lines(*lines: tuple[str | None, int | None]) -> list[dict]:
     return [{"sku": sku, "name": None, "quantity": quantity} for sku, quantity in lines]
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
+    second = manifest_table("/photos", [0, 51, 2**31 - 1], bin_id=["x", "y", "z"])
+    manifest = check_manifest(_write(tmp_path, _rows(10), second), None)
+    assert manifest.class_histogram(3).tolist() == [3, 2, 1, 7]
+    assert manifest.class_histogram(50).tolist() == [3, 2, *[1] * 6, *[0] * 42, 2]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.report import ReportConfig
+from jobs.platform.layout import committed_run, part_uris
 from jobs.report import write_report
 from jobs.reporting.overview import Overview
 from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, one_currency_money
@@ -88,3 +89,16 @@ def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -
 def test_an_alarm_of_the_night_paints_no_zone_as_alarmed() -> None:
     zones = [{"scope_value": name, "record_outside_set_share": 0.1, "drift_alarm": True} for name in ("A", "B")]
     assert "--alarm" not in str(zone_picture(zones))
+
+
+def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_resolved(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200, count_recounts=False)
+    assert "counted wrong not long ago" not in render(tmp_path)
+    part = Path(part_uris(str(tmp_path), "results", TONIGHT, committed_run(str(tmp_path), TONIGHT) or "")[0])
+    table = pq.read_table(part, partitioning=None)
+    reasons = table["reason"].to_pylist()
+    reasons[:3] = ["counted_wrong", "second_count", "counted_wrong"]
+    pq.write_table(table.set_column(table.schema.get_field_index("reason"), "reason", pa.array(reasons)), part)
+    page = render(tmp_path)
+    assert "2 bins were counted wrong not long ago and the record says the same tonight" in page
+    assert "No priority bin has been counted yet" in page

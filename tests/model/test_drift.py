@@ -33,26 +33,30 @@ def test_nothing_assessed_raises_no_alarm() -> None:
 
 
 def test_earlier_nights_show_what_few_calibration_bins_hide() -> None:
-    steady = measure_baseline([0.101, 0.099, 0.100, 0.102], [10_000] * 4)
-    assert steady is not None and (steady.num_nights, steady.num_assessed) == (4, 40_000)
+    steady = measure_baseline([0.101, 0.099, 0.100, 0.102, 0.100, 0.099, 0.102], [10_000] * 7)
+    assert steady is not None and (steady.num_nights, steady.num_assessed) == (7, 70_000)
     assert not check_drift(1_250, 10_000, 0.10, 1_300).alarm
     assert check_drift(1_250, 10_000, 0.10, 1_300, steady).alarm
     assert not check_drift(1_090, 10_000, 0.10, 1_300, steady).alarm  # under one point
     assert not check_drift(130, 1_000, 0.10, 1_300, steady).alarm  # large, but chance
     assert not check_drift(500, 10_000, 0.10, 1_300, steady).alarm  # fewer than before
-    assert steady.z(0.13, 10_000) == pytest.approx((0.13 - 0.1005) / np.sqrt(0.1005 * 0.8995 / 8_000), rel=1e-3)
+    expected = (0.13 - 0.703 / 7) / np.sqrt(0.0904 * (1 / 10_000 + 1 / 70_000))
+    assert steady.z(0.13, 10_000) == pytest.approx(expected, rel=1e-2)
+    # a night of ten bins says nothing, and takes nothing away from what the others say
+    pilot = measure_baseline([0.101, 0.3, 0.100, 0.102, 0.100, 0.099, 0.102], [10_000, 10, *[10_000] * 5])
+    assert pilot is not None and check_drift(1_600, 10_000, 0.10, 1_300, pilot).alarm
 
 
 def test_nights_that_differ_by_more_than_chance_are_no_alarm_by_themselves() -> None:
-    restless = measure_baseline([0.08, 0.12, 0.09, 0.11], [1_000_000] * 4)
+    restless = measure_baseline([0.08, 0.12, 0.09, 0.11, 0.10, 0.08, 0.12], [1_000_000] * 7)
     assert restless is not None
     assert not check_drift(125_000, 1_000_000, 0.10, 1_300, restless).alarm
     assert check_drift(200_000, 1_000_000, 0.10, 1_300, restless).alarm
 
 
 def test_a_baseline_is_of_the_first_nights_and_of_several() -> None:
-    assert measure_baseline([0.1, 0.1], [100, 100]) is None
+    assert measure_baseline([0.1] * (BASELINE_NIGHTS - 1), [100] * (BASELINE_NIGHTS - 1)) is None
     first = measure_baseline([0.1] * BASELINE_NIGHTS + [0.5] * 20, [100] * (BASELINE_NIGHTS + 20))
     assert first == Baseline(pytest.approx(0.1), pytest.approx(0.0), 100 * BASELINE_NIGHTS, BASELINE_NIGHTS)
-    never = measure_baseline([0.0] * 3, [100] * 3)
+    never = measure_baseline([0.0] * BASELINE_NIGHTS, [100] * BASELINE_NIGHTS)
     assert never is not None and np.isfinite(never.z(0.02, 100))

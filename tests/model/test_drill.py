@@ -28,6 +28,11 @@ def test_an_altered_record_is_never_the_right_one_and_errs_as_records_do() -> No
     assert alter_records(np.array([0, 0]), extremes, noise).tolist() == [1, 6]
 
 
+def test_where_no_mistake_is_known_of_any_other_record_is_drawn() -> None:
+    altered = alter_records(np.full(6_000, 2), keys(6_000), np.eye(7))
+    assert np.bincount(altered, minlength=7) / 6_000 == pytest.approx([1 / 6, 1 / 6, 0, *[1 / 6] * 4], abs=0.03)
+
+
 def test_the_same_bins_are_drilled_however_they_are_divided() -> None:
     key, score = keys(5_000), np.random.default_rng(1).random(5_000)
     whole = Drill(key[choose_drilled(key)], score[choose_drilled(key)])
