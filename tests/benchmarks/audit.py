@@ -48,7 +48,9 @@ PEER_IMAGES = 224
 scores all of ours: its workers have 128 photos ready when the first batch is through, a gift that must weigh little."""
 
 
-def measure(bundle: Path, folder: Path, uris: list[str], repeats: int, skip: list[str]) -> dict[str, list[dict]]:
+def measure(
+    bundle: Path, folder: Path, uris: list[str], repeats: int, skip: list[str], precision: str
+) -> dict[str, list[dict]]:
     """One figure per repeat for each roof, for ours and for each peer; of the tuned loader only its best number of
     workers is repeated."""
     everything, some = folder / "uris.json", folder / "some_uris.json"
@@ -64,15 +66,18 @@ def measure(bundle: Path, folder: Path, uris: list[str], repeats: int, skip: lis
 
     for repeat in range(repeats):
         for part in ROOFS:
-            ended = run("tests.benchmarks.audit_roofs", part, "--uris", str(everything), "--bundle", str(bundle))
+            asked = ("--precision", precision) if part == "network" else ()
+            command = ("--uris", str(everything), "--bundle", str(bundle), *asked)
+            ended = run("tests.benchmarks.audit_roofs", part, *command)
             note(part, ended, ended.answer["images_per_second"])
         output_uri = f"s3://bench/audits-{repeat}"
         command = ("--manifest-uri", MANIFEST_URI, "--bundle-uri", str(bundle), "--output-uri", output_uri)
-        ended = run("jobs.audit", *command)
+        ended = run("jobs.audit", *command, "--precision", precision)
         rate, seconds = read_night(output_uri)
         note("ours", ended, rate, seconds=seconds, start_and_end_seconds=seconds - len(uris) / rate)
         for name, (module, *flags) in peers.items():
             given = uris if "tuned" in name else uris[:PEER_IMAGES]
+            flags += ["--precision", precision] if "tuned" in name else []
             ended = run(module, "--uris", str(everything if given is uris else some), "--bundle", str(bundle), *flags)
             (first_at, first), *_, (last_at, last) = ended.answer["marks"]
             assert last == len(given), f"{name} answered {last} photos"
@@ -150,6 +155,7 @@ def main() -> int:
         "--num-images", type=int, default=1024, help="the first 256 of them, a shard, count as start-up"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", default="auto", help="of the network alone, of ours and of the tuned loader's")
     parser.add_argument("--skip-peer", nargs="*", default=[], help=f"names, or how they begin: {', '.join(PEERS)}")
     parser.add_argument("--growth", type=int, nargs="+", help="instead: nights of so many bins with a scoring stand-in")
     parser.add_argument("--json", type=Path)
@@ -164,7 +170,8 @@ def main() -> int:
             bundle = options.bundle_uri or make_bundle(folder / "bundle")
             (folder / "s3").mkdir()
             with serve_photos(options.photos_uri, options.num_images, folder / "s3") as uris:
-                figures = conclude(measure(bundle, folder, uris, options.repeats, options.skip_peer))
+                found = measure(bundle, folder, uris, options.repeats, options.skip_peer, options.precision)
+                figures = conclude(found)
             print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -17,6 +17,7 @@ import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+from jobs.config.base import PrecisionChoice
 from jobs.platform import storage
 from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_bytes
 from jobs.stages.resources import CPU_BATCH, GPU_BATCH, resolve_precision
@@ -31,10 +32,11 @@ def main() -> None:
     parser.add_argument("part", choices=("fetch", "decode", "network"))
     parser.add_argument("--uris", type=Path, required=True)
     parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--precision", default="auto", help="of the network")
     options = parser.parse_args()
     uris = json.loads(options.uris.read_text())
     if options.part == "network":
-        rate = network_rate(uris, options.bundle)
+        rate = network_rate(uris, options.bundle, options.precision)
     else:
         image_size = json.loads((options.bundle / "bundle.json").read_text())["preprocessing"]["image_size"]
         rate = rate_of_processes(options.part, uris, image_size)
@@ -88,7 +90,7 @@ def decode_photos(uris: list[str], image_size: int, start: Barrier, results: mul
     results.put(done / (time.perf_counter() - began))
 
 
-def network_rate(uris: list[str], bundle_folder: Path) -> float:
+def network_rate(uris: list[str], bundle_folder: Path, asked: PrecisionChoice) -> float:
     import numpy as np
     import torch
 
@@ -99,7 +101,8 @@ def network_rate(uris: list[str], bundle_folder: Path) -> float:
     batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(bundle_folder)
-    scorer = Scorer(bundle, device=device, precision=resolve_precision("auto", device), batch_size=batch_size)
+    precision = resolve_precision(asked, device, bundle.info)
+    scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)
     photos = [decode_image(storage.read_bytes(uri), bundle.info.preprocessing) for uri in uris[:batch_size]]
     pixels = np.stack([photos[number % len(photos)] for number in range(batch_size)])
     scorer.score(pixels)  # the first batch of a process is slow

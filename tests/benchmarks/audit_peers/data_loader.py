@@ -61,13 +61,15 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--kind", choices=("plain", "tuned"), required=True)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--precision", default="auto", help="of the tuned kind")
     options = parser.parse_args()
     uris, bundle = json.loads(options.uris.read_text()), load_bundle(options.bundle)
     kind = Photos if options.kind == "plain" else TunedPhotos
     photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=CPU_BATCH, num_workers=options.workers)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = bundle.network.to(device, memory_format=torch.contiguous_format).eval()
-    scorer = Scorer(bundle, device=device, precision=resolve_precision("auto", device), batch_size=CPU_BATCH)
+    precision = resolve_precision(options.precision, device, bundle.info)
+    scorer = Scorer(bundle, device=device, precision=precision, batch_size=CPU_BATCH)
     marks, done = [], 0
     with torch.no_grad():
         for batch in photos:
