@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from model.posterior import build_assessor
+from model.posterior import Assessor, build_assessor
 from model.record_errors import DEFAULT_SIZES, SIZE_STEPS
 from model.record_model import assume_record_model
 from schemas.bundle import BundleInfo
@@ -19,11 +19,15 @@ ALTERED_SHARE = 0.05
 NUM_DRAWS = 30
 DEPTHS = (25, 50, 100)
 
+NOISE_RATES = (0.0, 0.02, 0.05)
+"""No recounts tell how many training labels are wrong before there are some: how much hangs on that?"""
+
 RANKINGS = {
     "differs": "camera and record differ (in any order)",
     "distance": "|camera − expected|",
     "p_expected": "1 − p(expected)",
     "p_record_wrong": "p_record_wrong (record model assumed)",
+    **{f"noise_{rate:.2f}": f"the same, were {rate:.0%} of the training labels wrong" for rate in NOISE_RATES},
 }
 
 
@@ -40,7 +44,9 @@ def measure_doubt(
     depths = [depth for depth in DEPTHS if depth <= num_altered]
     mistakes = _mistake_shares(info.num_classes).cumsum(axis=1)[:, :-1]  # the last class is what remains
     shares = (np.asarray(info.label_histogram) + 1) / (sum(info.label_histogram) + info.num_classes)
-    assessor = build_assessor(info.label_histogram, info.label_noise.rate, assume_record_model(shares))
+    rates = {"p_record_wrong": info.label_noise.rate, **{f"noise_{rate:.2f}": rate for rate in NOISE_RATES}}
+    record_model = assume_record_model(shares)
+    assessors = {name: build_assessor(info.label_histogram, rate, record_model) for name, rate in rates.items()}
     generator = np.random.default_rng(seed)
     found = {name: np.zeros(len(depths)) for name in RANKINGS}
     for _ in range(NUM_DRAWS if depths else 0):
@@ -49,7 +55,7 @@ def measure_doubt(
         record[altered] = (mistakes[labels[altered]] < generator.random((num_altered, 1))).sum(axis=1)
         is_altered = np.isin(np.arange(len(labels)), altered)
         ties = generator.random(len(labels))
-        for name, doubt in _doubts(probabilities, record, assessor.assess(probabilities, record)).items():
+        for name, doubt in _doubts(probabilities, record, assessors).items():
             first = np.lexsort((ties, -doubt))[: max(depths)]
             found[name] += [is_altered[first[:depth]].mean() for depth in depths]
     return {
@@ -75,12 +81,12 @@ def _mistake_shares(num_classes: int) -> np.ndarray:
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-def _doubts(probabilities: np.ndarray, record: np.ndarray, columns: dict[str, Any]) -> dict[str, np.ndarray]:
+def _doubts(probabilities: np.ndarray, record: np.ndarray, assessors: dict[str, Assessor]) -> dict[str, np.ndarray]:
     camera = probabilities.argmax(axis=1)
     label = np.minimum(record, probabilities.shape[1] - 1)
     return {
         "differs": (camera != label).astype(float),
         "distance": np.abs(camera - label).astype(float),
         "p_expected": 1 - probabilities[np.arange(len(label)), label].astype(float),
-        "p_record_wrong": columns["p_record_wrong"],
+        **{name: assessor.assess(probabilities, record)["p_record_wrong"] for name, assessor in assessors.items()},
     }
