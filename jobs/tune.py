@@ -61,7 +61,8 @@ def run_tune(config: TuneConfig) -> None:
     print(format_trials(trials.records, list(search_space(config))))
     if best is None:
         raise GateError(
-            f"{len(trials.records)} of {len(trials.records)} trials failed; no bundle is written (see {output_uri}/search.html)"
+            f"all {len(trials.records)} trials failed, so no bundle is written; {output_uri}/search.html says why: change the "
+            "settings and search again"
         )
     print(
         f"best: trial {best.number}, selection NLL {best.selection_nll:.4f} (median trial "

@@ -25,6 +25,7 @@ from scipy import stats
 
 from model.record_errors import Floats
 
+CONFIDENCE = 0.95
 MIN_DIFFERENCE_COUNTS = 400
 MIN_WRONG = 5
 """Wrong records in the random sample, with fewer of which it says too little of the predictions' error."""
@@ -62,11 +63,11 @@ class Estimate:
     num_priority: int
 
 
-def wilson_interval(share: float, sample_size: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's (1927) score interval of a share seen in `sample_size` draws, which need not be whole."""
+def wilson_interval(share: float, sample_size: float) -> tuple[float, float]:
+    """Wilson's (1927) 95 % score interval of a share seen in `sample_size` draws, which need not be whole."""
     if sample_size <= 0:
         return 0.0, 1.0
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
     shrink = 1 + z * z / sample_size
     centre = (share + z * z / (2 * sample_size)) / shrink
     half = z / shrink * np.sqrt(share * (1 - share) / sample_size + z * z / (4 * sample_size**2))
@@ -81,7 +82,7 @@ def is_resolved(num_planned: int, num_resolved: int) -> bool:
     return num_planned > 0 and num_resolved >= MIN_RESOLVED_SHARE * num_planned
 
 
-def estimate_share(nights: Sequence[NightSample], confidence: float = 0.95) -> Estimate:
+def estimate_share(nights: Sequence[NightSample]) -> Estimate:
     """Share of bins with outcome 1 (a wrong record) over the pooled nights; prediction is p_record_wrong.
 
     Interval: Wilson on the effective sample n_eff = share (1 - share) / se^2, so a rare share never leaves [0, 1].
@@ -97,11 +98,11 @@ def estimate_share(nights: Sequence[NightSample], confidence: float = 0.95) -> E
     size, squared_error = pool.effective_size, pool.variance / pool.num_bins**2
     if pool.use_prediction and 0 < share < 1 and squared_error > 0:
         size = share * (1 - share) / squared_error
-    low, high = wilson_interval(share, size, confidence)
+    low, high = wilson_interval(share, size)
     return Estimate(share, low, high, name, num_random, num_priority)
 
 
-def estimate_total(nights: Sequence[NightSample], confidence: float = 0.95) -> Estimate:
+def estimate_total(nights: Sequence[NightSample]) -> Estimate:
     """Total of an outcome (pieces or money, net or gross) in one night, averaged over the pooled nights.
 
     Outcome counted - expected with prediction expected_variance_qty for net, the absolute values for gross; both
@@ -115,18 +116,18 @@ def estimate_total(nights: Sequence[NightSample], confidence: float = 0.95) -> E
         return Estimate(np.nan, np.nan, np.nan, "none", num_random, num_priority)
     pool = _pool_as_fits(nights)
     value, error = pool.total / pool.num_nights, float(np.sqrt(pool.variance + pool.variance_of_more)) / pool.num_nights
-    half = float(stats.t.ppf((1 + confidence) / 2, max(pool.effective_size - 1, 1))) * error
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(pool.effective_size - 1, 1))) * error
     name = "stratified_difference" if pool.use_prediction else "expansion"
     return Estimate(value, value - half, value + half, name, num_random, num_priority)
 
 
-def estimate_precision(wrong: ArrayLike, confidence: float = 0.95) -> Estimate:
+def estimate_precision(wrong: ArrayLike) -> Estimate:
     """Share of counted priority bins (m,) whose record was wrong, with Wilson's interval: promises kept."""
     outcome = np.asarray(wrong, dtype=np.float64)
     if outcome.size == 0:
         return Estimate(np.nan, np.nan, np.nan, "none", 0, 0)
     share = float(outcome.mean())
-    return Estimate(share, *wilson_interval(share, outcome.size, confidence), "wilson", 0, outcome.size)
+    return Estimate(share, *wilson_interval(share, outcome.size), "wilson", 0, outcome.size)
 
 
 def claimed_over_found(claimed: ArrayLike, found: ArrayLike) -> float:

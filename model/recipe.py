@@ -64,7 +64,7 @@ class Recipe(BaseModel):
     def _micro_batches_fill_a_batch(self) -> Recipe:
         if self.batch_size % min(self.micro_batch_size, self.batch_size):
             raise ValueError(
-                f"batch_size: expected a multiple of micro_batch_size {self.micro_batch_size}, found {self.batch_size}"
+                f"--batch-size: expected a multiple of --micro-batch-size {self.micro_batch_size}, found {self.batch_size}"
             )
         return self
 

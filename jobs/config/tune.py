@@ -55,7 +55,7 @@ class TuneConfig(TrainConfig):
         for size in self.batch_sizes:
             if size % min(self.micro_batch_size, size):
                 raise ValueError(
-                    f"micro_batch_size: expected a divisor of every batch size that is searched {self.batch_sizes}, "
+                    f"--micro-batch-size: expected a divisor of every batch size that is searched {self.batch_sizes}, "
                     f"found {self.micro_batch_size}"
                 )
         return self
@@ -69,5 +69,5 @@ class TuneConfig(TrainConfig):
             default, found = type(self).model_fields[name].default, getattr(self, name)
             if found != default:
                 whose = "is for jobs.train" if name == "trace_steps" else f"is searched in --space {self.space}"
-                raise ValueError(f"{name}: {whose}: expected it to be left out, found {found}")
+                raise ValueError(f"--{name.replace('_', '-')}: {whose}: expected it to be left out, found {found}")
         return self

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.platform import storage
-from jobs.reporting.texts import csv_text
+from jobs.platform.texts import csv_text
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
 

@@ -16,8 +16,8 @@ import xlsxwriter
 from xlsxwriter.format import Format
 from xlsxwriter.worksheet import Worksheet
 
+from jobs.platform.texts import cell_text, csv_text
 from jobs.reporting.nights import Night
-from jobs.reporting.texts import cell_text, csv_text
 from schemas.arrow import describe
 from schemas.results import RESULTS_SCHEMA
 

@@ -14,12 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates
+from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
 from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise
 from jobs.reporting.nights import Night
 from jobs.reporting.overview import TOP_ROWS, Overview
 from jobs.reporting.photos import Thumbnail
-from jobs.reporting.texts import script_json, shorten, visible_text
 
 MAX_LINES = 8
 MAX_TEXT = 160

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import xlsxwriter
 
-from jobs.reporting.texts import csv_text, visible_text
+from jobs.platform.texts import csv_text, visible_text
 from schemas.recount import COUNTS_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 

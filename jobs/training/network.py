@@ -283,7 +283,7 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
     per_batch = config.batch_size // config.micro_batch
     if config.num_workers > per_batch:
         raise InputError(
-            f"num_workers: expected at most {per_batch} (--batch-size {config.batch_size} holds {per_batch} "
+            f"--num-workers: expected at most {per_batch} (--batch-size {config.batch_size} holds {per_batch} "
             f"micro-batches of {config.micro_batch}), found {config.num_workers}; raise --batch-size or lower "
             "--micro-batch-size"
         )
@@ -292,7 +292,7 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
     if gpus:
         if config.num_workers * num_runs > gpus:
             raise InputError(
-                f"num_workers: expected at most {gpus // num_runs}, the cluster's GPUs"
+                f"--num-workers: expected at most {gpus // num_runs}, the cluster's GPUs"
                 + (f" ({gpus}) over the trials at a time" if num_runs > 1 else "")
                 + f", found {config.num_workers}"
             )

@@ -417,7 +417,7 @@ def test_a_finished_run_can_be_removed_twice(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_more_workers_than_micro_batches_are_refused(ray_cluster: None, manifest_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="num_workers: expected at most 2"):
+    with pytest.raises(InputError, match="--num-workers: expected at most 2"):
         train(manifest_uri, tmp_path, num_workers=3)
 
 

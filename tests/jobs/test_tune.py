@@ -130,7 +130,7 @@ def test_where_all_trials_fail_there_is_no_bundle_and_the_exit_code_is_1(
     save_file(huge, tmp_path / "huge.safetensors")
     changes = {"weights": tmp_path / "huge.safetensors", "num_trials": 1}
     assert main(flags(manifest_uri, tmp_path, **changes)) == 1
-    assert "1 of 1 trials failed" in capsys.readouterr().err
+    assert "all 1 trials failed" in capsys.readouterr().err
     rows = pq.read_table(tmp_path / "bundle.search" / "trials.parquet").to_pylist()
     assert [row["status"] for row in rows] == [FAILED]
     assert all("not a finite number" in row["reason"] for row in rows)
@@ -207,13 +207,13 @@ def test_the_spaces_are_those_of_the_help() -> None:
 
 def test_a_setting_that_is_searched_can_not_be_given(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert main(flags("m", tmp_path, learning_rate=0.01)) == 2
-    assert "learning_rate: is searched in --space seed" in " ".join(capsys.readouterr().err.split())
+    assert "--learning-rate: is searched in --space seed" in " ".join(capsys.readouterr().err.split())
 
 
 def test_micro_batches_must_fill_every_batch_that_is_searched(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert main(flags("m", tmp_path, micro_batch_size=48)) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "micro_batch_size: expected a divisor of every batch size that is searched (16, 32, 64), found 48" in said
+    assert "--micro-batch-size: expected a divisor of every batch size that is searched (16, 32, 64), found 48" in said
 
 
 def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
