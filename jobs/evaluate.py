@@ -87,7 +87,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
     _check_any(predictions, manifest, config)
     scored_seconds = time.monotonic() - started
     figures = _describe(config, info, manifest, predictions) | {"device": resources.device, "precision": precision}
-    figures |= {"agreement": agreement} if agreement else {}
+    figures["agreement"] = agreement
     figures |= measure(predictions, info, seed=config.seed)
     thumbnails = read_thumbnails((error.image_uri for error in predictions.worst), plan)
     page = render_evaluation(figures, predictions.worst, thumbnails)
@@ -129,8 +129,7 @@ def summarize(figures: dict[str, Any]) -> str:
         f"{calibration['noise_floor']:.4f}, by chance up to {calibration['noise_high']:.4f}); 90 % sets cover "
         f"{format_interval(sets['coverage'], '.1%')} with {sets['mean_size']['value']:.2f} counts"
     )
-    if "agreement" in figures:
-        found = figures["agreement"]
+    if found := figures["agreement"]:
         lines.append(f"int8: {found['share']:.2%} of {found['num_bins']:,} counts are those of {found['with']}")
     return "\n".join(lines)
 

@@ -127,10 +127,10 @@ def predict_bins(
 
 
 def compare_counts(found: Predictions, reference: Predictions) -> dict[str, Any]:
-    """`share` of the bins with a score in both whose most probable count is the same, and their `num_bins`."""
+    """`share` of the bins with a score in both whose most probable count is the same (0 of none), and their `num_bins`."""
     _, ours, theirs = np.intersect1d(found.bin_ids, reference.bin_ids, assume_unique=True, return_indices=True)
     same = found.probabilities[ours].argmax(1) == reference.probabilities[theirs].argmax(1)
-    return {"share": float(same.mean()), "num_bins": len(same)}
+    return {"share": float(same.sum() / max(1, len(same))), "num_bins": len(same)}
 
 
 def _fetch(items: pa.Table, plan: FetchPlan, keep: str, known_bins: ray.ObjectRef) -> Iterator[pa.Table]:
