@@ -12,7 +12,7 @@ import ray
 
 from jobs.ingesting.exchange import merge
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, describe_chunk
-from jobs.ingesting.sources import read_chunks
+from jobs.ingesting.sources import open_csv, read_chunks
 from jobs.platform import storage
 from schemas.arrow import schema_problems
 from schemas.errors import InputError
@@ -150,11 +150,9 @@ def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
 
 def _open_csv(uri: str, anonymous: bool) -> pa.NativeFile:
     try:
-        ranges = storage.open_ranges(uri, anonymous=anonymous)
+        return open_csv(uri, anonymous=anonymous)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected a WMS export (CSV), found nothing; check --records-uri") from error
-    source = pa.BufferedInputStream(pa.PythonFile(ranges, mode="r"), 8 * 2**20)
-    return pa.CompressedInputStream(source, "gzip") if uri.lower().endswith(".gz") else source
 
 
 def _check_columns(uri: str, names: list[str], schema: pa.Schema) -> None:

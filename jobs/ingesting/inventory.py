@@ -17,7 +17,7 @@ import pyarrow.csv
 import ray
 
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, Folder, make_chunk
-from jobs.ingesting.sources import read_chunks
+from jobs.ingesting.sources import open_csv, read_chunks
 from jobs.platform import storage
 from schemas.errors import InputError
 
@@ -54,7 +54,7 @@ def read_inventories(uris: Sequence[str], folder: Folder) -> list[Any]:
 
 def _read_manifest(uri: str, folder: Folder) -> list[Any]:
     try:
-        document = json.loads(storage.read_bytes(uri))
+        document = json.loads(storage.read_bytes(uri, anonymous=folder.anonymous))
         file_format, columns = document["fileFormat"], [name.strip() for name in document["fileSchema"].split(",")]
         keys = [entry["key"] for entry in document["files"]]
         bucket = document["destinationBucket"].rpartition(":")[2]
@@ -78,7 +78,7 @@ def _read_manifest(uri: str, folder: Folder) -> list[Any]:
 @ray.remote(num_returns="streaming")
 def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     try:
-        parquet = storage.open_parquet(uri)
+        parquet = storage.open_parquet(uri, anonymous=folder.anonymous)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
     names = {name: _our_name(name) for name in parquet.schema_arrow.names if _our_name(name) in _COLUMNS.values()}
@@ -94,11 +94,9 @@ def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
 @ray.remote(num_returns="streaming")
 def _read_csv(uri: str, names: list[str], folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     try:
-        source: Any = pa.BufferedInputStream(pa.PythonFile(storage.open_ranges(uri), mode="r"), 8 * 2**20)
+        source = open_csv(uri, anonymous=folder.anonymous)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
-    if uri.endswith(".gz"):
-        source = pa.CompressedInputStream(source, "gzip")
     try:
         reader = pyarrow.csv.open_csv(
             source,

@@ -1,4 +1,4 @@
-"""Parquet files of others, read chunk by chunk; a damaged one is named."""
+"""Parquet and CSV files of others, read chunk by chunk; a damaged one is named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.ingesting.keys import CHUNK_ROWS
+from jobs.platform import storage
 from schemas.errors import InputError
+
+BUFFER_BYTES = 8 * 2**20
 
 
 def read_chunks(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -19,3 +22,10 @@ def read_chunks(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> It
             yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{uri}: expected a Parquet file, found a damaged one ({error})") from error
+
+
+def open_csv(uri: str, *, anonymous: bool) -> pa.NativeFile:
+    """A .csv or .csv.gz file as a stream of text. Raises FileNotFoundError."""
+    ranges = storage.open_ranges(uri, anonymous=anonymous)
+    source = pa.BufferedInputStream(pa.PythonFile(ranges, mode="r"), BUFFER_BYTES)
+    return pa.CompressedInputStream(source, "gzip") if uri.lower().endswith(".gz") else source

@@ -560,6 +560,27 @@ def test_a_public_bucket_is_read_without_credentials(
 
 
 @pytest.mark.s3
+@pytest.mark.parametrize("name", ["inventory.csv", "inventory.parquet", "manifest.json"])
+def test_an_inventory_too_is_read_without_credentials(
+    bucket: str, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_bins(bucket, "1")
+    of, keys = bucket.removeprefix("s3://"), ["images/1.jpg", "records/1.json"]
+    document = {"destinationBucket": of, "fileFormat": "CSV", "fileSchema": "Bucket, Key", "files": []}
+    document["files"] = [{"key": "inventory.csv"}]
+    put(bucket, {"inventory.csv": "\n".join(f'"{of}","{key}"' for key in keys).encode()})
+    put(bucket, {"manifest.json": json.dumps(document).encode()})
+    storage.write_table(f"{bucket}/inventory.parquet", pa.table({"bucket": [of] * 2, "key": keys}))
+    flags = ["--anonymous", "--manifest-uri", str(tmp_path / "manifest"), "--inventory-uri", f"{bucket}/{name}"]
+    allow_all(bucket, "s3:GetObject", only="[ir]*s/*")  # images and records
+    assert run(bucket, *flags) == 2
+    assert name in capsys.readouterr().err
+    allow_all(bucket, "s3:GetObject")
+    assert run(bucket, *flags) == 0
+    assert [row["image_uri"] for row in read(str(tmp_path))] == [bucket + "/images/1.jpg"]
+
+
+@pytest.mark.s3
 def test_a_manifest_without_records_that_did_not_come_is_not_complete(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
