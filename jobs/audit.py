@@ -80,7 +80,8 @@ def run_audit(config: AuditConfig) -> None:
             seconds = time.monotonic() - started
             facts = _facts_of_night(tonight, belief, decisions)
             of_whole = _facts_of_whole(tonight, belief, decisions, progress, seconds)
-            summary = summarize(night, facts, of_whole, tonight.manifest.currencies)
+            facts_of = {("all", None): of_whole, **_facts_of_zones(belief)}
+            summary = summarize(night, facts, facts_of, tonight.manifest.currencies)
             publish_night(
                 night,
                 summary,
@@ -271,6 +272,12 @@ def _facts_of_whole(
         "images_per_second": progress.images_per_second(),
         "price_per_1000_images": price,
     }
+
+
+def _facts_of_zones(belief: Belief) -> dict[tuple[str, str | None], dict[str, object]]:
+    """What stands in the summary's rows of zones only."""
+    rates = belief.record_model.zone_error_rates
+    return {("zone", zone): {"record_error_rate_used": rate} for zone, rate in rates.items()}
 
 
 def _report(tonight: Tonight, report_uri: str) -> None:

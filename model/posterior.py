@@ -16,7 +16,8 @@ Two passes over the night's shards of rows use this module and its neighbours; n
 2. per shard the staged columns -> `certificate_p`, `certified_at`, `recount`, `rank`, `inclusion_probability`.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,24 +39,39 @@ Columns = dict[str, NDArray[np.generic]]
 class Assessor:
     """Everything but the photo and the record that the posterior needs; built by `build_assessor`.
 
-    `noise` (K + 1, K + 1), `class_shares` (K + 1,) of the true quantities in training, `record_table` (K + 3, K + 1).
+    `noise` (K + 1, K + 1), `class_shares` (K + 1,) of the true quantities in training, `record_table` (K + 3, K + 1), and
+    those of the zones that have one of their own.
     """
 
     noise: Floats
     class_shares: Floats
     record_table: Floats
+    zone_tables: dict[str, Floats] = field(default_factory=dict)
 
     @property
     def top_class(self) -> int:
         return len(self.class_shares) - 1
 
-    def posterior(self, probabilities: ArrayLike, expected_qty: ArrayLike) -> Floats:
-        """P(true class | photo, record), (n, K + 1), from calibrated probabilities and unclipped records."""
-        return truth_posterior(denoise(probabilities, self.noise), expected_qty, self.class_shares, self.record_table)
+    def posterior(self, probabilities: ArrayLike, expected_qty: ArrayLike, zones: Sequence[str | None] = ()) -> Floats:
+        """P(true class | photo, record), (n, K + 1), from calibrated probabilities, unclipped records and, where they are
+        known, zones (n,)."""
+        photo, expected = denoise(probabilities, self.noise), np.asarray(expected_qty)
+        posterior = truth_posterior(photo, expected, self.class_shares, self.record_table)
+        names = np.array(zones, dtype=object)
+        for zone in self.zone_tables.keys() & set(zones):
+            rows = np.flatnonzero(names == zone)
+            posterior[rows] = truth_posterior(photo[rows], expected[rows], self.class_shares, self.zone_tables[zone])
+        return posterior
 
-    def assess(self, probabilities: ArrayLike, expected_qty: ArrayLike, unit_value: ArrayLike | None = None) -> Columns:
+    def assess(
+        self,
+        probabilities: ArrayLike,
+        expected_qty: ArrayLike,
+        unit_value: ArrayLike | None = None,
+        zones: Sequence[str | None] = (),
+    ) -> Columns:
         """The results columns "camera and record together", each (n,); see `posterior_columns`."""
-        return posterior_columns(self.posterior(probabilities, expected_qty), expected_qty, unit_value)
+        return posterior_columns(self.posterior(probabilities, expected_qty, zones), expected_qty, unit_value)
 
 
 def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> Assessor:
@@ -64,7 +80,8 @@ def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: 
     if classes != (record_model.top_class + 1,):
         raise ValueError(f"record model has {record_model.top_class + 1} classes, the label histogram {classes}")
     noise, shares = label_noise(label_histogram, noise_rate, record_model)
-    return Assessor(noise, shares, record_model.table())
+    zone_tables = {zone: record_model.table(zone) for zone in record_model.zone_error_rates}
+    return Assessor(noise, shares, record_model.table(), zone_tables)
 
 
 def label_noise(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> tuple[Floats, Floats]:

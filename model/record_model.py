@@ -10,7 +10,8 @@ the error rate from 5 % to 50 % within days. Without random recounts the model i
 References: DeHoratius, Mersereau & Schrage 2008 (a distribution for every record); Horvitz & Thompson 1952.
 """
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,16 +56,18 @@ class RecordModel:
     num_recounts: int
     num_random: int
     assumed: bool
+    zone_error_rates: dict[str, float] = field(default_factory=dict)
+    """Of the zones that were counted in, drawn towards `error_rate`; elsewhere that one holds."""
 
     @property
     def top_class(self) -> int:
         return len(self.class_shares) - 1
 
-    def table(self) -> Floats:
-        """P(true class | record), shape (K + 3, K + 1); rows as `record_errors.record_rows`."""
-        weight = self.recorded_to_true_weight
-        moved = recorded_to_true(self.error_rate, self.sizes, self.class_shares, self.top_shares)
-        mistaken = true_to_recorded(self.error_rate, self.sizes, self.class_shares, self.top_shares)
+    def table(self, zone: str | None = None) -> Floats:
+        """P(true class | record) in a zone, or in any, shape (K + 3, K + 1); rows as `record_errors.record_rows`."""
+        weight, rate = self.recorded_to_true_weight, self.zone_error_rates.get(zone or "", self.error_rate)
+        moved = recorded_to_true(rate, self.sizes, self.class_shares, self.top_shares)
+        mistaken = true_to_recorded(rate, self.sizes, self.class_shares, self.top_shares)
         return weight * moved + (1 - weight) * mistaken
 
     def class_table(self) -> Floats:
@@ -124,10 +127,12 @@ def fit_record_model(
     is_random: ArrayLike,
     class_shares: ArrayLike,
     prior_error_rate: float = PRIOR_ERROR_RATE,
+    zones: Sequence[str | None] = (),
 ) -> RecordModel:
     """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped).
 
-    error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w); sizes: Dirichlet-smoothed weighted counts;
+    error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w), and of each of the `zones` (n,) that differ;
+    sizes: Dirichlet-smoothed weighted counts;
     lambda: posterior mean on a grid of the weighted likelihood of the counted classes. The weights
     (`recount_weights`) are scaled to the effective sample size first. Without a random recount the assumed
     model comes back: priority recounts alone say nothing about the rest. `class_shares` (K + 1,): true shares.
@@ -162,8 +167,30 @@ def fit_record_model(
         num_recounts=len(expected),
         num_random=int(random.sum()),
         assumed=False,
+        zone_error_rates=_fit_zones(zones, wrong, weight, error_rate),
     )
     return replace(fitted, recorded_to_true_weight=_fit_direction(fitted, expected, counted, weight))
+
+
+def _fit_zones(
+    zones: Sequence[str | None], wrong: NDArray[np.bool_], weight: Floats, error_rate: float
+) -> dict[str, float]:
+    """Each zone's error rate, drawn towards the overall one the more, the less zones differ beyond chance (empirical
+    Bayes; the variance between zones by DerSimonian & Laird 1986). None where they don't: half the bins wrong at 1 % and
+    half at 9 % are ranked better by their own rates, and bins that are all alike by the common one."""
+    names, place = np.unique([zone or "" for zone in zones], return_inverse=True)
+    if len(names) < 2:
+        return {}
+    counted, found = np.bincount(place, weight), np.bincount(place, weight * wrong)
+    mean = found.sum() / counted.sum()
+    chance = mean * (1 - mean)
+    excess = (counted * (found / counted - mean) ** 2).sum() - (len(names) - 1) * chance
+    between = excess / (counted.sum() - np.square(counted).sum() / counted.sum())
+    if between <= 0:
+        return {}
+    strength = chance / between
+    rates = (strength * error_rate + found) / (strength + counted)
+    return {zone: rate for zone, rate in zip(names.tolist(), rates.tolist(), strict=True) if zone}
 
 
 def _fit_direction(fitted: RecordModel, expected: NDArray[Any], counted: NDArray[Any], weight: Floats) -> float:

@@ -97,7 +97,9 @@ SUMMARY_SCHEMA = pa.schema(
             "Share of up to 1,000 records altered on trial that would stand on tonight's priority list: what it catches.",
         ),
         column("drift_alarm", pa.bool_(), "Whether the night's share left its range; certificates are then suspended."),
-        column("record_error_rate_used", _SHARE, "Error rate of the record model in force."),
+        column(
+            "record_error_rate_used", _SHARE, "Error rate of the record model in force; in a zone's row the zone's."
+        ),
         column("label_noise_used", _SHARE, "Assumed share of wrong training labels."),
         column(
             "temperature", _SHARE, "That the logits are divided by; null unless the calibration is one temperature."

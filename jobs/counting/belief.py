@@ -133,6 +133,7 @@ def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel
         np.concatenate([sample.weight for sample in samples]),
         np.concatenate([sample.is_random for sample in samples]),
         class_shares,
+        zones=[zone for sample in samples for zone in sample.zones],
     )
 
 
@@ -171,7 +172,8 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
     expected_qty = np.concatenate([sample.expected_qty[rows] for sample, rows in parts])
     counted_qty = np.concatenate([sample.counted_qty[rows] for sample, rows in parts])
     probabilities = np.concatenate([sample.probabilities(rows) for sample, rows in parts])
-    scores = assessor.assess(probabilities, expected_qty)["p_record_wrong"]
+    zones = [zone for sample, rows in parts for zone, row in zip(sample.zones, rows, strict=True) if row]
+    scores = assessor.assess(probabilities, expected_qty, zones=zones)["p_record_wrong"]
     return build_reference(scores.astype(np.float32), expected_qty, counted_qty, assessor.top_class)
 
 

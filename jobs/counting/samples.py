@@ -52,6 +52,10 @@ class Sample:
         """A numeric column of the plan, nulls as NaN."""
         return self.plan.column(name)[self.rows]
 
+    @property
+    def zones(self) -> list[str | None]:
+        return self.plan.planned["zone"].take(self.rows).to_pylist()
+
     def is_of_bundle(self, bundle_id: str) -> Mask:
         return pc.equal(self.plan.planned["bundle_id"], bundle_id).to_numpy()[self.rows]
 

@@ -237,7 +237,12 @@ def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> 
     probabilities = probability_matrix(rows["probabilities"], assessor.top_class)
     value = rows["unit_value"].to_numpy(zero_copy_only=False).astype(np.float64)
     # in single precision, as the columns hold the scores that it is compared with
-    return Drill(key, assessor.assess(probabilities, altered, value)[objective].astype(np.float32).astype(np.float64))
+    return Drill(
+        key,
+        assessor.assess(probabilities, altered, value, rows["zone"].to_pylist())[objective]
+        .astype(np.float32)
+        .astype(np.float64),
+    )
 
 
 def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:

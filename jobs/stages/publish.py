@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,12 @@ MONEY = ("recorded_value", "shortage_value", "overage_value", "value_at_risk")
 
 
 def summarize(
-    night: Night, facts: dict[str, object], facts_of_whole: dict[str, object], currencies: Sequence[str | None]
+    night: Night,
+    facts: dict[str, object],
+    facts_of: Mapping[tuple[str, str | None], dict[str, object]],
+    currencies: Sequence[str | None],
 ) -> pa.Table:
-    """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `facts_of_whole` in that of the whole night.
+    """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `facts_of` a scope and its value in that row.
 
     `currencies` of the night's unit values. Money is null in a scope without any, and everywhere where there are several.
     """
@@ -61,8 +64,7 @@ def summarize(
         row["record_outside_set_share"] = sums["num_outside"] / sums["num_assessed"] if sums["num_assessed"] else None
         if not sums["num_valued"] or len(currencies) > 1:
             row |= dict.fromkeys(MONEY)
-        if scope == "all":
-            row |= facts_of_whole
+        row |= facts_of.get((scope, value), {})
         rows.append({name: _plain(row.get(name)) for name in SUMMARY_SCHEMA.names})
     return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
 

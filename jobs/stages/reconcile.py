@@ -69,7 +69,8 @@ class Reconciler:
             if name != "probabilities":
                 columns[name] = _scatter(camera[name], scored, RECONCILED_SCHEMA.field(name).type)
         value = staged["unit_value"].to_numpy(zero_copy_only=False).astype(np.float64)
-        posterior = self.assessor.assess(probabilities[assessed[scored]], expected[assessed], value[assessed])
+        zones = staged["zone"].filter(pa.array(assessed)).to_pylist()
+        posterior = self.assessor.assess(probabilities[assessed[scored]], expected[assessed], value[assessed], zones)
         for field in POSTERIOR_COLUMNS:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())

@@ -46,7 +46,8 @@ def night_of(*bins: dict[str, Any]) -> Night:
 
 def scopes(night: Night, currencies: list[str | None]) -> dict[str | None, dict[str, Any]]:
     """The summary's rows of the whole night (None) and of each zone."""
-    rows = summarize(night, FACTS, {"drift_alarm": True}, currencies).to_pylist()
+    facts_of = {("all", None): {"drift_alarm": True}, ("zone", "Z"): {"record_error_rate_used": 0.5}}
+    rows = summarize(night, FACTS, facts_of, currencies).to_pylist()
     return {row["scope_value"]: row for row in rows if row["scope"] in ("all", "zone")}
 
 
@@ -93,6 +94,7 @@ def test_the_summary_names_a_temperature_where_the_calibration_is_one(
 def test_the_drift_alarm_is_the_night_s_and_no_zone_s() -> None:
     found = scopes(night_of({"zone": "Z"}), [])
     assert (found[None]["drift_alarm"], found["Z"]["drift_alarm"]) == (True, None)
+    assert (found[None]["record_error_rate_used"], found["Z"]["record_error_rate_used"]) == (None, 0.5)
 
 
 @pytest.mark.parametrize("counted_run", ["aaaaaaaaaaaa", "000000000000"])

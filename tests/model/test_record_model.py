@@ -105,3 +105,45 @@ def test_bad_quantities_are_refused() -> None:
         fit(np.array([1, 2]), np.array([1]))
     with pytest.raises(ValueError, match=r"\(0, 1\]"):
         recount_weights([0.0], [False])
+
+
+def draw_zones(rates: dict[str, float], size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Recorded and counted quantities of so many bins of each zone."""
+    random = np.random.default_rng(seed)
+    parts = [(zone, draw_records(World(error_rate=rate), size, random)) for zone, rate in rates.items()]
+    expected, true = (np.concatenate([records[side] for _, records in parts]) for side in (0, 1))
+    return expected, true, [zone for zone, _ in parts for _ in range(size)]
+
+
+def test_zones_that_differ_have_rates_of_their_own() -> None:
+    expected, true, zones = draw_zones({"good": 0.01, "bad": 0.09}, 450, 0)
+    learned = fit(expected, true, zones=zones)
+    assert learned.zone_error_rates["good"] == pytest.approx(0.01, abs=0.012)
+    assert learned.zone_error_rates["bad"] == pytest.approx(0.09, abs=0.03)
+    assert learned.zone_error_rates["good"] < learned.error_rate < learned.zone_error_rates["bad"]
+    assert learned.table("bad")[3, 3] < learned.table()[3, 3] < learned.table("good")[3, 3]
+    assert np.array_equal(learned.table("elsewhere"), learned.table())
+    assert RecordModel.from_dict(json.loads(json.dumps(learned.to_dict()))) == learned
+
+
+def test_zones_that_are_alike_share_one_rate() -> None:
+    few = {f"zone {number}": 0.05 for number in range(20)}
+    rates = [rate for seed in range(5) for rate in fit_zones(few, 45, seed)]
+    assert np.std(rates) < 0.01
+    expected, true, zones = draw_zones({"only": 0.05}, 400, 1)
+    assert fit(expected, true, zones=zones).zone_error_rates == {}
+    assert fit(expected, true, zones=[None] * 400).zone_error_rates == {}
+    # a few bins without a zone are a stratum too, and have none of their own
+    assert set(fit(expected, true, zones=["only"] * 200 + [None] * 200).zone_error_rates) <= {"only"}
+
+
+def fit_zones(rates: dict[str, float], size: int, seed: int) -> list[float]:
+    expected, true, zones = draw_zones(rates, size, seed)
+    learned = fit(expected, true, zones=zones)
+    return [learned.zone_error_rates.get(zone, learned.error_rate) for zone in rates]
+
+
+def test_a_model_that_was_frozen_before_zones_had_rates_still_loads() -> None:
+    values = assume_record_model(SHARES).to_dict()
+    del values["zone_error_rates"]
+    assert RecordModel.from_dict(values) == assume_record_model(SHARES)
