@@ -24,6 +24,7 @@ from schemas.manifest import SKU_LINE
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
+from tests.planned_night import assumed_belief
 
 TOP_CLASS = 6
 ERROR_RATE = 0.05
@@ -265,6 +266,7 @@ def write_night(
         },
         "bundle": {"bundle_id": "0123456789ab", "architecture": "resnet18", "top_class": TOP_CLASS},
         "versions": {"python": "3.11.2"},
+        "belief": assumed_belief(),
         "outcome": {"seconds": {"score": 12.5}, "status": {"scored": results.num_rows}},
     }
     path = output / "runs" / run_id / "run.json"

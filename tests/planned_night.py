@@ -60,7 +60,14 @@ def write_run(
     """A run's private folder as it stands right before its commit."""
     private = storage.join(output_uri, "runs", run_id)
     storage.write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
-    belief = {
+    config = {"objective": objective}
+    facts = {"run_id": run_id, "config": config, "belief": assumed_belief(), "started_at": started_at}
+    storage.write_bytes(storage.join(private, "run.json"), json.dumps(facts).encode())
+
+
+def assumed_belief() -> dict[str, Any]:
+    """As `run.json` holds it."""
+    return {
         "state": "assumed",
         "record_model": assume_record_model([1.0] * (TOP_CLASS + 1)).to_dict(),
         "noise_rate": 0.02,
@@ -69,8 +76,6 @@ def write_run(
         "reference": None,
         "estimates": dict.fromkeys(Estimates.__dataclass_fields__),
     }
-    facts = {"run_id": run_id, "config": {"objective": objective}, "belief": belief, "started_at": started_at}
-    storage.write_bytes(storage.join(private, "run.json"), json.dumps(facts).encode())
 
 
 def mark_run(output_uri: str, run_id: str) -> None:
