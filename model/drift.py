@@ -32,12 +32,12 @@ class DriftCheck:
 @dataclass(frozen=True)
 class Baseline:
     """Earlier nights: share of their `num_assessed` bins with a record outside its set, and the variance of that share
-    from night to night."""
+    from night to night; `num_nights` of one size would tell as much (Kish)."""
 
     share: float
     variance: float
     num_assessed: int
-    num_nights: int
+    num_nights: float
 
     def z(self, share: float, num_assessed: int) -> float:
         """Of tonight's share. Nights differ by more than chance where the stock changes, so the larger of the two
@@ -53,11 +53,14 @@ def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike) -> Baseline | N
     little); None for fewer."""
     share = np.asarray(shares, dtype=np.float64)[:BASELINE_NIGHTS]
     weight = np.asarray(num_assessed, dtype=np.int64)[:BASELINE_NIGHTS]
-    if len(share) < BASELINE_NIGHTS or not weight.all():
+    if len(share) < BASELINE_NIGHTS:
         return None
     mean = float(np.average(share, weights=weight))
-    variance = float(np.average((share - mean) ** 2, weights=weight)) * len(share) / (len(share) - 1)
-    return Baseline(mean, variance, int(weight.sum()), len(share))
+    concentration = float(np.square(weight / weight.sum()).sum())  # 1 / t for t nights of one size
+    if concentration == 1:
+        return None  # all bins are of one night
+    variance = float(np.average((share - mean) ** 2, weights=weight)) / (1 - concentration)
+    return Baseline(mean, variance, int(weight.sum()), 1 / concentration)
 
 
 def check_drift(

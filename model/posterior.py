@@ -55,13 +55,12 @@ class Assessor:
     def posterior(self, probabilities: ArrayLike, expected_qty: ArrayLike, zones: Sequence[str | None] = ()) -> Floats:
         """P(true class | photo, record), (n, K + 1), from calibrated probabilities, unclipped records and, where they are
         known, zones (n,)."""
-        photo, expected = denoise(probabilities, self.noise), np.asarray(expected_qty)
-        posterior = truth_posterior(photo, expected, self.class_shares, self.record_table)
-        names = np.array(zones, dtype=object)
-        for zone in self.zone_tables.keys() & set(zones):
-            rows = np.flatnonzero(names == zone)
-            posterior[rows] = truth_posterior(photo[rows], expected[rows], self.class_shares, self.zone_tables[zone])
-        return posterior
+        photo = denoise(probabilities, self.noise)
+        if not self.zone_tables or not len(zones):
+            return truth_posterior(photo, expected_qty, self.class_shares, self.record_table)
+        names, place = np.unique([zone or "" for zone in zones], return_inverse=True)
+        tables = np.stack([self.zone_tables.get(zone, self.record_table) for zone in names.tolist()])
+        return truth_posterior(photo, expected_qty, self.class_shares, tables, place)
 
     def assess(
         self,
@@ -112,14 +111,20 @@ def denoise(probabilities: ArrayLike, noise: Floats) -> Floats:
 
 
 def truth_posterior(
-    true_given_photo: Floats, expected_qty: ArrayLike, class_shares: ArrayLike, record_table: Floats
+    true_given_photo: Floats,
+    expected_qty: ArrayLike,
+    class_shares: ArrayLike,
+    record_table: Floats,
+    place: NDArray[np.intp] | int = 0,
 ) -> Floats:
     """P(true class | photo, record), (n, K + 1): Bayes with the photo's likelihood ratio p(y | photo) / share(y).
 
-    `class_shares` (K + 1,) must be the shares the network was trained with; `record_table` (K + 3, K + 1).
+    `class_shares` (K + 1,) must be the shares the network was trained with; `record_table` (K + 3, K + 1), or several of
+    them, (zones, K + 3, K + 1), and the `place` (n,) of each bin's among them.
     """
     rows = record_rows(expected_qty, true_given_photo.shape[1] - 1)
-    chance = true_given_photo * (record_table / np.asarray(class_shares))[rows]
+    tables = record_table.reshape(-1, *record_table.shape[-2:]) / np.asarray(class_shares)
+    chance = true_given_photo * tables[place, rows]
     chance /= chance.sum(axis=1, keepdims=True)
     return chance
 

@@ -57,7 +57,7 @@ class RecordModel:
     num_random: int
     assumed: bool
     zone_error_rates: dict[str, float] = field(default_factory=dict)
-    """Of the zones that were counted in, drawn towards `error_rate`; elsewhere that one holds."""
+    """Of the zones that were counted in, drawn towards `error_rate`; elsewhere, and without a zone, that one holds."""
 
     @property
     def top_class(self) -> int:
@@ -175,9 +175,10 @@ def fit_record_model(
 def _fit_zones(
     zones: Sequence[str | None], wrong: NDArray[np.bool_], weight: Floats, error_rate: float
 ) -> dict[str, float]:
-    """Each zone's error rate, drawn towards the overall one the more, the less zones differ beyond chance (empirical
-    Bayes; the variance between zones by DerSimonian & Laird 1986). None where they don't: half the bins wrong at 1 % and
-    half at 9 % are ranked better by their own rates, and bins that are all alike by the common one."""
+    """Each zone's error rate, drawn towards the overall one the more, the less zones differ beyond chance, and as if that
+    had been seen in PRIOR_ERROR_COUNTS bins at least (empirical Bayes; the variance between zones by DerSimonian & Laird
+    1986). None where they don't differ: half the bins wrong at 1 % and half at 9 % are ranked better by their own rates,
+    and bins that are all alike by the common one. Bins without a zone are a stratum too, judged by the common rate."""
     names, place = np.unique([zone or "" for zone in zones], return_inverse=True)
     if len(names) < 2:
         return {}
@@ -188,7 +189,8 @@ def _fit_zones(
     between = excess / (counted.sum() - np.square(counted).sum() / counted.sum())
     if between <= 0:
         return {}
-    strength = chance / between
+    # a zone with a count or two can look as different as it likes
+    strength = max(chance / between, PRIOR_ERROR_COUNTS)
     rates = (strength * error_rate + found) / (strength + counted)
     return {zone: rate for zone, rate in zip(names.tolist(), rates.tolist(), strict=True) if zone}
 

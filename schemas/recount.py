@@ -45,7 +45,7 @@ PLANNED_SCHEMA = pa.schema(
         column(
             "reason",
             pa.string(),
-            "`counted` or `counted_wrong` for a random bin that was kept off the priority list; else null.",
+            "`counted`, `counted_wrong` or `second_count` for a random bin that was kept off the priority list; else null.",
         ),
     ]
 )

@@ -37,7 +37,8 @@ class AuditConfig(JobConfig):
     """What the priority list ranks by; `value` needs unit_value in every row and one currency."""
 
     count_valid_nights: NonNegativeInt = 14
-    """A counted bin stays off the priority list for so many nights, while its record is unchanged."""
+    """A counted bin stays off the priority list for so many nights, while its record is unchanged; one that differs and
+    that nobody is asked to count again may return at once."""
 
     replace: bool = False
     """Replace a night that is already committed."""

@@ -34,7 +34,7 @@ class IngestConfig(JobConfig):
     records; what came after the inventory was made is not seen."""
 
     anonymous: bool = False
-    """Read images and records without credentials (public buckets)."""
+    """Read images, records and an inventory in their bucket without credentials (public buckets)."""
 
     replace: bool = False
     """Replace the manifest that is already at --manifest-uri."""

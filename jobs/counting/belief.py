@@ -158,8 +158,9 @@ def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: Record
 def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> ReferenceScores | None:
     """Settled random recounts of bins that this bundle scored, scored anew by tonight's assessor.
 
-    Leaving out the few mismatches that nobody confirmed lowers only the number counted, so it errs against certificates;
-    with them a miscount in a bin that the camera doubts too would be missing among the right ones.
+    Mismatches that nobody confirmed are left out, however their records went on: most are wrong records, and without them
+    only the number counted is lower, which errs against certificates. A miscount among them is a right record that is
+    missed; taken as right, the wrong ones would leave nothing to certify.
     """
     parts = []
     for sample in samples_to_learn_from(history):

@@ -1,6 +1,7 @@
 """What people have found so far, as of a night: the recounts of the window, and what is known of each bin.
 
-Only committed nights before the given one count. Nothing here reads results: it is as large as budget times nights.
+Only committed nights before the given one count. It is as large as budget times nights; of results only the records of
+bins that wait for a second count are read, in the nights after theirs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class PlanRecounts:
 
     `counted_qty`: the finding; an unconfirmed mismatch as it was first counted; NaN where nobody counted.
     `settled`: counted and right, or a mismatch that a second count confirmed.
-    `changed`: a later night saw another record.
+    `changed`: of the mismatches that wait for a second count, whether a later night saw another record.
     `in_reach`: certain to be counted, as a priority or as a random bin (`recount_plan.find_reach`).
     """
 

@@ -33,7 +33,7 @@ _COLUMNS = {
 
 def is_covered(folder: Folder, images_uri: str) -> bool:
     """Whether the images' inventory stands for this folder too: both are in one bucket."""
-    return storage.is_s3(folder.uri) and folder.uri.split("/")[2] == images_uri.split("/")[2]
+    return _are_in_one_bucket(folder.uri, images_uri)
 
 
 def read_inventories(uris: Sequence[str], folder: Folder) -> list[Any]:
@@ -52,9 +52,18 @@ def read_inventories(uris: Sequence[str], folder: Folder) -> list[Any]:
     return generators
 
 
+def _is_public(uri: str, folder: Folder) -> bool:
+    """Whether it is read as the folder is: beside public photos, yes; in a bucket of one's own, with one's credentials."""
+    return folder.anonymous and _are_in_one_bucket(folder.uri, uri)
+
+
+def _are_in_one_bucket(uri: str, other: str) -> bool:
+    return storage.is_s3(uri) and storage.is_s3(other) and uri.split("/")[2] == other.split("/")[2]
+
+
 def _read_manifest(uri: str, folder: Folder) -> list[Any]:
     try:
-        document = json.loads(storage.read_bytes(uri, anonymous=folder.anonymous))
+        document = json.loads(storage.read_bytes(uri, anonymous=_is_public(uri, folder)))
         file_format, columns = document["fileFormat"], [name.strip() for name in document["fileSchema"].split(",")]
         keys = [entry["key"] for entry in document["files"]]
         bucket = document["destinationBucket"].rpartition(":")[2]
@@ -78,7 +87,7 @@ def _read_manifest(uri: str, folder: Folder) -> list[Any]:
 @ray.remote(num_returns="streaming")
 def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     try:
-        parquet = storage.open_parquet(uri, anonymous=folder.anonymous)
+        parquet = storage.open_parquet(uri, anonymous=_is_public(uri, folder))
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
     names = {name: _our_name(name) for name in parquet.schema_arrow.names if _our_name(name) in _COLUMNS.values()}
@@ -94,7 +103,7 @@ def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
 @ray.remote(num_returns="streaming")
 def _read_csv(uri: str, names: list[str], folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     try:
-        source = open_csv(uri, anonymous=folder.anonymous)
+        source = open_csv(uri, anonymous=_is_public(uri, folder))
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
     try:

@@ -60,3 +60,17 @@ def test_a_baseline_is_of_the_first_nights_and_of_several() -> None:
     assert first == Baseline(pytest.approx(0.1), pytest.approx(0.0), 100 * BASELINE_NIGHTS, BASELINE_NIGHTS)
     never = measure_baseline([0.0] * BASELINE_NIGHTS, [100] * BASELINE_NIGHTS)
     assert never is not None and np.isfinite(never.z(0.02, 100))
+
+
+def test_restless_nights_of_unequal_size_raise_few_false_alarms() -> None:
+    """One night of the whole warehouse among six of a hundredth; nothing drifts, but nights differ by two points."""
+    random = np.random.default_rng(0)
+    sizes = np.array([100_000, *[1_000] * 6])
+    alarms = 0
+    for _ in range(1_000):
+        *before, tonight = random.normal(0.1, 0.02, 8).clip(0.001, 0.999)
+        baseline = measure_baseline(random.binomial(sizes, before) / sizes, sizes)
+        assert baseline is not None
+        alarms += baseline.z(tonight, 100_000) > 4
+    assert alarms <= 10
+    assert measure_baseline([0.1] * 7, [100, 0, 0, 0, 0, 0, 0]) is None

@@ -147,3 +147,15 @@ def test_a_model_that_was_frozen_before_zones_had_rates_still_loads() -> None:
     values = assume_record_model(SHARES).to_dict()
     del values["zone_error_rates"]
     assert RecordModel.from_dict(values) == assume_record_model(SHARES)
+
+
+@pytest.mark.parametrize(("large", "small"), [((300, 15), (1, 1)), ((2000, 100), (1, 1)), ((300, 0), (1, 1))], ids=str)
+def test_a_zone_with_one_count_is_not_judged_by_it(large: tuple[int, int], small: tuple[int, int]) -> None:
+    counts = {"usual": large, "new": small}
+    expected = np.full(large[0] + small[0], 3)
+    counted = np.concatenate([3 - (np.arange(size) < wrong) for size, wrong in counts.values()])
+    zones = [zone for zone, (size, _) in counts.items() for _ in range(size)]
+    learned = fit(expected, counted, zones=zones)
+    rates = [learned.zone_error_rates.get(zone, learned.error_rate) for zone in counts]
+    assert rates[1] < learned.error_rate + 0.03
+    assert 0 < rates[0] <= learned.error_rate * 1.05
