@@ -13,6 +13,7 @@ Exit codes: 0 every row is taken in, 1 some were rejected (the others are taken 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -27,6 +28,7 @@ from jobs.counting.history import History, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.platform.layout import list_nights
+from jobs.platform.provenance import provenance
 from model.record_model import RecordModel
 from schemas.errors import GateError, InputError
 
@@ -49,7 +51,10 @@ def run_recount(config: RecountConfig) -> None:
     print(f"rows: {len(rows)}; taken in: {checked.accepted.num_rows}; known already: {checked.num_known}", end="; ")
     print(f"not filled in: {checked.num_blank}; rejected: {len(checked.rejects)}")
     if checked.accepted.num_rows:
-        print(f"written: {add_counted(output_uri, checked.accepted)}")
+        made = {"config": config.model_dump(mode="json"), **provenance()}  # the time zone decides every counted_at
+        print(
+            f"written: {add_counted(output_uri, checked.accepted.replace_schema_metadata({'made': json.dumps(made)}))}"
+        )
     elif checked.num_known and not checked.rejects:
         print("nothing new: every count in the file was taken in before")
     # before the telling, which may fail: the rejects are part of what was done with the file

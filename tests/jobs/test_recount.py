@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -72,6 +73,9 @@ def test_a_count_is_kept_with_what_the_plan_knew(output: str) -> None:
         "camera_qty": 3,
     }
     assert len(row["probabilities"]) == 7
+    (entry,) = storage.list_objects(storage.join(output, "counted"))
+    made = json.loads(storage.read_table(entry.uri).schema.metadata[b"made"])
+    assert made["config"]["time_zone"] == "UTC" and "pyarrow" in made["versions"]
 
 
 def test_the_same_file_twice_adds_nothing(output: str, capsys: pytest.CaptureFixture[str]) -> None:
