@@ -89,9 +89,10 @@ def build_app(settings: EndpointSettings) -> serve.Application:
     return serve.deployment(  # type: ignore[attr-defined]
         serve.ingress()(Front),
         name="Front",
-        # above our own limit, so that the gate answers; beyond this Serve's proxy does
+        # above our own limit, so that the gate answers; beyond this Serve's proxy does. As many may be on their way to a
+        # front: in a burst the router holds them while it looks for one.
         max_ongoing_requests=2 * max_waiting + 100,
-        max_queued_requests=max_waiting,
+        max_queued_requests=2 * max_waiting + 100,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": resources.fetcher_cpus},
         graceful_shutdown_timeout_s=SHUTDOWN_S,

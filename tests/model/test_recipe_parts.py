@@ -154,7 +154,7 @@ def test_gradients_on_the_smallest_photos_are_finite_in_the_precision_of_trainin
 
 
 def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
-    with pytest.raises(ValidationError, match="multiple of micro_batch_size"):
+    with pytest.raises(ValidationError, match="multiple of --micro-batch-size"):
         Recipe(batch_size=48, micro_batch_size=32)
     assert Recipe(batch_size=16, micro_batch_size=32).micro_batch == 16
 
