@@ -65,9 +65,9 @@ def activation_ranges(network: nn.Module, inputs: Iterable[torch.Tensor]) -> dic
         for number, block in ready.get_submodule(stage).named_children():
             name = f"{stage}.{number}"
             watch(name, block)
-            for inner in (*list(convolutions(block))[:-1], "downsample.0"):
-                if inner != "downsample.0" or block.downsample is not None:
-                    watch(f"{name}.{inner}", block.get_submodule(inner))
+            shortcut = [] if block.downsample is None else ["downsample.0"]
+            for inner in [*convolutions(block)][:-1] + shortcut:
+                watch(f"{name}.{inner}", block.get_submodule(inner))
     with torch.inference_mode():
         for batch in inputs:
             ready(batch)

@@ -21,6 +21,7 @@ from jobs.platform.layout import (
     WORKING_FOLDERS,
     committed_run,
     is_part_of,
+    list_below,
     part_uri,
     part_uris,
     partition_uri,
@@ -150,9 +151,7 @@ def _discard_abandoned(output_uri: str, audit_date: str) -> None:
     """Deletes what runs of a night that was committed just now had staged, and could not finish: a run is named by what
     it replaces too, so no command goes on with them any more. Else a night's probabilities would lie there for good."""
     runs = storage.join(output_uri, "runs")
-    first = storage.locate(storage.join(runs, audit_date))[1]
-    names = (entry.uri.removeprefix(runs + "/") for entry in storage.list_objects(runs, start_after=first))
-    for name in names:
+    for name in list_below(output_uri, "runs", audit_date):
         run_id, _, rest = name.partition("/")
         if run_id.startswith(f"{audit_date}-") and rest.partition("/")[0] in WORKING_FOLDERS:
             storage.delete([storage.join(runs, name)])

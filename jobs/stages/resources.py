@@ -177,10 +177,10 @@ def read_cards() -> list[Card]:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
         facts = [line.split(",") for line in answer.splitlines() if line.strip()]
         # "[N/A]" where a card doesn't tell, in MiB where it does
-        return [Card(float(capability), _mebibytes(memory)) for capability, memory in facts]
+        return [Card(float(capability), _read_memory(memory)) for capability, memory in facts]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
 
 
-def _mebibytes(text: str) -> int | None:
+def _read_memory(text: str) -> int | None:
     return int(text) * 2**20 if text.strip().isdigit() else None
