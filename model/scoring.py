@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from model.calibration import apply_calibration
 from model.inference import prepare_network
 from model.processor import check_int8
 from model.quantisation import quantise_network
+from model.replay import Replay
 from schemas.bundle import Preprocessing
 from schemas.errors import InputError
 
@@ -22,7 +24,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 class Scorer:
     """Holds a bundle's network on a device. Batches are padded to one fixed shape, so a photo's row is
-    bit-identical alone and in any company (same hardware, precision and batch size)."""
+    bit-identical alone and in any company (same hardware, precision and batch size). On a GPU, several threads may score
+    at once."""
 
     def __init__(self, bundle: Bundle, *, device: str, precision: Precision, batch_size: int) -> None:
         """Raises InputError for fp16 on a CPU (its convolutions are emulated and lose precision), and for int8 where the
@@ -46,6 +49,9 @@ class Scorer:
         side = bundle.info.preprocessing.image_size
         # each batch is copied here: memory of its own would be faulted in anew, at a percent of the network's time
         self._batch = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
+        self._compute: Callable[[torch.Tensor], torch.Tensor] = self._batch_logits
+        if self._device.type == "cuda":
+            self._compute = Replay(self._batch_logits, self._batch.to(self._device))
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float32 (n, K + 1), of photos, uint8 (n, S, S, 3) RGB."""
@@ -65,17 +71,21 @@ class Scorer:
             return torch.cat(rows).cpu().numpy() if rows else np.empty((0, self.info.num_classes), np.float32)
 
     def _padded_logits(self, pixels: np.ndarray) -> torch.Tensor:
-        batch = self._batch.numpy()
-        batch[: len(pixels)] = pixels
-        batch[len(pixels) :] = 0
         photos = self._batch
         if self._device.type == "cuda":
-            photos = photos.pin_memory().to(self._device, non_blocking=True)  # a copy: the batch may change meanwhile
+            # on its way while the next one is filled; torch hands the memory out again once it has arrived
+            photos = torch.empty_like(photos, pin_memory=True)
+        batch = photos.numpy()
+        batch[: len(pixels)] = pixels
+        batch[len(pixels) :] = 0
+        return self._compute(photos)[: len(pixels)]
+
+    def _batch_logits(self, photos: torch.Tensor) -> torch.Tensor:
         inputs = to_inputs(photos, self._scale, self._shift).to(self._dtype)
         logits = self._network(inputs)
         if self.info.test_time_flip:
             logits = (logits + self._network(inputs.flip(3))) / 2
-        return logits[: len(pixels)]
+        return logits
 
 
 def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,8 @@ through with it, in seconds since the epoch; null where it had nothing to do."""
 TIMES = ("scoring_began_at", "scored_at")
 TASKS_AHEAD = 8
 """Shards that may be on their way to one scorer."""
+CALLS_AT_ONCE = {"cuda": 2, "cpu": 1}
+"""Of one scorer: a GPU computes one shard while the next is made ready for it. On CPUs the network has every core."""
 
 
 class ShardScorer:
@@ -119,7 +121,12 @@ def score_shards(
         batch_format="pyarrow",
         zero_copy_batch=True,
         # the driver hands out work a few times a second: a fast card must not wait for it
-        compute=ray.data.ActorPoolStrategy(size=resources.num_scorers, max_tasks_in_flight_per_actor=TASKS_AHEAD),
+        compute=ray.data.ActorPoolStrategy(
+            size=resources.num_scorers,
+            max_tasks_in_flight_per_actor=TASKS_AHEAD,
+            max_concurrent_calls_per_actor=CALLS_AT_ONCE[resources.device],
+            enable_true_multi_threading=True,
+        ),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,
         runtime_env={"env_vars": environment} if environment else None,
