@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
 
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
-from jobs.stages.manifest import Shard, read_shard, shard_dataset
+from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources
-from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards
+from jobs.stages.score import score_shards, shard_table
 from schemas.bundle import BundleInfo
 from schemas.results import ImageStatus
 
@@ -97,20 +96,15 @@ def predict_bins(
     """Scores the photos of all shards. `plan.training_photos` names the photos that `keep` is about: `others` leaves
     them out, `these` keeps only them, `all` keeps everything and counts them. A photo that did not arrive can't be told by
     its content: it is one of them if its bin is one of `known_bins`."""
-    side = info.preprocessing.image_size
-    # A shard must stay one block: Ray would split it at the default of 128 MiB.
-    block_bytes = 4 * max(shard.num_rows for shard in shards) * side * side * 3
-    ray.data.DataContext.get_current().target_max_block_size = max(1 << 28, block_bytes)
-    fetched = shard_dataset(shards).map_batches(
-        _fetch,  # type: ignore[arg-type]
-        fn_kwargs={"plan": plan, "keep": keep, "known_bins": ray.put(known_bins)},
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
-        num_cpus=resources.fetcher_cpus,
-    )
     scored = score_shards(
-        fetched, bundle_uri=bundle_uri, bundle_id=info.bundle_id, precision=precision, resources=resources
+        shards,
+        _fetch,
+        {"plan": plan, "keep": keep, "known_bins": ray.put(known_bins)},
+        image_size=info.preprocessing.image_size,
+        bundle_uri=bundle_uri,
+        bundle_id=info.bundle_id,
+        precision=precision,
+        resources=resources,
     )
     tally = _Tally()
     num_bins = sum(shard.num_rows for shard in shards)
@@ -138,16 +132,8 @@ def _fetch(items: pa.Table, plan: FetchPlan, keep: str, known_bins: ray.ObjectRe
     for item in items.to_pylist():
         rows = _tell_by_bin(fetch_rows(read_shard(item["uri"], item["row_group"]), plan), ray.get(known_bins))
         pixels = pc.if_else(_kept(rows, keep), rows["pixels"], pa.scalar(None, pa.binary()))
-        added = {
-            "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
-            **dict.fromkeys(TIMES, pa.nulls(rows.num_rows, pa.float64())),
-            "shard": pa.repeat(pa.scalar(item["index"], pa.int32()), rows.num_rows),
-            "fresh": pa.repeat(pa.scalar(True), rows.num_rows),
-        }
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)
-        for name, column in added.items():
-            rows = rows.append_column(SCORED_SCHEMA.field(name), column)
-        yield rows
+        yield shard_table(rows, item["index"], fresh=True)
 
 
 def _tell_by_bin(rows: pa.Table, known_bins: frozenset[str]) -> pa.Table:

@@ -1,9 +1,11 @@
-"""Scores fetched shards on a pool of actors: one bundle load each, batches padded to one shape."""
+"""Fetches shards in tasks and scores them on a pool of actors: one bundle load each, batches padded to one shape."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import ray.data
 
 from jobs.platform.bundles import local_bundle
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
+from jobs.stages.manifest import Shard, shard_dataset
 from jobs.stages.resources import Resources
 from schemas.errors import GateError, InputError
 
@@ -31,6 +34,10 @@ through with it, in seconds since the epoch; null where it had nothing to do."""
 
 
 TIMES = ("scoring_began_at", "scored_at")
+FETCHED_SHARD_SCHEMA = pa.schema(
+    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh", *TIMES))]
+)
+"""What the scorers are given: rows with pixels, which they score, and rows without."""
 TASKS_AHEAD = 8
 """Shards that may be on their way to one scorer."""
 CALLS_AT_ONCE = {"cuda": 2, "cpu": 1}
@@ -99,10 +106,43 @@ def without_pixels(rows: pa.Table) -> pa.Table:
     return rows.select(SCORED_SCHEMA.names)
 
 
+def shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
+    """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more)."""
+    added = {
+        "pixels": pa.nulls(rows.num_rows, pa.binary()),
+        "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
+        "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
+        "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
+        **dict.fromkeys(TIMES, pa.nulls(rows.num_rows, pa.float64())),
+    }
+    columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
+    return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
+
+
 def score_shards(
-    fetched: ray.data.Dataset, *, bundle_uri: str, bundle_id: str, precision: str, resources: Resources
+    shards: list[Shard],
+    fetch: Callable[..., Iterator[pa.Table]],
+    fetch_kwargs: dict[str, Any],
+    *,
+    image_size: int,
+    bundle_uri: str,
+    bundle_id: str,
+    precision: str,
+    resources: Resources,
 ) -> ray.data.Dataset:
-    """Fetched shards in, scored shards out: SCORED_SCHEMA, one block a shard."""
+    """Scored shards, SCORED_SCHEMA, one block a shard, in the order of completion. `fetch`: from rows of `shard_dataset`
+    to one `shard_table` each."""
+    # A shard must stay one block: Ray would split it at the default of 128 MiB.
+    block_bytes = 4 * max(shard.num_rows for shard in shards) * image_size**2 * 3
+    ray.data.DataContext.get_current().target_max_block_size = max(1 << 28, block_bytes)
+    fetched = shard_dataset(shards).map_batches(
+        fetch,
+        fn_kwargs=fetch_kwargs,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
+        num_cpus=resources.fetcher_cpus,
+    )
     environment = {}
     if resources.device == "cpu":
         # for a worker of its own, in which nothing has imported torch before

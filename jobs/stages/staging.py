@@ -14,20 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
 from jobs.platform import storage
-from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
-from jobs.stages.manifest import Shard, read_shard, shard_dataset
+from jobs.stages.images import FetchPlan, fetch_rows
+from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources
-from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards
+from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards, shard_table
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
 STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh", *TIMES)])
-FETCHED_SHARD_SCHEMA = pa.schema(
-    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh", *TIMES))]
-)
 SCORED = str(ImageStatus.SCORED)
 MAX_FINDINGS = 200
 """Kinds of failure by status that one shard reports, and that the driver keeps."""
@@ -79,19 +75,16 @@ def stage_shards(
     resources: Resources,
 ) -> Iterator[StagedShard]:
     """Runs the pass; yields each shard once it is staged, in the order of completion."""
-    side = plan.preprocessing.image_size
-    context = ray.data.DataContext.get_current()
-    # A shard must stay one block: Ray would split it at the default of 128 MiB.
-    context.target_max_block_size = max(1 << 28, 4 * max(shard.num_rows for shard in shards) * side * side * 3)
-    fetched = shard_dataset(shards).map_batches(
-        _fetch_or_resume,  # type: ignore[arg-type]
-        fn_kwargs={"folder_uri": folder_uri, "plan": plan},
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
-        num_cpus=resources.fetcher_cpus,
+    scored = score_shards(
+        shards,
+        _fetch_or_resume,
+        {"folder_uri": folder_uri, "plan": plan},
+        image_size=plan.preprocessing.image_size,
+        bundle_uri=bundle_uri,
+        bundle_id=bundle_id,
+        precision=precision,
+        resources=resources,
     )
-    scored = score_shards(fetched, bundle_uri=bundle_uri, bundle_id=bundle_id, precision=precision, resources=resources)
     staged = scored.map_batches(
         _stage,  # type: ignore[arg-type]
         fn_kwargs={"folder_uri": folder_uri},
@@ -111,35 +104,22 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
         try:
             staged = storage.read_table(staged_uri(folder_uri, shard.index))
         except FileNotFoundError:
-            yield _shard_table(fetch_rows(read_shard(shard.uri, shard.row_group), plan), shard.index, fresh=True)
+            yield shard_table(fetch_rows(read_shard(shard.uri, shard.row_group), plan), shard.index, fresh=True)
             continue
         again = pc.not_equal(staged["status"], SCORED)
         if not pc.any(again).as_py():
-            yield _shard_table(staged, shard.index, fresh=False)
+            yield shard_table(staged, shard.index, fresh=False)
             continue
         retried = fetch_rows(staged.filter(again).select(MANIFEST_SCHEMA.names), plan)
         # the shard's own order again: rows that were scored, rows tried now
         order = np.argsort(np.concatenate([np.flatnonzero(~again.to_numpy()), np.flatnonzero(again.to_numpy())]))
         both = pa.concat_tables(
             [
-                _shard_table(staged.filter(pc.invert(again)), shard.index, fresh=False),
-                _shard_table(retried, shard.index, fresh=True),
+                shard_table(staged.filter(pc.invert(again)), shard.index, fresh=False),
+                shard_table(retried, shard.index, fresh=True),
             ]
         )
         yield both.take(pa.array(order))
-
-
-def _shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
-    """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more)."""
-    added = {
-        "pixels": pa.nulls(rows.num_rows, pa.binary()),
-        "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
-        "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
-        "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
-        **dict.fromkeys(TIMES, pa.nulls(rows.num_rows, pa.float64())),
-    }
-    columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
-    return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
 
 
 def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
+from jobs.stages.manifest import Shard
 from jobs.stages.resources import CPU_BATCH, Resources
 from jobs.stages.score import score_shards
 from schemas.errors import GateError, InputError
@@ -106,10 +108,19 @@ def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
 def test_a_bundle_that_changed_under_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle_uri = str(write_bundle(tmp_path / "bundle"))
 
+    def fetch(items: pa.Table) -> Iterator[pa.Table]:
+        yield items
+
     def run() -> None:
-        rows = ray.data.from_items([{"a": 1}])
         score_shards(
-            rows, bundle_uri=bundle_uri, bundle_id="another", precision="fp32", resources=ONE_SCORER
+            [Shard(0, "manifest", 0, 1)],
+            fetch,
+            {},
+            image_size=32,
+            bundle_uri=bundle_uri,
+            bundle_id="another",
+            precision="fp32",
+            resources=ONE_SCORER,
         ).materialize()
 
     assert _exit_code(run) == 2

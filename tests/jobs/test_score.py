@@ -17,8 +17,8 @@ from jobs.stages import resources, staging
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
-from jobs.stages.score import SCORED_SCHEMA, with_probabilities
-from jobs.stages.staging import FETCHED_SHARD_SCHEMA, MAX_FINDINGS, StagedShard, trim_findings
+from jobs.stages.score import FETCHED_SHARD_SCHEMA, SCORED_SCHEMA, TIMES, with_probabilities
+from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import prepare_network
 from model.network import build_network
@@ -54,7 +54,7 @@ def _shard(pixels: list[bytes | None], probabilities: list[list[float] | None]) 
         "probabilities": pa.array(probabilities, pa.list_(pa.float32())),
         "shard": pa.repeat(pa.scalar(3, pa.int32()), n),
         "fresh": pa.repeat(True, n),
-        **dict.fromkeys(staging.TIMES, pa.nulls(n, pa.float64())),
+        **dict.fromkeys(TIMES, pa.nulls(n, pa.float64())),
     }
     columns = [added[name] if name in added else rows[name] for name in FETCHED_SHARD_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
@@ -65,7 +65,7 @@ def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None
     scored = with_probabilities(rows, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 11.0, 12.5)
     assert scored.schema.equals(SCORED_SCHEMA)
     assert scored["probabilities"].to_pylist() == [[1.0, 0.0], [0.25, 0.75], None, [0.5, 0.5]]
-    assert [set(scored[name].to_pylist()) for name in staging.TIMES] == [{11.0}, {12.5}]
+    assert [set(scored[name].to_pylist()) for name in TIMES] == [{11.0}, {12.5}]
     assert scored["bin_id"].to_pylist() == rows["bin_id"].to_pylist()
     in_two_pieces = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
     assert with_probabilities(in_two_pieces, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 11.0, 12.5).equals(
