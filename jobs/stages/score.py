@@ -40,8 +40,8 @@ FETCHED_SHARD_SCHEMA = pa.schema(
 """What the scorers are given: rows with pixels, which they score, and rows without."""
 TASKS_AHEAD = 8
 """Shards that may be on their way to one scorer."""
-CALLS_AT_ONCE = {"cuda": 2, "cpu": 1}
-"""Of one scorer: a GPU computes one shard while the next is made ready for it. On CPUs the network has every core."""
+GPU_CALLS = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
+"""A GPU computes one shard while the next is made ready for it; on CPUs the network has every core."""
 
 
 class ShardScorer:
@@ -164,8 +164,7 @@ def score_shards(
         compute=ray.data.ActorPoolStrategy(
             size=resources.num_scorers,
             max_tasks_in_flight_per_actor=TASKS_AHEAD,
-            max_concurrent_calls_per_actor=CALLS_AT_ONCE[resources.device],
-            enable_true_multi_threading=True,
+            **(GPU_CALLS if resources.device == "cuda" else {}),  # type: ignore[arg-type]
         ),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,
