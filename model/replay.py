@@ -17,7 +17,8 @@ WARM_UPS = 3
 
 
 class Replay:
-    """May be called from several threads at once: what they hand over is computed in turns."""
+    """May be called from several threads at once, whose current stream is the same: what they hand over is computed in
+    turns. Whatever `compute` reads besides must live as long as this."""
 
     @torch.inference_mode()
     def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> None:
@@ -36,6 +37,7 @@ class Replay:
         with torch.cuda.graph(self._graph):
             self._outputs = compute(inputs)
 
+    @torch.inference_mode()
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """The outputs, on the GPU, of a batch in pinned memory. Comes back before they are computed."""
         with torch.cuda.stream(self._transfers):

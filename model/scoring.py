@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -49,9 +48,7 @@ class Scorer:
         side = bundle.info.preprocessing.image_size
         # each batch is copied here: memory of its own would be faulted in anew, at a percent of the network's time
         self._batch = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
-        self._compute: Callable[[torch.Tensor], torch.Tensor] = self._batch_logits
-        if self._device.type == "cuda":
-            self._compute = Replay(self._batch_logits, self._batch.to(self._device))
+        self._replay = Replay(self._batch_logits, self._batch.to(self._device)) if self._device.type == "cuda" else None
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float32 (n, K + 1), of photos, uint8 (n, S, S, 3) RGB."""
@@ -62,23 +59,29 @@ class Scorer:
         side = self.info.preprocessing.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels: expected uint8 (n, {side}, {side}, 3), found {pixels.dtype} {pixels.shape}")
+        if not len(pixels):
+            return np.empty((0, self.info.num_classes), np.float32)
         with torch.inference_mode():
             rows = [
                 self._padded_logits(pixels[start : start + self.batch_size])
                 for start in range(0, len(pixels), self.batch_size)
             ]
             # copied at the end, once: a GPU computes one batch while the next is made ready
-            return torch.cat(rows).cpu().numpy() if rows else np.empty((0, self.info.num_classes), np.float32)
+            logits = torch.cat(rows).to("cpu", non_blocking=True)
+            if self._replay is not None:
+                # what this call has asked for, and not what another thread has since
+                torch.cuda.current_stream().record_event().synchronize()
+            return logits.numpy()
 
     def _padded_logits(self, pixels: np.ndarray) -> torch.Tensor:
         photos = self._batch
-        if self._device.type == "cuda":
+        if self._replay is not None:
             # on its way while the next one is filled; torch hands the memory out again once it has arrived
             photos = torch.empty_like(photos, pin_memory=True)
         batch = photos.numpy()
         batch[: len(pixels)] = pixels
         batch[len(pixels) :] = 0
-        return self._compute(photos)[: len(pixels)]
+        return (self._replay or self._batch_logits)(photos)[: len(pixels)]
 
     def _batch_logits(self, photos: torch.Tensor) -> torch.Tensor:
         inputs = to_inputs(photos, self._scale, self._shift).to(self._dtype)

@@ -51,7 +51,8 @@ class Progress:
 
     def images_per_second(self) -> float | None:
         """Steady state: from the end of the first shard to the end of the last, so that start-up is left out; None for
-        one shard. Of a shard that another scorer had begun before, the part that lies in that time."""
+        one shard. Of a shard that another scorer had begun before, the part that lies in that time; one that waited for a
+        GPU while that computed another counts a part too little, which tells only where shards are few."""
         first = min((ended for _, ended, _ in self.scored), default=0.0)
         last = max((ended for _, ended, _ in self.scored), default=0.0)
         if last <= first:
