@@ -49,16 +49,16 @@ def write_manifest(source_uri: str, target_uri: str, num_bins: int) -> None:
         storage.write_table(storage.join(target_uri, f"part-{start:09d}.parquet"), rows)
 
 
-def audit(manifest_uri: str, bundle_uri: str, output_uri: str) -> subprocess.Popen[bytes]:
+def audit(manifest_uri: str, bundle_uri: str, output_uri: str, precision: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "jobs.audit", "--manifest-uri", manifest_uri, "--output-uri", output_uri]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen([*command, "--bundle-uri", bundle_uri], env=environment)
+    return subprocess.Popen([*command, "--bundle-uri", bundle_uri, "--precision", precision], env=environment)
 
 
-def bins_for(minutes: float, source_uri: str, bundle_uri: str, place: str) -> int:
+def bins_for(minutes: float, source_uri: str, bundle_uri: str, precision: str, place: str) -> int:
     """How many bins a run of so many minutes scores, by the rate of a pilot night of PILOT_BINS."""
     write_manifest(source_uri, f"{place}/manifest", PILOT_BINS)
-    assert audit(f"{place}/manifest", bundle_uri, f"{place}/audits").wait() == 0
+    assert audit(f"{place}/manifest", bundle_uri, f"{place}/audits", precision).wait() == 0
     (summary,) = storage.parquet_files(f"{place}/audits/summary")
     rate = storage.read_table(summary.uri, ["images_per_second"])["images_per_second"].drop_null()[0].as_py()
     return round(SCORING_SHARE * rate * 60 * minutes)
@@ -123,15 +123,17 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--num-bins", type=int)
     size.add_argument("--minutes", type=float, help="as many bins as are scored in this time")
+    parser.add_argument("--precision", default="auto", help="of the audit")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     source_uri, place = storage.absolute(arguments.manifest_uri), storage.absolute(arguments.output_uri)
-    num_bins = arguments.num_bins or bins_for(arguments.minutes, source_uri, arguments.bundle_uri, f"{place}/pilot")
+    how = (arguments.bundle_uri, arguments.precision)
+    num_bins = arguments.num_bins or bins_for(arguments.minutes, source_uri, *how, f"{place}/pilot")
     write_manifest(source_uri, f"{place}/manifest", num_bins)
     started = time.monotonic()
-    process = audit(f"{place}/manifest", arguments.bundle_uri, f"{place}/audits")
+    process = audit(f"{place}/manifest", arguments.bundle_uri, f"{place}/audits", arguments.precision)
     samples = watch(process, arguments.every, Path(f"{arguments.json}.samples"))
     minutes = (time.monotonic() - started) / 60
     names = sorted({name for sample in samples for name in sample} - {"seconds"})
