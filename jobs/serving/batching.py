@@ -32,6 +32,8 @@ class Batcher:
         self._score = score
         self._batch_size = batch_size
         self._executor = executor
+        self.has_failed = False
+        """Whether `score` has ever raised."""
         self._queue: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -63,6 +65,7 @@ class Batcher:
             await asyncio.wait([scoring])
             self._seconds, self._scoring = loop.time() - started, 0
             error = scoring.exception()
+            self.has_failed |= error is not None
             for place, each in enumerate(batch):
                 if each.answer.done():
                     continue  # its caller has gone

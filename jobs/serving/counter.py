@@ -38,7 +38,6 @@ class Counter:
         side = bundle.info.preprocessing.image_size
         # the first batch of a process is slow: no caller should wait for it
         executor.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()
-        self._failed = False
         self._batcher = Batcher(self._score, batch_size, executor)
         self._sizes = Histogram(
             "stock_audit_batch_photos",
@@ -57,13 +56,9 @@ class Counter:
         """Called by Serve, which replaces a replica that raises."""
         if self._batcher.is_broken:
             raise RuntimeError("the batches' worker has ended")
-        if self._failed:
+        if self._batcher.has_failed:  # a device that has failed once (CUDA's context) fails for ever
             raise RuntimeError("the network failed on pixels that were checked: the device may be lost")
 
     def _score(self, pixels: np.ndarray) -> np.ndarray:
         self._sizes.observe(len(pixels))
-        try:
-            return self._scorer.score(pixels)
-        except Exception:
-            self._failed = True  # a device that has failed once (CUDA's context) fails for ever
-            raise
+        return self._scorer.score(pixels)

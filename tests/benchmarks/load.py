@@ -129,11 +129,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     source_uri, place = storage.absolute(arguments.manifest_uri), storage.absolute(arguments.output_uri)
-    how = (arguments.bundle_uri, arguments.precision)
-    num_bins = arguments.num_bins or bins_for(arguments.minutes, source_uri, *how, f"{place}/pilot")
+    bundle_uri, precision = arguments.bundle_uri, arguments.precision
+    num_bins = arguments.num_bins or bins_for(arguments.minutes, source_uri, bundle_uri, precision, f"{place}/pilot")
     write_manifest(source_uri, f"{place}/manifest", num_bins)
     started = time.monotonic()
-    process = audit(f"{place}/manifest", arguments.bundle_uri, f"{place}/audits", arguments.precision)
+    process = audit(f"{place}/manifest", bundle_uri, f"{place}/audits", precision)
     samples = watch(process, arguments.every, Path(f"{arguments.json}.samples"))
     minutes = (time.monotonic() - started) / 60
     names = sorted({name for sample in samples for name in sample} - {"seconds"})

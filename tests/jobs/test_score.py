@@ -17,7 +17,7 @@ from jobs.stages import resources, staging
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
-from jobs.stages.score import FETCHED_SHARD_SCHEMA, SCORED_SCHEMA, TIMES, with_probabilities
+from jobs.stages.score import SCORED_SCHEMA, TIMES, shard_table, with_probabilities
 from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import prepare_network
@@ -52,12 +52,10 @@ def _shard(pixels: list[bytes | None], probabilities: list[list[float] | None]) 
         "contrast": pa.nulls(n, pa.float32()),
         "pixels": pa.array(pixels, pa.binary()),
         "probabilities": pa.array(probabilities, pa.list_(pa.float32())),
-        "shard": pa.repeat(pa.scalar(3, pa.int32()), n),
-        "fresh": pa.repeat(True, n),
-        **dict.fromkeys(TIMES, pa.nulls(n, pa.float64())),
     }
-    columns = [added[name] if name in added else rows[name] for name in FETCHED_SHARD_SCHEMA.names]
-    return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
+    for name, column in added.items():
+        rows = rows.append_column(name, column)
+    return shard_table(rows, 3, fresh=True)
 
 
 def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None:

@@ -514,11 +514,15 @@ def test_a_network_that_failed_once_is_replaced(bundle: Path) -> None:
 
     info = read_bundle_info(bundle)
     counter = Counter(str(bundle), info.bundle_id, "cpu", "fp32", batch_size=1, threads=1)
-    counter.check_health()
-    with pytest.raises(ValueError, match="pixels: expected"):
-        counter._score(np.zeros((1, 8, 8, 3), np.uint8))
-    with pytest.raises(RuntimeError, match="the device may be lost"):
+
+    async def live() -> None:
         counter.check_health()
+        with pytest.raises(ValueError, match="pixels: expected"):
+            await counter.count(np.zeros((8, 8, 3), np.uint8))
+        with pytest.raises(RuntimeError, match="the device may be lost"):
+            counter.check_health()
+
+    asyncio.run(live())
 
 
 def test_metrics_of_several_nodes_are_one_page() -> None:
