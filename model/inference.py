@@ -1,29 +1,51 @@
 """A trained ResNet made ready for use: the same answers, up to rounding in the last bits, for less work.
 
-Normalisation is folded into the convolutions. On processors the residual sums and the cuts at zero happen inside
+On processors normalisation is folded into the convolutions, and the residual sums and the cuts at zero happen inside
 oneDNN's convolutions, while their results are still in cache; these are the operators that torch.compile fuses to,
-without a compiler and its minutes.
+without a compiler and its minutes. On GPUs cuDNN would add a folded convolution's bias in a pass of its own, which is
+slower than the normalisation (`tests/benchmarks/network_steps.py`): the network stays as it was trained.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 """The parts of a torchvision ResNet that are made of residual blocks."""
 
 
 def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of a torchvision ResNet on `device`, in evaluation mode: (n, 3, S, S) of `dtype`, channels_last, to
-    logits, float32. The head stays in float32: a few thousand products, and the probabilities' tails hang on them."""
-    ready = fold_normalisation(copy.deepcopy(network).eval().requires_grad_(False))
-    ready = ready.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """A copy of a torchvision ResNet on `device`, in evaluation mode: (n, 3, S, S), channels_last, of `dtype` (on a GPU
+    float32) to logits, float32. The head stays in float32: a few thousand products, and the probabilities' tails hang on
+    them."""
+    ready = copy.deepcopy(network).eval().requires_grad_(False)
+    if device.type != "cpu":
+        return MixedNetwork(ready.to(device, memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
+    ready = fold_normalisation(ready).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ready.fc.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-    return fuse_blocks(ready) if can_fuse(device, dtype) else ready
+    return fuse_blocks(ready) if can_fuse(dtype) else ready
+
+
+class MixedNetwork(nn.Module):
+    """A ResNet whose convolutions are computed in `dtype` by autocast, as in its training."""
+
+    def __init__(self, network: ResNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.head, network.fc = network.fc, nn.Identity()
+        self.body, self.dtype = network, dtype
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features = self.body(inputs)
+        return self.head(features.float())
 
 
 def fold_normalisation(network: nn.Module) -> nn.Module:
@@ -38,9 +60,9 @@ def fold_normalisation(network: nn.Module) -> nn.Module:
     return network
 
 
-def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes this type here; elsewhere PyTorch's own convolutions stay."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes this type on this processor; elsewhere PyTorch's own convolutions stay."""
+    if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

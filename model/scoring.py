@@ -12,19 +12,17 @@ from model.calibration import apply_calibration
 from model.inference import prepare_network
 from model.processor import check_int8
 from model.quantisation import quantise_network
-from model.replay import Replay
 from schemas.bundle import Preprocessing
 from schemas.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
-"""Of the network's input; int8 is between its convolutions."""
+"""Of what the convolutions compute in; int8 is between them."""
 
 
 class Scorer:
     """Holds a bundle's network on a device. Batches are padded to one fixed shape, so a photo's row is
-    bit-identical alone and in any company (same hardware, precision and batch size). On a GPU, several threads may score
-    at once."""
+    bit-identical alone and in any company (same hardware, precision and batch size)."""
 
     def __init__(self, bundle: Bundle, *, device: str, precision: Precision, batch_size: int) -> None:
         """Raises InputError for fp16 on a CPU (its convolutions are emulated and lose precision), and for int8 where the
@@ -46,9 +44,10 @@ class Scorer:
             self._network = prepare_network(bundle.network, self._device, self._dtype)
         self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)
         side = bundle.info.preprocessing.image_size
-        # each batch is copied here: memory of its own would be faulted in anew, at a percent of the network's time
-        self._batch = torch.zeros((batch_size, side, side, 3), dtype=torch.uint8)
-        self._replay = Replay(self._batch_logits, self._batch.to(self._device)) if self._device.type == "cuda" else None
+        # each batch is copied here: memory of its own would be faulted in anew, at a percent of the network's time, and a
+        # GPU fetches from pinned memory itself
+        shape, pinned = (batch_size, side, side, 3), self._device.type == "cuda"
+        self._batch = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float32 (n, K + 1), of photos, uint8 (n, S, S, 3) RGB."""
@@ -66,25 +65,19 @@ class Scorer:
                 self._padded_logits(pixels[start : start + self.batch_size])
                 for start in range(0, len(pixels), self.batch_size)
             ]
-            # copied at the end, once: a GPU computes one batch while the next is made ready
-            logits = torch.cat(rows).to("cpu", non_blocking=True)
-            if self._replay is not None:
-                # what this call has asked for, and not what another thread has since
-                torch.cuda.current_stream().record_event().synchronize()
-            return logits.numpy()
+            return torch.cat(rows).cpu().numpy()
 
     def _padded_logits(self, pixels: np.ndarray) -> torch.Tensor:
-        photos = self._batch
-        if self._replay is not None:
-            # on its way while the next one is filled; torch hands the memory out again once it has arrived
-            photos = torch.empty_like(photos, pin_memory=True)
-        batch = photos.numpy()
+        batch = self._batch.numpy()
         batch[: len(pixels)] = pixels
         batch[len(pixels) :] = 0
-        return (self._replay or self._batch_logits)(photos)[: len(pixels)]
+        # comes back when the photos have arrived, so that the next ones may take their place
+        return self._batch_logits(self._batch.to(self._device))[: len(pixels)]
 
     def _batch_logits(self, photos: torch.Tensor) -> torch.Tensor:
-        inputs = to_inputs(photos, self._scale, self._shift).to(self._dtype)
+        inputs = to_inputs(photos, self._scale, self._shift)
+        if self._device.type == "cpu":
+            inputs = inputs.to(self._dtype)
         logits = self._network(inputs)
         if self.info.test_time_flip:
             logits = (logits + self._network(inputs.flip(3))) / 2

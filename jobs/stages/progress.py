@@ -50,19 +50,19 @@ class Progress:
         self.check_gates()
 
     def images_per_second(self) -> float | None:
-        """Steady state: from the end of the first shard to the end of the last, so that start-up is left out; None for
-        one shard. Of a shard that another scorer had begun before, the part that lies in that time; one that waited for a
-        GPU while that computed another counts a part too little, which tells only where shards are few."""
-        first = min((ended for _, ended, _ in self.scored), default=0.0)
-        last = max((ended for _, ended, _ in self.scored), default=0.0)
-        if last <= first:
+        """Steady state: from the end of the middle shard to the end of the last, so that start-up is left out, and the
+        photos that lay ready when it was over; None for one shard. Of a shard that another scorer had begun before, the
+        part that lies in that time; one that waited for a GPU while that computed another counts a part too little,
+        which tells only where shards are few."""
+        ends = sorted(ended for _, ended, _ in self.scored)
+        if not ends or ends[-1] <= (begin := ends[(len(ends) - 1) // 2]):
             return None
         images = sum(
-            num_images * (ended - max(began, first)) / (ended - began)
+            num_images * (ended - max(began, begin)) / (ended - began)
             for began, ended, num_images in self.scored
-            if ended > first
+            if ended > begin
         )
-        return images / (last - first)
+        return images / (ends[-1] - begin)
 
     def line(self, now: float) -> str:
         rate = self.num_done / max(1e-9, now - self.started)

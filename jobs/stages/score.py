@@ -40,8 +40,6 @@ FETCHED_SHARD_SCHEMA = pa.schema(
 """What the scorers are given: rows with pixels, which they score, and rows without."""
 TASKS_AHEAD = 8
 """Shards that may be on their way to one scorer."""
-GPU_CALLS = {"max_concurrent_calls_per_actor": 2, "enable_true_multi_threading": True}
-"""A GPU computes one shard while the next is made ready for it; on CPUs the network has every core."""
 
 
 class ShardScorer:
@@ -147,7 +145,8 @@ def score_shards(
     if resources.device == "cpu":
         # for a worker of its own, in which nothing has imported torch before
         environment = {"OMP_NUM_THREADS": str(resources.scorer_threads)}
-    return fetched.map_batches(
+    # `map_batches` itself refuses blocks as they are where there is a GPU, lest someone's batches be too small for it
+    return fetched.map_batches_internal(
         ShardScorer,
         fn_constructor_kwargs={
             "bundle_uri": bundle_uri,
@@ -161,11 +160,7 @@ def score_shards(
         batch_format="pyarrow",
         zero_copy_batch=True,
         # the driver hands out work a few times a second: a fast card must not wait for it
-        compute=ray.data.ActorPoolStrategy(
-            size=resources.num_scorers,
-            max_tasks_in_flight_per_actor=TASKS_AHEAD,
-            **(GPU_CALLS if resources.device == "cuda" else {}),  # type: ignore[arg-type]
-        ),
+        compute=ray.data.ActorPoolStrategy(size=resources.num_scorers, max_tasks_in_flight_per_actor=TASKS_AHEAD),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,
         runtime_env={"env_vars": environment} if environment else None,

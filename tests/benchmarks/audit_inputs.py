@@ -14,6 +14,8 @@ from tests.conftest import S3_ENVIRONMENT, start_s3_server
 from tests.dump import manifest_table, photo, write_bundle
 
 IMAGES_URI, MANIFEST_URI = "s3://bench/bin-images", "s3://bench/manifest"
+MAX_OBJECTS = 4096
+"""Photos that the S3 server holds; bins beyond show the same ones again."""
 
 
 @contextmanager
@@ -32,11 +34,13 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
         import boto3
 
         boto3.client("s3").create_bucket(Bucket="bench")
-        table = manifest_table(IMAGES_URI, [number % 6 for number in range(num_images)])
-        for uri, data in zip(table["image_uri"].to_pylist(), cycle(photos), strict=False):
+        objects = [f"{IMAGES_URI}/{number:05d}.jpg" for number in range(min(num_images, MAX_OBJECTS))]
+        for uri, data in zip(objects, cycle(photos), strict=False):
             storage.write_bytes(uri, data)
+        uris = list(islice(cycle(objects), num_images))
+        table = manifest_table(IMAGES_URI, [number % 6 for number in range(num_images)], image_uri=uris)
         storage.write_table(storage.join(MANIFEST_URI, "part-0.parquet"), table)
-        yield table["image_uri"].to_pylist()
+        yield uris
     finally:
         server.terminate()
         server.wait(timeout=60)

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from model.inference import FusedBlock, can_fuse, prepare_network
+from model.inference import FusedBlock, MixedNetwork, can_fuse, prepare_network
 from model.network import build_network
 
 CPU = torch.device("cpu")
@@ -44,7 +46,7 @@ def test_convolutions_are_fused_where_one_dnn_computes_the_type(
 
     assert is_fused(torch.float32) == torch.backends.mkldnn.is_available()
     assert is_fused(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert not can_fuse(torch.device("cuda"), torch.bfloat16)
+    assert not can_fuse(torch.float16)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not is_fused(torch.float32)
 
@@ -54,3 +56,18 @@ def test_the_head_stays_in_float32(network: nn.Module) -> None:
     assert {values.dtype for values in ready.fc.parameters()} == {torch.float32}  # type: ignore[union-attr]
     with torch.inference_mode():
         assert ready(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_on_a_gpu_the_network_is_computed_as_in_training(network: nn.Module) -> None:
+    ready = prepare_network(network, torch.device("meta"), torch.bfloat16)
+    assert isinstance(ready, MixedNetwork)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in ready.modules())
+    assert {values.dtype for values in ready.parameters()} == {torch.float32}
+    photos = torch.randn(4, 3, 64, 64).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = network(photos)
+        mixed = MixedNetwork(copy.deepcopy(network), torch.bfloat16)(photos)
+        whole = MixedNetwork(copy.deepcopy(network), torch.float32)(photos)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(whole, expected)
+    assert 0 < float((mixed - expected).abs().max()) < 0.05 * float(expected.abs().max())

@@ -24,6 +24,9 @@ from model.images import decode_image
 from model.scoring import Scorer
 from schemas.bundle import Preprocessing
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BATCH_SIZE = 128 if DEVICE == "cuda" else CPU_BATCH
+
 
 class Photos(Dataset):
     def __init__(self, uris: list[str], preprocessing: Preprocessing) -> None:
@@ -65,16 +68,15 @@ def main() -> None:
     options = parser.parse_args()
     uris, bundle = json.loads(options.uris.read_text()), load_bundle(options.bundle)
     kind = Photos if options.kind == "plain" else TunedPhotos
-    photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=CPU_BATCH, num_workers=options.workers)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = bundle.network.to(device, memory_format=torch.contiguous_format).eval()
-    precision = resolve_precision(options.precision, device, bundle.info)
-    scorer = Scorer(bundle, device=device, precision=precision, batch_size=CPU_BATCH)
+    photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=BATCH_SIZE, num_workers=options.workers)
+    network = bundle.network.to(DEVICE, memory_format=torch.contiguous_format).eval()
+    precision = resolve_precision(options.precision, DEVICE, bundle.info)
+    scorer = Scorer(bundle, device=DEVICE, precision=precision, batch_size=BATCH_SIZE)
     marks, done = [], 0
     with torch.no_grad():
         for batch in photos:
             if options.kind == "plain":
-                rows = torch.softmax(network(batch.to(device)), dim=1).cpu().numpy()
+                rows = torch.softmax(network(batch.to(DEVICE)), dim=1).cpu().numpy()
             else:
                 rows = scorer.score(batch.numpy())
             assert np.isfinite(rows).all()

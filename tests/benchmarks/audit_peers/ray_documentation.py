@@ -1,5 +1,5 @@
 """Ray's documented batch prediction (its example "Image Classification Batch Inference with PyTorch"): `read_images`,
-a `map` that transforms, one float32 actor that asks for nothing. `--uris FILE --bundle DIR`; prints when how many were done.
+a `map` that transforms, one float32 actor that asks for nothing but the GPU where there is one. `--uris FILE --bundle DIR`; prints when how many were done.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from torchvision import transforms
 
 from model.bundle import load_bundle
 
+DEVICE, BATCH_SIZE = ("cuda", 720) if torch.cuda.is_available() else ("cpu", 32)
+
 
 class ResnetModel:
     def __init__(self, folder: Path) -> None:
-        self.network = load_bundle(folder).network.to(memory_format=torch.contiguous_format).eval()
+        self.network = load_bundle(folder).network.to(DEVICE, memory_format=torch.contiguous_format).eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            predicted = self.network(torch.from_numpy(batch["transformed_image"])).argmax(dim=1)
+            inputs = torch.from_numpy(batch["transformed_image"]).to(DEVICE)
+            predicted = self.network(inputs).argmax(dim=1)
         return {
-            "predicted": predicted.numpy(),
+            "predicted": predicted.cpu().numpy(),
             "original_image": batch["original_image"],
             "at": np.full(len(predicted), time.time()),
         }
@@ -62,7 +65,8 @@ def main() -> None:
             ResnetModel,
             fn_constructor_args=[options.bundle],
             compute=ray.data.ActorPoolStrategy(size=1),
-            batch_size=32,
+            batch_size=BATCH_SIZE,
+            num_gpus=1 if DEVICE == "cuda" else None,
         )
     )
     times = np.sort(np.concatenate([batch["at"] for batch in predictions.iter_batches()]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from model.bundle import load_bundle
-from tests.benchmarks.audit_peers.data_loader import Photos
+from tests.benchmarks.audit_peers.data_loader import DEVICE, Photos
 
 
 def main() -> None:
@@ -20,13 +20,12 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     options = parser.parse_args()
     bundle = load_bundle(options.bundle)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = bundle.network.to(device, memory_format=torch.contiguous_format).eval()
+    network = bundle.network.to(DEVICE, memory_format=torch.contiguous_format).eval()
     photos = Photos(json.loads(options.uris.read_text()), bundle.info.preprocessing)
     marks = []
     with torch.no_grad():
         for number in range(len(photos)):
-            torch.softmax(network(photos[number][None].to(device)), dim=1).argmax().item()
+            torch.softmax(network(photos[number][None].to(DEVICE)), dim=1).argmax().item()
             marks.append((time.time(), number + 1))
     print(json.dumps({"marks": marks}))
 
