@@ -1,6 +1,7 @@
 """The audit's throughput beside its hardware's roofs and beside what a user would pick instead, in one run.
 
     python -m tests.benchmarks.audit --photos-uri PHOTOS --bundle-uri BUNDLE --num-images 1024 --json figures.json
+    python -m tests.benchmarks.audit --photos-uri PHOTOS --feeding --num-images 16384
     python -m tests.benchmarks.audit --growth 1000 10000 100000 1000000
 
 Photos come from a real S3 server (SeaweedFS) on this machine; every measurement is a process of its own, and the repeats
@@ -106,6 +107,28 @@ def measure(
     return dict(found)
 
 
+def measure_feeding(bundle: Path, folder: Path, uris: list[str], repeats: int) -> dict:
+    """How fast photos come to a network that costs nothing, as beside a fast GPU, and what fetch and decode allow."""
+    everything = folder / "uris.json"
+    everything.write_text(json.dumps(uris))
+    found: dict[str, list[float]] = defaultdict(list)
+    for repeat in range(repeats):
+        for part in ("fetch", "decode"):
+            ended = run("tests.benchmarks.audit_roofs", part, "--uris", str(everything), "--bundle", str(bundle))
+            found[part].append(ended.answer["images_per_second"])
+        output_uri = f"s3://bench/fed-{repeat}"
+        given = ("--manifest-uri", MANIFEST_URI, "--bundle-uri", str(bundle), "--output-uri", output_uri)
+        run("tests.benchmarks.audit_stand_in", "network", *given, "--precision", "fp32")
+        found["fed"].append(read_night(output_uri)[0])
+        print("  ".join(f"{name} {rates[-1]:.1f}" for name, rates in found.items()), flush=True)
+    rates = {name: statistics.median(values) for name, values in found.items()}
+    bound = 1 / (1 / rates["fetch"] + 1 / rates["decode"])
+    print(
+        f"fed: {rates['fed']:.1f} photos a second, {rates['fed'] / bound:.1%} of the {bound:.1f} that fetch and decode allow"
+    )
+    return {"feeding": {**rates, "bound": bound, "share_of_bound": rates["fed"] / bound, "all": dict(found)}}
+
+
 def steady_rate(marks: list[tuple[float, int]], expected: int) -> float:
     """Photos per second from the middle batch on, of marks (when, how many were done)."""
     (middle_at, middle), (last_at, last) = marks[(len(marks) - 1) // 2], marks[-1]
@@ -174,6 +197,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of the network alone, of ours and of the tuned loader's")
     parser.add_argument("--skip-peer", nargs="*", default=[], help=f"names, or how they begin: {', '.join(PEERS)}")
+    parser.add_argument(
+        "--feeding", action="store_true", help="instead: how fast photos come to a network without cost"
+    )
     parser.add_argument("--growth", type=int, nargs="+", help="instead: nights of so many bins with a scoring stand-in")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -187,9 +213,12 @@ def main() -> int:
             bundle = options.bundle_uri or make_bundle(folder / "bundle")
             (folder / "s3").mkdir()
             with serve_photos(options.photos_uri, options.num_images, folder / "s3") as uris:
-                found = measure(bundle, folder, uris, options.repeats, options.skip_peer, options.precision)
-                figures = conclude(found)
-            print(table(figures))
+                if options.feeding:
+                    figures = measure_feeding(bundle, folder, uris, options.repeats)
+                else:
+                    found = measure(bundle, folder, uris, options.repeats, options.skip_peer, options.precision)
+                    figures = conclude(found)
+                    print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if figures.get("share_of_bound", 0) > 1:

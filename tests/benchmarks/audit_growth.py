@@ -6,16 +6,11 @@ by stand-ins in the workers; everything else, from the manifest's check to the c
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from jobs import audit
 from jobs.platform import storage
 from schemas.arrow import conform
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
@@ -30,7 +25,15 @@ def measure_growth(num_bins: int, folder: Path) -> dict[str, float]:
     place = folder / f"night-{num_bins}"
     write_manifest(place, num_bins)
     write_bundle(place / "bundle")
-    ended = run("tests.benchmarks.audit_growth", str(place))
+    given = (
+        "--manifest-uri",
+        f"{place}/manifest",
+        "--bundle-uri",
+        f"{place}/bundle",
+        "--output-uri",
+        f"{place}/audits",
+    )
+    ended = run("tests.benchmarks.audit_stand_in", "network_and_photos", *given)
     files = list((place / "audits" / "results").rglob("*.parquet"))
     figures = {
         "bins": num_bins,
@@ -67,21 +70,3 @@ def write_manifest(place: Path, num_bins: int) -> None:
         )
         uri = storage.join(str(place), "manifest", f"part-{start:09d}.parquet")
         storage.write_table(uri, conform(table, MANIFEST_SCHEMA).replace_schema_metadata(metadata))
-
-
-def main(place: str) -> int:
-    began = time.perf_counter()
-    # the hook runs before Ray hands on the driver's own path
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    hook = {"worker_process_setup_hook": "tests.benchmarks.audit_stand_in.stand_in", "env_vars": environment}
-    ray.init(include_dashboard=False, log_to_driver=False, runtime_env=hook)
-    command = f"--manifest-uri {place}/manifest --bundle-uri {place}/bundle --output-uri {place}/audits"
-    code = audit.main(command.split())
-    seconds = time.perf_counter() - began
-    ray.shutdown()
-    print(json.dumps({"seconds": round(seconds, 1)}))
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

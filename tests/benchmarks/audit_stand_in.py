@@ -1,22 +1,40 @@
-"""Stand-ins for fetch and network, put into every Ray worker of the growth benchmark; nothing else is replaced."""
+"""An audit with stand-ins in its Ray workers; nothing else is replaced.
+
+    python -m tests.benchmarks.audit_stand_in network --manifest-uri M --bundle-uri B --output-uri O
+
+`network`: no network computes, and the cluster says that it has a GPU. `network_and_photos`: no photo is fetched either, and
+the network's place is on the processors. The rest is for `jobs.audit`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import ray
 
+from jobs import audit
+from jobs.platform.cluster import OWN_CLUSTER
 from jobs.stages import score, staging
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan
 
 
-def stand_in() -> None:
-    """Ray calls it in a worker before its first task: no photo is fetched and no network computes."""
-    staging.fetch_rows = _fetched
+def network() -> None:
+    """Ray calls it in a worker before its first task."""
     score.ShardScorer.__init__ = _hold_nothing  # type: ignore[method-assign]
     score.ShardScorer.__call__ = _scored  # type: ignore[method-assign]
+
+
+def network_and_photos() -> None:
+    """Likewise."""
+    network()
+    staging.fetch_rows = _fetched
 
 
 def _fetched(rows: pa.Table, plan: FetchPlan) -> pa.Table:
@@ -41,3 +59,23 @@ def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
     seed = hashlib.sha256(rows["bin_id"][0].as_py().encode()).digest()[:8]
     chances = np.random.default_rng(int.from_bytes(seed)).dirichlet([0.3] * 7, rows.num_rows)
     return score.with_probabilities(rows, chances.astype(np.float32), began_at, time.time())
+
+
+def main(replaced: str, argv: list[str]) -> int:
+    began = time.perf_counter()
+    for name, value in OWN_CLUSTER.items():
+        os.environ.setdefault(name, value)
+    # the hook runs before Ray hands on the driver's own path
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    hook = {"worker_process_setup_hook": f"tests.benchmarks.audit_stand_in.{replaced}", "env_vars": environment}
+    num_gpus = 1 if replaced == "network" else None
+    ray.init(num_gpus=num_gpus, include_dashboard=False, log_to_driver=False, runtime_env=hook)
+    code = audit.main(argv)
+    seconds = time.perf_counter() - began
+    ray.shutdown()
+    print(json.dumps({"seconds": round(seconds, 1)}))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
