@@ -23,7 +23,6 @@ MAX_SCANNED_PIXELS = 2_500_000_000
 """Pixels times scans of a JPEG. Every further scan goes over the whole photo, in a few bytes: 30 kB can ask for a
 minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has ten scans."""
 
-INTERPOLATION = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 # Pillow has readers for dozens of formats, Ghostscript among them; photos come in these.
 FORMATS = ("JPEG", "PNG", "WEBP")
 # Our own limit is lower and checked below; Pillow's would warn (an error under -W error) between the two.
@@ -49,10 +48,27 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
 def resize_image(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """(height, width, 3) uint8 to (S, S, 3); the aspect ratio is not kept."""
     side = preprocessing.image_size
+    if preprocessing.resampling == "supersampled":
+        pixels = _finer(pixels, side)
     if pixels.shape[:2] == (side, side):
         return np.ascontiguousarray(pixels)
-    resized = cv2.resize(pixels, (side, side), interpolation=INTERPOLATION[preprocessing.resampling])
-    return np.ascontiguousarray(resized)
+    return np.ascontiguousarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA))
+
+
+def _finer(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The photo at a multiple of `side` along each axis, interpolated. What is left to do for INTER_AREA are means of whole
+    pixels, which OpenCV is quick at, most of all of two by two; of parts of pixels it is slower than a JPEG's decoding. On
+    real bin photos the result is as sharp as by areas, and 0.3 of 255 levels off. A photo so odd that this would be far
+    larger stays as it is."""
+    height, width = pixels.shape[:2]
+
+    def finer(length: int) -> int:
+        return side * (1 if length <= 1.25 * side else 2 if length <= 3 * side else round(length / side))
+
+    finer_height, finer_width = finer(height), finer(width)
+    if (finer_height, finer_width) == (height, width) or finer_height * finer_width > 4 * height * width + side**2:
+        return pixels
+    return cv2.resize(pixels, (finer_width, finer_height), interpolation=cv2.INTER_LINEAR)
 
 
 def read_pixels(data: bytes) -> np.ndarray:

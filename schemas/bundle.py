@@ -26,8 +26,8 @@ class Preprocessing(Document):
 
     image_size: int = Field(ge=16, le=1024)
     """Side in pixels of the square that every photo is resized to (its aspect ratio is not kept)."""
-    resampling: Literal["area", "linear"] = "area"
-    """How it is resized: OpenCV's INTER_AREA or INTER_LINEAR."""
+    resampling: Literal["area", "supersampled"] = "supersampled"
+    """How it is resized: by OpenCV's INTER_AREA, as in older bundles, or nearly the same in a third of the time."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted per channel (red, green, blue) after scaling pixels to 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD

@@ -92,7 +92,7 @@ def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
         pa.array([photo.error for photo in photos], pa.string()),
         pa.array([photo.sha256 in known for photo in photos], pa.bool_()),
         pa.array([None if photo.pixels is None else _contrast(photo.pixels) for photo in photos], pa.float32()),
-        pa.array([None if photo.pixels is None else photo.pixels.tobytes() for photo in photos], pa.binary()),
+        _pixels_column([photo.pixels for photo in photos]),
     ]
     return pa.Table.from_arrays([*rows.select(MANIFEST_SCHEMA.names).columns, *columns], schema=FETCHED_SCHEMA)
 
@@ -107,6 +107,14 @@ def fetch_photos(uris: list[str], etags: list[str | None], plan: FetchPlan) -> l
 def _contrast(pixels: np.ndarray) -> float:
     """Standard deviation of all values; three times as fast as numpy's."""
     return float(cv2.meanStdDev(pixels.reshape(-1, 1))[1].item())
+
+
+def _pixels_column(photos: list[np.ndarray | None]) -> pa.Array:
+    """Binary; every photo is copied once, where pyarrow's own way from arrays would take two copies."""
+    ends = np.cumsum([0, *(0 if photo is None else photo.size for photo in photos)]).astype(np.int32)
+    data = np.concatenate([np.empty(0, np.uint8), *(photo.ravel() for photo in photos if photo is not None)])
+    is_valid = pa.array([photo is not None for photo in photos], pa.bool_()).buffers()[1]
+    return pa.Array.from_buffers(pa.binary(), len(photos), [is_valid, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
 def pixels_of(rows: pa.Table, preprocessing: Preprocessing) -> np.ndarray:

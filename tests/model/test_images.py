@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.images import RejectedImage, UnreadableImage, decode_image, read_pixels
+from model.images import RejectedImage, UnreadableImage, decode_image, read_pixels, resize_image
 from schemas.bundle import Preprocessing
+from tests import dump
 
 PREPROCESSING = Preprocessing(image_size=64)
 
@@ -154,12 +155,31 @@ def test_a_file_that_is_too_large_is_rejected() -> None:
         decode_image(b"\xff\xd8" + bytes(33 * 1024 * 1024), PREPROCESSING)
 
 
-def test_area_and_linear_resampling_differ(photo: Image.Image) -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8))
-    data = encode(noise, "PNG")
-    area = decode_image(data, PREPROCESSING)
-    linear = decode_image(data, Preprocessing(image_size=64, resampling="linear"))
-    assert area.std() < linear.std()
+@pytest.mark.parametrize("size", [(468, 334), (224, 224), (300, 224), (600, 900), (1500, 400), (70, 75)], ids=str)
+@pytest.mark.parametrize("side", [64, 112, 160])
+def test_supersampling_comes_close_to_areas(size: tuple[int, int], side: int) -> None:
+    pixels = read_pixels(dump.photo(4, 7, size=size))
+    areas = resize_image(pixels, Preprocessing(image_size=side, resampling="area"))
+    found = resize_image(pixels, Preprocessing(image_size=side))
+    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((side, side, 3), np.uint8, True)
+    assert np.abs(found.astype(float) - areas).mean() < 3
+    if all(length % side == 0 for length in size):
+        assert np.array_equal(found, areas)
+
+
+def test_supersampling_does_not_alias() -> None:
+    """Stripes two pixels wide are finer than the result can show: what is left of them is grey."""
+    stripes = np.zeros((334, 468, 3), np.uint8)
+    stripes[:, ::4] = stripes[:, 1::4] = 255
+    for side in (64, 100, 112):
+        assert resize_image(stripes, Preprocessing(image_size=side)).std() < 45
+
+
+def test_an_odd_photo_takes_no_more_memory_than_it_has() -> None:
+    line = np.zeros((1, 3_000_000, 3), np.uint8)
+    line[:, 1_500_000:] = 200
+    found = resize_image(line, Preprocessing(image_size=64))
+    assert (found[:, :31] == 0).all() and (found[:, 33:] == 200).all()
 
 
 def test_what_is_no_image_is_named_the_same_in_every_run() -> None:
