@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 OWN_CLUSTER = {
     # Ray's own daemons would interrupt the network, whose threads wait for each other, at every turn.
     "RAY_worker_niceness": "0",
+    # More workers than CPUs, as tasks ask for parts of one, it would end after an idle second and start again, at a
+    # second of a core each.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
     # Ten times a second it would look for new lines in every log of the machine.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
