@@ -60,6 +60,8 @@ STATE_FILE = "state.pt"
 AUXILIARY_WEIGHT = 0.3
 NUM_RANGE_PHOTOS = 256
 """Training photos that tell the ranges of the activations."""
+KEPT_BYTES = 1 << 30
+"""Most bytes of photos that a worker keeps from one evaluation to the next."""
 UNHEALTHY = "unhealthy"
 NOT_FINITE = "the loss is not a finite number"
 
@@ -163,6 +165,8 @@ class _Loop:
         self.best_state: dict[str, torch.Tensor] = {}
         self.stopped: str | None = None
         self.findings: list[dict[str, Any]] = []
+        self._kept_of: tuple[str, int] | None = None
+        self._kept: list[np.ndarray] = []
         self._trace: bytes | None = None
         self._epoch_seconds = 0.0
         self._first_epoch_here = 0
@@ -291,9 +295,9 @@ class _Loop:
     def _finish_epoch(self, epoch: int) -> None:
         with self.watch.phase("validation"):
             self._average_statistics()
-            selection = self.bins.rows_of("selection")
             size = self.recipe.image_size_of(epoch)
-            logits = self._evaluate(self.average.state, selection, image_size=size, mirror=False)
+            logits = self._evaluate(self.average.state, "selection", image_size=size, mirror=False)
+        selection = self.bins.rows_of("selection")
         labels, groups = self.labels[selection], self.bins.groups[selection]
         entry = {
             "epoch": epoch,
@@ -371,24 +375,18 @@ class _Loop:
                 self._sum(value).div_(self.num_workers)
 
     @torch.no_grad()
-    def _evaluate(
-        self, state: dict[str, torch.Tensor], rows: np.ndarray, *, image_size: int, mirror: bool
-    ) -> np.ndarray:
-        """Logits, float64 (rows, K + 1), of a state of CountingNetwork; the work is shared by all workers."""
-        recipe = self.recipe
+    def _evaluate(self, state: dict[str, torch.Tensor], split: str, *, image_size: int, mirror: bool) -> np.ndarray:
+        """Logits, float64 (rows of the split, K + 1), of a state of CountingNetwork; the work is shared by all workers."""
+        recipe, num_rows = self.recipe, len(self.bins.rows_of(split))
         kept = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self.network.load_state_dict(state)
         self.network.eval()
-        size = recipe.micro_batch
-        starts = list(range(0, len(rows), size))
-        mine = starts[self.rank :: self.num_workers]
-        plan = [MicroBatch(rows[start : start + size], image_size, None) for start in mine]
-        found = torch.zeros((len(rows), recipe.num_classes), dtype=torch.float64, device=self.device)
-        for start, prepared in zip(mine, self.photos(plan), strict=True):
-            pixels = prepared.pixels
+        found = torch.zeros((num_rows, recipe.num_classes), dtype=torch.float64, device=self.device)
+        for start, pixels in self._plain_batches(split, image_size):
             num_photos = len(pixels)
-            if num_photos < size:  # one fixed shape, as in the audit
-                pixels = np.concatenate([pixels, np.zeros((size - num_photos, *pixels.shape[1:]), np.uint8)])
+            if num_photos < recipe.micro_batch:  # one fixed shape, as in the audit
+                missing = (recipe.micro_batch - num_photos, *pixels.shape[1:])
+                pixels = np.concatenate([pixels, np.zeros(missing, np.uint8)])
             inputs = to_inputs(self._send(torch.from_numpy(pixels)), self._scale, self._shift)
             with self._autocast():
                 logits = self.network(inputs)[0].double()
@@ -397,6 +395,22 @@ class _Loop:
             found[start : start + num_photos] = logits[:num_photos]
         self.network.load_state_dict(kept)
         return self._sum(found).cpu().numpy()
+
+    def _plain_batches(self, split: str, image_size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """This worker's share of a split, not augmented, in micro-batches: the place of the first row, and the pixels.
+
+        The selection comes again after every epoch, so its photos are kept while the image size stays, unless they are more
+        than KEPT_BYTES: to fetch and decode them each time took as long as the training itself beside an H200."""
+        rows, size = self.bins.rows_of(split), self.recipe.micro_batch
+        mine = range(self.rank * size, len(rows), self.num_workers * size)
+        if self._kept_of != (split, image_size):
+            plan = [MicroBatch(rows[start : start + size], image_size, None) for start in mine]
+            batches = (prepared.pixels for prepared in self.photos(plan))
+            if sum(len(batch.rows) for batch in plan) * image_size**2 * 3 > KEPT_BYTES:
+                yield from zip(mine, batches, strict=True)
+                return
+            self._kept_of, self._kept = (split, image_size), list(batches)
+        yield from zip(mine, self._kept, strict=True)
 
     def _activation_ranges(self, state: dict[str, torch.Tensor]) -> dict[str, Range]:
         """Those of the network that ends in the bundle, on NUM_RANGE_PHOTOS training photos as the audit prepares them.
@@ -506,7 +520,7 @@ class _Loop:
                     rows[split] = self.bins.rows_of(split)
                     logits[split] = self._evaluate(
                         self.best_state,
-                        rows[split],
+                        split,
                         image_size=self.recipe.image_size,
                         mirror=self.recipe.test_time_flip,
                     )

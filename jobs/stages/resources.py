@@ -105,7 +105,7 @@ def _plan_cpus(sizes: list[float]) -> Resources:
         scorer_gpus=0,
         scorer_threads=max(1, int(unit)),
         num_fetchers=2 * num_scorers,
-        fetcher_cpus=unit / 16,
+        fetcher_cpus=unit / 8,
         small_task_cpus=unit / 16,
         batch_size=CPU_BATCH,
         num_nodes=len(sizes),

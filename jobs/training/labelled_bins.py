@@ -30,6 +30,8 @@ COLUMNS = ("bin_id", "image_uri", "expected_qty", "num_skus", "group")
 ROWS_PER_TASK = 256
 FETCHES_AT_ONCE = 16
 TASK_CPUS = 0.25
+"""Of a task that reads photos: a part, so that some run beside a training that holds the rest of a small machine."""
+LEAST_TASKS = 4
 CHECKED = Preprocessing(image_size=16)
 """Whether a photo decodes doesn't depend on the size."""
 
@@ -99,6 +101,13 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     return LabelledBins(bins.sort_by("bin_id"), settle_roots(uri, next(iter(images_uris), None), config.allowed_root))
 
 
+def task_pool(num_blocks: int) -> ray.data.TaskPoolStrategy:
+    """For so many blocks of photos to read: no more tasks at once than the cluster has CPUs, whatever part of one each asks
+    for, as every further one is a process more to start on the same cores."""
+    most = max(LEAST_TASKS, int(ray.cluster_resources().get("CPU", 0)))
+    return ray.data.TaskPoolStrategy(size=min(most, num_blocks))
+
+
 def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
     """The bins whose photos can be used, with a column image_sha256.
 
@@ -115,6 +124,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
         batch_size=ROWS_PER_TASK,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS,
+        compute=task_pool(len(blocks)),
         fn_kwargs={"plan": FetchPlan(CHECKED, bins.roots, config.anonymous, None)},
     )
     found = pa.concat_tables(list(checked.iter_batches(batch_size=None, batch_format="pyarrow")))

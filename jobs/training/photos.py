@@ -16,7 +16,7 @@ import ray
 import ray.data
 
 from jobs.platform import storage
-from jobs.training.labelled_bins import TASK_CPUS, fetch_all
+from jobs.training.labelled_bins import TASK_CPUS, fetch_all, task_pool
 from model.images import read_pixels, resize_image
 from model.micro_batches import MicroBatch, PreparedBatch
 from model.splitting import id_hashes, keyed
@@ -64,11 +64,13 @@ class PhotoStream:
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would say that each window is done
         # micro-batches arrive in the order that was planned, so that the same photos train together
         context.execution_options.preserve_order = True
-        prepared = ray.data.from_arrow(list(_blocks(micro_batches))).map_batches(
+        blocks = list(_blocks(micro_batches))
+        prepared = ray.data.from_arrow(blocks).map_batches(
             prepare_micro_batches,  # type: ignore[arg-type]
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,
+            compute=task_pool(len(blocks)),
             fn_kwargs={"stream": self},
         )
         return prepared.materialize().to_arrow_refs()
