@@ -406,9 +406,10 @@ class _Loop:
         if self._kept_of != (split, image_size):
             plan = [MicroBatch(rows[start : start + size], image_size, None) for start in mine]
             batches = (prepared.pixels for prepared in self.photos(plan))
-            if sum(len(batch.rows) for batch in plan) * image_size**2 * 3 > KEPT_BYTES:
+            if split != "selection" or sum(len(batch.rows) for batch in plan) * image_size**2 * 3 > KEPT_BYTES:
                 yield from zip(mine, batches, strict=True)
                 return
+            self._kept = []  # those of another size go before these come
             self._kept_of, self._kept = (split, image_size), list(batches)
         yield from zip(mine, self._kept, strict=True)
 

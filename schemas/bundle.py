@@ -27,7 +27,8 @@ class Preprocessing(Document):
     image_size: int = Field(ge=16, le=1024)
     """Side in pixels of the square that every photo is resized to (its aspect ratio is not kept)."""
     resampling: Literal["area", "supersampled"] = "supersampled"
-    """How it is resized: by OpenCV's INTER_AREA, as in older bundles, or nearly the same in a third of the time."""
+    """How it is resized: by OpenCV's INTER_AREA, as in bundles until November 2026, or nearly the same in less than half
+    of the time (`model.images.resize_image`)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted per channel (red, green, blue) after scaling pixels to 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD

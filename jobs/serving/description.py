@@ -69,7 +69,7 @@ BUNDLE_EXAMPLE = {
     "classes": class_names(6),
     "preprocessing": {
         "image_size": 112,
-        "resampling": "area",
+        "resampling": "supersampled",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     },

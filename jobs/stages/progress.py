@@ -52,8 +52,7 @@ class Progress:
     def images_per_second(self) -> float | None:
         """Steady state: from the end of the middle shard to the end of the last, so that start-up is left out, and the
         photos that lay ready when it was over; None for one shard. Of a shard that another scorer had begun before, the
-        part that lies in that time; one that waited for a GPU while that computed another counts a part too little,
-        which tells only where shards are few."""
+        part that lies in that time."""
         ends = sorted(ended for _, ended, _ in self.scored)
         if not ends or ends[-1] <= (begin := ends[(len(ends) - 1) // 2]):
             return None

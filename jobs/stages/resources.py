@@ -84,7 +84,7 @@ def _plan_gpus(sizes: list[tuple[float, int]]) -> Resources:
         scorer_gpus=1.0,
         scorer_threads=1,
         num_fetchers=num_fetchers,
-        fetcher_cpus=0.225 * min(sum(left) / num_fetchers, *left),
+        fetcher_cpus=0.9 * min(sum(left) / num_fetchers, *left),
         small_task_cpus=0.1 * min(sum(left) / 4, min(left) / 2),
         batch_size=GPU_BATCH,
         num_nodes=len(left),

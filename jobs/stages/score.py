@@ -42,6 +42,11 @@ TASKS_AHEAD = 8
 """Shards that may be on their way to one scorer."""
 
 
+GPU_FETCH_CLAIM = 0.25
+"""Part of its CPUs that a fetch beside GPUs asks for; their number is limited already. Ray Data keeps a third of what is
+free for each stage, so that with whole claims it began 8 of 14 planned fetches."""
+
+
 class ShardScorer:
     """A Ray Data actor that holds one network; called with blocks of fetched rows that may already have answers."""
 
@@ -139,7 +144,7 @@ def score_shards(
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
-        num_cpus=resources.fetcher_cpus,
+        num_cpus=resources.fetcher_cpus * (GPU_FETCH_CLAIM if resources.device == "cuda" else 1),
     )
     environment = {}
     if resources.device == "cpu":

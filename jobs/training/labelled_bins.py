@@ -32,6 +32,7 @@ FETCHES_AT_ONCE = 16
 TASK_CPUS = 0.25
 """Of a task that reads photos: a part, so that some run beside a training that holds the rest of a small machine."""
 LEAST_TASKS = 4
+"""On few CPUs, as reading also waits."""
 CHECKED = Preprocessing(image_size=16)
 """Whether a photo decodes doesn't depend on the size."""
 
@@ -102,8 +103,8 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
 
 
 def task_pool(num_blocks: int) -> ray.data.TaskPoolStrategy:
-    """For so many blocks of photos to read: no more tasks at once than the cluster has CPUs, whatever part of one each asks
-    for, as every further one is a process more to start on the same cores."""
+    """For so many blocks of photos to read: no more tasks at once than the cluster has CPUs (LEAST_TASKS on few), whatever
+    part of one each asks for, as every further one is a process more to start on the same cores."""
     most = max(LEAST_TASKS, int(ray.cluster_resources().get("CPU", 0)))
     return ray.data.TaskPoolStrategy(size=min(most, num_blocks))
 

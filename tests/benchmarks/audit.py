@@ -44,7 +44,7 @@ PEERS = {
             "tests.benchmarks.audit_peers.data_loader",
             *("--kind", "tuned", "--workers", str(workers)),
         )
-        for workers in ((CORES // 2, CORES) if ON_GPU else range(CORES + 1))
+        for workers in ((CORES // 2, CORES) if ON_GPU else sorted({0, CORES // 2, CORES}))
     },
     "daft": ("tests.benchmarks.audit_peers.daft_query",),
     "single_requests": ("tests.benchmarks.audit_peers.single_requests",),
@@ -133,6 +133,7 @@ def steady_rate(marks: list[tuple[float, int]], expected: int) -> float:
     """Photos per second from the middle batch on, of marks (when, how many were done)."""
     (middle_at, middle), (last_at, last) = marks[(len(marks) - 1) // 2], marks[-1]
     assert last == expected, f"{last} of {expected} photos were answered"
+    assert len(marks) > 1, "more than one batch is needed to tell a rate"
     return (last - middle) / (last_at - middle_at)
 
 
@@ -191,9 +192,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos-uri", help="folder of .jpg files; by default generated photos")
     parser.add_argument("--bundle-uri", type=Path, help="folder; by default a ResNet50 at 224 with random weights")
-    parser.add_argument(
-        "--num-images", type=int, default=1024, help="the first 256 of them, a shard, count as start-up"
-    )
+    parser.add_argument("--num-images", type=int, default=1024, help="the first half of them counts as start-up")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of the network alone, of ours and of the tuned loader's")
     parser.add_argument("--skip-peer", nargs="*", default=[], help=f"names, or how they begin: {', '.join(PEERS)}")
@@ -221,7 +220,7 @@ def main() -> int:
                     print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    if figures.get("share_of_bound", 0) > 1:
+    if {**figures, **figures.get("feeding", {})}.get("share_of_bound", 0) > 1:
         print("a share of the bound above 1.0 is a measuring error", file=sys.stderr)
         return 1
     return 0

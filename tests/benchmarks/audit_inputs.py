@@ -20,10 +20,12 @@ MAX_OBJECTS = 4096
 
 @contextmanager
 def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Iterator[list[str]]:
-    """Starts an S3 server that holds `num_images` photos, those below `photos_uri` over and over (generated ones of a
-    bin photo's usual size without it), and a manifest over them. Yields their URIs; child processes inherit its address.
+    """Starts an S3 server that holds `num_images` photos (MAX_OBJECTS at most), those below `photos_uri` over and over
+    (generated ones of a bin photo's usual size without it), and a manifest of so many bins over them. Yields the URIs, one
+    a bin; child processes inherit the server's address.
     """
-    photos = read_photos(photos_uri, num_images)
+    num_objects = min(num_images, MAX_OBJECTS)
+    photos = read_photos(photos_uri, num_objects)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -34,7 +36,7 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
         import boto3
 
         boto3.client("s3").create_bucket(Bucket="bench")
-        objects = [f"{IMAGES_URI}/{number:05d}.jpg" for number in range(min(num_images, MAX_OBJECTS))]
+        objects = [f"{IMAGES_URI}/{number:05d}.jpg" for number in range(num_objects)]
         for uri, data in zip(objects, cycle(photos), strict=False):
             storage.write_bytes(uri, data)
         uris = list(islice(cycle(objects), num_images))

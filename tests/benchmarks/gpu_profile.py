@@ -1,6 +1,6 @@
 """What the GPU of an audit waits for: one night with torch's profiler (CUPTI) beside the scorer.
 
-    python -m tests.benchmarks.gpu_profile --manifest-uri M --bundle-uri B --output-uri EMPTY [--json FILE]
+    python -m tests.benchmarks.gpu_profile --manifest-uri M --bundle-uri B --output-uri EMPTY --json FILE
 
 Recorded are NUM_CALLS shards in the middle of the night. Of that time: the share in which the GPU computes; in which
 it doesn't while a shard is with the scorer (its photos are copied to pinned memory, sent, its answers fetched); and in which
@@ -40,7 +40,8 @@ class Recorder:
         self.lock, self.begin, self.done = threading.Lock(), threading.Event(), threading.Event()
         self.num_begun = 0
         self.calls: list[tuple[float, float, int]] = []
-        threading.Thread(target=self._record, daemon=True).start()
+        self.thread = threading.Thread(target=self._record, daemon=True)
+        self.thread.start()
 
     def call(self, compute: Any, scorer: score.ShardScorer, rows: pa.Table) -> pa.Table:
         with self.lock:
@@ -51,8 +52,10 @@ class Recorder:
         answer = compute(scorer, rows)
         with self.lock:
             self.calls.append((began, time.perf_counter(), rows.num_rows))
-            if self.num_begun >= FIRST_CALL + NUM_CALLS:
-                self.done.set()
+            is_last = len(self.calls) == FIRST_CALL + NUM_CALLS
+        if is_last:
+            self.done.set()
+            self.thread.join()  # the night may end soon, and this process with it
         return answer
 
     def _record(self) -> None:
@@ -134,6 +137,8 @@ def main() -> int:
     given = ("--manifest-uri", options.manifest_uri, "--bundle-uri", options.bundle_uri)
     code = audit.main([*given, "--output-uri", options.output_uri])
     ray.shutdown()
+    if not options.json.is_file():
+        raise SystemExit(f"expected a night of more than {FIRST_CALL + NUM_CALLS} shards, which this one was not")
     print(options.json.read_text())
     return code
 

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.network_steps [--json FILE]
 
 On a GPU a call gets what the audit's scorer gets, 256 photos in ordinary memory, and answers with logits in ordinary
-memory; beside it the network alone, on photos that lie on the GPU already. On CPUs a call gets 32 photos, normalised.
+memory; beside it the network alone, on photos that lie on the GPU already; all with cuDNN's deterministic kernels, as the
+audit needs them. On CPUs a call gets 32 photos, normalised.
 Photos per second, medians of interleaved repeats with their range.
 """
 
@@ -71,16 +72,12 @@ def cpu_steps(bundle: Bundle) -> dict[str, Call]:
 class GpuScorer:
     """Scores a shard as far as a step goes."""
 
-    def __init__(self, bundle: Bundle, network: Callable[[torch.Tensor], torch.Tensor], *, pinned: bool) -> None:
+    def __init__(self, bundle: Bundle, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.network = network
         self.scale, self.shift = normalisation(bundle.info.preprocessing, torch.device("cuda"))
-        self.pinned = torch.empty((GPU_BATCH, SIDE, SIDE, 3), dtype=torch.uint8, pin_memory=True) if pinned else None
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        photos = torch.from_numpy(pixels)
-        if self.pinned is not None:
-            photos = self.pinned.copy_(photos)
-        return self.on_gpu(photos.to("cuda")).cpu().numpy()
+        return self.on_gpu(torch.from_numpy(pixels).to("cuda")).cpu().numpy()
 
     def on_gpu(self, photos: torch.Tensor) -> torch.Tensor:
         return self.network(to_inputs(photos, self.scale, self.shift))
@@ -121,7 +118,7 @@ def gpu_steps(bundle: Bundle, *, compiled: bool) -> dict[str, Call]:
         "channels_last (as jobs.audit)": prepare_network(original, cuda, half),
         "tried: normalisation folded, weights in bfloat16": lambda inputs: folded(inputs.to(half)).float(),
     }
-    scorers = {name: GpuScorer(bundle, network, pinned=False) for name, network in networks.items()}
+    scorers = {name: GpuScorer(bundle, network) for name, network in networks.items()}
     ours = Scorer(bundle, device="cuda", precision="bf16", batch_size=GPU_BATCH)
 
     def call(scorer: Callable[[np.ndarray], np.ndarray]) -> Call:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jobs.exploring.looks import look_at
 from jobs.platform import storage
-from jobs.stages.images import OUTAGE_FAILURES, FetchPlan, fetch_rows, is_allowed, pixels_of
+from jobs.stages.images import OUTAGE_FAILURES, FetchPlan, _pixels_column, fetch_rows, is_allowed, pixels_of
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError
 from tests.conftest import free_port
@@ -233,3 +233,12 @@ def test_a_photo_that_changed_since_it_was_listed_is_not_scored(bucket: str) -> 
     fetched = fetch_rows(same, _plan(f"{bucket}/images"))
     assert fetched["status"].to_pylist() == ["fetch_failed"]
     assert "changed since it was listed" in fetched["error"][0].as_py()
+
+
+@pytest.mark.parametrize("which", [[], [True, False, True, True], [False, False], [True]], ids=str)
+def test_pixels_reach_arrow_as_they_are(which: list[bool]) -> None:
+    random = np.random.default_rng(1)
+    photos = [random.integers(0, 256, (16, 16, 3), dtype=np.uint8) if there else None for there in which]
+    column = _pixels_column(photos)
+    column.validate(full=True)
+    assert column.to_pylist() == [None if photo is None else photo.tobytes() for photo in photos]
