@@ -216,7 +216,7 @@ def _file_report(uri: str) -> dict:
     }
     try:
         _check_rows(pq.ParquetFile(io.BytesIO(data)), uri, report)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         # Arrow finds damage where it stands: in the footer, or only in some page of some column
         report["problems"].append(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
     return report
