@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from schemas.arrow import DAMAGED_PARQUET
 from schemas.bundle import FORMAT_VERSION, BundleInfo, content_id
 from schemas.errors import InputError
 
@@ -89,10 +90,11 @@ def read_training_images(folder: Path) -> pa.Table:
     """Every photo that training has seen: columns image_sha256, bin_id, split. Raises InputError."""
     path = folder / TRAINING_IMAGES_FILE
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; the bundle is incomplete: copy it again") from error
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED_PARQUET as error:
         raise InputError(f"{path}: expected a Parquet file, found a damaged one ({error})") from error
     if table.schema.names != TRAINING_IMAGES_SCHEMA.names:
         raise InputError(f"{path}: columns: expected {TRAINING_IMAGES_SCHEMA.names}, found {table.schema.names}")

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
+DAMAGED_PARQUET = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises of a file that is no Parquet or a damaged one: an OSError of a page, a UnicodeDecodeError of a column's
+name, which it reads when it is asked for."""
 MAX_QUANTITY = 2**31 - 1
 """Quantities are int32 in every table."""
 

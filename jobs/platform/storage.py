@@ -34,6 +34,7 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, ObjectStore, S3Store
 
+from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import GateError, InputError
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
     ranges = open_ranges(uri, anonymous=anonymous)
     try:
         return pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except DAMAGED_PARQUET as error:
         raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
 
 
@@ -389,8 +390,8 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """One Parquet file as a table. Raises InputError where it is none, or a damaged one."""
     data = read_bytes(uri)
     try:
-        return pq.read_table(io.BytesIO(data), columns=columns)
-    except (pa.ArrowException, OSError) as error:  # damage to a page is an OSError
+        return pq.ParquetFile(io.BytesIO(data)).read(columns)
+    except DAMAGED_PARQUET as error:
         raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
 
 

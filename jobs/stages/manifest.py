@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from jobs.platform import storage
 from jobs.platform.cluster import await_slot
 from jobs.stages.duplicates import find_duplicates
-from schemas.arrow import conform, file_metadata, schema_problems
+from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, schema_problems
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE
 
@@ -216,7 +216,7 @@ def _file_report(uri: str) -> dict:
     }
     try:
         _check_rows(pq.ParquetFile(io.BytesIO(data)), uri, report)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except DAMAGED_PARQUET as error:
         # Arrow finds damage where it stands: in the footer, or only in some page of some column
         report["problems"].append(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
     return report

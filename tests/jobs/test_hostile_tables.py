@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.counting.counts_file import read_counts_file
+from jobs.platform import storage
 from jobs.stages.manifest import _file_report
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA
@@ -51,6 +52,14 @@ def problems(folder: Path, data: bytes) -> list[str]:
     path = folder / "part.parquet"
     path.write_bytes(data)
     return _file_report(str(path))["problems"]
+
+
+def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
+    data = GOOD.replace(b"bin_id", b"\x80in_id")
+    assert "expected a Parquet file" in problems(tmp_path, data)[0]
+    for read in (storage.read_table, storage.open_parquet):
+        with pytest.raises(InputError, match=r"part\.parquet: expected a Parquet file"):
+            read(str(tmp_path / "part.parquet"))
 
 
 @unhurried
