@@ -23,9 +23,8 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of a torchvision ResNet on `device`, in evaluation mode: (n, 3, S, S), channels_last, of `dtype` (on a GPU
-    float32) to logits, float32. The head stays in float32: a few thousand products, and the probabilities' tails hang on
-    them."""
+    """A copy of a torchvision ResNet on `device`, in evaluation mode: (n, 3, S, S) of `dtype`, channels_last, to
+    logits, float32. The head stays in float32: a few thousand products, and the probabilities' tails hang on them."""
     ready = copy.deepcopy(network).eval().requires_grad_(False)
     if device.type != "cpu":
         return MixedNetwork(ready.to(device, memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]

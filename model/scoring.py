@@ -17,7 +17,7 @@ from schemas.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
-"""Of what the convolutions compute in; int8 is between them."""
+"""Of the network's input; int8 is between its convolutions."""
 
 
 class Scorer:
@@ -75,9 +75,7 @@ class Scorer:
         return self._batch_logits(self._batch.to(self._device))[: len(pixels)]
 
     def _batch_logits(self, photos: torch.Tensor) -> torch.Tensor:
-        inputs = to_inputs(photos, self._scale, self._shift)
-        if self._device.type == "cpu":
-            inputs = inputs.to(self._dtype)
+        inputs = to_inputs(photos, self._scale, self._shift).to(self._dtype)
         logits = self._network(inputs)
         if self.info.test_time_flip:
             logits = (logits + self._network(inputs.flip(3))) / 2

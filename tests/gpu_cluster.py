@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-import ray
-
-from jobs import audit
 from jobs.stages import score
+from tests.hooked_audit import run_hooked_audit
 
 
 def compute_on_processor() -> None:
@@ -29,14 +26,5 @@ def compute_on_processor() -> None:
     score.ShardScorer._load = load_on_processor  # type: ignore[method-assign]
 
 
-def main(argv: list[str]) -> int:
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    hook = {"worker_process_setup_hook": "tests.gpu_cluster.compute_on_processor", "env_vars": environment}
-    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, runtime_env=hook)
-    code = audit.main(argv)
-    ray.shutdown()
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_hooked_audit("tests.gpu_cluster.compute_on_processor", sys.argv[1:], num_cpus=4, num_gpus=1))

@@ -40,8 +40,6 @@ FETCHED_SHARD_SCHEMA = pa.schema(
 """What the scorers are given: rows with pixels, which they score, and rows without."""
 TASKS_AHEAD = 8
 """Shards that may be on their way to one scorer."""
-
-
 GPU_FETCH_CLAIM = 0.25
 """Part of its CPUs that a fetch beside GPUs asks for; their number is limited already. Ray Data keeps a third of what is
 free for each stage, so that with whole claims it began 8 of 14 planned fetches."""

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from jobs import audit
-from jobs.platform.cluster import OWN_CLUSTER
 from jobs.stages import score, staging
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan
+from tests.hooked_audit import run_hooked_audit
 
 
 def network() -> None:
@@ -66,17 +62,9 @@ def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
 
 def main(replaced: str, argv: list[str]) -> int:
     began = time.perf_counter()
-    for name, value in OWN_CLUSTER.items():
-        os.environ.setdefault(name, value)
-    # the hook runs before Ray hands on the driver's own path
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    hook = {"worker_process_setup_hook": f"tests.benchmarks.audit_stand_in.{replaced}", "env_vars": environment}
     num_gpus = 1 if replaced == "network" else 0
-    ray.init(num_gpus=num_gpus, include_dashboard=False, log_to_driver=False, runtime_env=hook)
-    code = audit.main(argv)
-    seconds = time.perf_counter() - began
-    ray.shutdown()
-    print(json.dumps({"seconds": round(seconds, 1)}))
+    code = run_hooked_audit(f"tests.benchmarks.audit_stand_in.{replaced}", argv, num_gpus=num_gpus)
+    print(json.dumps({"seconds": round(time.perf_counter() - began, 1)}))
     return code
 
 

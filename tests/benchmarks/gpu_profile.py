@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 
-from jobs import audit
-from jobs.platform.cluster import OWN_CLUSTER
 from jobs.stages import score
+from tests.hooked_audit import run_hooked_audit
 
 FIRST_CALL, NUM_CALLS = 60, 40
 FILE_VARIABLE = "GPU_PROFILE_FILE"
@@ -128,15 +126,16 @@ def main() -> int:
     parser.add_argument("--output-uri", required=True)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    for name, value in OWN_CLUSTER.items():
-        os.environ.setdefault(name, value)
-    environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])}
-    environment[FILE_VARIABLE] = str(options.json.absolute())
-    hook = {"worker_process_setup_hook": "tests.benchmarks.gpu_profile.watch_scorer", "env_vars": environment}
-    ray.init(include_dashboard=False, log_to_driver=False, runtime_env=hook)
-    given = ("--manifest-uri", options.manifest_uri, "--bundle-uri", options.bundle_uri)
-    code = audit.main([*given, "--output-uri", options.output_uri])
-    ray.shutdown()
+    given = (
+        "--manifest-uri",
+        options.manifest_uri,
+        "--bundle-uri",
+        options.bundle_uri,
+        "--output-uri",
+        options.output_uri,
+    )
+    environment = {FILE_VARIABLE: str(options.json.absolute())}
+    code = run_hooked_audit("tests.benchmarks.gpu_profile.watch_scorer", given, environment=environment)
     if not options.json.is_file():
         raise SystemExit(f"expected a night of more than {FIRST_CALL + NUM_CALLS} shards, which this one was not")
     print(options.json.read_text())
