@@ -77,6 +77,8 @@ def start_s3_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
         f"-s3.port={port}",
         "-admin.ui=false",
         "-master.telemetry=false",
+        # each test's bucket takes volumes of its own; by default there are as many as the free disk would hold full
+        "-volume.max=10000",
         # catalogues at ports of their own number, over which two servers that start at a time would fight
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
