@@ -28,6 +28,9 @@ from model.posterior import build_assessor
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
+LINGER_S = 1.0
+"""After the last answer: it still has to pass Serve's proxy, which is killed, and who asks meanwhile is told 503."""
+
 TRIES = 3
 """A photo whose replica died is given to another one: counting it twice changes nothing."""
 
@@ -111,7 +114,9 @@ class Front:
 
     async def drain(self, timeout_s: float) -> int:
         """Called on every replica before the application is deleted; how many requests were not finished."""
-        return await self.room.drain(timeout_s)
+        left = await self.room.drain(timeout_s)
+        await asyncio.sleep(LINGER_S)
+        return left
 
     async def _count(self, upload: Upload) -> Answer:
         timeout_s = self.settings.request_timeout_s
