@@ -21,16 +21,9 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import (
-    WATCHDOG,
-    TrainingStoppedError,
-    assign_splits,
-    await_workers,
-    initial_state,
-    remove_run,
-    split_bins,
-    train_network,
-)
+from jobs.training.network import WATCHDOG, TrainingStoppedError, initial_state, remove_run, train_network
+from jobs.training.splits import assign_splits, split_bins
+from jobs.training.workers import await_workers
 from jobs.tuning.page import publish_search
 from jobs.tuning.search import run_trials
 from jobs.tuning.space import batches, search_space, trial_config

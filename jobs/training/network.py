@@ -9,17 +9,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
 import ray
 import torch
-from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
@@ -29,17 +26,16 @@ from safetensors.torch import load, save
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
-from jobs.platform.cluster import await_free
-from jobs.training.labelled_bins import TASK_CPUS, LabelledBins, fingerprint
+from jobs.training.labelled_bins import fingerprint
 from jobs.training.photos import PhotoStream
+from jobs.training.splits import training_set
+from jobs.training.workers import plan_workers, worker_environment
 from model.network import build_network, load_weights
 from model.optimisation import CountingNetwork, initialise
 from model.recipe import Recipe
-from model.splitting import SPLITS, find_asked_again, id_hashes, split_groups
-from model.targets import classes_of
 from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, TrainingSet, train_loop_per_worker
 from schemas.bundle import Preprocessing
-from schemas.errors import GateError, InputError
+from schemas.errors import GateError
 
 logger = logging.getLogger(__name__)
 
@@ -88,69 +84,6 @@ class TrainingStoppedError(GateError):
             f"Findings: {evidence}"
         )
         self.reason = reason
-
-
-def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
-    """`bins` with a column `split`. Raises InputError where a split is too small or a class has no examples."""
-    groups = np.array(bins["group"].to_pylist())
-    splits = split_groups(
-        groups, seed=config.split_seed, selection_share=config.selection_share, test_share=config.test_share
-    )
-    labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
-    num_train = int((splits == "train").sum())
-    if num_train < config.batch_size:
-        raise InputError(
-            f"manifest: expected at least {config.batch_size} bins to train on (--batch-size), found {num_train} "
-            f"({bins.num_rows} in all); add bins, or lower --batch-size"
-        )
-    histogram = np.bincount(labels[splits == "train"], minlength=config.num_classes)
-    empty = [str(label) for label in np.flatnonzero(histogram == 0)]
-    if empty:
-        raise InputError(
-            f"manifest: expected_qty: expected examples of every class 0..{config.top_class} among the training bins, "
-            f"found none of {', '.join(empty)} (bins per class: {histogram.tolist()}); add such bins, "
-            "or choose another --top-class"
-        )
-    for split in SPLITS:
-        inside = splits == split
-        logger.info(
-            "%s: %d bins in %d groups, per class %s",
-            split,
-            inside.sum(),
-            len(set(groups[inside])),
-            np.bincount(labels[inside], minlength=config.num_classes).tolist(),
-        )
-    return bins.append_column("split", pa.array(splits, pa.string()))
-
-
-def split_bins(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
-    """Checked bins with a column `split`; those whose photo stands in an earlier split too are left out. Raises
-    InputError as `assign_splits` does, and where too few groups are left."""
-    table = assign_splits(bins.table, config)
-    again = find_asked_again(np.array(table["split"].to_pylist()), np.array(table["image_sha256"].to_pylist()))
-    if not again.any():
-        return replace(bins, table=table)
-    logger.warning("%d bins of selection and test are left out: their photo stands in another split too", again.sum())
-    table = table.filter(pa.array(~again))
-    for split in ("selection", "test"):
-        left = len(set(table.filter(pc.equal(table["split"], split))["group"].to_pylist()))
-        if left < 2:
-            raise InputError(
-                f"manifest: expected at least 2 groups with photos of their own for {split}, found {left}: {again.sum()} "
-                "bins show a photo that other bins show too (jobs.explore lists them); give bins their own photos"
-            )
-    return replace(bins, table=table, left_out={**bins.left_out, "photo_of_another_split": int(again.sum())})
-
-
-def training_set(bins: pa.Table) -> TrainingSet:
-    """The arrays of a table with bin_id, expected_qty, num_skus, group and split."""
-    return TrainingSet(
-        hashes=id_hashes(bins["bin_id"].to_pylist()),
-        expected_qty=bins["expected_qty"].to_numpy(),
-        num_skus=bins["num_skus"].to_numpy(),
-        groups=np.array(bins["group"].to_pylist()),
-        splits=np.array(bins["split"].to_pylist()),
-    )
 
 
 def initial_state(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -274,70 +207,6 @@ def _cluster_named() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig, int]:
-    """Ray Train's scaling and the threads of a CPU worker, where `num_runs` trainings run at a time. CPU slots stay
-    free for the tasks that decode photos, so that training never waits for a slot that it holds itself. Raises
-    InputError where the cluster is too small."""
-    per_batch = config.batch_size // config.micro_batch
-    if config.num_workers > per_batch:
-        raise InputError(
-            f"--num-workers: expected at most {per_batch} (--batch-size {config.batch_size} holds {per_batch} "
-            f"micro-batches of {config.micro_batch}), found {config.num_workers}; raise --batch-size or lower "
-            "--micro-batch-size"
-        )
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    if gpus:
-        if config.num_workers * num_runs > gpus:
-            raise InputError(
-                f"--num-workers: expected at most {gpus // num_runs}, the cluster's GPUs"
-                + (f" ({gpus}) over the trials at a time" if num_runs > 1 else "")
-                + f", found {config.num_workers}"
-            )
-        sizes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-        # half of a small node's CPUs at most: decoding needs the rest
-        share = min([1.0, *(node.get("CPU", 0.0) / (2 * node["GPU"]) for node in sizes)])
-        if not share:
-            raise InputError(
-                "the cluster: expected CPUs on every node with GPUs, found one without; start it with some"
-            )
-        each = {"CPU": share, "GPU": 1}
-        return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker=each), 1
-    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
-    per_node = -(-config.num_workers * num_runs // nodes)
-    share = (cpus / nodes - (1.0 if cpus / nodes >= 2 else 0.5)) / per_node
-    # Ray takes fractions below one only
-    share = float(int(share)) if share >= 1 else max(0.01, int(share * 100) / 100)
-    threads = max(1, int(min(cpus / nodes, os.cpu_count() or 1)) // per_node)
-    scaling = ScalingConfig(num_workers=config.num_workers, use_gpu=False, resources_per_worker={"CPU": share})
-    return scaling, threads
-
-
-def await_workers(config: TrainConfig, num_runs: int = 1) -> None:
-    """Waits until the cluster has room for the workers and a task that decodes for them. Raises InputError where it is
-    too small, GateError where other jobs don't leave enough of it."""
-    scaling, _ = plan_workers(config, num_runs)
-    needed = {name: num_runs * amount for name, amount in scaling.total_resources.items()}
-    await_free({**needed, "CPU": needed["CPU"] + TASK_CPUS})
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """Read by torch and Ray when a worker starts; setting the threads later is too late for part of torch."""
-    return {
-        # Ray gives a worker one OpenMP thread per CPU it holds; the worker may use the cores that decoding leaves.
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        # Decoding shares these cores: a thread that spins while it waits for the others takes theirs.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # glibc would give every activation back to the kernel and fault it in again: a sixth of the CPU time at 64 pixels.
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**34),
-        "MALLOC_TOP_PAD_": str(2**28),
-        # Ray Train would write every printed line twice.
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    }
 
 
 def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

@@ -30,14 +30,8 @@ from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.training.labelled_bins import fetch_all, read_labelled_bins
-from jobs.training.network import (
-    BINS_FILE,
-    INITIAL_FILE,
-    LoadInputs,
-    initial_state,
-    plan_workers,
-    worker_environment,
-)
+from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs, initial_state
+from jobs.training.workers import plan_workers, worker_environment
 from model.images import decode_image
 from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch
 from model.training import LoopSettings, TrainingSet, train_loop_per_worker

@@ -11,7 +11,7 @@ from jobs.config.train import TrainConfig
 from jobs.platform import cluster
 from jobs.platform.cluster import await_free
 from jobs.stages.resources import CPU_BATCH, Resources, plan_resources
-from jobs.training.network import plan_workers
+from jobs.training.workers import plan_workers
 from schemas.errors import GateError, InputError
 
 

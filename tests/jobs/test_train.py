@@ -22,16 +22,8 @@ from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.train import main
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import (
-    Trained,
-    TrainingStoppedError,
-    assign_splits,
-    ray_storage,
-    remove_run,
-    run_name,
-    split_bins,
-    train_network,
-)
+from jobs.training.network import Trained, TrainingStoppedError, ray_storage, remove_run, run_name, train_network
+from jobs.training.splits import assign_splits, split_bins
 from model.bundle import load_bundle
 from model.bundle_files import read_training_images
 from model.metrics import format_interval

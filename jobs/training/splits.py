@@ -1,0 +1,82 @@
+"""Which checked bins train, which choose the epoch, and which judge."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.config.train import TrainConfig
+from jobs.training.labelled_bins import LabelledBins
+from model.splitting import SPLITS, find_asked_again, id_hashes, split_groups
+from model.targets import classes_of
+from model.training import TrainingSet
+from schemas.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
+    """`bins` with a column `split`. Raises InputError where a split is too small or a class has no examples."""
+    groups = np.array(bins["group"].to_pylist())
+    splits = split_groups(
+        groups, seed=config.split_seed, selection_share=config.selection_share, test_share=config.test_share
+    )
+    labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
+    num_train = int((splits == "train").sum())
+    if num_train < config.batch_size:
+        raise InputError(
+            f"manifest: expected at least {config.batch_size} bins to train on (--batch-size), found {num_train} "
+            f"({bins.num_rows} in all); add bins, or lower --batch-size"
+        )
+    histogram = np.bincount(labels[splits == "train"], minlength=config.num_classes)
+    empty = [str(label) for label in np.flatnonzero(histogram == 0)]
+    if empty:
+        raise InputError(
+            f"manifest: expected_qty: expected examples of every class 0..{config.top_class} among the training bins, "
+            f"found none of {', '.join(empty)} (bins per class: {histogram.tolist()}); add such bins, "
+            "or choose another --top-class"
+        )
+    for split in SPLITS:
+        inside = splits == split
+        logger.info(
+            "%s: %d bins in %d groups, per class %s",
+            split,
+            inside.sum(),
+            len(set(groups[inside])),
+            np.bincount(labels[inside], minlength=config.num_classes).tolist(),
+        )
+    return bins.append_column("split", pa.array(splits, pa.string()))
+
+
+def split_bins(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
+    """Checked bins with a column `split`; those whose photo stands in an earlier split too are left out. Raises
+    InputError as `assign_splits` does, and where too few groups are left."""
+    table = assign_splits(bins.table, config)
+    again = find_asked_again(np.array(table["split"].to_pylist()), np.array(table["image_sha256"].to_pylist()))
+    if not again.any():
+        return replace(bins, table=table)
+    logger.warning("%d bins of selection and test are left out: their photo stands in another split too", again.sum())
+    table = table.filter(pa.array(~again))
+    for split in ("selection", "test"):
+        left = len(set(table.filter(pc.equal(table["split"], split))["group"].to_pylist()))
+        if left < 2:
+            raise InputError(
+                f"manifest: expected at least 2 groups with photos of their own for {split}, found {left}: {again.sum()} "
+                "bins show a photo that other bins show too (jobs.explore lists them); give bins their own photos"
+            )
+    return replace(bins, table=table, left_out={**bins.left_out, "photo_of_another_split": int(again.sum())})
+
+
+def training_set(bins: pa.Table) -> TrainingSet:
+    """The arrays of a table with bin_id, expected_qty, num_skus, group and split."""
+    return TrainingSet(
+        hashes=id_hashes(bins["bin_id"].to_pylist()),
+        expected_qty=bins["expected_qty"].to_numpy(),
+        num_skus=bins["num_skus"].to_numpy(),
+        groups=np.array(bins["group"].to_pylist()),
+        splits=np.array(bins["split"].to_pylist()),
+    )

@@ -1,0 +1,77 @@
+"""What Ray Train's workers hold of the cluster, and what they start with."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+from ray.train import ScalingConfig
+
+from jobs.config.train import TrainConfig
+from jobs.platform.cluster import await_free
+from jobs.training.labelled_bins import TASK_CPUS
+from schemas.errors import InputError
+
+
+def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig, int]:
+    """Ray Train's scaling and the threads of a CPU worker, where `num_runs` trainings run at a time. CPU slots stay
+    free for the tasks that decode photos, so that training never waits for a slot that it holds itself. Raises
+    InputError where the cluster is too small."""
+    per_batch = config.batch_size // config.micro_batch
+    if config.num_workers > per_batch:
+        raise InputError(
+            f"--num-workers: expected at most {per_batch} (--batch-size {config.batch_size} holds {per_batch} "
+            f"micro-batches of {config.micro_batch}), found {config.num_workers}; raise --batch-size or lower "
+            "--micro-batch-size"
+        )
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    if gpus:
+        if config.num_workers * num_runs > gpus:
+            raise InputError(
+                f"--num-workers: expected at most {gpus // num_runs}, the cluster's GPUs"
+                + (f" ({gpus}) over the trials at a time" if num_runs > 1 else "")
+                + f", found {config.num_workers}"
+            )
+        sizes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        # half of a small node's CPUs at most: decoding needs the rest
+        share = min([1.0, *(node.get("CPU", 0.0) / (2 * node["GPU"]) for node in sizes)])
+        if not share:
+            raise InputError(
+                "the cluster: expected CPUs on every node with GPUs, found one without; start it with some"
+            )
+        each = {"CPU": share, "GPU": 1}
+        return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker=each), 1
+    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
+    per_node = -(-config.num_workers * num_runs // nodes)
+    share = (cpus / nodes - (1.0 if cpus / nodes >= 2 else 0.5)) / per_node
+    # Ray takes fractions below one only
+    share = float(int(share)) if share >= 1 else max(0.01, int(share * 100) / 100)
+    threads = max(1, int(min(cpus / nodes, os.cpu_count() or 1)) // per_node)
+    scaling = ScalingConfig(num_workers=config.num_workers, use_gpu=False, resources_per_worker={"CPU": share})
+    return scaling, threads
+
+
+def await_workers(config: TrainConfig, num_runs: int = 1) -> None:
+    """Waits until the cluster has room for the workers and a task that decodes for them. Raises InputError where it is
+    too small, GateError where other jobs don't leave enough of it."""
+    scaling, _ = plan_workers(config, num_runs)
+    needed = {name: num_runs * amount for name, amount in scaling.total_resources.items()}
+    await_free({**needed, "CPU": needed["CPU"] + TASK_CPUS})
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Read by torch and Ray when a worker starts; setting the threads later is too late for part of torch."""
+    return {
+        # Ray gives a worker one OpenMP thread per CPU it holds; the worker may use the cores that decoding leaves.
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # Decoding shares these cores: a thread that spins while it waits for the others takes theirs.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc would give every activation back to the kernel and fault it in again: a sixth of the CPU time at 64 pixels.
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**34),
+        "MALLOC_TOP_PAD_": str(2**28),
+        # Ray Train would write every printed line twice.
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }
