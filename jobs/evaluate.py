@@ -107,7 +107,8 @@ def run_evaluation(config: EvaluateConfig) -> None:
 
 def summarize(figures: dict[str, Any]) -> str:
     """The figures in a few lines for a terminal."""
-    lines = [f"bundle {figures['bundle_id']} on {figures['num_bins']:,} bins ({figures['num_left_out']:,} left out, "
+    moved = f"{figures['num_moved']:,} whose stock moved since the photo, " if figures["num_moved"] else ""
+    lines = [f"bundle {figures['bundle_id']} on {figures['num_bins']:,} bins ({figures['num_left_out']:,} left out, {moved}"
              f"{sum(figures['unscored'].values()):,} photos without a score)"]  # fmt: skip
     lines.append(
         f"{'scope':8}{'bins':>7}  {'exact (95 %)':22}{'within 1':>9}{'MAE (95 %)':>23}{'RMSE':>7}{'bias':>8}{'NLL':>7}"
@@ -156,6 +157,11 @@ def _check_any(predictions: Predictions, manifest: Manifest, config: EvaluateCon
             f"{manifest.uri}: expected bins for --split {config.split}, found that all {manifest.num_rows} are left out "
             f"by it; {remedy}, or --split all"
         )
+    if not predictions.unscored:
+        raise InputError(
+            f"{manifest.uri}: moves_since_photo: expected bins whose stock has not moved since the photo, found that all "
+            f"{predictions.num_moved} have; photograph them again"
+        )
     first = predictions.unscored[0]
     raise InputError(
         f"{manifest.uri}: expected photos that can be scored, found none of {sum(predictions.statuses.values())}; "
@@ -173,6 +179,7 @@ def _describe(config: EvaluateConfig, info: BundleInfo, manifest: Manifest, pred
         "config": config.model_dump(mode="json"),
         "evaluated_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "num_left_out": predictions.num_left_out,
+        "num_moved": predictions.num_moved,
         "num_learned_from": predictions.num_learned_from,
         "unscored": {status: count for status, count in sorted(predictions.statuses.items()) if status != SCORED},
         "unscored_examples": predictions.unscored,

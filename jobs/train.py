@@ -43,7 +43,9 @@ def _tell_of_others(training_uri: str, name: str) -> None:
     """A training that was cut short is gone on with by the same command on the same bins only: a photo that has
     vanished since makes another training of it, which should not begin anew without a word."""
     below = storage.absolute(training_uri) + "/"
-    found = {entry.uri.removeprefix(below).partition("/")[0] for entry in storage.list_objects(training_uri)}
+    # Ray Train leaves empty objects where folders were on S3
+    objects = (entry for entry in storage.list_objects(training_uri) if entry.num_bytes)
+    found = {entry.uri.removeprefix(below).partition("/")[0] for entry in objects}
     if found and name not in found:
         logger.warning(
             "%s holds the checkpoints of a training of other bins, photos or settings; this one begins anew",

@@ -110,21 +110,30 @@ class WeightAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        # listed once: asking for it takes a millisecond, in every step
+        current = network.state_dict()
+        self.state = {name: value.detach().clone() for name, value in current.items()}
+        floats = [name for name, value in current.items() if value.is_floating_point()]
+        counters = [name for name, value in current.items() if not value.is_floating_point()]
+        self._floats, self._counters = (
+            ([self.state[name] for name in names], [current[name] for name in names]) for names in (floats, counters)
+        )
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
+        """Follows the network's tensors, which must be those of the start: changed in place only."""
         self.num_updates += 1
         # early on the average follows closely, as the first weights are worth nothing
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averages, currents = [], []
-        for name, value in network.state_dict().items():
-            if value.is_floating_point():
-                averages.append(self.state[name])
-                currents.append(value.detach())
-            else:
-                self.state[name].copy_(value)
-        torch._foreach_lerp_(averages, currents, 1 - decay)
+        averages, values = self._floats
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_copy_(*self._counters)
+
+    def load(self, state: dict[str, torch.Tensor], *, num_updates: int) -> None:
+        """Goes on from an average that was kept."""
+        for name, value in state.items():
+            self.state[name].copy_(value)
+        self.num_updates = num_updates
 
 
 def averaging_decay(recipe: Recipe, steps_per_epoch: int) -> float:

@@ -160,6 +160,8 @@ class _Loop:
         )
         self._scale, self._shift = normalisation(Preprocessing(image_size=recipe.image_size), self.device)
         self._mixed = recipe.mixed_precision and gains_in_bfloat16(self.device)
+        if not self._mixed:  # torch's default for convolutions on a GPU is TF32, with bfloat16's few digits
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         self.history: list[dict[str, float]] = []
         self.best_epoch, self.best_nll = -1, math.inf
         self.best_state: dict[str, torch.Tensor] = {}
@@ -212,9 +214,11 @@ class _Loop:
         with self._profiler(epoch) as profiler:
             for step in range(self.steps_per_epoch):
                 global_step = epoch * self.steps_per_epoch + step
-                sampled = global_step % SAMPLE_EVERY == 0
-                watch.sampled = self.activations.watching = sampled
-                if sampled:
+                checked = global_step % SAMPLE_EVERY == 0
+                self.activations.watching = checked
+                # a step of its own: on a GPU the checks wait for it dozens of times, and the first step starts CUDA
+                watch.sampled = global_step % SAMPLE_EVERY == 1
+                if watch.sampled:
                     watch.settle()
                 for group in self.optimiser.param_groups:
                     group["lr"] = learning_rate_at(global_step, num_steps, recipe)
@@ -233,23 +237,23 @@ class _Loop:
                     norm = nn.utils.clip_grad_norm_(
                         [p for p in self.network.parameters() if p.requires_grad], MAX_GRADIENT_NORM
                     )
-                    if sampled:
+                    if checked:
                         self.seen.layer_ratios.append(layer_ratios(self.network))
                         self.seen.dead_shares.append(self.activations.take())
                     self.optimiser.step()
                     self.optimiser.zero_grad(set_to_none=True)
-                    self.average.update(self.network)
+                    self.average.update()
                 losses.append(torch.stack([loss_sum.detach(), norm.detach() / self.num_workers]))
                 if profiler is not None:
                     profiler.step()
                 # the norm is of the averaged gradients, so all workers see the same and leave together
-                if sampled and not bool(torch.isfinite(norm)):
+                if checked and not bool(torch.isfinite(norm)):
                     # the stream is left in the middle of an epoch: nothing may be trained from it any more
                     self.stopped = self._not_finite(epoch)
                     break
         self.activations.watching, watch.sampled = False, True
-        elapsed = time.perf_counter() - started
         summed = self._sum(torch.stack(losses)).cpu()
+        elapsed = time.perf_counter() - started  # by now a GPU is through with the epoch
         self.seen.step_losses += summed[:, 0].tolist()
         self.seen.gradient_norms += summed[:, 1].tolist()
         self.seen.train_losses.append(float(summed[:, 0].mean()))
@@ -471,20 +475,7 @@ class _Loop:
             "stopped": self.stopped,
             "findings": self.findings,
             "profile": self.watch.table(),
-            "seen": {
-                name: getattr(seen, name)
-                for name in (
-                    "initial_weight_std",
-                    "step_losses",
-                    "gradient_norms",
-                    "layer_ratios",
-                    "dead_shares",
-                    "train_losses",
-                    "image_sizes",
-                    "selection_nlls",
-                    "wait_shares",
-                )
-            },
+            "seen": vars(seen),
         }
 
     def _resume(self) -> None:
@@ -500,7 +491,7 @@ class _Loop:
             )
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.average.state, self.average.num_updates = state["average"], state["average_updates"]
+        self.average.load(state["average"], num_updates=state["average_updates"])
         self.best_state = {name: value.cpu() for name, value in state["best_state"].items()}
         self.best_epoch, self.best_nll = state["best_epoch"], state["best_nll"]
         self.history, self.stopped, self.findings = state["history"], state["stopped"], state["findings"]

@@ -36,10 +36,10 @@ def _isolated_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(_isolated_environment: None) -> Iterator[None]:
-    """One Ray cluster of this machine for all tests, with eight logical CPUs whatever the machine has."""
+    """One Ray cluster of this machine for all tests, with eight logical CPUs and no GPU whatever the machine has."""
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

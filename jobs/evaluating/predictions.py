@@ -29,7 +29,6 @@ MAX_EXAMPLES = 20
 """So many photos without a score are named; all are counted."""
 SECONDS_BETWEEN_LINES = 10.0
 SCORED = str(ImageStatus.SCORED)
-ABSENT = (ImageStatus.MISSING_IMAGE, ImageStatus.FETCH_FAILED)
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class Predictions:
     """The first MAX_EXAMPLES photos without a score by bin_id: bin_id, image_uri, status, error."""
     num_left_out: int
     """Bins left out by --split."""
+    num_moved: int
+    """Of the others, those whose stock has moved since the photo."""
     num_learned_from: int
     """Evaluated bins whose photo training learned from (only with `--split all`)."""
     worst: list[BinError]
@@ -77,6 +78,7 @@ class _Tally:
     statuses: Counter[str] = field(default_factory=Counter)
     unscored: list[dict[str, str]] = field(default_factory=list)
     num_left_out: int = 0
+    num_moved: int = 0
     num_learned_from: int = 0
     worst: list[BinError] = field(default_factory=list)
     num_done: int = 0
@@ -94,8 +96,9 @@ def predict_bins(
     resources: Resources,
 ) -> Predictions:
     """Scores the photos of all shards. `plan.training_photos` names the photos that `keep` is about: `others` leaves
-    them out, `these` keeps only them, `all` keeps everything and counts them. A photo that did not arrive can't be told by
-    its content: it is one of them if its bin is one of `known_bins`."""
+    them out, `these` keeps only them, `all` keeps everything and counts them. A photo that can't be scored can't be told by
+    its content either: it is one of them if its bin is one of `known_bins`. Bins whose stock has moved since the photo are
+    in none of them: what their record says is not what the photo shows."""
     scored = score_shards(
         shards,
         _fetch,
@@ -131,14 +134,16 @@ def _fetch(items: pa.Table, plan: FetchPlan, keep: str, known_bins: ray.ObjectRe
     """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
     for item in items.to_pylist():
         rows = _tell_by_bin(fetch_rows(read_shard(item["uri"], item["row_group"]), plan), ray.get(known_bins))
-        pixels = pc.if_else(_kept(rows, keep), rows["pixels"], pa.scalar(None, pa.binary()))
+        meant = pc.and_(_kept(rows, keep), pc.invert(_moved(rows)))
+        pixels = pc.if_else(meant, rows["pixels"], pa.scalar(None, pa.binary()))
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)
         yield shard_table(rows, item["index"], fresh=True)
 
 
 def _tell_by_bin(rows: pa.Table, known_bins: frozenset[str]) -> pa.Table:
-    """`rows` with `training_photo` told by the bin where no photo came that could be told by its content."""
-    absent = pc.is_in(rows["status"], pa.array([str(status) for status in ABSENT]))
+    """`rows` with `training_photo` told by the bin where no photo came whose content could tell: one that is damaged now
+    was another when training read it."""
+    absent = pc.not_equal(rows["status"], SCORED)
     ours = pa.array([bin_id in known_bins for bin_id in rows["bin_id"].to_pylist()], pa.bool_())
     known = pc.if_else(absent, ours, rows["training_photo"])
     place = rows.schema.get_field_index("training_photo")
@@ -152,10 +157,17 @@ def _kept(rows: pa.Table, keep: str) -> pa.ChunkedArray | pa.Array:
     return known if keep == "these" else pc.invert(known)
 
 
+def _moved(rows: pa.Table) -> pa.ChunkedArray:
+    """As the audit: such a record is not compared with the photo."""
+    return pc.greater(pc.fill_null(rows["moves_since_photo"], 0), 0)
+
+
 def _add(tally: _Tally, rows: pa.Table, keep: str, info: BundleInfo) -> None:
     tally.num_done += rows.num_rows
-    kept = rows.filter(_kept(rows, keep))
-    tally.num_left_out += rows.num_rows - kept.num_rows
+    meant = rows.filter(_kept(rows, keep))
+    tally.num_left_out += rows.num_rows - meant.num_rows
+    kept = meant.filter(pc.invert(_moved(meant)))
+    tally.num_moved += meant.num_rows - kept.num_rows
     tally.statuses.update(kept["status"].to_pylist())
     failed = kept.filter(pc.not_equal(kept["status"], SCORED)).select(["bin_id", "image_uri", "status", "error"])
     tally.unscored = heapq.nsmallest(MAX_EXAMPLES, tally.unscored + failed.to_pylist(), key=lambda row: row["bin_id"])
@@ -202,6 +214,7 @@ def _predictions(tally: _Tally, info: BundleInfo) -> Predictions:
         statuses=tally.statuses,
         unscored=tally.unscored,
         num_left_out=tally.num_left_out,
+        num_moved=tally.num_moved,
         num_learned_from=tally.num_learned_from,
         worst=tally.worst,
     )

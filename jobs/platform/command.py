@@ -72,7 +72,7 @@ def join_repeats(config_type: type[JobConfig], argv: Sequence[str]) -> list[str]
     return rest + [part for flag, given in found.items() for part in (flag, *given)]
 
 
-def message(error: InputError | GateError) -> str:
+def message(error: BaseException) -> str:
     """What the error says, without what Ray adds to one that a worker raised: the worker's traceback as the text
     (`cause` is the error itself), and Ray Data's advice on its own retries (ray.data._internal.util)."""
     cause: BaseException = error

@@ -39,6 +39,10 @@ from schemas.errors import InputError
 
 APP_NAME = "stock-audit"
 
+FRONT_TARGET = 32
+"""Requests in flight at a front beyond which another one starts, where several may: not by the network's batch, which on a
+GPU is hundreds of photos, more than one process decodes in time."""
+
 SHUTDOWN_S = 60.0
 """How long a replica may finish what it took."""
 
@@ -97,7 +101,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
         ray_actor_options={"num_cpus": resources.fetcher_cpus},
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         logging_config=LOGGING,
-        **_scaling(num_fronts, max(1, max_waiting // 2)),
+        **_scaling(num_fronts, max(1, min(max_waiting // 2, FRONT_TARGET))),
     ).bind(counter, front_settings)
 
 

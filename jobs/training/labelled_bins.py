@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -44,7 +44,8 @@ class LabelledBins:
     table: pa.Table
     roots: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
-    """How many bins are not in the table, by the status of their photo (or `photo_of_another_split`)."""
+    """How many bins are not in the table, by the status of their photo, or `moved` (their stock, since the photo) or
+    `photo_of_another_split`."""
 
 
 def read_labelled_bins(config: TrainConfig) -> LabelledBins:
@@ -65,20 +66,22 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
         if found:
             problems += [f"{entry.uri}: {problem}" for problem in found]
             continue
-        images_uris.add(metadata.get("images_uri"))
+        images_uris |= {value for key, value in metadata.items() if key == "images_uri"}
         try:
             rows = conform(table, MANIFEST_SCHEMA)
+            rows.validate(full=True)  # texts that are no UTF-8
         except pa.ArrowInvalid as error:
             problems.append(f"{entry.uri}: {error}")
             continue
         problems += row_problems(rows, entry.uri, 0)
-        tables.append(rows.select(COLUMNS).replace_schema_metadata(None))
+        tables.append(rows.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None))
     if len(images_uris) > 1 and not config.allowed_root:
         problems.append(
             f"{uri}: the files disagree on images_uri; say with --allowed-root where photos may be read from"
         )
     if problems:
-        raise InputError("\n  ".join(["the manifest can't be read:", *problems[:20]]))
+        more = [f"and {len(problems) - 20} more problems"] if len(problems) > 20 else []
+        raise InputError("\n  ".join(["the manifest can't be read:", *problems[:20], *more]))
     bins = pa.concat_tables(tables).combine_chunks()
     if not bins.num_rows:
         raise InputError(f"{uri}: expected at least one bin, found no rows")
@@ -90,6 +93,16 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
             f"{uri}: bin_id {first['values']!r} stands in {first['counts']} rows ({len(twice)} such bins); "
             "every bin must stand in exactly one"
         )
+    # as the audit, which does not compare such a record with the photo either
+    moved = pc.greater(pc.fill_null(bins["moves_since_photo"], 0), 0)
+    bins = bins.filter(pc.invert(moved)).select(COLUMNS)
+    num_moved = pc.sum(moved).as_py()
+    if num_moved:
+        logger.warning("%d bins are left out: their stock has moved since the photo", num_moved)
+    if not bins.num_rows:
+        raise InputError(
+            f"{uri}: moves_since_photo: expected bins whose stock has not moved since the photo, found none"
+        )
     if bins["group"].null_count:
         logger.warning(
             "%d of %d bins name no group: each is taken as one of its own, so that bins with the same products may "
@@ -99,7 +112,8 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
         )
     group = pc.coalesce(bins["group"], bins["bin_id"])
     bins = bins.set_column(bins.schema.get_field_index("group"), "group", group)
-    return LabelledBins(bins.sort_by("bin_id"), settle_roots(uri, next(iter(images_uris), None), config.allowed_root))
+    roots = settle_roots(uri, next(iter(images_uris), None), config.allowed_root)
+    return LabelledBins(bins.sort_by("bin_id"), roots, {"moved": num_moved} if num_moved else {})
 
 
 def task_pool(num_blocks: int) -> ray.data.TaskPoolStrategy:
@@ -133,7 +147,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
     table = table.append_column("image_sha256", found["image_sha256"].combine_chunks())
     usable = table.filter(pc.is_valid(table["image_sha256"]))
     if usable.num_rows == table.num_rows:
-        return LabelledBins(usable, bins.roots)
+        return replace(bins, table=usable)
     failed = found.filter(pc.is_null(found["image_sha256"]))
     left_out = dict(Counter(failed["status"].to_pylist()).most_common())
     first = pc.index(table["bin_id"], failed["bin_id"][0]).as_py()
@@ -156,7 +170,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
             "permissions, ingest again, or allow more"
         )
     logger.warning("%s; their bins are left out", said)
-    return LabelledBins(usable, bins.roots, left_out)
+    return replace(bins, table=usable, left_out=bins.left_out | left_out)
 
 
 def fetch_all(uris: list[str], *, anonymous: bool = False) -> list[bytes | None]:

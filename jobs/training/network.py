@@ -19,13 +19,15 @@ import ray
 import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from safetensors.torch import load, save
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
+from jobs.platform.command import message
 from jobs.training.labelled_bins import fingerprint
 from jobs.training.photos import PhotoStream
 from jobs.training.splits import training_set
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 BINS_FILE = "bins.parquet"
 INITIAL_FILE = "initial.safetensors"
+FINDINGS_FILE = "findings.json"
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,15 @@ class TrainingStoppedError(GateError):
     """The training came to an end of its own that is worth nothing: the same settings would come to it again."""
 
     def __init__(self, reason: str, findings: list[dict[str, Any]], run_uri: str) -> None:
-        evidence = json.dumps(findings, default=str)[:2000]
+        seen = "".join(
+            f"\n  {finding['rule']} in epoch {finding['epoch']}: {finding['message']}" for finding in findings
+        )
         remedy = "change the recipe as the findings say"
         if reason.startswith(UNHEALTHY):
             remedy += ", or go on from the last checkpoint by the same command with --on-unhealthy warn"
         super().__init__(
-            f"training was stopped: {reason}. No bundle is written; the checkpoints lie in {run_uri}. What to do: {remedy}. "
-            f"Findings: {evidence}"
+            f"training was stopped: {reason}. No bundle is written; the checkpoints lie in {run_uri}, the findings with "
+            f"their evidence in its {FINDINGS_FILE}. What to do: {remedy}. Findings:{seen or ' none'}"
         )
         self.reason = reason
 
@@ -170,6 +175,8 @@ def train_network(
         raise GateError(f"training ended without a checkpoint; look at {run_uri}")
     stopped = outcome["stopped"] or ""
     if stopped.startswith((UNHEALTHY, NOT_FINITE)):
+        findings = json.dumps(outcome["findings"], indent=1, default=str) + "\n"
+        storage.write_bytes(storage.join(run_uri, FINDINGS_FILE), findings.encode())
         raise TrainingStoppedError(stopped, outcome["findings"], run_uri)
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
@@ -237,7 +244,12 @@ def remove_run(run_uri: str) -> None:
         parent.rmdir()
 
 
-def _reason(error: BaseException) -> str:
-    """The last line of the innermost error."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
+def _reason(error: TrainingFailedError) -> str:
+    """The last line of the innermost error of the first worker that failed. Ray Train's own text is its traceback, cut in
+    the middle."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    failure: BaseException = next(iter(failures.values()), error)
+    if isinstance(failure, UserExceptionWithTraceback):
+        failure = failure._base_exc
+    lines = [line for line in message(failure).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(failure).__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from model.transforms import augment
 from schemas.bundle import Preprocessing
 
 PHOTOS_PER_TASK = 256
+"""Most photos of a task that prepares them; fewer where cores would have none."""
 FIRST_WINDOW = 8
 """Micro-batches that are prepared before training starts."""
 WINDOW_BYTES = 512 * 1024 * 1024
@@ -64,7 +67,7 @@ class PhotoStream:
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would say that each window is done
         # micro-batches arrive in the order that was planned, so that the same photos train together
         context.execution_options.preserve_order = True
-        blocks = list(_blocks(micro_batches))
+        blocks = list(_blocks(micro_batches, num_cpus=ray.cluster_resources().get("CPU", 1.0)))
         prepared = ray.data.from_arrow(blocks).map_batches(
             prepare_micro_batches,  # type: ignore[arg-type]
             batch_size=None,
@@ -98,11 +101,12 @@ def _prepared_batches(block: pa.Table) -> Iterator[PreparedBatch]:
         yield PreparedBatch(pixels, {name: values[name].as_py() for name in ("fetch", "decode", "augment")})
 
 
-def _blocks(micro_batches: Sequence[MicroBatch]) -> Iterator[pa.Table]:
-    """One block, and so one task, for about PHOTOS_PER_TASK photos."""
+def _blocks(micro_batches: Sequence[MicroBatch], num_cpus: float) -> Iterator[pa.Table]:
+    """One block, and so one task, for about PHOTOS_PER_TASK photos, or fewer so that every CPU has a task."""
     if not micro_batches:
         return
-    per_task = max(1, PHOTOS_PER_TASK // len(micro_batches[0].rows))
+    share = math.ceil(len(micro_batches) / num_cpus)
+    per_task = max(1, min(share, PHOTOS_PER_TASK // len(micro_batches[0].rows)))
     for start in range(0, len(micro_batches), per_task):
         part = micro_batches[start : start + per_task]
         yield pa.table(
@@ -117,7 +121,7 @@ def _blocks(micro_batches: Sequence[MicroBatch]) -> Iterator[pa.Table]:
 def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.Table]:
     """Runs in a Ray task: planned micro-batches to their pixels, one row each."""
     cv2.setNumThreads(1)
-    uris, hashes = _bins(stream.bins_uri)
+    uris, hashes, digests = _bins(stream.bins_uri)
     for planned in block.to_pylist():
         rows, side, epoch = np.array(planned["rows"]), planned["side"], planned["epoch"]
         started = time.perf_counter()
@@ -129,6 +133,12 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
                 f"{gone[0]}: the photo was there when training began and is gone; put it back to go on from the last "
                 "checkpoint: without it, the same command begins anew"
             )
+        for row, data in zip(rows, photos, strict=True):
+            if hashlib.sha256(data or b"").hexdigest() != digests[row]:
+                raise ValueError(
+                    f"{uris[row]}: another photo than when training began; put the former back to go on from the last "
+                    "checkpoint: with this one, the same command begins anew"
+                )
         preprocessing = stream.preprocessing.model_copy(update={"image_size": side})
         pixels = [read_pixels(data) for data in photos if data is not None]
         decoded = time.perf_counter()
@@ -154,6 +164,6 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
 
 
 @lru_cache(maxsize=2)
-def _bins(uri: str) -> tuple[list[str], np.ndarray]:
-    table = storage.read_table(uri, columns=["bin_id", "image_uri"])
-    return table["image_uri"].to_pylist(), id_hashes(table["bin_id"].to_pylist())
+def _bins(uri: str) -> tuple[list[str], np.ndarray, list[str]]:
+    table = storage.read_table(uri, columns=["bin_id", "image_uri", "image_sha256"])
+    return table["image_uri"].to_pylist(), id_hashes(table["bin_id"].to_pylist()), table["image_sha256"].to_pylist()

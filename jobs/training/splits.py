@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +31,8 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     if num_train < config.batch_size:
         raise InputError(
             f"manifest: expected at least {config.batch_size} bins to train on (--batch-size), found {num_train} "
-            f"({bins.num_rows} in all); add bins, or lower --batch-size"
+            f"({bins.num_rows} in all, {max(Counter(groups.tolist()).values())} of them in the largest group); add bins, lower "
+            "--batch-size, set finer groups, or draw other splits by --split-seed"
         )
     histogram = np.bincount(labels[splits == "train"], minlength=config.num_classes)
     empty = [str(label) for label in np.flatnonzero(histogram == 0)]

@@ -36,7 +36,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.lock, self.begin, self.done = threading.Lock(), threading.Event(), threading.Event()
-        self.num_begun = 0
+        self.num_begun = self.num_recorded = 0
+        self.recording = False
         self.calls: list[tuple[float, float, int]] = []
         self.thread = threading.Thread(target=self._record, daemon=True)
         self.thread.start()
@@ -46,11 +47,13 @@ class Recorder:
             self.num_begun += 1
             if self.num_begun == FIRST_CALL:
                 self.begin.set()
+            recorded = self.recording
         began = time.perf_counter()
         answer = compute(scorer, rows)
         with self.lock:
             self.calls.append((began, time.perf_counter(), rows.num_rows))
-            is_last = len(self.calls) == FIRST_CALL + NUM_CALLS
+            self.num_recorded += recorded
+            is_last = recorded and self.num_recorded == NUM_CALLS
         if is_last:
             self.done.set()
             self.thread.join()  # the night may end soon, and this process with it
@@ -61,6 +64,8 @@ class Recorder:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
             torch.cuda.synchronize()
             began = time.perf_counter()
+            with self.lock:
+                self.recording = True  # CUPTI takes its time to start; only calls that begin now count
             self.done.wait()
             ended = time.perf_counter()
         events = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]

@@ -82,17 +82,28 @@ def score_directly(dump: Path, numbers: list[int], *, bundle: str = "bundle", pr
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_photos_that_did_not_come_are_told_by_their_bins(dump: Path, tmp_path: Path) -> None:
+def test_photos_that_cannot_be_scored_are_told_by_their_bins_and_moved_stock_is_not_compared(
+    dump: Path, tmp_path: Path
+) -> None:
     images_uri = str(dump / "bin-images")
     gone = {LEARNED[3], HELD_OUT[4], 40}
     uris = [f"{images_uri}/{number:05d}{'-gone' if number in gone else ''}.jpg" for number in range(NUM_BINS)]
-    write_manifest(tmp_path / "manifest", images_uri, QUANTITIES, image_uri=uris)
-    for split, num_left_out, num_missing in (("unseen", len(LEARNED), 3), ("test", NUM_BINS - len(HELD_OUT), 1)):
+    for number in (LEARNED[5], HELD_OUT[6]):  # damaged since training read them
+        uris[number] = f"{images_uri}/{number:05d}-cut.jpg"
+        Path(uris[number]).write_bytes(photo(QUANTITIES[number], number)[:300])
+    moves = [int(number in (45, LEARNED[7])) for number in range(NUM_BINS)]
+    write_manifest(tmp_path / "manifest", images_uri, QUANTITIES, image_uri=uris, moves_since_photo=moves)
+    for split, num_left_out, num_missing, num_damaged, num_moved in (
+        ("unseen", len(LEARNED), 3, 2, 1),
+        ("test", NUM_BINS - len(HELD_OUT), 1, 1, 0),
+    ):
         output = tmp_path / split
         assert run(dump, output, "--split", split, manifest=str(tmp_path / "manifest")) == 1  # too many are missing
         found = read_metrics(output)
         assert found["num_left_out"] == num_left_out
-        assert found["unscored"]["missing_image"] == num_missing
+        assert found["unscored"] == {"missing_image": num_missing, "unreadable_image": num_damaged}
+        assert found["num_moved"] == num_moved
+        assert found["num_bins"] == NUM_BINS - num_left_out - num_missing - num_damaged - num_moved
 
 
 @pytest.mark.ray

@@ -220,7 +220,11 @@ def test_an_unhealthy_training_stops_where_that_is_asked_for_and_goes_on_where_i
 
 
 def test_a_stopped_training_says_what_to_do_next_and_where_its_checkpoints_are() -> None:
-    unhealthy = str(TrainingStoppedError(f"{UNHEALTHY} in epoch 2: overfitting", [], "s3://b/bundle.training/0a"))
+    finding = {"rule": "overfitting", "message": "It learns by heart.", "evidence": {}, "epoch": 2}
+    unhealthy = str(
+        TrainingStoppedError(f"{UNHEALTHY} in epoch 2: overfitting", [finding], "s3://b/bundle.training/0a")
+    )
+    assert "overfitting in epoch 2: It learns by heart." in unhealthy
     assert "--on-unhealthy warn" in unhealthy
     assert "change the recipe" in unhealthy
     assert "s3://b/bundle.training/0a" in unhealthy
@@ -398,6 +402,25 @@ def test_photos_that_storage_does_not_deliver_end_a_training_and_are_not_left_ou
     photo.symlink_to(photo)  # neither gone nor to be read
     with pytest.raises(GateError, match=r"1 of 200 .*1 fetch_failed.*00003\.jpg.*the same command goes on"):
         check_photos(read_labelled_bins(made), made)
+
+
+@pytest.mark.ray
+def test_a_photo_that_is_replaced_during_a_training_ends_it_and_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    made = config(write_dump(tmp_path / "dump"))
+    bins = split_bins(check_photos(read_labelled_bins(made), made), made).table
+    replaced = next(row["image_uri"] for row in bins.to_pylist() if row["split"] == "train")
+    Path(replaced).write_bytes(draw_dots(9, np.random.default_rng(1)))
+    with pytest.raises(GateError, match=rf"{replaced}: another photo than when training began; put the former back"):
+        train_network(bins, made, str(tmp_path / "t"))
+
+
+def test_bins_whose_stock_has_moved_since_the_photo_do_not_train(tmp_path: Path) -> None:
+    moves = [1 if i == 4 else None if i == 5 else 0 for i in range(NUM_BINS)]
+    found = read_labelled_bins(config(write_dump(tmp_path / "some", moves_since_photo=moves)))
+    assert set(found.table["bin_id"].to_pylist()) == {f"{i:05d}" for i in range(NUM_BINS)} - {"00004"}
+    assert found.left_out == {"moved": 1}
+    with pytest.raises(InputError, match="moves_since_photo: expected bins whose stock has not moved"):
+        read_labelled_bins(config(write_dump(tmp_path / "all", moves_since_photo=[2] * NUM_BINS)))
 
 
 def test_a_finished_run_can_be_removed_twice(tmp_path: Path) -> None:

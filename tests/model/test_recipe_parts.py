@@ -194,7 +194,7 @@ def test_the_average_follows_the_weights(network: CountingNetwork) -> None:
     with torch.no_grad():
         network.resnet.fc.bias.fill_(1.0)
     for _ in range(100):
-        average.update(network)
+        average.update()
     assert torch.allclose(average.state["resnet.fc.bias"], torch.ones(7), atol=1e-3)
     assert averaging_decay(Recipe(averaging_epochs=0), 100) == 0.0
     assert averaging_decay(Recipe(averaging_epochs=1), 100) == pytest.approx(0.99, abs=1e-3)

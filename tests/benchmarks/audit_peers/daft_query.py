@@ -18,21 +18,23 @@ from daft.io import IOConfig, S3Config
 
 from model.bundle import load_bundle
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-@daft.cls(max_concurrency=1)
+
+@daft.cls(max_concurrency=1, gpus=int(DEVICE.type == "cuda"))
 class Classifier:
     def __init__(self, folder: str) -> None:
         bundle = load_bundle(Path(folder))
-        self.network = bundle.network.to(memory_format=torch.contiguous_format).eval()
+        self.network = bundle.network.to(device=DEVICE, memory_format=torch.contiguous_format).eval()
         preprocessing = bundle.info.preprocessing
-        self.mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
+        self.mean = torch.tensor(preprocessing.mean, device=DEVICE).view(1, 3, 1, 1)
+        self.std = torch.tensor(preprocessing.std, device=DEVICE).view(1, 3, 1, 1)
 
     @daft.method.batch(return_dtype=DataType.float64(), batch_size=32)
     def predict(self, images: daft.Series) -> list[float]:
-        pixels = torch.from_numpy(np.stack(images.to_pylist())).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.from_numpy(np.stack(images.to_pylist())).to(DEVICE).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
-            self.network((pixels - self.mean) / self.std).argmax(dim=1)
+            self.network((pixels - self.mean) / self.std).argmax(dim=1).cpu()
         return [time.time()] * len(pixels)
 
 
