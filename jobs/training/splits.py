@@ -19,6 +19,10 @@ from schemas.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+LEAST_BINS = 10
+"""Of selection and test: with fewer than nine, a set of counts that holds the true one in 90 % of the bins is always all
+counts, and no figure means anything."""
+
 
 def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     """`bins` with a column `split`. Raises InputError where a split is too small or a class has no examples."""
@@ -28,12 +32,19 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     )
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     num_train = int((splits == "train").sum())
+    present = f"{bins.num_rows} in all, {max(Counter(groups.tolist()).values())} of them in the largest group"
+    remedy = "set finer groups, or draw other splits by --split-seed"
     if num_train < config.batch_size:
         raise InputError(
             f"manifest: expected at least {config.batch_size} bins to train on (--batch-size), found {num_train} "
-            f"({bins.num_rows} in all, {max(Counter(groups.tolist()).values())} of them in the largest group); add bins, lower "
-            "--batch-size, set finer groups, or draw other splits by --split-seed"
+            f"({present}); add bins, lower --batch-size, {remedy}"
         )
+    for split in ("selection", "test"):
+        if (found := int((splits == split).sum())) < LEAST_BINS:
+            raise InputError(
+                f"manifest: expected at least {LEAST_BINS} bins for {split}, found {found} ({present}); add bins, raise "
+                f"--{split}-share, {remedy}"
+            )
     histogram = np.bincount(labels[splits == "train"], minlength=config.num_classes)
     empty = [str(label) for label in np.flatnonzero(histogram == 0)]
     if empty:

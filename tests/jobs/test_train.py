@@ -247,6 +247,16 @@ def test_the_split_is_drawn_by_its_own_seed() -> None:
     assert first != other_split
 
 
+@pytest.mark.parametrize(("seed", "expected"), [(0, "bins to train on"), (2, "bins for selection")])
+def test_one_large_group_that_leaves_a_split_too_few_bins_is_refused(seed: int, expected: str) -> None:
+    groups = [str(min(i, 4)) for i in range(NUM_BINS)]  # of 1, 1, 1, 1 and the rest
+    bins = few_bins().set_column(4, "group", pa.array(groups))
+    with pytest.raises(
+        InputError, match=rf"expected at least \d+ {expected}.*196 of them in the largest group.*--split-seed"
+    ):
+        assign_splits(bins, config(split_seed=seed))
+
+
 def test_a_run_is_named_by_data_settings_split_and_the_content_of_its_weights(tmp_path: Path) -> None:
     bins, path = few_bins(), tmp_path / "weights.safetensors"
     state = {name: value.contiguous() for name, value in build_network("resnet18", 4).state_dict().items()}
