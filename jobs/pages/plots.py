@@ -94,11 +94,12 @@ def line_plot(
     y: str,
     size: tuple[float, float] = (5.6, 2.7),
 ) -> Markup:
-    """Up to four named lines, each (x values, y values)."""
+    """Up to four named lines, each (x values, y values); x counts something (epochs, steps)."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(size, x, y)
         for (name, (places, values)), colour, dash in zip(series.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
             axes.plot(places, values, dash, color=colour, label=name, linewidth=1.6)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if len(series) > 1:
             axes.legend(fontsize=9)
         return to_svg(figure, title)

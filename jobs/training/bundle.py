@@ -105,7 +105,7 @@ def _announce(info: BundleInfo, metrics: dict[str, Any], fitted: FittedCalibrati
         if scope != "calibration_error":
             print(
                 f"test bins, {scope}: exact {format_interval(found['exact'], '.1%')}, MAE {format_interval(found['mae'], '.3f')}, "
-                f"{found['num_bins']} bins; always saying {found['majority']['says']}: {found['majority']['exact']:.1%}"
+                f"{found['num_bins']} bins; always saying {info.classes[found['majority']['says']]}: {found['majority']['exact']:.1%}"
             )
     error = metrics["test"]["calibration_error"]
     print(

@@ -12,6 +12,7 @@ two, the share of the time that was spent waiting for photos, and the ratio.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import tempfile
@@ -70,7 +71,8 @@ def choose_bins(config: TrainConfig, num_photos: int) -> pa.Table:
     bins = read_labelled_bins(config).table.slice(0, num_photos)
     splits = np.full(bins.num_rows, "train", dtype="<U9")
     splits[-32:] = "selection"
-    return bins.append_column("split", pa.array(splits, pa.string()))
+    digests = [hashlib.sha256(data or b"").hexdigest() for data in fetch_all(bins["image_uri"].to_pylist())]
+    return bins.append_column("split", pa.array(splits, pa.string())).append_column("image_sha256", pa.array(digests))
 
 
 def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, float]:
