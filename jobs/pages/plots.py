@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Stand-ins while matplotlib draws; `to_svg` puts the CSS variables in their place.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
@@ -99,7 +100,7 @@ def line_plot(
         figure, axes = _axes(size, x, y)
         for (name, (places, values)), colour, dash in zip(series.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
             axes.plot(places, values, dash, color=colour, label=name, linewidth=1.6)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if len(series) > 1:
             axes.legend(fontsize=9)
         return to_svg(figure, title)
