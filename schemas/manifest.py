@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.arrow import TIMESTAMP, column
 
@@ -61,3 +62,8 @@ REJECTS_SCHEMA = pa.schema(
     ]
 )
 """`<manifest_uri>.rejects`: every image without a record, record without an image, unreadable record."""
+
+
+def stock_moved(rows: pa.Table) -> pa.ChunkedArray:
+    """(n,) boolean: stock moved since the photo, so that the record is not of what the photo shows."""
+    return pc.greater(pc.fill_null(rows["moves_since_photo"], 0), 0)

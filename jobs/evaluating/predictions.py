@@ -20,6 +20,7 @@ from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources
 from jobs.stages.score import score_shards, shard_table
 from schemas.bundle import BundleInfo
+from schemas.manifest import stock_moved
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _fetch(items: pa.Table, plan: FetchPlan, keep: str, known_bins: ray.ObjectRe
     """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
     for item in items.to_pylist():
         rows = _tell_by_bin(fetch_rows(read_shard(item["uri"], item["row_group"]), plan), ray.get(known_bins))
-        meant = pc.and_(_kept(rows, keep), pc.invert(_moved(rows)))
+        meant = pc.and_(_kept(rows, keep), pc.invert(stock_moved(rows)))
         pixels = pc.if_else(meant, rows["pixels"], pa.scalar(None, pa.binary()))
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)
         yield shard_table(rows, item["index"], fresh=True)
@@ -157,16 +158,11 @@ def _kept(rows: pa.Table, keep: str) -> pa.ChunkedArray | pa.Array:
     return known if keep == "these" else pc.invert(known)
 
 
-def _moved(rows: pa.Table) -> pa.ChunkedArray:
-    """As the audit: such a record is not compared with the photo."""
-    return pc.greater(pc.fill_null(rows["moves_since_photo"], 0), 0)
-
-
 def _add(tally: _Tally, rows: pa.Table, keep: str, info: BundleInfo) -> None:
     tally.num_done += rows.num_rows
     meant = rows.filter(_kept(rows, keep))
     tally.num_left_out += rows.num_rows - meant.num_rows
-    kept = meant.filter(pc.invert(_moved(meant)))
+    kept = meant.filter(pc.invert(stock_moved(meant)))
     tally.num_moved += meant.num_rows - kept.num_rows
     tally.statuses.update(kept["status"].to_pylist())
     failed = kept.filter(pc.not_equal(kept["status"], SCORED)).select(["bin_id", "image_uri", "status", "error"])

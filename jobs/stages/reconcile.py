@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from jobs.counting.history import RIGHT, WAITING, WRONG
 from model.posterior import Assessor, camera_columns
 from schemas.arrow import TIMESTAMP
-from schemas.manifest import RECORD_COLUMNS
+from schemas.manifest import RECORD_COLUMNS, stock_moved
 from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, ImageStatus, Reason
 
 KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SECOND_COUNT}
@@ -88,12 +88,11 @@ class Reconciler:
 
     def _reasons(self, staged: pa.Table, scored: np.ndarray) -> np.ndarray:
         """Why each bin is not assessed, None where it is: the first of these that holds."""
-        moves = staged["moves_since_photo"].fill_null(0).to_numpy()
         contrast = staged["contrast"].fill_null(0).to_numpy()
         rules = [
             (~scored, np.array(staged["status"].to_pylist(), dtype=object)),
             (staged["training_photo"].to_numpy(), Reason.TRAINING_PHOTO),
-            (moves > 0, Reason.MOVED),
+            (stock_moved(staged).to_numpy(), Reason.MOVED),
             (self._stale(staged), Reason.STALE_PHOTO),
             (contrast < MIN_CONTRAST, Reason.POOR_PHOTO),
         ]

@@ -21,7 +21,7 @@ from jobs.stages.manifest import row_problems, settle_roots
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
-from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, stock_moved
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
             "every bin must stand in exactly one"
         )
     # as the audit, which does not compare such a record with the photo either
-    moved = pc.greater(pc.fill_null(bins["moves_since_photo"], 0), 0)
+    moved = stock_moved(bins)
     bins = bins.filter(pc.invert(moved)).select(COLUMNS)
     num_moved = pc.sum(moved).as_py()
     if num_moved:

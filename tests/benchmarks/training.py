@@ -12,12 +12,11 @@ two, the share of the time that was spent waiting for photos, and the ratio.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from safetensors.torch import save
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.cluster import connect
-from jobs.training.labelled_bins import fetch_all, read_labelled_bins
+from jobs.training.labelled_bins import check_photos, fetch_all, read_labelled_bins
 from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs, initial_state
 from jobs.training.workers import plan_workers, worker_environment
 from model.images import decode_image
@@ -68,11 +67,11 @@ class LoadInMemory:
 
 def choose_bins(config: TrainConfig, num_photos: int) -> pa.Table:
     """Labelled bins, nearly all for training: what is measured is the training."""
-    bins = read_labelled_bins(config).table.slice(0, num_photos)
-    splits = np.full(bins.num_rows, "train", dtype="<U9")
+    bins = read_labelled_bins(config)
+    table = check_photos(replace(bins, table=bins.table.slice(0, num_photos)), config).table
+    splits = np.full(table.num_rows, "train", dtype="<U9")
     splits[-32:] = "selection"
-    digests = [hashlib.sha256(data or b"").hexdigest() for data in fetch_all(bins["image_uri"].to_pylist())]
-    return bins.append_column("split", pa.array(splits, pa.string())).append_column("image_sha256", pa.array(digests))
+    return table.append_column("split", pa.array(splits, pa.string()))
 
 
 def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, float]:
