@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.v2._internal.execution.context import logger as report_logger
 from torch import nn
 
@@ -172,6 +173,7 @@ class _Loop:
         self._trace: bytes | None = None
         self._epoch_seconds = 0.0
         self._first_epoch_here = 0
+        self._uploading = False
 
     def run(self) -> dict[str, Any] | None:
         self._resume()
@@ -456,9 +458,16 @@ class _Loop:
         if self.rank != 0:
             ray.train.report(dict(entry))
             return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(self._state(), Path(folder) / STATE_FILE)
-            ray.train.report(dict(entry), checkpoint=ray.train.Checkpoint.from_directory(folder))
+        if self._uploading:  # at most one checkpoint is on its way: uploads slower than epochs would fill the disk
+            ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+        folder = tempfile.mkdtemp(prefix="checkpoint-")  # Ray removes it when it is uploaded
+        torch.save(self._state(), Path(folder) / STATE_FILE)
+        ray.train.report(
+            dict(entry),
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        )
+        self._uploading = True
 
     def _state(self) -> dict[str, Any]:
         seen = self.seen
