@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from jobs.platform.bundles import local_bundle
+from jobs.platform.cluster import KEEP_MEMORY
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
 from jobs.stages.manifest import Shard, shard_dataset
 from jobs.stages.resources import Resources
@@ -147,7 +148,7 @@ def score_shards(
     environment = {}
     if resources.device == "cpu":
         # for a worker of its own, in which nothing has imported torch before
-        environment = {"OMP_NUM_THREADS": str(resources.scorer_threads)}
+        environment = {**KEEP_MEMORY, "OMP_NUM_THREADS": str(resources.scorer_threads)}
     # `map_batches` itself refuses blocks as they are where there is a GPU, lest someone's batches be too small for it
     return fetched.map_batches_internal(
         ShardScorer,

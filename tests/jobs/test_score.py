@@ -1,4 +1,8 @@
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jobs.platform import storage
+from jobs.platform.cluster import KEEP_MEMORY
 from jobs.stages import resources, staging
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
@@ -225,6 +230,30 @@ def test_a_photo_takes_the_memory_that_batches_are_planned_with(architecture: st
     assert per_pixel < resources.BYTES_PER_PIXEL[precision]
     if architecture == "resnet50":
         assert per_pixel > 0.8 * resources.BYTES_PER_PIXEL[precision]
+
+
+FAULTS = """
+import resource, threading
+
+def compute():
+    size = 80 << 20
+    b"x" * size
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        b"x" * size
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=compute)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="says how glibc is to behave")
+def test_a_network_s_process_keeps_the_memory_of_its_activations() -> None:
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env={**os.environ, **KEEP_MEMORY}, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000, "five times 20,480 pages were needed"
 
 
 def test_fp16_is_refused_on_a_cpu() -> None:
