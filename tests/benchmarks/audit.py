@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from jobs.platform import storage
+from jobs.platform.cluster import KEEP_MEMORY
 from tests.benchmarks.audit_growth import measure_growth
 from tests.benchmarks.audit_inputs import MANIFEST_URI, make_bundle, serve_photos
 from tests.benchmarks.audit_processes import Ended, run
@@ -35,6 +36,8 @@ from tests.dump import NIGHT
 
 ON_GPU = torch.cuda.is_available()
 CORES = os.cpu_count() or 1
+OUR_SETTINGS = {} if ON_GPU else KEEP_MEMORY
+"""What the processes of our scorers start with: for the roofs and for the tuned peer too."""
 ROOFS = ("fetch", "decode", "network")
 PEERS = {
     "ray_documentation": ("tests.benchmarks.audit_peers.ray_documentation",),
@@ -85,7 +88,7 @@ def measure(
         for part in ROOFS:
             asked = ("--precision", precision) if part == "network" else ()
             command = ("--uris", str(everything), "--bundle", str(bundle), *asked)
-            ended = run("tests.benchmarks.audit_roofs", part, *command)
+            ended = run("tests.benchmarks.audit_roofs", part, *command, environment=OUR_SETTINGS)
             note(part, ended, ended.answer["images_per_second"])
         output_uri = f"s3://bench/audits-{repeat}"
         command = ("--manifest-uri", MANIFEST_URI, "--bundle-uri", str(bundle), "--output-uri", output_uri)
@@ -94,7 +97,10 @@ def measure(
         note("ours", ended, rate, seconds=seconds, start_and_end_seconds=seconds - len(uris) / rate)
         for name, (module, *flags) in peers.items():
             flags += ["--precision", precision] if "tuned" in name else []
-            ended = run(module, "--uris", str(folder / f"{name}.json"), "--bundle", str(bundle), *flags)
+            settings = OUR_SETTINGS if "tuned" in name else None
+            ended = run(
+                module, "--uris", str(folder / f"{name}.json"), "--bundle", str(bundle), *flags, environment=settings
+            )
             note(name, ended, steady_rate(ended.answer["marks"], num_photos(name, len(uris))))
         tuned = [name for name in peers if "tuned" in name]
         best = max(tuned, key=lambda name: found[name][0]["images_per_second"], default=None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -24,10 +26,15 @@ class Ended:
     """All its descendants together."""
 
 
-def run(*arguments: str, timeout: float = 3600) -> Ended:
-    """`python -m ARGUMENTS` to its end. Raises RuntimeError with its last words where it fails."""
+def run(*arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 3600) -> Ended:
+    """`python -m ARGUMENTS` to its end, `environment` beside this process's own. Raises RuntimeError with its last words
+    where it fails."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
     )
     peaks, done = [0.0, 0.0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peaks, done), daemon=True)
