@@ -173,7 +173,6 @@ class _Loop:
         self._trace: bytes | None = None
         self._epoch_seconds = 0.0
         self._first_epoch_here = 0
-        self._uploading = False
 
     def run(self) -> dict[str, Any] | None:
         self._resume()
@@ -458,8 +457,8 @@ class _Loop:
         if self.rank != 0:
             ray.train.report(dict(entry))
             return
-        if self._uploading:  # at most one checkpoint is on its way: uploads slower than epochs would fill the disk
-            ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+        # waits for the last one: uploads slower than epochs would fill the disk
+        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         folder = tempfile.mkdtemp(prefix="checkpoint-")  # Ray removes it when it is uploaded
         torch.save(self._state(), Path(folder) / STATE_FILE)
         ray.train.report(
@@ -467,7 +466,6 @@ class _Loop:
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
-        self._uploading = True
 
     def _state(self) -> dict[str, Any]:
         seen = self.seen
