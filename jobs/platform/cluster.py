@@ -37,6 +37,13 @@ KEEP_MEMORY = {
 """The environment of a process whose network computes on CPUs: glibc would give every activation back to the kernel and
 fault it in again, at a tenth of a ResNet50's time. Read when a process starts."""
 
+
+def network_environment(threads: int) -> dict[str, str]:
+    """For a worker whose network computes on CPUs, in `threads` threads: Ray would give it one per logical CPU that it
+    holds. Read when the process starts, or when torch is first imported."""
+    return {**KEEP_MEMORY, "OMP_NUM_THREADS": str(threads)}
+
+
 WAIT_SECONDS, LOOK_SECONDS, TELL_SECONDS = 600.0, 0.5, 15.0
 """How long a job waits for others to let go of what it needs, how often it looks, and after how long it says so where a
 new worker must start before anything runs."""

@@ -28,7 +28,7 @@ from jobs.counting.belief import Belief, learn_belief, read_class_shares, true_s
 from jobs.counting.history import LAST_COUNTS_SCHEMA, History, read_history
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
-from jobs.platform.cluster import KEEP_MEMORY
+from jobs.platform.cluster import network_environment
 from jobs.platform.layout import list_nights
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
@@ -141,9 +141,7 @@ def _check_bundle(uri: str) -> BundleInfo:
 def _counter_options(resources: Resources) -> dict:
     options: dict = {"num_cpus": resources.scorer_cpus, "num_gpus": resources.scorer_gpus}
     if resources.device == "cpu":
-        # Ray would give the network one thread per logical CPU; read when torch is first imported
-        environment = {**KEEP_MEMORY, "OMP_NUM_THREADS": str(resources.scorer_threads)}
-        options["runtime_env"] = {"env_vars": environment}
+        options["runtime_env"] = {"env_vars": network_environment(resources.scorer_threads)}
     return options
 
 

@@ -67,8 +67,7 @@ def plan_resources() -> Resources:
 
 def _plan_gpus(sizes: list[tuple[float, int]]) -> Resources:
     """`sizes`: CPUs and GPUs of each node. One scorer per GPU. Decoding is the scarce part beside one: it gets every
-    core of the cluster that the scorers leave, and half as many tasks again, as the driver takes its time to follow one
-    that ended with the next."""
+    core of the cluster that the scorers leave."""
     if any(gpus and not cpus for cpus, gpus in sizes):
         raise GateError(
             "a node of the cluster has GPUs and no CPUs, so that no scorer starts there: start it with some"
@@ -77,7 +76,7 @@ def _plan_gpus(sizes: list[tuple[float, int]]) -> Resources:
     scorer_cpus = min([1.0, *(cpus / (4 * gpus) for cpus, gpus in sizes if gpus)])
     # never more than a node has left: a task that fits nowhere waits for ever
     left = [cpus - gpus * scorer_cpus for cpus, gpus in sizes if cpus]
-    num_fetchers = max(3, int(1.5 * sum(left)))
+    num_fetchers = max(2, int(sum(left) - 1))
     return Resources(
         device="cuda",
         num_scorers=num_gpus,

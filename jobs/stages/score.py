@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from jobs.platform.bundles import local_bundle
-from jobs.platform.cluster import KEEP_MEMORY
+from jobs.platform.cluster import network_environment
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
 from jobs.stages.manifest import Shard, shard_dataset
 from jobs.stages.resources import Resources
@@ -44,6 +44,8 @@ TASKS_AHEAD = 8
 GPU_FETCH_CLAIM = 0.25
 """Part of its CPUs that a fetch beside GPUs asks for; their number is limited already. Ray Data keeps a third of what is
 free for each stage, so that with whole claims it began 8 of 14 planned fetches."""
+GPU_FETCH_SURPLUS = 1.5
+"""Fetches beside GPUs for each planned one: the driver takes its time to follow one that ended with the next."""
 
 
 class ShardScorer:
@@ -137,18 +139,16 @@ def score_shards(
     # A shard must stay one block: Ray would split it at the default of 128 MiB.
     block_bytes = 4 * max(shard.num_rows for shard in shards) * image_size**2 * 3
     ray.data.DataContext.get_current().target_max_block_size = max(1 << 28, block_bytes)
+    on_gpus = resources.device == "cuda"
+    num_fetchers = int(resources.num_fetchers * (GPU_FETCH_SURPLUS if on_gpus else 1))
     fetched = shard_dataset(shards).map_batches(
         fetch,
         fn_kwargs=fetch_kwargs,
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=min(resources.num_fetchers, len(shards))),
-        num_cpus=resources.fetcher_cpus * (GPU_FETCH_CLAIM if resources.device == "cuda" else 1),
+        compute=ray.data.TaskPoolStrategy(size=min(num_fetchers, len(shards))),
+        num_cpus=resources.fetcher_cpus * (GPU_FETCH_CLAIM if on_gpus else 1),
     )
-    environment = {}
-    if resources.device == "cpu":
-        # for a worker of its own, in which nothing has imported torch before
-        environment = {**KEEP_MEMORY, "OMP_NUM_THREADS": str(resources.scorer_threads)}
     # `map_batches` itself refuses blocks as they are where there is a GPU, lest someone's batches be too small for it
     return fetched.map_batches_internal(
         ShardScorer,
@@ -167,5 +167,6 @@ def score_shards(
         compute=ray.data.ActorPoolStrategy(size=resources.num_scorers, max_tasks_in_flight_per_actor=TASKS_AHEAD),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,
-        runtime_env={"env_vars": environment} if environment else None,
+        # for a worker of its own, in which nothing has imported torch before
+        runtime_env=None if on_gpus else {"env_vars": network_environment(resources.scorer_threads)},
     )

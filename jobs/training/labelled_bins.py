@@ -66,7 +66,8 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
         if found:
             problems += [f"{entry.uri}: {problem}" for problem in found]
             continue
-        images_uris |= {value for key, value in metadata.items() if key == "images_uri"}
+        if "images_uri" in metadata:
+            images_uris.add(metadata["images_uri"])
         try:
             rows = conform(table, MANIFEST_SCHEMA)
             rows.validate(full=True)  # texts that are no UTF-8

@@ -8,7 +8,7 @@ import ray
 from ray.train import ScalingConfig
 
 from jobs.config.train import TrainConfig
-from jobs.platform.cluster import KEEP_MEMORY, await_free
+from jobs.platform.cluster import await_free, network_environment
 from jobs.training.labelled_bins import TASK_CPUS
 from schemas.errors import InputError
 
@@ -63,9 +63,7 @@ def await_workers(config: TrainConfig, num_runs: int = 1) -> None:
 def worker_environment(threads: int) -> dict[str, str]:
     """Read by torch and Ray when a worker starts; setting the threads later is too late for part of torch."""
     return {
-        **KEEP_MEMORY,
-        # Ray gives a worker one OpenMP thread per CPU it holds; the worker may use the cores that decoding leaves.
-        "OMP_NUM_THREADS": str(threads),
+        **network_environment(threads),
         "MKL_NUM_THREADS": str(threads),
         # Decoding shares these cores: a thread that spins while it waits for the others takes theirs.
         "OMP_WAIT_POLICY": "PASSIVE",
