@@ -34,7 +34,7 @@ lint: setup
 test: setup lint
 	$(BIN)/pytest -m 'not slow'
 
-# Every fault as often as the README's table says; it is printed at the end.
+# Every fault as often as its test's `times(…)` says; a table is printed at the end.
 faults: setup
 	mkdir -p build
 	$(BIN)/pytest tests/faults --faults-json build/faults.json

@@ -1,6 +1,6 @@
 r"""Builds the night's manifest: one row per bin, its photo beside its record.
 
-    python -m jobs.ingest --images-uri dump/bin-images --records-uri dump/metadata --manifest-uri night-manifest
+    python -m jobs.ingest --images-uri demo/night/bin-images --records-uri demo/night/metadata --manifest-uri demo/manifest
 
     ray job submit --working-dir . -- python -m jobs.ingest --images-uri s3://bucket/bin-images \
         --records-uri s3://bucket/metadata --manifest-uri s3://bucket/manifests/2026-01-31

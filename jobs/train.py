@@ -1,6 +1,6 @@
 """Trains a counter on labelled bins with Ray Train and writes its bundle.
 
-    python -m jobs.train --manifest-uri learn-manifest --bundle-uri bundle --image-size 112 --max-epochs 12
+    python -m jobs.train --manifest-uri demo/learn-manifest --bundle-uri demo/counter --image-size 112 --max-epochs 12
     ray job submit --working-dir . -- python -m jobs.train --manifest-uri s3://b/learn --bundle-uri s3://b/bundle
 
 Writes the bundle: weights.safetensors, bundle.json, training_images.parquet and the training report, report.html.
@@ -18,8 +18,9 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import WATCHDOG, initial_state, remove_run, run_name, train_network
+from jobs.training.network import WATCHDOG, remove_run, run_name, train_network
 from jobs.training.splits import assign_splits, split_bins
+from jobs.training.start import read_start
 from jobs.training.workers import await_workers
 
 logger = logging.getLogger(__name__)
@@ -28,14 +29,14 @@ logger = logging.getLogger(__name__)
 def run_train(config: TrainConfig) -> None:
     bins = read_labelled_bins(config)
     assign_splits(bins.table, config)  # what is wrong with the data is said before a cluster starts
-    initial_state(config.recipe())
+    start = read_start(config)
     training_uri = storage.absolute(config.bundle_uri) + ".training"
     with connect(quiet=WATCHDOG):
         await_workers(config)  # a cluster that is too small or busy is said before every photo is read
-        bins = split_bins(check_photos(bins, config), config)
-        _tell_of_others(training_uri, run_name(bins.table, config))
-        trained = train_network(bins.table, config, training_uri)
-        write_bundle(bins.table, config, trained, bins.left_out)
+        bins = split_bins(check_photos(bins, config), config, start.seen)
+        _tell_of_others(training_uri, run_name(bins.table, config, start))
+        trained = train_network(bins.table, config, start, training_uri)
+        write_bundle(bins, config, start, trained)
     remove_run(trained.run_uri)
 
 

@@ -1,6 +1,6 @@
 """Searches the settings of a training with Ray Tune and writes the best trial's bundle.
 
-    python -m jobs.tune --manifest-uri learn-manifest --bundle-uri bundle --image-size 112 --num-trials 8
+    python -m jobs.tune --manifest-uri demo/learn-manifest --bundle-uri demo/counter --image-size 112 --num-trials 8
     ray job submit --working-dir . -- python -m jobs.tune --manifest-uri s3://b/learn --bundle-uri s3://b/bundle
 
 Writes the bundle as `jobs.train` does and, to <bundle-uri>.search or --output-uri: trials.parquet (one row per trial),
@@ -11,18 +11,16 @@ their selection bins; only the best one, trained to its end, sees the test bins,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-
-import pyarrow as pa
 
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
-from jobs.training.labelled_bins import check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import WATCHDOG, TrainingStoppedError, initial_state, remove_run, train_network
+from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
+from jobs.training.network import WATCHDOG, TrainingStoppedError, remove_run, train_network
 from jobs.training.splits import assign_splits, split_bins
+from jobs.training.start import Start, read_start
 from jobs.training.workers import await_workers
 from jobs.tuning.page import publish_search
 from jobs.tuning.search import run_trials
@@ -34,22 +32,20 @@ from schemas.errors import GateError
 
 
 def run_tune(config: TuneConfig) -> None:
-    if Path(config.weights).is_file():  # a trial runs in a folder of its own
-        config = config.model_copy(update={"weights": storage.absolute(config.weights)})
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]
     bins = read_labelled_bins(config)
     assign_splits(bins.table, largest)  # what is wrong with the data is said before a cluster starts
-    initial_state(config.recipe())
+    start = read_start(config)
     output_uri = storage.absolute(config.output_uri or storage.absolute(config.bundle_uri) + ".search")
     training_uri = storage.join(output_uri, "training")
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)
-        bins = split_bins(check_photos(bins, config), largest)
-        trials = Trials(config, output_uri, fingerprint(bins.table))
-        run_trials(bins.table, config, trials, training_uri)
+        bins = split_bins(check_photos(bins, config), largest, start.seen)
+        trials = Trials(config, output_uri, fingerprint(bins.table), start.weights_sha256)
+        run_trials(bins.table, config, start, trials, training_uri)
         publish_search(config, trials, None)
-        best, info = finish_best(bins.table, bins.left_out, config, trials, training_uri)
+        best, info = finish_best(bins, config, start, trials, training_uri)
     publish_search(config, trials, info)
     print(format_trials(trials.records, list(search_space(config))))
     if best is None:
@@ -64,7 +60,7 @@ def run_tune(config: TuneConfig) -> None:
 
 
 def finish_best(
-    bins: pa.Table, left_out: dict[str, int], config: TuneConfig, trials: Trials, training_uri: str
+    bins: LabelledBins, config: TuneConfig, start: Start, trials: Trials, training_uri: str
 ) -> tuple[TrialRecord | None, BundleInfo | None]:
     """The best trial, trained to its end, and its bundle, written; the next best where that fails; None where all do."""
     for record in ranked(trials.records):
@@ -74,7 +70,7 @@ def finish_best(
             return record, info
         settings = trial_config(config, record.parameters)
         try:
-            trained = train_network(bins, settings, training_uri)
+            trained = train_network(bins.table, settings, start, training_uri)
         except TrainingStoppedError as error:
             record.end(FAILED, error.reason)
             trials.save(record)
@@ -83,7 +79,7 @@ def finish_best(
             record.end(COMPLETED, f"stopped early after {len(record.epochs)} epochs; as the best, trained to its end")
         for epoch in trained.outcome["history"]:
             record.add_epoch(epoch)
-        info = write_bundle(bins, settings, trained, left_out)
+        info = write_bundle(bins, settings, start, trained)
         for other in trials.records:
             other.bundle_id = info.bundle_id if other is record else None
             trials.save(other)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Mapping
-from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from schemas.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
 HEAD = "fc."
+STEPS_SEEN = "num_batches_tracked"
+"""A normalisation's count of steps. Files of before 2018, torchvision's IMAGENET1K_V1 among them, don't have it, and nothing
+here depends on it."""
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 def build_network(architecture: str, num_classes: int) -> nn.Module:
@@ -33,41 +40,37 @@ def build_network(architecture: str, num_classes: int) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def load_weights(network: nn.Module, weights: str, architecture: str) -> None:
-    """Fills `network` from `weights`: "none" (nothing happens), a torchvision name such as IMAGENET1K_V2,
-    or a local file (.safetensors, or .pth/.pt read without executing pickles).
+def load_weights(network: nn.Module, weights: str, architecture: str, file: bytes | None = None) -> None:
+    """Fills `network` from `weights`: "none" (nothing happens), a torchvision name such as IMAGENET1K_V2, or the name of
+    a file, whose content is `file` (.safetensors, or .pth/.pt read without executing pickles).
 
     A head of another size is left out (it is learned anew); everything else must fit exactly.
     Raises InputError where they don't load or don't fit.
     """
     if weights == "none":
         return
-    path = Path(weights)
-    if path.suffix in (".safetensors", ".pth", ".pt"):
-        state = _read_weights_file(path)
-    else:
-        state = _download_weights(weights, architecture)
+    state = _download_weights(weights, architecture) if file is None else _parse_weights(file, weights)
     _fill(network, state, f"weights {weights}", architecture)
 
 
-def _read_weights_file(path: Path) -> Mapping[str, torch.Tensor]:
-    if not path.is_file():
-        raise InputError(f"weights: no file {path}; give a .safetensors or .pth file, a torchvision name, or 'none'")
+def _parse_weights(file: bytes, name: str) -> Mapping[str, torch.Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if name.endswith(".safetensors"):
+            return load(file)
+        state = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"weights {path}: not a readable weights file ({_first_line(error)})") from error
+        raise InputError(f"weights {name}: not a readable weights file ({_first_line(error)})") from error
     except UnpicklingError as error:
         raise InputError(
-            f"weights {path}: expected plain tensors, found pickled objects, which are not executed "
+            f"weights {name}: expected plain tensors, found pickled objects, which are not executed "
             f"({_first_line(error)}); save the state_dict as .safetensors"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"weights {path}: expected a state_dict (names to tensors), found {type(state).__name__}")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise InputError(f"weights {name}: expected a state_dict (names to tensors), found {type(state).__name__}")
     return state
 
 
@@ -77,8 +80,8 @@ def _download_weights(name: str, architecture: str) -> Mapping[str, torch.Tensor
     known = [entry.name for entry in models.get_model_weights(architecture)]
     if name not in known:
         raise InputError(
-            f"weights: {name!r} is neither a file nor known to torchvision for {architecture} "
-            f"(known: {', '.join(known)}); or 'none' to start from scratch"
+            f"weights: {name!r} is neither a weights file by its name ({', '.join(WEIGHTS_SUFFIXES)}) nor known to "
+            f"torchvision for {architecture} (known: {', '.join(known)}); or 'none' to start from scratch"
         )
     entry = models.get_model_weights(architecture)[name]
     try:
@@ -97,7 +100,7 @@ def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str, ar
         for name, value in state.items()
         if not (name.startswith(HEAD) and name in own and own[name].shape != value.shape)
     }
-    missing = [name for name in own if name not in fitting and not name.startswith(HEAD)]
+    missing = [name for name in own if name not in fitting and not name.startswith(HEAD) and STEPS_SEEN not in name]
     unknown = [name for name in fitting if name not in own]
     other_shape = [name for name in fitting if name in own and own[name].shape != fitting[name].shape]
     if missing or unknown or other_shape:
@@ -109,6 +112,8 @@ def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str, ar
     broken = [name for name, value in fitting.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise InputError(f"{origin}: {broken[0]} holds values that are not finite; give sound weights")
+    if f"{HEAD}weight" not in fitting:
+        logger.info("%s: the head has another size, or there is none; it is drawn anew", origin)
     network.load_state_dict(fitting, strict=False)
 
 

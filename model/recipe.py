@@ -15,7 +15,7 @@ class Recipe(BaseModel):
     architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
     """The torchvision network."""
     weights: str = "none"
-    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2), or a .safetensors or .pth file."""
+    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2), or a .safetensors or .pth file, local or s3://."""
     initialisation: Literal["kaiming-normal", "kaiming-uniform", "xavier-normal", "orthogonal"] = "kaiming-normal"
     """Distribution of the initial convolution weights (used with --weights none)."""
     unfreeze: Literal["all", "layer2", "layer3", "layer4", "head"] = "all"
@@ -65,6 +65,14 @@ class Recipe(BaseModel):
         if self.batch_size % min(self.micro_batch_size, self.batch_size):
             raise ValueError(
                 f"--batch-size: expected a multiple of --micro-batch-size {self.micro_batch_size}, found {self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_stays_has_been_learned(self) -> Recipe:
+        if self.from_scratch and self.unfreeze != "all":
+            raise ValueError(
+                f"--unfreeze: expected all with --weights none, found {self.unfreeze}: the rest would stay as drawn"
             )
         return self
 

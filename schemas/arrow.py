@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 DAMAGED_PARQUET = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -32,6 +34,10 @@ def schema_problems(found: pa.Schema, expected: pa.Schema) -> list[str]:
     """
     problems = []
     for field in expected:
+        times = found.names.count(field.name)
+        if times > 1:
+            problems.append(f"column {field.name}: expected once, found {times} times")
+            continue
         index = found.get_field_index(field.name)
         if index < 0:
             if not field.nullable:
@@ -54,6 +60,18 @@ def conform(table: pa.Table, expected: pa.Schema) -> pa.Table:
         for field in expected
     ]
     return pa.Table.from_arrays(columns, schema=expected.with_metadata(table.schema.metadata))
+
+
+def outside_calendar(times: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Mask of the timestamps that no calendar of Python's holds in every time zone, such as a database's `infinity`: those
+    before the year 2 or after 9998. False for null."""
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[times.type.unit]
+    first, last = (
+        max(-(2**63), min(2**63 - 1, int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * per_second))
+        for year in (2, 9999)
+    )
+    ticks = times.cast(pa.int64())
+    return pc.fill_null(pc.or_(pc.less(ticks, first), pc.greater_equal(ticks, last)), False)
 
 
 def file_metadata(schema: pa.Schema) -> dict[str, str]:

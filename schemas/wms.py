@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.abid import MAX_QUANTITY
-from schemas.arrow import TIMESTAMP, column
+from schemas.arrow import TIMESTAMP, column, outside_calendar
 from schemas.manifest import MAX_UNIT_VALUE, SKU_LINE
 
 WMS_SCHEMA = pa.schema(
@@ -78,13 +78,7 @@ def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
 
 def _checked_times(name: str, cells: pa.Array, problems: list[str | None]) -> pa.Array:
     """Without the times that no calendar here holds, such as a database's `infinity`: they are problems of their lines."""
-    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[cells.type.unit]
-    first, last = (
-        max(-(2**63), min(2**63 - 1, int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * per_second))
-        for year in (2, 9999)
-    )
-    ticks = cells.cast(pa.int64())
-    wrong = pc.fill_null(pc.or_(pc.less(ticks, first), pc.greater_equal(ticks, last)), False)
+    ticks, wrong = cells.cast(pa.int64()), outside_calendar(cells)
     for index in np.flatnonzero(wrong.to_numpy(zero_copy_only=False)).tolist():
         found = f"found {ticks[index].as_py()} {cells.type.unit} since 1970"
         problems[index] = problems[index] or f"{name}: expected a time of the years 2 to 9998, {found}"

@@ -21,7 +21,7 @@ class AuditConfig(JobConfig):
     """Where all nights go: results/, recount_plan/, summary/, counted/, runs/."""
 
     audit_date: date | None = None
-    """The night. It comes from the manifest; one that disagrees is an error."""
+    """The night, for a manifest that names none; one that disagrees with the manifest's is an error."""
 
     recount_budget: NonNegativeInt = 100
     """How many bins can be counted by people tomorrow; 0 writes an empty plan."""

@@ -18,4 +18,4 @@ class SampleConfig(JobConfig):
     """Another seed is another warehouse; the same seed gives the same files, byte for byte."""
 
     record_error_rate: float = Field(default=0.02, ge=0, le=1)
-    """Share of the records that state another quantity than is there."""
+    """Share of the records that state another quantity than is there; 0 for photos to learn from."""

@@ -24,7 +24,7 @@ class TuneConfig(TrainConfig):
     """Search the settings of a training. The flags of `jobs.train` hold for every trial, but for what is searched."""
 
     bundle_uri: str
-    """Where the best trial's bundle is written."""
+    """Where the best trial's bundle is written; one that is there is replaced."""
     seed: Seed = 0
     """Of the initial weights, the order of the photos and their augmentation in every trial, and of what is proposed."""
     max_epochs: int = Field(default=6, ge=2)

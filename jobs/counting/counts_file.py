@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from jobs.platform import storage
 from jobs.platform.texts import csv_text
+from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
 
@@ -97,10 +98,11 @@ def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
 def _parquet_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
     try:
         table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
+        names = table.column_names
+    except DAMAGED_PARQUET as error:
         raise InputError(f"{uri}: expected a Parquet file, found a damaged one ({error})") from error
-    _check_columns(uri, table.column_names)
-    table = table.select([name for name in COUNTS_SCHEMA.names if name in table.column_names])
+    _check_columns(uri, names)
+    table = table.select([name for name in COUNTS_SCHEMA.names if name in names])
     nested = [
         f"column {field.name}: expected single values, found {field.type}"
         for field in table.schema

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.manifest import Shard, read_shard
@@ -83,6 +82,15 @@ class _Tally:
     num_learned_from: int = 0
     worst: list[BinError] = field(default_factory=list)
     num_done: int = 0
+    untold: Counter[str] = field(default_factory=Counter)
+    """Status of the photos without a score whose bin is a known one, unless --split keeps all."""
+    untold_examples: list[dict[str, str]] = field(default_factory=list)
+    num_untold_moved: int = 0
+    """Such photos beside those whose stock has moved."""
+    num_known: int = 0
+    """Scored photos of known bins."""
+    num_known_same: int = 0
+    """Of those, the ones that `FetchPlan.training_photos` names."""
 
 
 def predict_bins(
@@ -98,12 +106,13 @@ def predict_bins(
 ) -> Predictions:
     """Scores the photos of all shards. `plan.training_photos` names the photos that `keep` is about: `others` leaves
     them out, `these` keeps only them, `all` keeps everything and counts them. A photo that can't be scored can't be told by
-    its content either: it is one of them if its bin is one of `known_bins`. Bins whose stock has moved since the photo are
-    in none of them: what their record says is not what the photo shows."""
+    its content either: it is one of them if its bin is one of `known_bins` and most other photos of those bins are. In
+    another night's manifest they are not, and its failures count. Bins whose stock has moved since the photo are in none
+    of them: what their record says is not what the photo shows."""
     scored = score_shards(
         shards,
         _fetch,
-        {"plan": plan, "keep": keep, "known_bins": ray.put(known_bins)},
+        {"plan": plan, "keep": keep},
         image_size=info.preprocessing.image_size,
         bundle_uri=bundle_uri,
         bundle_id=info.bundle_id,
@@ -114,13 +123,14 @@ def predict_bins(
     num_bins = sum(shard.num_rows for shard in shards)
     started = last_line = time.monotonic()
     for rows in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
-        _add(tally, rows, keep, info)
+        _add(tally, rows, keep, known_bins, info)
         now = time.monotonic()
         if now - last_line > SECONDS_BETWEEN_LINES or tally.num_done == num_bins:
             last_line = now
             logger.info(
                 "%d of %d bins, %.1f a second", tally.num_done, num_bins, tally.num_done / max(1e-9, now - started)
             )
+    _settle_untold(tally, keep)
     return _predictions(tally, info)
 
 
@@ -131,24 +141,14 @@ def compare_counts(found: Predictions, reference: Predictions) -> dict[str, Any]
     return {"share": float(same.sum() / max(1, len(same))), "num_bins": len(same)}
 
 
-def _fetch(items: pa.Table, plan: FetchPlan, keep: str, known_bins: ray.ObjectRef) -> Iterator[pa.Table]:
+def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
     """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
     for item in items.to_pylist():
-        rows = _tell_by_bin(fetch_rows(read_shard(item["uri"], item["row_group"]), plan), ray.get(known_bins))
+        rows = fetch_rows(read_shard(item["uri"], item["row_group"]), plan)
         meant = pc.and_(_kept(rows, keep), pc.invert(stock_moved(rows)))
         pixels = pc.if_else(meant, rows["pixels"], pa.scalar(None, pa.binary()))
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)
         yield shard_table(rows, item["index"], fresh=True)
-
-
-def _tell_by_bin(rows: pa.Table, known_bins: frozenset[str]) -> pa.Table:
-    """`rows` with `training_photo` told by the bin where no photo came whose content could tell: one that is damaged now
-    was another when training read it."""
-    absent = pc.not_equal(rows["status"], SCORED)
-    ours = pa.array([bin_id in known_bins for bin_id in rows["bin_id"].to_pylist()], pa.bool_())
-    known = pc.if_else(absent, ours, rows["training_photo"])
-    place = rows.schema.get_field_index("training_photo")
-    return rows.set_column(place, FETCHED_SCHEMA.field("training_photo"), known)
 
 
 def _kept(rows: pa.Table, keep: str) -> pa.ChunkedArray | pa.Array:
@@ -158,21 +158,62 @@ def _kept(rows: pa.Table, keep: str) -> pa.ChunkedArray | pa.Array:
     return known if keep == "these" else pc.invert(known)
 
 
-def _add(tally: _Tally, rows: pa.Table, keep: str, info: BundleInfo) -> None:
+def _add(tally: _Tally, rows: pa.Table, keep: str, known_bins: frozenset[str], info: BundleInfo) -> None:
     tally.num_done += rows.num_rows
+    if keep != "all":
+        rows = _without_untold(tally, rows, known_bins)
     meant = rows.filter(_kept(rows, keep))
     tally.num_left_out += rows.num_rows - meant.num_rows
     kept = meant.filter(pc.invert(stock_moved(meant)))
     tally.num_moved += meant.num_rows - kept.num_rows
     tally.statuses.update(kept["status"].to_pylist())
-    failed = kept.filter(pc.not_equal(kept["status"], SCORED)).select(["bin_id", "image_uri", "status", "error"])
-    tally.unscored = heapq.nsmallest(MAX_EXAMPLES, tally.unscored + failed.to_pylist(), key=lambda row: row["bin_id"])
+    failed = kept.filter(pc.not_equal(kept["status"], SCORED))
+    tally.unscored = _examples(tally.unscored, failed)
     scored = kept.filter(pc.equal(kept["status"], SCORED))
     tally.num_learned_from += pc.sum(scored["training_photo"]).as_py() or 0 if keep == "all" else 0
     tally.tables.append(scored.select(["bin_id", "group", "expected_qty", "probabilities"]))
     tally.worst = heapq.nsmallest(
         NUM_WORST, tally.worst + _errors(scored, info.top_class), key=lambda error: (error.p_expected, error.bin_id)
     )
+
+
+def _without_untold(tally: _Tally, rows: pa.Table, known_bins: frozenset[str]) -> pa.Table:
+    """`rows` without the photos of known bins that have no score: what they are is told at the end. Those of other bins are
+    not photos that training has read."""
+    known = pa.array([bin_id in known_bins for bin_id in rows["bin_id"].to_pylist()], pa.bool_())
+    failed = pc.not_equal(rows["status"], SCORED)
+    of_known = rows.filter(pc.and_(known, pc.invert(failed)))
+    tally.num_known += of_known.num_rows
+    tally.num_known_same += pc.sum(of_known["training_photo"]).as_py() or 0
+    aside = pc.and_(known, failed)
+    untold = rows.filter(aside)
+    moved = stock_moved(untold)
+    tally.num_untold_moved += pc.sum(moved).as_py() or 0
+    untold = untold.filter(pc.invert(moved))
+    tally.untold.update(untold["status"].to_pylist())
+    tally.untold_examples = _examples(tally.untold_examples, untold)
+    return rows.filter(pc.invert(aside))
+
+
+def _settle_untold(tally: _Tally, keep: str) -> None:
+    """Without any other photo of a known bin they count as asked for: better a failure too many than one that is hidden."""
+    are_these = 2 * tally.num_known_same > tally.num_known
+    if tally.num_known and are_these != (keep == "these"):
+        tally.num_left_out += tally.untold.total() + tally.num_untold_moved
+        return
+    tally.num_moved += tally.num_untold_moved
+    tally.statuses.update(tally.untold)
+    tally.unscored = heapq.nsmallest(MAX_EXAMPLES, tally.unscored + tally.untold_examples, key=_by_bin)
+
+
+def _examples(named: list[dict[str, str]], failed: pa.Table) -> list[dict[str, str]]:
+    """The first MAX_EXAMPLES by bin_id of those `named` so far and of the rows `failed`."""
+    rows = failed.select(["bin_id", "image_uri", "status", "error"]).to_pylist()
+    return heapq.nsmallest(MAX_EXAMPLES, named + rows, key=_by_bin)
+
+
+def _by_bin(row: dict[str, str]) -> str:
+    return row["bin_id"]
 
 
 def _errors(scored: pa.Table, top_class: int) -> list[BinError]:

@@ -19,6 +19,8 @@ import ray
 
 from jobs.platform import storage
 
+CHECK_CPUS = 0.25
+"""Of each task that reads or copies a file of a manifest: a job that waits for its turn has checked it before."""
 PIECE_ROWS = 4_000_000
 """Ids that one task hashes (8 bytes each) and that one range of hashes holds on average."""
 SPARE_CANDIDATES = 100
@@ -59,7 +61,7 @@ def find_duplicates(manifest_files: list[str], column: str, limit: int = 10) -> 
     return sorted((value, count) for value, count in counts.items() if count > 1)[:limit]
 
 
-@ray.remote
+@ray.remote(num_cpus=CHECK_CPUS)
 def _measure(uris: list[str]) -> list[_Piece]:
     pieces: list[_Piece] = []
     for uri in uris:
@@ -75,7 +77,7 @@ def _measure(uris: list[str]) -> list[_Piece]:
     return pieces
 
 
-@ray.remote
+@ray.remote(num_cpus=CHECK_CPUS)
 def _hash_ids(piece: _Piece, column: str, num_ranges: int) -> list[np.ndarray] | np.ndarray:
     hashes = np.concatenate([np.empty(0, np.uint64), *(_hash(ids) for ids in _read_ids(piece, column))])
     hashes.sort()
@@ -86,7 +88,7 @@ def _hash_ids(piece: _Piece, column: str, num_ranges: int) -> list[np.ndarray] |
     return np.split(hashes, np.searchsorted(hashes, bounds))
 
 
-@ray.remote
+@ray.remote(num_cpus=CHECK_CPUS)
 def _find_repeated(wanted: int, *parts: np.ndarray) -> np.ndarray:
     """The smallest `wanted` hashes that occur twice or more, each once."""
     hashes = np.concatenate(parts)
@@ -95,7 +97,7 @@ def _find_repeated(wanted: int, *parts: np.ndarray) -> np.ndarray:
     return np.unique(repeated)[:wanted]
 
 
-@ray.remote
+@ray.remote(num_cpus=CHECK_CPUS)
 def _count_ids(piece: _Piece, column: str, candidates: np.ndarray) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for ids in _read_ids(piece, column):

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from jobs.platform import storage
 from jobs.platform.cluster import await_slot
-from jobs.stages.duplicates import find_duplicates
-from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, schema_problems
+from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
+from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, outside_calendar, schema_problems
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE
 
@@ -35,9 +35,6 @@ MAX_PROBLEMS = 10
 
 MAX_SHARD_BYTES = 2**30
 """Of decoded photos: they are one Arrow array, whose 32-bit offsets end at 2 GiB, and each worker holds a shard."""
-
-CHECK_CPUS = 0.25
-"""Of each task that reads or copies a file of a manifest."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class Manifest:
     images_uri: str | None
     fingerprint: str
     """SHA-256 over the files' contents, in the order of their names."""
+    sha256_per_file: list[str]
     has_all_unit_values: bool
     has_photo_ages: bool
     """Whether some row says both when its photo was taken and when its record was read."""
@@ -143,6 +141,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         audit_date=night or (audit_date.isoformat() if audit_date else ""),
         images_uri=images_uri,
         fingerprint=digest.hexdigest(),
+        sha256_per_file=[report["sha256"] for report in reports],
         has_all_unit_values=all(report["has_all_unit_values"] for report in reports),
         has_photo_ages=any(report["has_photo_ages"] for report in reports),
         currencies=_sort_currencies({currency for report in reports for currency in report["currencies"]}),
@@ -161,14 +160,15 @@ def _is_date(text: str) -> bool:
 def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:
     """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote are kept.
 
-    `image_size`: side of the decoded photos that a shard is to hold, 0 for none.
+    `image_size`: side of the decoded photos that a shard is to hold, 0 for none. Raises InputError where a file is not
+    the one that was checked any more.
     """
     rows = shard_rows(manifest.num_rows, image_size)
     copies = [storage.join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
     there = {entry.uri for entry in storage.list_objects(folder_uri)}
     missing = [
-        {"source": source, "target": target, "rows": rows}
-        for source, target in zip(manifest.files, copies, strict=True)
+        {"source": source, "sha256": sha256, "target": target, "rows": rows}
+        for source, sha256, target in zip(manifest.files, manifest.sha256_per_file, copies, strict=True)
         if target not in there
     ]
     if missing:
@@ -276,6 +276,11 @@ def row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
         if rows.size:
             value = table[name][int(rows[0])].as_py()
             yield _row_problem(uri, first_row, rows, name, expected, found if value in (None, "") else repr(value))
+    for name in ("photo_at", "expected_as_of"):
+        rows = np.flatnonzero(outside_calendar(table[name]).to_numpy())
+        if rows.size:
+            found = f"{table[name].cast(pa.int64())[int(rows[0])]} microseconds since 1970"
+            yield _row_problem(uri, first_row, rows, name, "a time of the years 2 to 9998", found)
     lines = table["skus"].combine_chunks()
     parents, line = pc.list_parent_indices(lines).to_numpy(), pc.list_flatten(lines)
     for name, expected in (("sku", "a value"), ("quantity", "0 or more")):
@@ -301,7 +306,16 @@ def _agreed(key: str, metadata: list[dict[str, str]], uri: str, problems: list[s
 
 
 def _copy_file(row: dict) -> dict:
-    parquet = storage.open_parquet(row["source"])
+    try:
+        data = storage.read_bytes(row["source"])
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise InputError(
+            f"{row['source']}: expected the file that was checked a moment ago, found another one or none; leave the "
+            "manifest alone while a job reads it, and run the same command again"
+        )
+    parquet = pq.ParquetFile(io.BytesIO(data))
     present = [field.name for field in MANIFEST_SCHEMA if field.name in parquet.schema_arrow.names]
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, MANIFEST_SCHEMA, compression="zstd") as writer:

@@ -212,8 +212,9 @@ def _is_running(pid: int) -> bool:
 
 
 def _boot_id() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+    """Of this machine's start and, as containers on one machine number their processes apart, of the numbering."""
+    path, numbering = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return f"{path.read_text().strip()} {numbering.readlink()}" if path.exists() else ""
 
 
 def _document(values: dict[str, Any]) -> bytes:

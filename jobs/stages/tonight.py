@@ -98,9 +98,9 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
         return False
     try:
         report = json.loads(storage.read_bytes(storage.join(storage.absolute(config.report_uri), run.REPORT_FILE)))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # none, or no report of ours
         return True
-    return report.get("run_id") != frozen["run_id"]
+    return not isinstance(report, dict) or report.get("run_id") != frozen["run_id"]
 
 
 def _read_bundle(uri: str) -> tuple[BundleInfo, np.ndarray]:

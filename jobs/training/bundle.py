@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.provenance import provenance
-from jobs.training.labelled_bins import fingerprint
+from jobs.training.labelled_bins import LabelledBins, fingerprint
 from jobs.training.network import Trained
 from jobs.training.report import render_training_report
+from jobs.training.start import Start
 from model.bundle import save_bundle
-from model.bundle_files import INFO_FILE
+from model.bundle_files import INFO_FILE, TRAINING_IMAGES_SCHEMA
 from model.calibration import FittedCalibration, apply_calibration, calibrate
 from model.metrics import evaluate_counts, format_interval
 from model.network import build_network
@@ -29,10 +31,9 @@ logger = logging.getLogger(__name__)
 TRACE_FILE = "trace.json.gz"
 
 
-def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained, left_out: dict[str, int]) -> BundleInfo:
-    """Calibrates, measures, and writes the bundle to `config.bundle_uri`, `bundle.json` last. `left_out`: bins without a
-    photo that can be used, by its status."""
-    outcome, made = trained.outcome, provenance()
+def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trained: Trained) -> BundleInfo:
+    """Calibrates, measures, and writes the bundle to `config.bundle_uri`, `bundle.json` last."""
+    outcome, made, bins, left_out = trained.outcome, provenance(), labelled.table, labelled.left_out
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     groups = np.array(bins["group"].to_pylist())
     selection, test = outcome["rows"]["selection"], outcome["rows"]["test"]
@@ -58,7 +59,7 @@ def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained, left_out
         "training": config.model_dump(mode="json")
         | {"best_epoch": outcome["best_epoch"], "epochs": len(outcome["history"])}
         | {name: outcome[name] for name in ("stopped", "precision")}
-        | {"left_out": left_out},
+        | {"left_out": left_out, "weights_sha256": start.weights_sha256, "weights_bundle_id": start.bundle_id},
         "data_fingerprint": fingerprint(bins),
         **made,
     }
@@ -81,7 +82,9 @@ def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained, left_out
     bundle_uri = storage.absolute(config.bundle_uri)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        info = save_bundle(folder, network=network, fields=fields, training_images=bins, report_html=report)
+        info = save_bundle(
+            folder, network=network, fields=fields, training_images=all_photos(bins, start.seen), report_html=report
+        )
         if outcome["trace"] is not None:
             (folder / TRACE_FILE).write_bytes(outcome["trace"])
         # an older bundle there stops being one before its weights are overwritten
@@ -89,6 +92,14 @@ def write_bundle(bins: pa.Table, config: TrainConfig, trained: Trained, left_out
         storage.upload_folder(folder, bundle_uri, last=INFO_FILE)
     _announce(info, metrics, fitted, bundle_uri)
     return info
+
+
+def all_photos(bins: pa.Table, seen: pa.Table) -> pa.Table:
+    """The photos of these bins and those that the loaded weights had `seen` before: none of them is to be judged by the
+    new bundle."""
+    names = TRAINING_IMAGES_SCHEMA.names
+    before = seen.filter(pc.invert(pc.is_in(seen["image_sha256"], bins["image_sha256"].combine_chunks())))
+    return pa.concat_tables([table.select(names).cast(TRAINING_IMAGES_SCHEMA) for table in (bins, before)])
 
 
 def split_sizes(splits: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, Any]]:

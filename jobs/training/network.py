@@ -31,9 +31,8 @@ from jobs.platform.command import message
 from jobs.training.labelled_bins import fingerprint
 from jobs.training.photos import PhotoStream
 from jobs.training.splits import training_set
+from jobs.training.start import Start
 from jobs.training.workers import plan_workers, worker_environment
-from model.network import build_network, load_weights
-from model.optimisation import CountingNetwork, initialise
 from model.recipe import Recipe
 from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, TrainingSet, train_loop_per_worker
 from schemas.bundle import Preprocessing
@@ -91,41 +90,25 @@ class TrainingStoppedError(GateError):
         self.reason = reason
 
 
-def initial_state(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """The state of CountingNetwork before its first step: drawn from the seed, then filled from `weights`.
-
-    Raises InputError where the weights don't load or don't fit.
-    """
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(recipe.seed)
-    resnet = build_network(recipe.architecture, recipe.num_classes)
-    network = CountingNetwork(resnet, auxiliary=recipe.auxiliary)
-    initialise(network, recipe.initialisation)
-    load_weights(resnet, recipe.weights, recipe.architecture)
-    torch.set_rng_state(generator_state)
-    return {name: value.contiguous() for name, value in network.state_dict().items()}
-
-
-def run_name(bins: pa.Table, config: TrainConfig) -> str:
-    """The same for the same data, settings and loaded weights, so that the same command continues its own run."""
+def run_name(bins: pa.Table, config: TrainConfig, start: Start) -> str:
+    """The same for the same data, settings and weights file, so that the same command continues its own run. Weights
+    that are drawn follow from the settings, and their last bits also from the machine: another node must find the run."""
     settings = config.recipe().model_dump_json() + f"|{config.selection_share}|{config.test_share}|{config.split_seed}"
-    if not config.from_scratch:
-        # a file may be replaced by another. Weights that are drawn follow from the settings, and their last bits also from
-        # the machine: another node must find the run too
-        settings += f"|{hashlib.sha256(save(initial_state(config.recipe()))).hexdigest()}"
+    settings += f"|{start.weights_sha256}"
     return hashlib.sha256(f"{fingerprint(bins)}|{settings}".encode()).hexdigest()[:16]
 
 
 def train_network(
     bins: pa.Table,
     config: TrainConfig,
+    start: Start,
     training_uri: str,
     *,
     callbacks: list[Any] | None = None,
     num_runs: int = 1,
     conclude: tuple[str, ...] = ("selection", "test"),
 ) -> Trained:
-    """Trains on `bins` (with image_sha256 and split), continuing the run of the same data and settings if there is one.
+    """Trains on `bins` (with image_sha256 and split) from `start`, continuing the run of the same data and settings if there is one.
 
     `callbacks` are Ray Train's (`jobs.tune` reports to Ray Tune through one), `num_runs` trainings share the cluster,
     and `conclude` names the splits whose logits are wanted. Raises InputError for settings that the cluster can't
@@ -133,13 +116,12 @@ def train_network(
     """
     recipe = config.recipe()
     scaling, threads = plan_workers(config, num_runs)
-    name = run_name(bins, config)
+    name = run_name(bins, config, start)
     run_uri = storage.join(storage.absolute(training_uri), name)
     bins_uri, initial_uri = (storage.join(run_uri, "inputs", file) for file in (BINS_FILE, INITIAL_FILE))
-    initial = initial_state(recipe)
     if not (storage.exists(bins_uri) and storage.exists(initial_uri)):
         storage.write_table(bins_uri, bins)
-        storage.write_bytes(initial_uri, save(initial))
+        storage.write_bytes(initial_uri, save(start.state))
     settings = LoopSettings(
         recipe=recipe,
         load=LoadInputs(bins_uri, initial_uri, recipe, config.anonymous),

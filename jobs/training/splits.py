@@ -65,21 +65,31 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     return bins.append_column("split", pa.array(splits, pa.string()))
 
 
-def split_bins(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
-    """Checked bins with a column `split`; those whose photo stands in an earlier split too are left out. Raises
-    InputError as `assign_splits` does, and where too few groups are left."""
+def split_bins(bins: LabelledBins, config: TrainConfig, seen: pa.Table) -> LabelledBins:
+    """Checked bins with a column `split`; those whose photo stands in an earlier split too are left out, be it of these
+    bins or of those that the loaded weights have `seen` (image_sha256, split). Raises InputError as `assign_splits`
+    does, and where too few bins or groups are left."""
     table = assign_splits(bins.table, config)
-    again = find_asked_again(np.array(table["split"].to_pylist()), np.array(table["image_sha256"].to_pylist()))
+    splits, photos = (
+        np.array(table[name].to_pylist() + seen[name].to_pylist(), str) for name in ("split", "image_sha256")
+    )
+    again = find_asked_again(splits, photos)[: table.num_rows]
     if not again.any():
         return replace(bins, table=table)
-    logger.warning("%d bins of selection and test are left out: their photo stands in another split too", again.sum())
+    logger.warning(
+        "%d bins of selection and test are left out: their photo stands in another split too, or the loaded weights have "
+        "learned from it",
+        again.sum(),
+    )
     table = table.filter(pa.array(~again))
     for split in ("selection", "test"):
-        left = len(set(table.filter(pc.equal(table["split"], split))["group"].to_pylist()))
-        if left < 2:
+        left = table.filter(pc.equal(table["split"], split))
+        num_groups = len(set(left["group"].to_pylist()))
+        if num_groups < 2 or left.num_rows < LEAST_BINS:
             raise InputError(
-                f"manifest: expected at least 2 groups with photos of their own for {split}, found {left}: {again.sum()} "
-                "bins show a photo that other bins show too (jobs.explore lists them); give bins their own photos"
+                f"manifest: expected at least 2 groups and {LEAST_BINS} bins with photos of their own for {split}, found "
+                f"{num_groups} and {left.num_rows}: {again.sum()} bins show a photo that other bins show too (jobs.explore "
+                "lists them) or that the loaded weights have learned from; give bins their own photos, or other --weights"
             )
     return replace(bins, table=table, left_out={**bins.left_out, "photo_of_another_split": int(again.sum())})
 

@@ -34,6 +34,7 @@ from ray.util.queue import Full
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
 from jobs.training.network import TrainingStoppedError, remove_run, run_name, train_network
+from jobs.training.start import Start
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, best_nll, format_setting, ranked
 from schemas.errors import GateError, InputError
@@ -54,12 +55,13 @@ class SearchInputs:
 
     bins: pa.Table
     config: TuneConfig
+    start: Start
     training_uri: str
     records: list[TrialRecord]
     """Of earlier runs of this search."""
 
 
-def run_trials(bins: pa.Table, config: TuneConfig, trials: Trials, training_uri: str) -> None:
+def run_trials(bins: pa.Table, config: TuneConfig, start: Start, trials: Trials, training_uri: str) -> None:
     """Runs the search up to `num_trials`; every trial's record in `trials` has ended when it returns.
 
     The trials of earlier runs come first and in their order, so that Optuna and ASHA know them: one that has ended only
@@ -69,7 +71,7 @@ def run_trials(bins: pa.Table, config: TuneConfig, trials: Trials, training_uri:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records are our own
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted search must not go on to choose
     known = trials.records
-    inputs = SearchInputs(bins, config, training_uri, list(known))
+    inputs = SearchInputs(bins, config, start, training_uri, list(known))
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=RANDOM_TRIALS,
         # what is known is not drawn, so with the same seed the first draws of a restart would be its repetition
@@ -120,12 +122,13 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
             tune.report({**epoch, PROGRESS: progress(epoch, config.max_epochs)})
         if record.final:
             return {METRIC: final_metric(record)}
-    run = run_name(inputs.bins, config)
+    run = run_name(inputs.bins, config, inputs.start)
     reports = ReportEpochs(config.max_epochs, run)
     try:
         trained = train_network(
             inputs.bins,
             config,
+            inputs.start,
             inputs.training_uri,
             callbacks=[reports],
             num_runs=inputs.config.max_concurrent,

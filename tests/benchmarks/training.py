@@ -30,7 +30,8 @@ from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.training.labelled_bins import check_photos, fetch_all, read_labelled_bins
-from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs, initial_state
+from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs
+from jobs.training.start import read_start
 from jobs.training.workers import plan_workers, worker_environment
 from model.images import decode_image
 from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch
@@ -121,7 +122,7 @@ def main() -> None:
     with connect(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         storage.write_table(str(folder / BINS_FILE), choose_bins(config, arguments.num_photos))
-        (folder / INITIAL_FILE).write_bytes(save(initial_state(config.recipe())))
+        (folder / INITIAL_FILE).write_bytes(save(read_start(config).state))
         for _ in range(arguments.repeats):
             for kind, found in figures.items():
                 found.append(measure(config, folder, streamed=kind == "streamed"))

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
 from jobs.platform import storage
 from jobs.stages import duplicates
-from jobs.stages.duplicates import find_duplicates
+from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
 
 pytestmark = pytest.mark.ray
 
@@ -35,6 +36,22 @@ def test_more_duplicates_than_asked_for_give_as_many_as_asked_for(ray_cluster: N
     found = find_duplicates(write_ids(str(tmp_path), ids, ids), "bin_id", limit=3)
     assert len(found) == 3
     assert all(count == 2 for _, count in found)
+
+
+@ray.remote
+class Holder:
+    def ready(self) -> bool:
+        return True
+
+
+def test_they_are_found_where_other_jobs_hold_all_but_a_quarter_of_a_cpu(ray_cluster: None, tmp_path: Path) -> None:
+    holder = Holder.options(num_cpus=ray.cluster_resources()["CPU"] - CHECK_CPUS).remote()
+    assert ray.get(holder.ready.remote(), timeout=60)
+    try:
+        search = ray.remote(num_cpus=0)(find_duplicates).remote(write_ids(str(tmp_path), ["a", "b", "a"]), "bin_id")
+        assert ray.get(search, timeout=60) == [("a", 2)]
+    finally:
+        ray.kill(holder)
 
 
 def test_no_rows_hold_no_duplicates(ray_cluster: None, tmp_path: Path) -> None:

@@ -108,6 +108,28 @@ def test_photos_that_cannot_be_scored_are_told_by_their_bins_and_moved_stock_is_
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+def test_failures_of_another_nights_photos_of_known_bins_are_not_hidden(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    numbers, there = range(12), range(8)  # bins that training knows
+    images_uri = str(tmp_path / "bin-images")
+    for number in there:
+        storage.write_bytes(f"{images_uri}/{number:05d}.jpg", photo(QUANTITIES[number], 1000 + number))
+    write_manifest(tmp_path / "manifest", images_uri, [QUANTITIES[number] for number in numbers])
+    assert run(dump, tmp_path / "out", manifest=str(tmp_path / "manifest")) == 1
+    assert "4 of 12 photos have no score" in capsys.readouterr().err
+    found = read_metrics(tmp_path / "out")
+    assert (found["num_bins"], found["num_left_out"]) == (8, 0)
+    assert found["unscored"] == {"missing_image": 4}
+    assert [row["bin_id"] for row in found["unscored_examples"]] == ["00008", "00009", "00010", "00011"]
+    for number in there:
+        Path(f"{images_uri}/{number:05d}.jpg").unlink()
+    assert run(dump, tmp_path / "none", manifest=str(tmp_path / "manifest")) == 2
+    assert "expected photos that can be scored, found none of 12" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_unseen_bins_are_measured_as_the_bundle_scores_them(
     dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,12 +72,20 @@ def test_a_damaged_manifest_is_read_or_refused(tmp_path: Path, how: tuple) -> No
     ("columns", "message"),
     [
         ({"unit_value": [1.0, float("nan"), None]}, r"row 1: unit_value: expected a value from 0 to 1e\+12, found nan"),
+        (
+            {"photo_at": pa.array([0, None, 2**63 - 1], pa.timestamp("us", "UTC"))},
+            "row 2: photo_at: expected a time of the years 2 to 9998, found 9223372036854775807 micro",
+        ),
+        (
+            {"expected_as_of": pa.array([0, 1764000000_000_000, None], pa.timestamp("ms", "UTC"))},
+            "row 1: expected_as_of: expected a time of the years 2 to 9998",
+        ),
         ({"unit_value": [float("inf"), 1.0, 1.0]}, "row 0: unit_value: .*found inf"),
         ({"unit_value": [1.0, 1.0, 1e300]}, r"row 2: unit_value: .*found 1e\+300"),
         ({"unit_value": [-0.01, 1.0, 1.0]}, r"row 0: unit_value: .*found -0\.01"),
         ({"expected_qty": [1, -(2**31), 3]}, "row 1: expected_qty: expected 0 or more"),
     ],
-    ids=["nan", "infinite", "huge", "negative value", "negative quantity"],
+    ids=["nan", "infinite time", "milliseconds", "infinite", "huge", "negative value", "negative quantity"],
 )
 def test_a_number_that_is_none_is_named(tmp_path: Path, columns: dict, message: str) -> None:
     (problem,) = problems(tmp_path, parquet_bytes(manifest_table("/photos", [1, 2, 3], **columns)))
@@ -102,6 +110,13 @@ def test_odd_names_are_no_problem(tmp_path: Path) -> None:
     texts = list(NASTY_TEXTS)
     table = manifest_table("/photos", [1] * len(texts), bin_id=texts, zone=texts)
     assert problems(tmp_path, parquet_bytes(table)) == []
+
+
+def test_a_column_of_counts_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "counts.parquet"
+    path.write_bytes(parquet_bytes(pa.table({"bin_id": ["a"]})).replace(b"bin_id", b"\x80in_id"))
+    with pytest.raises(InputError, match=r"counts\.parquet: expected a Parquet file"):
+        read_counts_file(str(path))
 
 
 def assert_rows_or_reason(folder: Path, data: bytes) -> None:

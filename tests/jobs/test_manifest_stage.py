@@ -54,6 +54,7 @@ def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
         (_rows(3, skus=[_lines(("S1", 2), (None, 1)), [], []]), r"row 0: skus\[\]\.sku: expected a value, found none$"),
         (_rows(3, bin_id=["a", "b", "a"]), r"bin_id 'a' stands in 2 rows"),
         (_rows(3, bin_id=["a", "", "c"]), r"row 1: bin_id: expected a text"),
+        (_rows(3).append_column("zone", pa.array(["a", "b", "c"])), r"column zone: expected once, found 2 times"),
         (_rows(0), r"expected at least one bin, found no rows"),
         (_rows(3).replace_schema_metadata(None), r"no audit_date in the file metadata"),
         (_rows(3).replace_schema_metadata({"audit_date": "20261122"}), r"expected YYYY-MM-DD, found '20261122'"),
@@ -114,6 +115,18 @@ def test_the_worklist_holds_every_row_once_in_shards_of_fixed_size(ray_cluster: 
     assert [shard.num_rows for shard in shards] == [256, 44, 256, 144]
     ids = [bin_id for shard in shards for bin_id in read_shard(shard.uri, shard.row_group)["bin_id"].to_pylist()]
     assert ids == [f"{number:05d}" for number in range(700)]
+
+
+@pytest.mark.parametrize("change", ["rewritten", "gone"])
+def test_a_manifest_that_changes_after_its_check_is_refused(ray_cluster: None, tmp_path: Path, change: str) -> None:
+    uri = _write(tmp_path, _rows(5))
+    manifest = check_manifest(uri, None)
+    Path(f"{uri}/part-0.parquet").unlink()
+    if change == "rewritten":
+        _write(tmp_path, _rows(5, expected_qty=[1, 1, 1, 1, 1]))
+    with pytest.raises(InputError, match=r"part-0\.parquet: expected the file that was checked a moment ago"):
+        write_worklist(manifest, str(tmp_path / "worklist"))
+    assert not list((tmp_path / "worklist").glob("*"))
 
 
 def test_the_fingerprint_follows_the_content_and_not_the_place(ray_cluster: None, tmp_path: Path) -> None:

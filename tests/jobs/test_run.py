@@ -8,7 +8,7 @@ import pytest
 
 from jobs.config.audit import AuditConfig
 from jobs.platform.provenance import provenance
-from jobs.stages import run
+from jobs.stages import run, tonight
 from jobs.stages.run import freeze_run, hold_night, name_run
 from schemas.errors import GateError
 
@@ -126,3 +126,21 @@ def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeyp
     with pytest.raises(GateError, match="held by run run-a"):
         looker.acquire()
     holder._stopped.set()
+
+
+def test_containers_of_one_machine_are_told_apart_by_how_they_number_their_processes() -> None:
+    here = run._boot_id()
+    assert here.endswith(str(Path("/proc/self/ns/pid").readlink()))
+    ask = "from jobs.stages.run import _boot_id; print(_boot_id())"
+    own = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert own.stdout.strip() == here
+
+
+def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> None:
+    config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o", report_uri=str(tmp_path))
+    frozen = {"outcome": {}, "run_id": "run-a", "config": {"replace": False}}
+    for text, unfinished in (
+        ("no JSON", True), ("[1]", True), ('{"run_id": "other"}', True), ('{"run_id": "run-a"}', False)
+    ):  # fmt: skip
+        (tmp_path / run.REPORT_FILE).write_text(text)
+        assert tonight._is_unfinished(config, frozen) is unfinished

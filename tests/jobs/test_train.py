@@ -21,19 +21,23 @@ from safetensors.torch import save_file
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.train import main
+from jobs.training.bundle import all_photos
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
 from jobs.training.network import Trained, TrainingStoppedError, ray_storage, remove_run, run_name, train_network
 from jobs.training.splits import assign_splits, split_bins
+from jobs.training.start import read_start
 from model.bundle import load_bundle
-from model.bundle_files import read_training_images
+from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info, read_training_images
 from model.metrics import format_interval
 from model.network import build_network
 from model.scoring import Scorer
 from model.training import NOT_FINITE, UNHEALTHY
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
+from tests.dump import write_bundle
 
 NUM_BINS = 200
+NOTHING_SEEN = TRAINING_IMAGES_SCHEMA.empty_table()
 SIDE = 40
 
 
@@ -104,8 +108,9 @@ def train(
     **changes: Any,
 ) -> Trained:
     made = config(manifest_uri, **changes)
-    bins = split_bins(check_photos(read_labelled_bins(made), made), made).table
-    return train_network(bins, made, str(training_uri), callbacks=callbacks, conclude=conclude)
+    start = read_start(made)
+    bins = split_bins(check_photos(read_labelled_bins(made), made), made, start.seen).table
+    return train_network(bins, made, start, str(training_uri), callbacks=callbacks, conclude=conclude)
 
 
 @pytest.fixture(scope="module")
@@ -261,13 +266,62 @@ def test_a_run_is_named_by_data_settings_split_and_the_content_of_its_weights(tm
     bins, path = few_bins(), tmp_path / "weights.safetensors"
     state = {name: value.contiguous() for name, value in build_network("resnet18", 4).state_dict().items()}
     save_file(state, path)
-    loaded = config(weights=str(path))
-    name = run_name(bins, loaded)
-    assert name == run_name(bins, loaded.model_copy(update={"on_unhealthy": "stop", "max_failures": 5}))
+
+    def name(**changes: Any) -> str:
+        made = config(**changes)
+        return run_name(bins, made, read_start(made))
+
+    first = name(weights=str(path))
+    assert first == name(weights=str(path), on_unhealthy="stop", max_failures=5)
     save_file(state | {"conv1.weight": state["conv1.weight"] + 1}, path)
-    others = [run_name(bins, loaded), run_name(bins, config()), run_name(bins, config(seed=1))]
-    others.append(run_name(bins, config(split_seed=1)))
-    assert len({name, *others}) == 5
+    others = [name(weights=str(path)), name(), name(seed=1), name(split_seed=1)]
+    assert len({first, *others}) == 5
+
+
+def test_what_a_bundles_weights_have_learned_from_is_not_asked_for_and_stays_known(tmp_path: Path) -> None:
+    bins = few_bins().append_column("image_sha256", pa.array([f"{i:064x}" for i in range(NUM_BINS)]))
+    splits = assign_splits(bins, config())["split"].to_pylist()
+    trained, selected, tested = (splits.index(split) for split in ("train", "selection", "test"))
+    before = {trained: "test", selected: "selection", tested: "train", NUM_BINS: "selection", NUM_BINS + 1: "test"}
+    seen = pa.table(
+        {
+            "image_sha256": [f"{i:064x}" for i in before],
+            "bin_id": [f"before-{i}" for i in before],
+            "split": list(before.values()),
+        }
+    )
+    parent = write_bundle(tmp_path / "parent", seen=seen)
+    start = read_start(config(weights=str(parent / "weights.safetensors"), top_class=6))
+    assert start.bundle_id == read_bundle_info(parent).bundle_id
+    assert start.weights_sha256 == read_bundle_info(parent).weights_sha256
+    found = split_bins(LabelledBins(bins, ()), config(), start.seen)
+    assert found.left_out == {"photo_of_another_split": 1}
+    gone = set(bins["bin_id"].to_pylist()) - set(found.table["bin_id"].to_pylist())
+    assert gone == {bins["bin_id"][tested].as_py()}
+    images = {row["image_sha256"]: row["split"] for row in all_photos(found.table, start.seen).to_pylist()}
+    assert len(images) == NUM_BINS - 1 + 2
+    expected = {trained: "train", selected: "selection", tested: "train", NUM_BINS: "selection"}
+    assert {i: images.get(f"{i:064x}") for i in before} == expected | {NUM_BINS + 1: None}
+
+
+def test_a_bundle_is_not_written_over_the_weights_that_it_starts_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    manifest = write_dump(tmp_path / "dump")
+    parent = write_bundle(tmp_path / "parent")
+    weights = str(parent / "weights.safetensors")
+    check_refused(capsys, flags(manifest, parent, weights=weights), "lies where the new bundle is written")
+
+
+def test_weights_may_lie_on_s3(tmp_path: Path, bucket: str) -> None:
+    parent = write_bundle(tmp_path / "parent")
+    storage.upload_folder(parent, f"{bucket}/parent")
+    start = read_start(config(weights=f"{bucket}/parent/weights.safetensors", top_class=6))
+    local = read_start(config(weights=str(parent / "weights.safetensors"), top_class=6))
+    assert (start.bundle_id, start.weights_sha256) == (local.bundle_id, local.weights_sha256)
+    assert all(torch.equal(value, local.state[name]) for name, value in start.state.items())
+    with pytest.raises(InputError, match=f"weights: no file {bucket}/nothing.pth"):
+        read_start(config(weights=f"{bucket}/nothing.pth"))
 
 
 @pytest.mark.parametrize("source", ["AWS_REGION", "AWS_DEFAULT_REGION", "profile"])
@@ -384,6 +438,10 @@ def test_a_seed_that_no_generator_takes_exits_2(tmp_path: Path, capsys: pytest.C
     check_refused(capsys, flags("m", tmp_path / "b", split_seed=-1), "--split-seed")
 
 
+def test_what_was_drawn_is_not_kept_as_drawn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    check_refused(capsys, flags("m", tmp_path / "b", unfreeze="head"), "--unfreeze: expected all with --weights none")
+
+
 def test_one_photo_of_two_bins_is_not_learned_and_asked_for() -> None:
     bins = few_bins()
     splits = assign_splits(bins, config())["split"].to_pylist()
@@ -393,13 +451,21 @@ def test_one_photo_of_two_bins_is_not_learned_and_asked_for() -> None:
     photos[splits.index("test", tested + 1)] = photos[selected]
     photos[splits.index("train", trained + 1)] = photos[trained]  # two that train may show the same
     checked = LabelledBins(bins.append_column("image_sha256", pa.array(photos)), (), {"missing_image": 1})
-    found = split_bins(checked, config())
+    found = split_bins(checked, config(), NOTHING_SEEN)
     assert found.left_out == {"missing_image": 1, "photo_of_another_split": 2}
     gone = set(bins["bin_id"].to_pylist()) - set(found.table["bin_id"].to_pylist())
     assert gone == {bins["bin_id"][i].as_py() for i in (tested, splits.index("test", tested + 1))}
     one = LabelledBins(bins.append_column("image_sha256", pa.array(["same"] * NUM_BINS)), ())
-    with pytest.raises(InputError, match="expected at least 2 groups with photos of their own for selection, found 0"):
-        split_bins(one, config())
+    with pytest.raises(InputError, match="2 groups and 10 bins with photos of their own for selection, found 0 and 0"):
+        split_bins(one, config(), NOTHING_SEEN)
+    # two groups are left, of one bin each
+    found_at = [i for i, split in enumerate(splits) if split == "test"]
+    groups = bins["group"].to_pylist()
+    kept = {groups[i]: i for i in found_at}
+    photos = [photos[trained] if i in set(found_at) - set(kept.values()) else f"{i}" for i in range(NUM_BINS)]
+    few = LabelledBins(bins.append_column("image_sha256", pa.array(photos)), ())
+    with pytest.raises(InputError, match=rf"for test, found {len(kept)} and {len(kept)}: "):
+        split_bins(few, config(), NOTHING_SEEN)
 
 
 @pytest.mark.ray
@@ -417,11 +483,12 @@ def test_photos_that_storage_does_not_deliver_end_a_training_and_are_not_left_ou
 @pytest.mark.ray
 def test_a_photo_that_is_replaced_during_a_training_ends_it_and_is_named(ray_cluster: None, tmp_path: Path) -> None:
     made = config(write_dump(tmp_path / "dump"))
-    bins = split_bins(check_photos(read_labelled_bins(made), made), made).table
+    start = read_start(made)
+    bins = split_bins(check_photos(read_labelled_bins(made), made), made, start.seen).table
     replaced = next(row["image_uri"] for row in bins.to_pylist() if row["split"] == "train")
     Path(replaced).write_bytes(draw_dots(9, np.random.default_rng(1)))
     with pytest.raises(GateError, match=rf"{replaced}: another photo than when training began; put the former back"):
-        train_network(bins, made, str(tmp_path / "t"))
+        train_network(bins, made, start, str(tmp_path / "t"))
 
 
 def test_bins_whose_stock_has_moved_since_the_photo_do_not_train(tmp_path: Path) -> None:

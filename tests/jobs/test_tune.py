@@ -218,7 +218,9 @@ def test_micro_batches_must_fill_every_batch_that_is_searched(capsys: pytest.Cap
 
 def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     config = TuneConfig(manifest_uri="m", bundle_uri="b")
-    Trials(config, str(tmp_path), "data")
-    Trials(config.model_copy(update={"num_trials": 20, "max_concurrent": 2}), str(tmp_path), "data")
+    Trials(config, str(tmp_path), "data", "weights")
+    Trials(config.model_copy(update={"num_trials": 20, "max_concurrent": 2}), str(tmp_path), "data", "weights")
     with pytest.raises(InputError, match=r"other settings \(space, data\)"):
-        Trials(config.model_copy(update={"space": "wide"}), str(tmp_path), "other data")
+        Trials(config.model_copy(update={"space": "wide"}), str(tmp_path), "other data", "weights")
+    with pytest.raises(InputError, match=r"other settings \(weights_sha256\)"):
+        Trials(config, str(tmp_path), "data", "other weights")

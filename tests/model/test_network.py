@@ -31,7 +31,7 @@ def test_weights_from_a_file_fill_all_but_a_head_of_another_size(tmp_path: Path,
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     network = build_network("resnet18", 7)
     head = network.fc.weight.clone()
-    load_weights(network, str(path), "resnet18")
+    load_weights(network, str(path), "resnet18", path.read_bytes())
     assert torch.equal(network.conv1.weight, source.conv1.weight)
     assert torch.equal(network.fc.weight, head)
 
@@ -40,7 +40,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({n: v.contiguous() for n, v in build_network("resnet34", 7).state_dict().items()}, path)
     with pytest.raises(InputError, match="don't fit resnet18"):
-        load_weights(build_network("resnet18", 7), str(path), "resnet18")
+        load_weights(build_network("resnet18", 7), str(path), "resnet18", path.read_bytes())
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
     with pytest.raises(InputError, match="not finite"):
-        load_weights(network, str(path), "resnet18")
+        load_weights(network, str(path), "resnet18", path.read_bytes())
 
 
 class _Exploit:
@@ -62,11 +62,29 @@ def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture)
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(_Exploit(), protocol=2))
     with pytest.raises(InputError):
-        load_weights(build_network("resnet18", 7), str(path), "resnet18")
+        load_weights(build_network("resnet18", 7), str(path), "resnet18", path.read_bytes())
     assert "executed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("weights", ["IMAGENET9", "missing.pth", "missing.safetensors"])
-def test_weights_that_are_nowhere_are_an_input_error(weights: str) -> None:
-    with pytest.raises(InputError, match="none"):
+@pytest.mark.parametrize("weights", ["IMAGENET9", "weights.bin"])
+def test_a_name_that_torchvision_does_not_know_is_an_input_error(weights: str) -> None:
+    with pytest.raises(InputError, match=r"neither a weights file by its name .*IMAGENET1K_V1.*none"):
         load_weights(build_network("resnet18", 7), weights, "resnet18")
+
+
+def test_weights_without_counts_of_steps_load_as_torchvisions_oldest_ask(tmp_path: Path) -> None:
+    source = build_network("resnet18", 1000)
+    state = {name: value for name, value in source.state_dict().items() if "num_batches_tracked" not in name}
+    assert len(state) == 102
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    network = build_network("resnet18", 7)
+    load_weights(network, str(path), "resnet18", path.read_bytes())
+    assert torch.equal(network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_tensors_without_names_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({0: torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="expected a state_dict"):
+        load_weights(build_network("resnet18", 7), str(path), "resnet18", path.read_bytes())

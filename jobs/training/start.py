@@ -1,0 +1,68 @@
+"""Where a training starts: weights that are drawn, or those of a file and what its bundle has learned from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from jobs.config.train import TrainConfig
+from jobs.platform import storage
+from jobs.platform.bundles import read_bundle
+from model.bundle_files import INFO_FILE, TRAINING_IMAGES_SCHEMA, WEIGHTS_FILE
+from model.network import WEIGHTS_SUFFIXES, build_network, load_weights
+from model.optimisation import CountingNetwork, initialise
+from schemas.errors import InputError
+
+
+@dataclass(frozen=True)
+class Start:
+    """Read once: a training takes hours, and a search starts many times from it."""
+
+    state: dict[str, torch.Tensor]
+    """Of CountingNetwork before the first step."""
+    weights_sha256: str | None
+    """Of the file that --weights names; None where it names none."""
+    bundle_id: str | None
+    """Of the bundle that the file lies in."""
+    seen: pa.Table
+    """The photos that this bundle was trained on or chosen by, of TRAINING_IMAGES_SCHEMA."""
+
+
+def read_start(config: TrainConfig) -> Start:
+    """Raises InputError where the weights are not there, don't load or don't fit."""
+    recipe = config.recipe()
+    file, bundle_id, seen = None, None, TRAINING_IMAGES_SCHEMA.empty_table()
+    if recipe.weights.endswith(WEIGHTS_SUFFIXES):
+        uri = storage.absolute(recipe.weights)
+        folder, _, name = uri.rpartition("/")
+        if folder == storage.absolute(config.bundle_uri):
+            raise InputError(
+                f"weights {recipe.weights}: lies where the new bundle is written (--bundle-uri), which would replace it; "
+                "choose another --bundle-uri"
+            )
+        try:
+            file = storage.read_bytes(uri)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"weights: no file {recipe.weights}; give a .safetensors or .pth file, a torchvision name, or 'none'"
+            ) from error
+        if name == WEIGHTS_FILE and storage.exists(storage.join(folder, INFO_FILE)):
+            info, images = read_bundle(folder)
+            bundle_id, seen = info.bundle_id, images.filter(pc.not_equal(images["split"], "test"))
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(recipe.seed)
+    resnet = build_network(recipe.architecture, recipe.num_classes)
+    network = CountingNetwork(resnet, auxiliary=recipe.auxiliary)
+    initialise(network, recipe.initialisation)
+    load_weights(resnet, recipe.weights, recipe.architecture, file)
+    torch.set_rng_state(generator_state)
+    return Start(
+        state={name: value.contiguous() for name, value in network.state_dict().items()},
+        weights_sha256=None if file is None else hashlib.sha256(file).hexdigest(),
+        bundle_id=bundle_id,
+        seen=seen,
+    )
