@@ -226,7 +226,7 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame) -> tu
     )
     staged = sorted(storage.list_objects(storage.join(tonight.run_uri, STAGED)), key=lambda entry: entry.uri)
     groups = group_shards(staged)
-    cpus = tonight.resources.group_task_cpus
+    cpus = tonight.resources.small_task_cpus
     decisions = decide_night(groups, reconciler, belief.reference, belief.drift_baseline, rules, tonight.bundle, cpus)
     night = write_parts(groups, reconciler, belief.reference, rules, decisions, tonight.output_uri, cpus)
     if night.num_bins != tonight.manifest.num_rows:

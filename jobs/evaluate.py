@@ -136,7 +136,8 @@ def summarize(figures: dict[str, Any]) -> str:
 
 
 def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray, frozenset[str]]:
-    """The bundle, (n, 32) uint8 SHA-256 of the photos that --split is about, and their bins."""
+    """The bundle, (n, 32) uint8 SHA-256 of the photos that --split is about, and the bins that have such photos only: of one
+    that was tested on too, a photo that fails may be either."""
     info, images = read_bundle(config.bundle_uri)
     meant = [image for image in images.to_pylist() if (image["split"] == "test") == (config.split == "test")]
     if config.split == "test" and not meant:
@@ -145,7 +146,10 @@ def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray, frozen
             "use --split unseen"
         )
     digests = b"".join(bytes.fromhex(image["image_sha256"]) for image in meant)
-    return info, np.frombuffer(digests, np.uint8).reshape(-1, 32), frozenset(image["bin_id"] for image in meant)
+    bins = {image["bin_id"] for image in meant}
+    if config.split != "test":
+        bins -= {image["bin_id"] for image in images.to_pylist() if image["split"] == "test"}
+    return info, np.frombuffer(digests, np.uint8).reshape(-1, 32), frozenset(bins)
 
 
 def _check_any(predictions: Predictions, manifest: Manifest, config: EvaluateConfig) -> None:

@@ -27,11 +27,14 @@ from jobs.tuning.search import run_trials
 from jobs.tuning.space import batches, search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_trials, median_nll, ranked
 from model.bundle_files import INFO_FILE
+from model.network import WEIGHTS_SUFFIXES
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError
 
 
 def run_tune(config: TuneConfig) -> None:
+    if config.weights.endswith(WEIGHTS_SUFFIXES):  # the same search from another folder
+        config = config.model_copy(update={"weights": storage.absolute(config.weights)})
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]
     bins = read_labelled_bins(config)

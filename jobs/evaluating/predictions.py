@@ -88,7 +88,7 @@ class _Tally:
     num_untold_moved: int = 0
     """Such photos beside those whose stock has moved."""
     num_known: int = 0
-    """Scored photos of known bins."""
+    """Readable photos of known bins."""
     num_known_same: int = 0
     """Of those, the ones that `FetchPlan.training_photos` names."""
 
@@ -196,9 +196,10 @@ def _without_untold(tally: _Tally, rows: pa.Table, known_bins: frozenset[str]) -
 
 
 def _settle_untold(tally: _Tally, keep: str) -> None:
-    """Without any other photo of a known bin they count as asked for: better a failure too many than one that is hidden."""
-    are_these = 2 * tally.num_known_same > tally.num_known
-    if tally.num_known and are_these != (keep == "these"):
+    """Where the other photos of known bins don't say what these are, they count as asked for: better a failure too many
+    than one that is hidden."""
+    lead = 2 * tally.num_known_same - tally.num_known
+    if lead < 0 if keep == "these" else lead > 0:
         tally.num_left_out += tally.untold.total() + tally.num_untold_moved
         return
     tally.num_moved += tally.num_untold_moved

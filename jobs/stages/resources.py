@@ -48,11 +48,6 @@ class Resources:
     batch_size: int
     num_nodes: int
 
-    @property
-    def group_task_cpus(self) -> float:
-        """Of a task that holds a group of staged shards unpacked, after the scorers have gone: about one a core."""
-        return min(1.0, self.scorer_cpus)
-
     def least(self) -> dict[str, float]:
         """What must be free for the work to go on: the scorers, and one task of each kind to feed them."""
         cpus = self.num_scorers * self.scorer_cpus + self.fetcher_cpus + self.small_task_cpus

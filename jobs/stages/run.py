@@ -213,8 +213,10 @@ def _is_running(pid: int) -> bool:
 
 def _boot_id() -> str:
     """Of this machine's start and, as containers on one machine number their processes apart, of the numbering."""
-    path, numbering = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    return f"{path.read_text().strip()} {numbering.readlink()}" if path.exists() else ""
+    boot, numbering = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return " ".join(
+        [boot.read_text().strip() if boot.exists() else "", str(numbering.readlink()) if numbering.is_symlink() else ""]
+    )
 
 
 def _document(values: dict[str, Any]) -> bytes:

@@ -39,7 +39,7 @@ def read_start(config: TrainConfig) -> Start:
     if recipe.weights.endswith(WEIGHTS_SUFFIXES):
         uri = storage.absolute(recipe.weights)
         folder, _, name = uri.rpartition("/")
-        if folder == storage.absolute(config.bundle_uri):
+        if folder == storage.absolute(config.bundle_uri) and name == WEIGHTS_FILE:
             raise InputError(
                 f"weights {recipe.weights}: lies where the new bundle is written (--bundle-uri), which would replace it; "
                 "choose another --bundle-uri"

@@ -23,6 +23,7 @@ from jobs.platform.cluster import connect
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
 from jobs.training.network import train_network
 from jobs.training.splits import split_bins
+from jobs.training.start import read_start
 
 FIGURES = ("selection_nll", "selection_exact", "selection_mae")
 RUNS = {"seed 0": (0, 1), "seed 1": (1, 1), "seed 2": (2, 1), "two workers": (0, 2), "killed and continued": (0, 1)}
@@ -43,9 +44,12 @@ def train(options: argparse.Namespace) -> None:
         num_workers=options.num_workers,
     )
     with connect():
+        start = read_start(config)
         bins = read_labelled_bins(config)
         bins = check_photos(replace(bins, table=bins.table.slice(0, options.num_bins)), config)
-        outcome = train_network(split_bins(bins, config).table, config, options.place, conclude=()).outcome
+        outcome = train_network(
+            split_bins(bins, config, start.seen).table, config, start, options.place, conclude=()
+        ).outcome
     print(json.dumps({"step_losses": outcome["step_losses"], "history": outcome["history"]}))
 
 

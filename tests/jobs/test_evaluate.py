@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import evaluate
+from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.doubt import measure_doubt
 from jobs.platform import storage
 from model.bundle import load_bundle, save_bundle
@@ -104,6 +105,16 @@ def test_photos_that_cannot_be_scored_are_told_by_their_bins_and_moved_stock_is_
         assert found["unscored"] == {"missing_image": num_missing, "unreadable_image": num_damaged}
         assert found["num_moved"] == num_moved
         assert found["num_bins"] == NUM_BINS - num_left_out - num_missing - num_damaged - num_moved
+
+
+def test_a_bin_that_was_tested_on_too_does_not_tell_its_photos_apart(tmp_path: Path) -> None:
+    rows = [("aa", "1", "train"), ("bb", "1", "test"), ("cc", "2", "selection"), ("dd", "3", "test")]
+    seen = [{"image_sha256": digest * 32, "bin_id": bin_id, "split": split} for digest, bin_id, split in rows]
+    bundle = write_bundle(tmp_path, seen=pa.Table.from_pylist(seen))
+    for split, expected in (("unseen", {"2"}), ("test", {"1", "3"})):
+        config = EvaluateConfig(manifest_uri="m", bundle_uri=str(bundle), output_uri="o", split=split)
+        _, photos, bins = evaluate._read_bundle(config)
+        assert (len(photos), bins) == (2, expected)
 
 
 @pytest.mark.ray

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import time
@@ -128,12 +129,23 @@ def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeyp
     holder._stopped.set()
 
 
-def test_containers_of_one_machine_are_told_apart_by_how_they_number_their_processes() -> None:
-    here = run._boot_id()
-    assert here.endswith(str(Path("/proc/self/ns/pid").readlink()))
-    ask = "from jobs.stages.run import _boot_id; print(_boot_id())"
-    own = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
-    assert own.stdout.strip() == here
+def test_a_process_of_another_container_on_this_machine_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
+    monkeypatch.setattr(run, "LOOK_SECONDS", 0.5)
+    script = (
+        "import os, sys; from jobs.stages.run import NightLock; NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
+    )
+    folder = tmp_path / "locks" / "audit_date=2026-11-22"
+    subprocess.run([sys.executable, "-c", script, str(folder)], cwd=Path(__file__).parents[2], check=False)
+    (lock,) = folder.iterdir()
+    # its own processes have numbers of their own, and here none has this one
+    lock.write_text(re.sub(r"pid:\[\d+\]", "pid:[1]", lock.read_text()))
+    assert "pid:[1]" in lock.read_text()
+    started = time.monotonic()
+    with hold_night(str(tmp_path), "2026-11-22", "run-b"):
+        assert time.monotonic() - started > 2.0
 
 
 def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> None:
