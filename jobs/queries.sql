@@ -57,7 +57,7 @@ errors AS (
   GROUP BY bin_id, expected_qty, counted_qty
 )
 SELECT
-  bin_id, COUNT(*) AS num_wrong, SUM(counted_qty - expected_qty) AS net_variance_qty, MAX(counted_at) AS last_wrong_at
+  bin_id, COUNT(*) AS num_wrong, SUM(CAST(counted_qty AS BIGINT) - expected_qty) AS net_variance_qty, MAX(counted_at) AS last_wrong_at
 FROM errors
 GROUP BY bin_id
 HAVING COUNT(*) >= 2
@@ -71,7 +71,7 @@ ORDER BY num_wrong DESC, bin_id;
 WITH night AS (
   SELECT
     CASE WHEN r.num_skus = 1 THEN r.sku WHEN r.num_skus = 0 THEN 'no SKU recorded' ELSE 'SKU unknown' END AS sku,
-    r.expected_qty, r.unit_value, s.record_model,
+    CAST(r.expected_qty AS BIGINT) AS expected_qty, r.unit_value, s.record_model,
     CASE WHEN r.verdict = 'not_assessed' THEN 0 ELSE 1 END AS assessed,
     CASE WHEN r.verdict <> 'not_assessed' THEN (r.expected_abs_variance_qty - r.expected_variance_qty) / 2 END
       AS shortage_qty,
@@ -89,7 +89,7 @@ total AS (
 )
 SELECT
   n.sku, COUNT(*) AS num_bins, AVG(n.assessed) AS coverage, SUM(n.expected_qty) AS recorded_units,
-  CAST(SUM(n.expected_qty) AS DOUBLE) / MAX(t.units) AS share_of_units,
+  CAST(SUM(n.expected_qty) AS DOUBLE) / NULLIF(MAX(t.units), 0) AS share_of_units,
   CASE WHEN SUM(n.assessed) > 0 THEN SUM(n.shortage_qty) END AS shortage_units,
   CASE WHEN SUM(n.assessed) > 0 THEN SUM(n.overage_qty) END AS overage_units,
   CASE WHEN MIN(n.currency) = MAX(n.currency) THEN SUM(n.shortage_qty * n.unit_value) END AS shortage_value,

@@ -35,6 +35,7 @@ WMS_SCHEMA = pa.schema(
 BIN_COLUMNS = ("currency", "zone", "abc_class", "image_uri", "photo_at", "expected_as_of", "moves_since_photo")
 """What is said of the whole bin: its lines must agree on it; a line may leave it empty."""
 
+_THOUSAND = re.compile(r"\+?\d{1,3}\.000", re.ASCII)
 _WHOLE = re.compile(r"\+?\d{1,12}(\.0*)?", re.ASCII)
 _DECIMAL = re.compile(r"\+?\d{1,30}(\.\d*)?([eE][+-]?\d{1,2})?", re.ASCII)
 _NUMBER_RANGE = f"expected a whole number from 0 to {MAX_QUANTITY}"
@@ -103,6 +104,8 @@ def _parse_cells(field: pa.Field, cells: pa.Array, problems: list[str | None]) -
 
 def _parse_whole(cell: object) -> int:
     text = str(cell).strip()
+    if isinstance(cell, str) and _THOUSAND.fullmatch(text):  # and not a Parquet file's decimal
+        raise ValueError("expected a whole number without a point, which may part decimals or thousands")
     if not _WHOLE.fullmatch(text) or int(text.partition(".")[0]) > MAX_QUANTITY:
         raise ValueError(_NUMBER_RANGE)
     return int(text.partition(".")[0])
@@ -131,7 +134,7 @@ def group_lines(lines: pa.Table) -> pa.Table:
     """One row per bin, sorted by bin_id: the manifest's record columns, `first_row`, and `problem` where it has one.
 
     `lines` are all lines of these bins from `parse_lines`, each with its bin_id. unit_value is the mean over the
-    bin's pieces, null where one of its SKUs has none.
+    bin's pieces, null where one of its SKUs has none; of an empty bin over the lines that give one.
     """
     lines = lines.sort_by([("bin_id", "ascending"), ("row", "ascending")]).combine_chunks()
     ids = lines["bin_id"].combine_chunks()
@@ -205,5 +208,13 @@ def _mean_value(
     value = pc.fill_null(values, float("nan")).to_numpy()
     worth = np.where(quantity > 0, quantity * value, 0.0)
     total = np.bincount(bin_of_line, worth, len(expected))
-    mean = np.divide(total, expected, out=np.full(len(expected), np.nan), where=expected > 0)
+    given = np.flatnonzero(~np.isnan(value))
+    lines = np.bincount(bin_of_line[given], minlength=len(expected))
+    mean = np.divide(
+        np.bincount(bin_of_line[given], value[given], len(expected)),
+        lines,
+        out=np.full(len(expected), np.nan),
+        where=lines > 0,
+    )
+    mean = np.divide(total, expected, out=mean, where=expected > 0)
     return pa.array(mean, pa.float64(), mask=np.isnan(mean))

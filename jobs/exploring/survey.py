@@ -113,7 +113,7 @@ def _identical(bin_ids: list[str], image_uri: str, how: str, num_bins: int) -> d
 
 
 def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
-    """Some rows of each value of `column` (bin_id, image_uri, image_etag): at most MAX_IDENTICAL a shard."""
+    """The first rows of each value of `column` (bin_id, image_uri, image_etag), at most MAX_IDENTICAL of it."""
     dataset = shard_dataset(shards).map_batches(
         _take_rows,  # type: ignore[arg-type]
         fn_kwargs={"column": column, "values": values},
@@ -121,12 +121,21 @@ def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
         batch_format="pyarrow",
         num_cpus=0.25,
     )
-    return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
+    found: pa.Table | None = None
+    for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        found = _first_of_each(rows if found is None else pa.concat_tables([found, rows]), column, values)
+    assert found is not None
+    return found
 
 
 def _take_rows(items: pa.Table, column: str, values: list[str]) -> pa.Table:
-    taken = []
-    for item in items.to_pylist():
-        rows = read_shard(item["uri"], item["row_group"]).select(["bin_id", "image_uri", "image_etag"])
-        taken += [rows.filter(pc.equal(rows[column], value)).slice(0, MAX_IDENTICAL) for value in values]
-    return pa.concat_tables(taken)
+    shards = [read_shard(item["uri"], item["row_group"]) for item in items.to_pylist()]
+    return _first_of_each(
+        pa.concat_tables([rows.select(["bin_id", "image_uri", "image_etag"]) for rows in shards]), column, values
+    )
+
+
+def _first_of_each(rows: pa.Table, column: str, values: list[str]) -> pa.Table:
+    """The first MAX_IDENTICAL rows by bin_id of each value: the same whatever order the shards come in."""
+    rows = rows.sort_by("bin_id")
+    return pa.concat_tables([rows.filter(pc.equal(rows[column], value)).slice(0, MAX_IDENTICAL) for value in values])

@@ -85,7 +85,9 @@ def make_records(uri: str, images_uri: str | None, *pieces: pa.Table) -> Iterato
 
 def _locate_image(image: str | None, images_uri: str) -> str:
     if image is None:
-        raise InputError("expected a value, since other lines have one; found nothing")
+        raise InputError(
+            "expected a value, as the export has this column, found nothing; fill it in every line, or leave the column out"
+        )
     return storage.absolute(image if "://" in image or image.startswith("/") else storage.join(images_uri, image))
 
 
@@ -99,15 +101,32 @@ def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> It
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types={name: pa.string() for name in names},
-                include_columns=[name for name in names if name in WMS_SCHEMA.names],
                 strings_can_be_null=False,
             ),
         )
         for batch in reader:
-            yield from _make_chunks(pa.Table.from_batches([batch]), row)
+            lines = pa.Table.from_batches([batch])
+            _check_quotes(uri, lines, delimiter, row)
+            yield from _make_chunks(lines.select([name for name in names if name in WMS_SCHEMA.names]), row)
             row += batch.num_rows
     except (pa.ArrowInvalid, EOFError, OSError) as error:
         raise InputError(f"{uri}: from row {row} on: expected UTF-8 CSV with {len(names)} columns: {error}") from error
+
+
+def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> None:
+    """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell."""
+    for name in lines.column_names:
+        cells = lines[name].combine_chunks()
+        of_rows = pc.and_(
+            pc.match_substring_regex(cells, "[\\r\\n]"),
+            pc.greater_equal(pc.count_substring(cells, delimiter), lines.num_columns - 1),
+        )
+        if pc.any(of_rows).as_py():
+            row = first_row + pc.index(of_rows, True).as_py()
+            raise InputError(
+                f"{uri}: row {row}: {name}: expected one cell, found one that holds whole rows: a quotation mark in it is "
+                "not closed; write every text with quotation marks around it, and those inside twice"
+            )
 
 
 @ray.remote(num_returns="streaming")

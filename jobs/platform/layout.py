@@ -6,8 +6,10 @@ A night is read only through its summary, one object of a fixed key that names t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jobs.platform import storage
+from schemas.errors import GateError
 
 STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
 WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
@@ -50,6 +52,17 @@ def committed_run(output_uri: str, audit_date: str) -> str | None:
         return storage.read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
     except FileNotFoundError:
         return None
+
+
+@contextmanager
+def replaced_while_read(audit_date: str) -> Iterator[None]:
+    """Around the reading of a night's parts: raises GateError where one is gone, as a replacement's audit deletes them."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise GateError(
+            f"night {audit_date} was replaced while it was read ({error}); run the same command again"
+        ) from error
 
 
 def list_nights(output_uri: str, first: str | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,8 @@ from jobs.stages.manifest import Manifest, Shard, write_worklist
 def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int = 0) -> Iterator[list[Shard]]:
     """The manifest's shards, copied to where all workers can read them and deleted at the end of the block.
     `image_size`: as in write_worklist."""
-    # named by content: what a killed job left is the same list
-    folder_uri = storage.join(output_uri, f"worklist-{manifest.fingerprint[:12]}-{image_size}")
+    # of this job alone: another one with the same output must not delete it
+    folder_uri = storage.join(output_uri, f"worklist-{uuid.uuid4().hex}")
     try:
         yield write_worklist(manifest, folder_uri, image_size)
     finally:

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from jobs import explore
+from jobs.exploring import survey
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, read_records
 from jobs.platform import storage
@@ -69,6 +71,16 @@ def test_a_manifest_that_is_not_there_exits_2(tmp_path: Path, capsys: pytest.Cap
 
 def test_no_photos_to_look_at_is_refused(tmp_path: Path) -> None:
     assert explore.main(["--manifest-uri", "m", "--output-uri", str(tmp_path), "--num-photos", "0"]) == 2
+
+
+def test_of_each_value_the_first_bins_are_kept_whatever_the_order() -> None:
+    ids = [f"{number:05d}" for number in range(100)]
+    rows = pa.table({"bin_id": ids, "image_uri": ["x"] * 90 + ["y"] * 10, "image_etag": ids})
+    backwards = rows.take(pa.array(range(99, -1, -1)))
+    found = survey._first_of_each(
+        pa.concat_tables([backwards.slice(50), backwards.slice(0, 50)]), "image_uri", ["x", "y"]
+    )
+    assert found["bin_id"].to_pylist() == ids[: survey.MAX_IDENTICAL] + ids[90:]
 
 
 def test_the_sample_depends_on_seed_and_bin_alone() -> None:

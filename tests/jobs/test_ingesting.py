@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records
 from jobs.platform import storage
 from schemas.abid import UnreadableRecord
 from schemas.errors import GateError, InputError
-from schemas.wms import parse_lines
+from schemas.wms import group_lines, parse_lines
 
 RECORD = json.dumps({"BIN_FCSKU_DATA": {"B1": {"name": "Soap", "quantity": 2}}, "EXPECTED_QUANTITY": 2}).encode()
 
@@ -224,6 +225,41 @@ def test_a_price_that_the_audit_would_refuse_the_night_for_is_a_problem_of_its_l
     )
     found = parse_lines(lines, 1)
     assert found["problem"].to_pylist() == ["unit_value: expected at most 1e+12, found '9999999999999'", None]
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ";", ","])
+def test_a_quotation_mark_that_is_not_closed_does_not_swallow_rows(tmp_path: Path, delimiter: str) -> None:
+    def lines_of(*rows: tuple[str, ...]) -> list[dict]:
+        names = ("bin_id", "sku", "quantity", "name", "zone")
+        text = "".join(delimiter.join(cells) + "\n" for cells in (names, *rows))
+        (tmp_path / "export.csv").write_text(text)
+        chunks = list(exports._read_csv._function(str(tmp_path / "export.csv"), delimiter, list(names), False))
+        return chunks[1].to_pylist()
+
+    bracket = ("B", "s2", "2", '"L bracket', "Z1")
+    with pytest.raises(InputError, match=r"export\.csv: row 3: name: .*a quotation mark in it is not closed"):
+        lines_of(("A", "s1", "1", "x", "Z1"), bracket, ("C", "s3", "3", "y", "Z2"), ("D", "s4", "4", '"T', "Z3"))
+    held = lines_of(("A", "s1", "1", f'"two{delimiter}\nlines, ""quoted"""', "Z1"))
+    assert held[0]["name"] == f'two{delimiter}\nlines, "quoted"'
+
+
+def test_an_empty_bin_has_the_value_that_its_line_gives() -> None:
+    rows = [("a", None, "0", "3.5"), ("b", None, "0", ""), ("c", "S", "2", "4"), ("d", "S", "1", ""), ("e", "S", "0", "2"),
+            ("e", "T", "0", "4")]  # fmt: skip
+    names = ("bin_id", "sku", "quantity", "unit_value")
+    found = pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+    assert group_lines(parse_lines(found, 2))["unit_value"].to_pylist() == [3.5, None, 4.0, None, 3.0]
+
+
+def test_a_point_that_may_part_thousands_is_not_guessed_at() -> None:
+    texts = ["1.000", "12.000", "1.0", "1.00", "1000.000", "5."]
+    lines = {"bin_id": [f"b{i}" for i in range(len(texts))], "sku": ["S"] * len(texts)}
+    found = parse_lines(pa.table({**lines, "quantity": texts}), 2)
+    assert found["quantity"].to_pylist() == [None, None, 1, 1, 1000, 5]
+    assert found["problem"][0].as_py().startswith("quantity: expected a whole number without a point")
+    decimals = pa.array([Decimal("5.000")], pa.decimal128(13, 3))
+    exact = parse_lines(pa.table({"bin_id": ["a"], "sku": ["S"], "quantity": decimals}), 1)
+    assert exact["quantity"].to_pylist() == [5]
 
 
 def test_files_of_an_export_that_differ_in_naming_photos_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from jobs.platform import storage
 from jobs.stages.manifest import check_manifest, read_shard, shard_rows, write_worklist
+from jobs.stages.worklist import temporary_worklist
 from schemas.errors import InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from tests.dump import NIGHT, manifest_table
@@ -127,6 +128,15 @@ def test_a_manifest_that_changes_after_its_check_is_refused(ray_cluster: None, t
     with pytest.raises(InputError, match=r"part-0\.parquet: expected the file that was checked a moment ago"):
         write_worklist(manifest, str(tmp_path / "worklist"))
     assert not list((tmp_path / "worklist").glob("*"))
+
+
+def test_two_jobs_with_one_output_keep_their_own_worklists(ray_cluster: None, tmp_path: Path) -> None:
+    manifest = check_manifest(_write(tmp_path, _rows(5)), None)
+    with temporary_worklist(manifest, str(tmp_path / "out")) as shards:
+        with temporary_worklist(manifest, str(tmp_path / "out")):
+            pass
+        assert read_shard(shards[0].uri, shards[0].row_group).num_rows == 5
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_fingerprint_follows_the_content_and_not_the_place(ray_cluster: None, tmp_path: Path) -> None:

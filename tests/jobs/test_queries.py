@@ -14,9 +14,13 @@ import pyarrow as pa
 import pytest
 
 import jobs
+from jobs.counting import records
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
+from jobs.platform.layout import part_uris
+from jobs.reporting import nights as nights_module
 from jobs.reporting.nights import read_night, read_results
+from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA
 from tests.night import NASTY_TEXTS, write_nights
 from tests.planned_night import commit_night, plan_row
@@ -150,6 +154,34 @@ def test_what_may_be_missing_and_what_may_be_too_much_do_not_cancel_in_a_bin(tmp
     assert (row["shortage_units"], row["overage_units"]) == (pytest.approx(0.3 + 0.4 + 0.1), pytest.approx(0.3 + 0.4))
     assert (row["shortage_value"], row["overage_value"]) == (pytest.approx(8), pytest.approx(7))
     assert row["currency"] == "EUR"
+
+
+def test_sums_beyond_int32_do_not_wrap_around_and_a_night_without_a_piece_has_no_shares(tmp_path: Path) -> None:
+    most = 2_000_000_000
+    bins = [_in_stock("a", "S", 0.0, 0.0, expected_qty=most), _in_stock("b", "S", 0.0, 0.0, expected_qty=most)]
+    commit_night(str(tmp_path / "much"), TONIGHT, [], other_bins=bins)
+    _take_in(tmp_path / "much")
+    (row,) = _ask(tmp_path / "much", "shortage_by_sku").to_dicts()
+    assert (row["recorded_units"], row["share_of_units"]) == (2 * most, 1)
+    commit_night(str(tmp_path / "none"), TONIGHT, [], other_bins=[_in_stock("a", "S", 0.0, 0.0, expected_qty=0)])
+    _take_in(tmp_path / "none")
+    (row,) = _ask(tmp_path / "none", "shortage_by_sku").to_dicts()
+    assert (row["recorded_units"], row["share_of_units"]) == (0, None)
+
+
+def test_a_night_that_is_replaced_while_it_is_read_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_night(str(tmp_path), TONIGHT, [], other_bins=[_in_stock("a", "S", 0.0, 0.0)])
+    night = read_night(str(tmp_path), TONIGHT)
+    (part,) = part_uris(str(tmp_path), "results", TONIGHT, night.run_id)
+    monkeypatch.setattr(nights_module, "part_uris", lambda *place: [part])
+    monkeypatch.setattr(records, "part_uris", lambda *place: [part])
+    Path(part).unlink()
+    with pytest.raises(GateError, match=f"night {TONIGHT} was replaced while it was read"):
+        list(read_results(night))
+    with pytest.raises(GateError, match="run the same command again"):
+        records.find_records(str(tmp_path), {TONIGHT: {"a"}})
 
 
 def test_values_in_several_currencies_are_not_added_up_and_no_value_is_not_zero(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def take_in(
 
 def rejects(output: str) -> list[dict[str, str]]:
     (entry,) = storage.list_objects(storage.join(output, "count_rejects"))
-    return list(csv.DictReader(io.StringIO(storage.read_bytes(entry.uri).decode())))
+    data = storage.read_bytes(entry.uri)
+    assert data.startswith(b"\xef\xbb\xbf")  # by which a spreadsheet knows UTF-8
+    return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
 
 
 def test_a_count_is_kept_with_what_the_plan_knew(output: str) -> None:
