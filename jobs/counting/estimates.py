@@ -72,21 +72,26 @@ def estimate_window(history: History) -> Estimates:
     before it is confirmed. Neither may make the stock look better: the error rate's upper end is also that of all counted
     nights as they were first counted, with the random bins that nobody counted taken as wrong. And a mismatch that nobody
     confirmed may be a miscount: the lower end is also that without them. Intervals of pieces and money cover those of all
-    counted nights as they were first counted.
+    counted nights as they were first counted, with an error of the usual size in the bins that nobody counted.
     """
     samples, counted = samples_in_force(history), counted_samples(history)
 
-    def total(make: Callable[[Sample], NightSample], of: Callable[[Sample], bool]) -> Estimate:
+    def total(make: Callable[[Sample], NightSample], of: Callable[[Sample], bool], *, signed: bool = True) -> Estimate:
         estimate = estimate_total([make(sample) for sample in samples if of(sample)])
-        guard = estimate_total([make(sample) for sample in counted if of(sample)])
-        return replace(estimate, low=min(estimate.low, guard.low), high=max(estimate.high, guard.high))
+        known = [sample for sample in counted if of(sample)]
+        guard = estimate_total([make(sample) for sample in known])
+        unknown = float(np.mean([sample.num_unknown * make(sample).error_size for sample in known])) if known else 0.0
+        low = min(estimate.low, guard.low - unknown) if signed else np.maximum(0.0, min(estimate.low, guard.low))
+        return replace(estimate, low=float(low), high=max(estimate.high, guard.high + unknown))
 
     lists = [plan for plan in history.nights if plan.has_priority_list]
     share = estimate_share([_wrong_sample(sample) for sample in samples])
     worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
     best = estimate_share([_wrong_sample(sample) for sample in best_samples(history)])
     net = total(_net_sample, lambda _: True)
-    gross = total(_gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None)
+    gross = total(
+        _gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None, signed=False
+    )
     one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
     value = total(_value_sample, lambda sample: one_currency and _is_valued(sample))
     found = _PriorityFindings(lists)

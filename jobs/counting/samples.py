@@ -41,6 +41,12 @@ class Sample:
         return self.plan.is_random[self.rows]
 
     @property
+    def num_unknown(self) -> float:
+        """How many of the night's bins the random ones stand for that nobody counted."""
+        random = self.plan.is_random
+        return self.plan.whole_night.num_assessed * float((random & ~self.plan.counted).sum() / random.sum())
+
+    @property
     def settled(self) -> Mask:
         return self.plan.settled[self.rows]
 
@@ -83,7 +89,8 @@ def samples_in_force(history: History) -> list[Sample]:
 
 
 def worst_samples(history: History) -> list[Sample]:
-    """Of the window's nights with 90 % of their random bins counted, confirmed or not, the others taken as found wrong."""
+    """Of the window's nights with 90 % of their random bins counted, confirmed or not, the others taken as found wrong; and
+    so are those of a priority list that stands for itself, as no random bin stands for them."""
     plans = [plan for plan in history.nights if plan.has_random_counts]
     return [take_sample(_absent_as_wrong(plan)) for plan in plans]
 
@@ -105,7 +112,7 @@ def _doubtful_as_right(plan: PlanRecounts) -> PlanRecounts:
 
 
 def _absent_as_wrong(plan: PlanRecounts) -> PlanRecounts:
-    absent = plan.is_random & ~plan.counted
+    absent = ~plan.counted & (plan.is_random | plan.has_priority_list)
     return replace(plan, counted_qty=np.where(absent, plan.column("expected_qty") + 1, plan.counted_qty))
 
 

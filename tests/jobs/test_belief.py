@@ -15,6 +15,7 @@ from jobs.config.audit import AuditConfig
 from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import History, read_history
+from jobs.counting.samples import worst_samples
 from model.drift import Baseline
 from model.estimators import wilson_interval
 from model.posterior import build_assessor
@@ -179,6 +180,32 @@ def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == 0
     assert estimates.error_rate_high == pytest.approx(wilson_interval(0.05, 100)[1])
+
+
+def test_bins_that_nobody_counted_may_lack_or_hold_pieces(output: str) -> None:
+    plan = random_plan(100)
+    commit_night(output, "2026-03-02", plan, num_assessed=1000)
+    count(output, "2026-03-02", plan, right(plan))
+    whole = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    commit_night(output, "2026-03-03", plan, num_assessed=1000)
+    count(output, "2026-03-03", plan, {name: qty for name, qty in right(plan).items() if name >= "r010"})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    # in the second of two nights the ten stand for 100 bins, of 2 pieces each
+    for name in ("net_variance_units_low", "net_variance_units_high", "gross_variance_units_high"):
+        assert abs(getattr(estimates, name)) > 100
+    assert estimates.gross_variance_units_low == whole.gross_variance_units_low == 0
+
+
+def test_a_list_that_was_not_counted_to_its_end_may_be_wrong_in_the_rest(output: str) -> None:
+    plan = [
+        *random_plan(30, inclusion_probability=0.075),
+        *(priority_row(f"p{place:02d}", place) for place in range(20)),
+    ]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    seen = {name: qty for name, qty in right(plan).items() if name < "p18"}  # and so the random ones
+    count(output, "2026-03-02", plan, {**seen, **{name: qty for name, qty in right(plan).items() if name >= "r"}})
+    (sample,) = worst_samples(history_of(output))
+    assert sample.wrong.sum() == 2 and len(sample.wrong) == 50
 
 
 def test_counts_without_an_error_do_not_say_that_no_piece_is_missing(output: str) -> None:

@@ -41,6 +41,22 @@ def test_below_four_hundred_counts_the_plain_share_is_shown() -> None:
     assert estimate_share([draw_night(np.random.default_rng(0), 400)[0]]).estimator == "stratified_difference"
 
 
+def test_a_camera_that_leaves_nothing_to_measure_its_misses_by_does_not_pass_for_a_perfect_one() -> None:
+    """4.9 % wrong and known for certain, 0.1 % wrong and told by nothing: most samples of 420 hold none of those."""
+    random, held = np.random.default_rng(3), 0
+    for _ in range(200):
+        nights = []
+        for _ in range(14):
+            known = random.random(30) < 0.049
+            wrong = known | (random.random(30) < 0.001 / 0.951)
+            ones = np.ones(30, dtype=bool)
+            nights.append(NightSample(10_000, 490.0, wrong.astype(float), known.astype(float), ones, ~ones))
+        estimate = estimate_share(nights)
+        held += estimate.low <= 0.05 <= estimate.high
+        assert estimate.num_random == 420
+    assert held >= 190
+
+
 def test_thirty_small_nights_count_as_one_large_sample() -> None:
     random = np.random.default_rng(0)
     nights = [draw_night(random, 30)[0] for _ in range(30)]

@@ -86,6 +86,17 @@ def test_intervals_widen_when_bins_of_a_group_agree() -> None:
     assert high_b - low_b > 3 * (high - low)
 
 
+def test_intervals_from_a_few_groups_hold_the_truth_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(4)
+    for num_groups in (3, 5):
+        groups, held = np.repeat(np.arange(num_groups), 100), 0
+        for seed in range(300):
+            values = (generator.random(len(groups)) < 0.4)[:, None]
+            (low,), (high,) = bootstrap_by_group(groups, values, seed=seed, num_resamples=400)
+            held += low <= 0.4 <= high
+        assert held >= 0.88 * 300  # the percentiles alone: 75 and 80 %
+
+
 def test_groups_of_unequal_size_are_resampled_whole() -> None:
     groups = np.repeat(["a", "b", "c"], [1, 50, 949])
     values = np.repeat([0.0, 1.0, 0.2], [1, 50, 949])[:, None]
