@@ -139,7 +139,8 @@ def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray, frozen
     """The bundle, (n, 32) uint8 SHA-256 of the photos that --split is about, and the bins that have such photos only: of one
     that was tested on too, a photo that fails may be either."""
     info, images = read_bundle(config.bundle_uri)
-    meant = [image for image in images.to_pylist() if (image["split"] == "test") == (config.split == "test")]
+    rows = images.to_pylist()
+    meant = [image for image in rows if (image["split"] == "test") == (config.split == "test")]
     if config.split == "test" and not meant:
         raise InputError(
             f"{config.bundle_uri}: --split test: expected test photos in training_images.parquet, found none; "
@@ -148,7 +149,7 @@ def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray, frozen
     digests = b"".join(bytes.fromhex(image["image_sha256"]) for image in meant)
     bins = {image["bin_id"] for image in meant}
     if config.split != "test":
-        bins -= {image["bin_id"] for image in images.to_pylist() if image["split"] == "test"}
+        bins -= {image["bin_id"] for image in rows if image["split"] == "test"}
     return info, np.frombuffer(digests, np.uint8).reshape(-1, 32), frozenset(bins)
 
 

@@ -27,14 +27,11 @@ from jobs.tuning.search import run_trials
 from jobs.tuning.space import batches, search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_trials, median_nll, ranked
 from model.bundle_files import INFO_FILE
-from model.network import WEIGHTS_SUFFIXES
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError
 
 
 def run_tune(config: TuneConfig) -> None:
-    if config.weights.endswith(WEIGHTS_SUFFIXES):  # the same search from another folder
-        config = config.model_copy(update={"weights": storage.absolute(config.weights)})
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]
     bins = read_labelled_bins(config)
@@ -45,7 +42,7 @@ def run_tune(config: TuneConfig) -> None:
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)
         bins = split_bins(check_photos(bins, config), largest, start.seen)
-        trials = Trials(config, output_uri, fingerprint(bins.table), start.weights_sha256)
+        trials = Trials(config, output_uri, fingerprint(bins.table), start.weights)
         run_trials(bins.table, config, start, trials, training_uri)
         publish_search(config, trials, None)
         best, info = finish_best(bins, config, start, trials, training_uri)

@@ -86,9 +86,9 @@ def estimate_share(nights: Sequence[NightSample]) -> Estimate:
     """Share of bins with outcome 1 (a wrong record) over the pooled nights; prediction is p_record_wrong.
 
     Interval: Wilson on the effective sample n_eff = share (1 - share) / se^2, so a rare share never leaves [0, 1]; with the
-    predictions' help se^2 is that of the residuals as if two more wrong records had been found that no prediction told of.
-    A sharp camera leaves no residuals in the sample to measure by, and where it misses 0.1 to 0.3 % of the bins the
-    interval held the truth half of the time without the two (simulated; with them at least 95 %).
+    predictions' help se^2 is that of the residuals, and at least that of two wrong records that no prediction told of. A
+    sharp camera leaves no residuals in the sample to measure by, and where it misses 0.1 to 0.3 % of the bins the interval
+    held the truth half of the time without the two (simulated; with them always).
     """
     nights = [replace(night, error_size=1.0) for night in nights]
     num_random, num_priority = _count_recounts(nights)
@@ -99,8 +99,8 @@ def estimate_share(nights: Sequence[NightSample]) -> Estimate:
     name = "stratified_difference" if pool.use_prediction else "wilson"
     if pool.is_census:
         return Estimate(share, share, share, name, num_random, num_priority)
-    size, squared_error = pool.effective_size, (pool.variance + pool.variance_of_more) / pool.num_bins**2
-    if pool.use_prediction and 0 < share < 1:
+    size, squared_error = pool.effective_size, max(pool.variance, pool.variance_of_more) / pool.num_bins**2
+    if pool.use_prediction and 0 < share < 1 and squared_error > 0:
         size = share * (1 - share) / squared_error
     low, high = wilson_interval(share, size)
     return Estimate(share, low, high, name, num_random, num_priority)

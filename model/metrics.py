@@ -66,7 +66,7 @@ def evaluate_scope(
     high are None where all its bins are of one group.
 
     All are of the argmax, but `mae_median`: of the median of the probabilities, the count that minimises it.
-    Intervals: percentile bootstrap over groups (neighbouring bins hold the same products).
+    Intervals: expanded percentile bootstrap over groups (neighbouring bins hold the same products).
     """
     rows, classes = scope_rows(labels, scope, probabilities.shape[1] - 1)
     if not rows.any():

@@ -30,7 +30,11 @@ RECORD_COLUMNS = [
     column("sku", pa.string(), "The SKU of a bin that holds one only; null in mixed and empty bins."),
     column("zone", pa.string(), "Part of the warehouse."),
     column("abc_class", pa.string(), "Class by usage value (A, B, C), as the warehouse gives it."),
-    column("unit_value", pa.float64(), "Value of one piece (mean over the pieces of a mixed bin)."),
+    column(
+        "unit_value",
+        pa.float64(),
+        "Value of one piece (mean over the pieces of a mixed bin, over the lines of an empty one).",
+    ),
     column("currency", pa.string(), "Currency of unit_value (ISO 4217)."),
     column("photo_at", TIMESTAMP, "When the photo was taken."),
     column("expected_as_of", TIMESTAMP, "When the record was read from the inventory system."),

@@ -35,7 +35,7 @@ WMS_SCHEMA = pa.schema(
 BIN_COLUMNS = ("currency", "zone", "abc_class", "image_uri", "photo_at", "expected_as_of", "moves_since_photo")
 """What is said of the whole bin: its lines must agree on it; a line may leave it empty."""
 
-_THOUSAND = re.compile(r"\+?\d{1,3}\.000", re.ASCII)
+_THOUSAND = re.compile(r"\+?[1-9]\d{0,2}\.000", re.ASCII)
 _WHOLE = re.compile(r"\+?\d{1,12}(\.0*)?", re.ASCII)
 _DECIMAL = re.compile(r"\+?\d{1,30}(\.\d*)?([eE][+-]?\d{1,2})?", re.ASCII)
 _NUMBER_RANGE = f"expected a whole number from 0 to {MAX_QUANTITY}"
@@ -209,12 +209,12 @@ def _mean_value(
     worth = np.where(quantity > 0, quantity * value, 0.0)
     total = np.bincount(bin_of_line, worth, len(expected))
     given = np.flatnonzero(~np.isnan(value))
-    lines = np.bincount(bin_of_line[given], minlength=len(expected))
+    num_given = np.bincount(bin_of_line[given], minlength=len(expected))
     mean = np.divide(
         np.bincount(bin_of_line[given], value[given], len(expected)),
-        lines,
+        num_given,
         out=np.full(len(expected), np.nan),
-        where=lines > 0,
+        where=num_given > 0,
     )
     mean = np.divide(total, expected, out=mean, where=expected > 0)
     return pa.array(mean, pa.float64(), mask=np.isnan(mean))

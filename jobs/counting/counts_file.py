@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.platform import storage
-from jobs.platform.texts import csv_text
+from jobs.platform.texts import CSV_ENCODING, csv_text
 from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
@@ -61,7 +61,7 @@ def write_rejects(output_uri: str, rejects: Sequence[tuple[CountsRow, RejectReas
     for row, reason, detail in sorted(rejects, key=lambda reject: reject[0].number):
         cells = pa.array([*(row.cells.get(name, "") for name in COUNTS_SCHEMA.names), str(reason), detail])
         writer.writerow([row.number, *csv_text(cells).to_pylist()])
-    data = sink.getvalue().encode("utf-8-sig")  # without the mark Excel shows and saves ö as something else
+    data = sink.getvalue().encode(CSV_ENCODING)
     # not below counted/: Athena and Spark read every file below a table's location as a part of it
     uri = storage.join(output_uri, "count_rejects", f"{hashlib.sha256(data).hexdigest()[:32]}.csv")
     storage.write_bytes(uri, data)

@@ -81,6 +81,7 @@ def estimate_window(history: History) -> Estimates:
         known = [sample for sample in counted if of(sample)]
         guard = estimate_total([make(sample) for sample in known])
         unknown = float(np.mean([sample.num_unknown * make(sample).error_size for sample in known])) if known else 0.0
+        # np.maximum: max(0.0, nan) would be 0
         low = min(estimate.low, guard.low - unknown) if signed else np.maximum(0.0, min(estimate.low, guard.low))
         return replace(estimate, low=float(low), high=max(estimate.high, guard.high + unknown))
 

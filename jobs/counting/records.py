@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from jobs.counting.plans import read_night
 from jobs.platform import storage
-from jobs.platform.layout import part_uris, replaced_while_read
+from jobs.platform.layout import part_uris, unless_replaced
+from schemas.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,21 @@ def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[
 
 def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:
     values = pa.array(bin_ids, pa.string())
-    for part in part_uris(output_uri, "results", night, read_night(output_uri, night).run_id):
-        with replaced_while_read(night), storage.open_parquet(part) as parquet:
-            for group in range(parquet.metadata.num_row_groups):
-                if not _may_hold(parquet.metadata.row_group(group), bin_ids):
-                    continue
-                rows = parquet.read_row_group(group, columns=["bin_id", "expected_qty", "expected_as_of"])
-                for row in rows.filter(pc.is_in(rows["bin_id"], values)).to_pylist():
-                    yield row["bin_id"], NightRecord(row["expected_qty"], row["expected_as_of"])
+    run_id = read_night(output_uri, night).run_id
+    with unless_replaced(output_uri, night, run_id):
+        parts = part_uris(output_uri, "results", night, run_id)
+        if not parts:
+            raise InputError(
+                f"{output_uri}: night {night}: expected the parts of run {run_id}, found none; audit it again"
+            )
+        for part in parts:
+            with storage.open_parquet(part) as parquet:
+                for group in range(parquet.metadata.num_row_groups):
+                    if not _may_hold(parquet.metadata.row_group(group), bin_ids):
+                        continue
+                    rows = parquet.read_row_group(group, columns=["bin_id", "expected_qty", "expected_as_of"])
+                    for row in rows.filter(pc.is_in(rows["bin_id"], values)).to_pylist():
+                        yield row["bin_id"], NightRecord(row["expected_qty"], row["expected_as_of"])
 
 
 def _may_hold(group: pq.RowGroupMetaData, bin_ids: list[str]) -> bool:

@@ -42,9 +42,10 @@ class Sample:
 
     @property
     def num_unknown(self) -> float:
-        """How many of the night's bins the random ones stand for that nobody counted."""
-        random = self.plan.is_random
-        return self.plan.whole_night.num_assessed * float((random & ~self.plan.counted).sum() / random.sum())
+        """How many of the night's bins those planned ones stand for that nobody counted; a listed one for itself."""
+        random, absent = self.plan.is_random, ~self.plan.counted
+        stood_for = self.plan.whole_night.num_assessed * float((random & absent).sum() / random.sum())
+        return stood_for + (float((~random & absent).sum()) if self.plan.has_priority_list else 0.0)
 
     @property
     def settled(self) -> Mask:

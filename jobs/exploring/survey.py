@@ -137,5 +137,5 @@ def _take_rows(items: pa.Table, column: str, values: list[str]) -> pa.Table:
 
 def _first_of_each(rows: pa.Table, column: str, values: list[str]) -> pa.Table:
     """The first MAX_IDENTICAL rows by bin_id of each value: the same whatever order the shards come in."""
-    rows = rows.sort_by("bin_id")
+    rows = rows.filter(pc.is_in(rows[column], pa.array(values))).sort_by("bin_id")
     return pa.concat_tables([rows.filter(pc.equal(rows[column], value)).slice(0, MAX_IDENTICAL) for value in values])

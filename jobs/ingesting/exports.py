@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,7 +101,8 @@ def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> It
             read_options=pyarrow.csv.ReadOptions(block_size=8 * 2**20, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types={name: pa.string() for name in names},
+                # of columns that nobody reads it doesn't matter whether they are UTF-8
+                column_types={name: pa.string() if name in WMS_SCHEMA.names else pa.binary() for name in names},
                 strings_can_be_null=False,
             ),
         )
@@ -114,13 +116,17 @@ def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> It
 
 
 def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> None:
-    """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell."""
-    for name in lines.column_names:
-        cells = lines[name].combine_chunks()
-        of_rows = pc.and_(
-            pc.match_substring_regex(cells, "[\\r\\n]"),
-            pc.greater_equal(pc.count_substring(cells, delimiter), lines.num_columns - 1),
-        )
+    """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell: the rest of its row,
+    whole rows, and of the last row the cells before the same place."""
+    last = lines.num_columns - 1
+
+    def row_with(num_delimiters: int) -> str:
+        other, one = rf"[^{re.escape(delimiter)}\r\n]*", re.escape(delimiter)
+        return f"{other}(?:{one}{other}){{{num_delimiters}}}"
+
+    for place, name in enumerate(lines.column_names):
+        swallowed = rf"^{row_with(last - place)}(?:\r?\n{row_with(last)})*\r?\n{row_with(place)}$"
+        of_rows = pc.match_substring_regex(lines[name].combine_chunks(), swallowed)
         if pc.any(of_rows).as_py():
             row = first_row + pc.index(of_rows, True).as_py()
             raise InputError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from jobs.platform import storage
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 
 STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
 WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
@@ -55,14 +55,15 @@ def committed_run(output_uri: str, audit_date: str) -> str | None:
 
 
 @contextmanager
-def replaced_while_read(audit_date: str) -> Iterator[None]:
-    """Around the reading of a night's parts: raises GateError where one is gone, as a replacement's audit deletes them."""
+def unless_replaced(output_uri: str, audit_date: str, run_id: str) -> Iterator[None]:
+    """Around the reading of what a run published: what goes wrong there is a GateError that says so where another run has
+    committed the night meanwhile, as that deletes the former's parts."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise GateError(
-            f"night {audit_date} was replaced while it was read ({error}); run the same command again"
-        ) from error
+    except (FileNotFoundError, GateError, InputError) as error:
+        if committed_run(output_uri, audit_date) == run_id:
+            raise
+        raise GateError(f"night {audit_date} was replaced while it was read; run the same command again") from error
 
 
 def list_nights(output_uri: str, first: str | None = None) -> list[str]:

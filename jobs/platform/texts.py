@@ -15,6 +15,9 @@ from markupsafe import Markup
 
 Strings: TypeAlias = pa.ChunkedArray | pa.Array
 
+CSV_ENCODING = "utf-8-sig"
+"""Excel takes a CSV file without a byte order mark for the machine's own code page, and shows and saves ö as something
+else."""
 CELL_CHARACTERS = 32_767
 """What a spreadsheet cell holds."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.platform import storage
-from jobs.platform.layout import list_nights, part_uris, partition_uri, replaced_while_read, run_uri, summary_uri
+from jobs.platform.layout import list_nights, part_uris, partition_uri, run_uri, summary_uri, unless_replaced
 from jobs.stages import run
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -61,21 +61,23 @@ def read_results(night: Night) -> Iterator[pa.Table]:
 
     Raises InputError where the committed run's parts are gone.
     """
-    parts = part_uris(night.output_uri, "results", night.audit_date, night.run_id)
-    if not parts:
-        place = partition_uri(night.output_uri, "results", night.audit_date)
-        raise InputError(f"{place}: expected the parts of run {night.run_id}, found none; audit the night again")
-    for part in parts:
-        with replaced_while_read(night.audit_date), storage.open_parquet(part) as file:
-            present = [name for name in RESULTS_SCHEMA.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=present):
-                yield conform(pa.Table.from_batches([batch]), RESULTS_SCHEMA)
+    with unless_replaced(night.output_uri, night.audit_date, night.run_id):
+        parts = part_uris(night.output_uri, "results", night.audit_date, night.run_id)
+        if not parts:
+            place = partition_uri(night.output_uri, "results", night.audit_date)
+            raise InputError(f"{place}: expected the parts of run {night.run_id}, found none; audit the night again")
+        for part in parts:
+            with storage.open_parquet(part) as file:
+                present = [name for name in RESULTS_SCHEMA.names if name in file.schema_arrow.names]
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=present):
+                    yield conform(pa.Table.from_batches([batch]), RESULTS_SCHEMA)
 
 
 def read_plan(night: Night) -> pa.Table:
     """The night's recount plan, RECOUNT_PLAN_SCHEMA."""
-    parts = part_uris(night.output_uri, "recount_plan", night.audit_date, night.run_id)
-    tables = [conform(storage.read_table(part), RECOUNT_PLAN_SCHEMA) for part in parts]
+    with unless_replaced(night.output_uri, night.audit_date, night.run_id):
+        parts = part_uris(night.output_uri, "recount_plan", night.audit_date, night.run_id)
+        tables = [conform(storage.read_table(part), RECOUNT_PLAN_SCHEMA) for part in parts]
     return pa.concat_tables([RECOUNT_PLAN_SCHEMA.empty_table(), *tables])
 
 

@@ -17,16 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import xlsxwriter
 
-from jobs.platform.texts import csv_text, visible_text
+from jobs.platform.texts import CSV_ENCODING, csv_text, visible_text
 from schemas.recount import COUNTS_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 
 FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date")]
 """Columns that the counter fills in."""
-
-CSV_ENCODING = "utf-8-sig"
-"""Excel takes a CSV file without a byte order mark for the machine's own code page, and shows and saves ö as something
-else."""
 
 PLACE = ["stop", "zone", "bin_id", "audit_date"]
 """Columns of both lists: the same bins at the same stops."""

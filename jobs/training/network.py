@@ -93,9 +93,8 @@ class TrainingStoppedError(GateError):
 def run_name(bins: pa.Table, config: TrainConfig, start: Start) -> str:
     """The same for the same data, settings and weights file, so that the same command continues its own run. Weights
     that are drawn follow from the settings, and their last bits also from the machine: another node must find the run."""
-    settings = config.recipe().model_dump_json() + f"|{config.selection_share}|{config.test_share}|{config.split_seed}"
-    if start.weights_sha256:
-        settings += f"|{start.weights_sha256}"
+    settings = config.recipe().model_copy(update={"weights": start.weights}).model_dump_json()
+    settings += f"|{config.selection_share}|{config.test_share}|{config.split_seed}"
     return hashlib.sha256(f"{fingerprint(bins)}|{settings}".encode()).hexdigest()[:16]
 
 

@@ -24,8 +24,8 @@ class Start:
 
     state: dict[str, torch.Tensor]
     """Of CountingNetwork before the first step."""
-    weights_sha256: str | None
-    """Of the file that --weights names; None where it names none."""
+    weights: str
+    """What tells them from others, wherever they lie: the SHA-256 of the file, or what --weights says."""
     bundle_id: str | None
     """Of the bundle that the file lies in."""
     seen: pa.Table
@@ -62,7 +62,7 @@ def read_start(config: TrainConfig) -> Start:
     torch.set_rng_state(generator_state)
     return Start(
         state={name: value.contiguous() for name, value in network.state_dict().items()},
-        weights_sha256=None if file is None else hashlib.sha256(file).hexdigest(),
+        weights=recipe.weights if file is None else hashlib.sha256(file).hexdigest(),
         bundle_id=bundle_id,
         seen=seen,
     )

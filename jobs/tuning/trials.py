@@ -115,11 +115,11 @@ def best_nll(epochs: Iterable[dict[str, Any]], image_size: int) -> float | None:
 class Trials:
     """All records of a search, at `output_uri`."""
 
-    def __init__(self, config: TuneConfig, output_uri: str, fingerprint: str, weights_sha256: str | None) -> None:
+    def __init__(self, config: TuneConfig, output_uri: str, fingerprint: str, weights: str) -> None:
         """Reads what an earlier run of the same search has left. Raises InputError where another search is there."""
         self._config, self.output_uri = config, output_uri
         settings = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
-        settings |= {"data": fingerprint, "weights_sha256": weights_sha256}
+        settings |= {"data": fingerprint, "weights": weights}
         uri = storage.join(output_uri, SEARCH_FILE)
         storage.create_bytes(uri, json.dumps(settings, indent=1).encode())
         kept = json.loads(storage.read_bytes(uri))

@@ -239,8 +239,16 @@ def test_a_quotation_mark_that_is_not_closed_does_not_swallow_rows(tmp_path: Pat
     bracket = ("B", "s2", "2", '"L bracket', "Z1")
     with pytest.raises(InputError, match=r"export\.csv: row 3: name: .*a quotation mark in it is not closed"):
         lines_of(("A", "s1", "1", "x", "Z1"), bracket, ("C", "s3", "3", "y", "Z2"), ("D", "s4", "4", '"T', "Z3"))
-    held = lines_of(("A", "s1", "1", f'"two{delimiter}\nlines, ""quoted"""', "Z1"))
-    assert held[0]["name"] == f'two{delimiter}\nlines, "quoted"'
+    with pytest.raises(InputError, match=r"row 3: name: .*a quotation mark in it is not closed"):
+        lines_of(("A", "s1", "1", "x", "Z1"), bracket, ("D", "s4", "4", '"T', "Z3"))  # no whole row between
+    text = f'Screw{delimiter} M4{delimiter} "zinc"{delimiter}\npack of 10{delimiter} black'
+    quoted = text.replace('"', '""')
+    held = lines_of(("A", "s1", "1", f'"{quoted}"', "Z1"))
+    assert held[0]["name"] == text
+    (tmp_path / "latin.csv").write_bytes(b"bin_id,sku,quantity,remark\nA,s,1,Gr\xf6\xdfe\n")
+    names = ["bin_id", "sku", "quantity", "remark"]
+    read = list(exports._read_csv._function(str(tmp_path / "latin.csv"), ",", names, False))
+    assert read[1]["bin_id"].to_pylist() == ["A"]
 
 
 def test_an_empty_bin_has_the_value_that_its_line_gives() -> None:
@@ -252,10 +260,10 @@ def test_an_empty_bin_has_the_value_that_its_line_gives() -> None:
 
 
 def test_a_point_that_may_part_thousands_is_not_guessed_at() -> None:
-    texts = ["1.000", "12.000", "1.0", "1.00", "1000.000", "5."]
+    texts = ["1.000", "12.000", "1.0", "1.00", "1000.000", "5.", "0.000"]
     lines = {"bin_id": [f"b{i}" for i in range(len(texts))], "sku": ["S"] * len(texts)}
     found = parse_lines(pa.table({**lines, "quantity": texts}), 2)
-    assert found["quantity"].to_pylist() == [None, None, 1, 1, 1000, 5]
+    assert found["quantity"].to_pylist() == [None, None, 1, 1, 1000, 5, 0]
     assert found["problem"][0].as_py().startswith("quantity: expected a whole number without a point")
     decimals = pa.array([Decimal("5.000")], pa.decimal128(13, 3))
     exact = parse_lines(pa.table({"bin_id": ["a"], "sku": ["S"], "quantity": decimals}), 1)

@@ -17,10 +17,11 @@ import jobs
 from jobs.counting import records
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
+from jobs.platform import layout
 from jobs.platform.layout import part_uris
 from jobs.reporting import nights as nights_module
 from jobs.reporting.nights import read_night, read_results
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 from schemas.recount import COUNTED_SCHEMA
 from tests.night import NASTY_TEXTS, write_nights
 from tests.planned_night import commit_night, plan_row
@@ -169,19 +170,25 @@ def test_sums_beyond_int32_do_not_wrap_around_and_a_night_without_a_piece_has_no
     assert (row["recorded_units"], row["share_of_units"]) == (0, None)
 
 
-def test_a_night_that_is_replaced_while_it_is_read_is_no_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_night_that_is_replaced_while_it_is_read_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
 ) -> None:
     commit_night(str(tmp_path), TONIGHT, [], other_bins=[_in_stock("a", "S", 0.0, 0.0)])
     night = read_night(str(tmp_path), TONIGHT)
     (part,) = part_uris(str(tmp_path), "results", TONIGHT, night.run_id)
-    monkeypatch.setattr(nights_module, "part_uris", lambda *place: [part])
-    monkeypatch.setattr(records, "part_uris", lambda *place: [part])
+    monkeypatch.setattr(layout, "committed_run", lambda *place: "another")
     Path(part).unlink()
+    for module in (nights_module, records):
+        monkeypatch.setattr(module, "part_uris", lambda *place: [part] if listed else [])
     with pytest.raises(GateError, match=f"night {TONIGHT} was replaced while it was read"):
         list(read_results(night))
     with pytest.raises(GateError, match="run the same command again"):
         records.find_records(str(tmp_path), {TONIGHT: {"a"}})
+    monkeypatch.setattr(layout, "committed_run", lambda *place: night.run_id)
+    if not listed:
+        with pytest.raises(InputError, match="expected the parts of run"):
+            records.find_records(str(tmp_path), {TONIGHT: {"a"}})
 
 
 def test_values_in_several_currencies_are_not_added_up_and_no_value_is_not_zero(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_what_a_bundles_weights_have_learned_from_is_not_asked_for_and_stays_kno
     parent = write_bundle(tmp_path / "parent", seen=seen)
     start = read_start(config(weights=str(parent / "weights.safetensors"), top_class=6))
     assert start.bundle_id == read_bundle_info(parent).bundle_id
-    assert start.weights_sha256 == read_bundle_info(parent).weights_sha256
+    assert start.weights == read_bundle_info(parent).weights_sha256
     found = split_bins(LabelledBins(bins, ()), config(), start.seen)
     assert found.left_out == {"photo_of_another_split": 1}
     gone = set(bins["bin_id"].to_pylist()) - set(found.table["bin_id"].to_pylist())
@@ -318,7 +318,7 @@ def test_weights_may_lie_on_s3(tmp_path: Path, bucket: str) -> None:
     storage.upload_folder(parent, f"{bucket}/parent")
     start = read_start(config(weights=f"{bucket}/parent/weights.safetensors", top_class=6))
     local = read_start(config(weights=str(parent / "weights.safetensors"), top_class=6))
-    assert (start.bundle_id, start.weights_sha256) == (local.bundle_id, local.weights_sha256)
+    assert (start.bundle_id, start.weights) == (local.bundle_id, local.weights)
     assert all(torch.equal(value, local.state[name]) for name, value in start.state.items())
     with pytest.raises(InputError, match=f"weights: no file {bucket}/nothing.pth"):
         read_start(config(weights=f"{bucket}/nothing.pth"))

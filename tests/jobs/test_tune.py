@@ -222,5 +222,5 @@ def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     Trials(config.model_copy(update={"num_trials": 20, "max_concurrent": 2}), str(tmp_path), "data", "weights")
     with pytest.raises(InputError, match=r"other settings \(space, data\)"):
         Trials(config.model_copy(update={"space": "wide"}), str(tmp_path), "other data", "weights")
-    with pytest.raises(InputError, match=r"other settings \(weights_sha256\)"):
+    with pytest.raises(InputError, match=r"other settings \(weights\)"):
         Trials(config, str(tmp_path), "data", "other weights")

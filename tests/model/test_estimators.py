@@ -100,6 +100,10 @@ def test_a_stock_that_the_plan_holds_whole_is_known_exactly() -> None:
     beyond = NightSample(1000, 75.0, outcome, np.full(100, 0.075), is_random, np.ones(100, dtype=bool))
     share = estimate_share([night, beyond])
     assert share.estimator == "wilson" and share.value < share.high
+    outcome = np.r_[np.ones(10), np.zeros(490)]
+    large = NightSample(500, 37.5, outcome, np.full(500, 0.075), np.ones(500, dtype=bool), np.arange(500) >= 400)
+    share = estimate_share([large, beyond])
+    assert share.estimator == "stratified_difference" and share.low < share.value == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("gross", [False, True])
