@@ -6,8 +6,9 @@
 
 Writes below --output-uri: bin-images/NNNNN.jpg, metadata/NNNNN.json, truth.parquet (bin_id, true_qty: what is really
 there) and sample.json (the settings). The same command again writes the same files, so that one cut short is completed
-by it; into a folder that holds anything else it refuses to write. For demonstrations and tests: no figure measured on
-it says anything about real bins.
+by it; into a folder that holds anything else it refuses to write. For demonstrations and tests, and to learn from before
+real photos where no pretrained weights can be had (see the README): no figure measured on it says anything about real
+bins.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
         "no-sku",
         "twice",
         "empty-key",
+        "column-twice",
         "empty",
         "no-night",
         "odd-night",
