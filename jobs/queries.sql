@@ -57,7 +57,8 @@ errors AS (
   GROUP BY bin_id, expected_qty, counted_qty
 )
 SELECT
-  bin_id, COUNT(*) AS num_wrong, SUM(CAST(counted_qty AS BIGINT) - expected_qty) AS net_variance_qty, MAX(counted_at) AS last_wrong_at
+  bin_id, COUNT(*) AS num_wrong, SUM(CAST(counted_qty AS BIGINT) - expected_qty) AS net_variance_qty,
+  MAX(counted_at) AS last_wrong_at
 FROM errors
 GROUP BY bin_id
 HAVING COUNT(*) >= 2

@@ -15,7 +15,8 @@ class Recipe(BaseModel):
     architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
     """The torchvision network."""
     weights: str = "none"
-    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2), or a .safetensors or .pth file, local or s3://."""
+    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2), or a .safetensors or .pth file, local or
+    s3://, such as another bundle's."""
     initialisation: Literal["kaiming-normal", "kaiming-uniform", "xavier-normal", "orthogonal"] = "kaiming-normal"
     """Distribution of the initial convolution weights (used with --weights none)."""
     unfreeze: Literal["all", "layer2", "layer3", "layer4", "head"] = "all"

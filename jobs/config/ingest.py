@@ -18,10 +18,10 @@ class IngestConfig(JobConfig):
 
     records_uri: str = Field(min_length=1)
     """Folder of ABID records (one NNNNN.json a bin), or a WMS export: a .csv or .csv.gz file, a .parquet file, or a
-    folder of them whose own name ends in .parquet; one line per bin and SKU. Columns: bin_id, sku, quantity; optional: name, zone, abc_class, unit_value,
-    currency, image_uri (else the photo's stem is the bin_id), photo_at, expected_as_of, moves_since_photo. An empty
-    bin is one line without a sku and with quantity 0. Times in text state their offset (2026-01-31T02:00:00Z),
-    and 1.000 in text is refused, as it may be a thousand."""
+    folder of them whose own name ends in .parquet; one line per bin and SKU. Columns: bin_id, sku, quantity;
+    optional: name, zone, abc_class, unit_value, currency, image_uri (else the photo's stem is the bin_id), photo_at,
+    expected_as_of, moves_since_photo. An empty bin is one line without a sku and with quantity 0. Times in text state
+    their offset (2026-01-31T02:00:00Z), and 1.000 in text is refused, as it may be a thousand."""
 
     manifest_uri: str = Field(min_length=1)
     """Folder that the manifest is written to. What could not be used goes to <manifest-uri>.rejects."""

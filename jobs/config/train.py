@@ -16,7 +16,8 @@ class TrainConfig(Recipe, JobConfig):
     manifest_uri: str
     """The bins to learn from: a manifest with their records, photos and groups."""
     bundle_uri: str
-    """Where the bundle is written; one that is there is replaced. Checkpoints lie in `<bundle-uri>.training` until it is complete."""
+    """Where the bundle is written; one that is there is replaced. Checkpoints lie in `<bundle-uri>.training` until it is
+    complete."""
     num_workers: int = Field(default=1, ge=1)
     """Training processes (DDP): one per GPU, or shares of the cluster's CPUs. Each needs a micro-batch of its own in
     every batch: 4 workers need --batch-size 128, or --micro-batch-size 8."""
@@ -35,8 +36,8 @@ class TrainConfig(Recipe, JobConfig):
     out, and the bundle and its report say how many."""
     on_unhealthy: Literal["stop", "warn"] = "warn"
     """What to do when a health rule fires: stop without a bundle (exit 1; `jobs.train` goes on from there when it is told
-    to warn), or say so in the report. With `stop`, overfitting alone ends
-    a training with the bundle of its best epoch."""
+    to warn), or say so in the report. With `stop`, overfitting alone ends a training
+    with the bundle of its best epoch."""
     max_failures: int = Field(default=2, ge=0)
     """Worker failures after which training gives up; each one continues from the last checkpoint."""
     trace_steps: int = Field(default=0, ge=0, le=50)
