@@ -194,7 +194,8 @@ def _over_groups(groups, function, options, task_cpus):  # type: ignore[no-untyp
         [{"group": index, "uris": uris} for index, uris in enumerate(groups)], override_num_blocks=len(groups)
     )
     # a group is held unpacked: no more of them at a time than cores, however small a share of one each asks for
-    at_once = ray.data.TaskPoolStrategy(size=max(1, int(ray.cluster_resources().get("CPU", 1.0))))
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1.0)))
+    at_once = ray.data.TaskPoolStrategy(size=min(cores, len(groups)))
     return work.map(function, fn_kwargs=options, num_cpus=task_cpus, compute=at_once).iter_rows()
 
 
