@@ -45,7 +45,7 @@ class Holder:
 
 
 def test_they_are_found_where_other_jobs_hold_all_but_a_quarter_of_a_cpu(ray_cluster: None, tmp_path: Path) -> None:
-    holder = Holder.options(num_cpus=ray.cluster_resources()["CPU"] - CHECK_CPUS).remote()
+    holder = Holder.options(num_cpus=ray.available_resources()["CPU"] - CHECK_CPUS).remote()
     assert ray.get(holder.ready.remote(), timeout=60)
     try:
         search = ray.remote(num_cpus=0)(find_duplicates).remote(write_ids(str(tmp_path), ["a", "b", "a"]), "bin_id")
