@@ -71,26 +71,47 @@ class Predictions:
 
 
 @dataclass
+class _Asked:
+    """Photos that were asked for, block by block and in any order; the fields are those of Predictions."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    unscored: list[dict[str, str]] = field(default_factory=list)
+    num_moved: int = 0
+
+    def add(self, rows: pa.Table) -> pa.Table:
+        """Returns the rows whose stock has not moved."""
+        kept = rows.filter(pc.invert(stock_moved(rows)))
+        self.num_moved += rows.num_rows - kept.num_rows
+        self.statuses.update(kept["status"].to_pylist())
+        failed = kept.filter(pc.not_equal(kept["status"], SCORED)).select(["bin_id", "image_uri", "status", "error"])
+        self._name(failed.to_pylist())
+        return kept
+
+    def merge(self, other: _Asked) -> None:
+        self.num_moved += other.num_moved
+        self.statuses.update(other.statuses)
+        self._name(other.unscored)
+
+    def _name(self, failed: list[dict[str, str]]) -> None:
+        self.unscored = heapq.nsmallest(MAX_EXAMPLES, self.unscored + failed, key=lambda row: row["bin_id"])
+
+
+@dataclass
 class _Tally:
     """The parts of Predictions as they come in, block by block and in any order."""
 
-    tables: list[pa.Table] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    unscored: list[dict[str, str]] = field(default_factory=list)
-    num_left_out: int = 0
-    num_moved: int = 0
-    num_learned_from: int = 0
-    worst: list[BinError] = field(default_factory=list)
-    num_done: int = 0
-    untold: Counter[str] = field(default_factory=Counter)
-    """Status of the photos without a score whose bin is a known one, unless --split keeps all."""
-    untold_examples: list[dict[str, str]] = field(default_factory=list)
-    num_untold_moved: int = 0
-    """Such photos beside those whose stock has moved."""
+    asked: _Asked = field(default_factory=_Asked)
+    untold: _Asked = field(default_factory=_Asked)
+    """The photos without a score whose bin is a known one, unless --split keeps all: what they are is told at the end."""
     num_known: int = 0
     """Readable photos of known bins."""
     num_known_same: int = 0
     """Of those, the ones that `FetchPlan.training_photos` names."""
+    tables: list[pa.Table] = field(default_factory=list)
+    num_left_out: int = 0
+    num_learned_from: int = 0
+    worst: list[BinError] = field(default_factory=list)
+    num_done: int = 0
 
 
 def predict_bins(
@@ -164,11 +185,7 @@ def _add(tally: _Tally, rows: pa.Table, keep: str, known_bins: frozenset[str], i
         rows = _without_untold(tally, rows, known_bins)
     meant = rows.filter(_kept(rows, keep))
     tally.num_left_out += rows.num_rows - meant.num_rows
-    kept = meant.filter(pc.invert(stock_moved(meant)))
-    tally.num_moved += meant.num_rows - kept.num_rows
-    tally.statuses.update(kept["status"].to_pylist())
-    failed = kept.filter(pc.not_equal(kept["status"], SCORED))
-    tally.unscored = _examples(tally.unscored, failed)
+    kept = tally.asked.add(meant)
     scored = kept.filter(pc.equal(kept["status"], SCORED))
     tally.num_learned_from += pc.sum(scored["training_photo"]).as_py() or 0 if keep == "all" else 0
     tally.tables.append(scored.select(["bin_id", "group", "expected_qty", "probabilities"]))
@@ -178,20 +195,15 @@ def _add(tally: _Tally, rows: pa.Table, keep: str, known_bins: frozenset[str], i
 
 
 def _without_untold(tally: _Tally, rows: pa.Table, known_bins: frozenset[str]) -> pa.Table:
-    """`rows` without the photos of known bins that have no score: what they are is told at the end. Those of other bins are
-    not photos that training has read."""
+    """`rows` without the photos of known bins that have no score. Those of other bins are not photos that training has
+    read."""
     known = pa.array([bin_id in known_bins for bin_id in rows["bin_id"].to_pylist()], pa.bool_())
     failed = pc.not_equal(rows["status"], SCORED)
     of_known = rows.filter(pc.and_(known, pc.invert(failed)))
     tally.num_known += of_known.num_rows
     tally.num_known_same += pc.sum(of_known["training_photo"]).as_py() or 0
     aside = pc.and_(known, failed)
-    untold = rows.filter(aside)
-    moved = stock_moved(untold)
-    tally.num_untold_moved += pc.sum(moved).as_py() or 0
-    untold = untold.filter(pc.invert(moved))
-    tally.untold.update(untold["status"].to_pylist())
-    tally.untold_examples = _examples(tally.untold_examples, untold)
+    tally.untold.add(rows.filter(aside))
     return rows.filter(pc.invert(aside))
 
 
@@ -200,21 +212,9 @@ def _settle_untold(tally: _Tally, keep: str) -> None:
     than one that is hidden."""
     lead = 2 * tally.num_known_same - tally.num_known
     if lead < 0 if keep == "these" else lead > 0:
-        tally.num_left_out += tally.untold.total() + tally.num_untold_moved
-        return
-    tally.num_moved += tally.num_untold_moved
-    tally.statuses.update(tally.untold)
-    tally.unscored = heapq.nsmallest(MAX_EXAMPLES, tally.unscored + tally.untold_examples, key=_by_bin)
-
-
-def _examples(named: list[dict[str, str]], failed: pa.Table) -> list[dict[str, str]]:
-    """The first MAX_EXAMPLES by bin_id of those `named` so far and of the rows `failed`."""
-    rows = failed.select(["bin_id", "image_uri", "status", "error"]).to_pylist()
-    return heapq.nsmallest(MAX_EXAMPLES, named + rows, key=_by_bin)
-
-
-def _by_bin(row: dict[str, str]) -> str:
-    return row["bin_id"]
+        tally.num_left_out += tally.untold.statuses.total() + tally.untold.num_moved
+    else:
+        tally.asked.merge(tally.untold)
 
 
 def _errors(scored: pa.Table, top_class: int) -> list[BinError]:
@@ -249,10 +249,10 @@ def _predictions(tally: _Tally, info: BundleInfo) -> Predictions:
         groups=groups.to_numpy(),
         expected_qty=rows["expected_qty"].to_numpy(),
         probabilities=_matrix(rows["probabilities"], info.num_classes),
-        statuses=tally.statuses,
-        unscored=tally.unscored,
+        statuses=tally.asked.statuses,
+        unscored=tally.asked.unscored,
         num_left_out=tally.num_left_out,
-        num_moved=tally.num_moved,
+        num_moved=tally.asked.num_moved,
         num_learned_from=tally.num_learned_from,
         worst=tally.worst,
     )

@@ -11,8 +11,15 @@ import torch
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
-from jobs.platform.bundles import read_bundle
-from model.bundle_files import INFO_FILE, TRAINING_IMAGES_SCHEMA, WEIGHTS_FILE
+from jobs.platform.bundles import local_bundle
+from model.bundle_files import (
+    INFO_FILE,
+    TRAINING_IMAGES_SCHEMA,
+    WEIGHTS_FILE,
+    read_bundle_info,
+    read_training_images,
+    read_weights,
+)
 from model.network import WEIGHTS_SUFFIXES, build_network, load_weights
 from model.optimisation import CountingNetwork, initialise
 from schemas.errors import InputError
@@ -44,15 +51,18 @@ def read_start(config: TrainConfig) -> Start:
                 f"weights {recipe.weights}: lies where the new bundle is written (--bundle-uri), which would replace it; "
                 "choose another --bundle-uri"
             )
-        try:
-            file = storage.read_bytes(uri)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"weights: no file {recipe.weights}; give a .safetensors or .pth file, a torchvision name, or 'none'"
-            ) from error
         if name == WEIGHTS_FILE and storage.exists(storage.join(folder, INFO_FILE)):
-            info, images = read_bundle(folder)
+            with local_bundle(folder) as local:
+                info, images = read_bundle_info(local), read_training_images(local)
+                file = read_weights(local, info)
             bundle_id, seen = info.bundle_id, images.filter(pc.not_equal(images["split"], "test"))
+        else:
+            try:
+                file = storage.read_bytes(uri)
+            except FileNotFoundError as error:
+                raise InputError(
+                    f"weights: no file {recipe.weights}; give a .safetensors or .pth file, a torchvision name, or 'none'"
+                ) from error
     generator_state = torch.get_rng_state()
     torch.manual_seed(recipe.seed)
     resnet = build_network(recipe.architecture, recipe.num_classes)

@@ -313,6 +313,12 @@ def test_a_bundle_is_not_written_over_the_weights_that_it_starts_from(
     check_refused(capsys, flags(manifest, parent, weights=weights), "lies where the new bundle is written")
 
 
+@pytest.mark.parametrize("weights", ["missing.pth", "missing.safetensors"])
+def test_weights_that_are_nowhere_are_an_input_error(weights: str) -> None:
+    with pytest.raises(InputError, match=f"weights: no file {weights}; .*'none'"):
+        read_start(config(weights=weights))
+
+
 def test_weights_may_lie_on_s3(tmp_path: Path, bucket: str) -> None:
     parent = write_bundle(tmp_path / "parent")
     storage.upload_folder(parent, f"{bucket}/parent")
