@@ -5,7 +5,8 @@
 
 Writes the bundle as `jobs.train` does and, to <bundle-uri>.search or --output-uri: trials.parquet (one row per trial),
 search.html, and search.json and trials/, from which the same command continues after a kill. Trials are chosen by
-their selection bins; only the best one, trained to its end, sees the test bins, once.
+their selection bins; only the best one, trained to its end, sees the test bins, once. Exit 1 where trials were cut short
+by storage or a lost process (a training that fails by its settings has had its trial), or where none succeeded.
 """
 
 from __future__ import annotations
@@ -57,6 +58,17 @@ def run_tune(config: TuneConfig) -> None:
         f"best: trial {best.number}, selection NLL {best.selection_nll:.4f} (median trial "
         f"{median_nll(trials.records):.4f}); table and page: {output_uri}"
     )
+    require_whole_search(trials.records)
+
+
+def require_whole_search(records: list[TrialRecord]) -> None:
+    """Raises GateError where trials have not had their chance; one that failed by its own settings has had it."""
+    undone = [record for record in records if not record.final]
+    if undone:
+        raise GateError(
+            f"{len(undone)} of {len(records)} trials were cut short (trial {undone[0].number}: {undone[0].reason}); the "
+            "bundle is that of the best of the others; the same command runs them again"
+        )
 
 
 def finish_best(

@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+SETTLED_SHARE = 0.6
+"""Of the epochs. From here on photos have their whole size, and the learning rate is on its way down."""
+
 
 class Recipe(BaseModel):
     """The settings of one training; the docstring below a field is its `--help`."""
@@ -39,11 +42,13 @@ class Recipe(BaseModel):
     max_epochs: int = Field(default=30, ge=1)
     """Most passes over the training photos; the learning rate is planned for so many."""
     patience: int = Field(default=8, ge=1)
-    """Stop after so many epochs without a better selection NLL; the best epoch's weights are kept."""
+    """Stop after so many epochs without a better selection NLL, counted from three fifths of the epochs on (before that
+    the learning rate is too high to tell); the best epoch's weights are kept."""
     batch_size: int = Field(default=32, ge=2)
     """Photos per optimiser step, on all workers together."""
     micro_batch_size: int = Field(default=32, ge=2)
-    """Photos per forward pass. It fixes batch normalisation's statistics, so results don't depend on the workers."""
+    """Photos per forward pass. It fixes the statistics that batch normalisation trains with, so that results hardly depend
+    on the number of workers."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum 0.9."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -90,11 +95,23 @@ class Recipe(BaseModel):
     def from_scratch(self) -> bool:
         return self.weights == "none"
 
+    @property
+    def photos_grow(self) -> bool:
+        """Whether the first epochs are on smaller photos."""
+        return self.progressive_resizing and self.from_scratch and self.image_size >= 64
+
+    def is_settled(self, epoch: int) -> bool:
+        """Whether an epoch (from 0) is among the last four tenths."""
+        return (epoch + 1) / self.max_epochs > SETTLED_SHARE
+
+    def is_out_of_patience(self, best_epoch: int, epoch: int) -> bool:
+        """Whether too many settled epochs have come since the best. Before, while the learning rate is high, loaded
+        weights get worse and better again, and that says nothing of where they end."""
+        return sum(self.is_settled(later) for later in range(best_epoch + 1, epoch + 1)) >= self.patience
+
     def image_size_of(self, epoch: int) -> int:
         """Side of the photos in an epoch (from 0): half, three quarters and, for the last four tenths, the whole size."""
-        if not (self.progressive_resizing and self.from_scratch) or self.image_size < 64:
+        if not self.photos_grow or self.is_settled(epoch):
             return self.image_size
         done = (epoch + 1) / self.max_epochs
-        if done > 0.6:
-            return self.image_size
         return max(32, round(self.image_size * (0.5 if done <= 0.3 else 0.75) / 16) * 16)

@@ -326,7 +326,7 @@ class _Loop:
             if size == self.recipe.image_size and entry["selection_nll"] < self.best_nll:
                 self.best_epoch, self.best_nll = epoch, entry["selection_nll"]
                 self.best_state = {name: value.cpu().clone() for name, value in self.average.state.items()}
-            elif self.best_epoch >= 0 and epoch - self.best_epoch >= self.recipe.patience:
+            elif self.best_epoch >= 0 and self.recipe.is_out_of_patience(self.best_epoch, epoch):
                 self.stopped = f"early: no better selection NLL in {self.recipe.patience} epochs"
         self.seen.selection_nlls.append(entry["selection_nll"])
         self.history.append(entry)

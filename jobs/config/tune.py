@@ -39,7 +39,8 @@ class TuneConfig(TrainConfig):
     three quarters or all of `--image-size`, and, given `--weights`, what is unfrozen."""
     early_stopping: bool = True
     """ASHA: a trial stops after a quarter or half of its epochs if its selection NLL is above the median of those that
-    were there before it. (NLL, since the audit works with the probabilities; and a few hundred bins tell NLLs apart
+    were there before it (with `--space seed` from scratch after three fifths, when all are on photos of the whole size).
+    (NLL, since the audit works with the probabilities; and a few hundred bins tell NLLs apart
     sooner than shares of exact counts.)"""
     output_uri: str | None = None
     """Where trials.parquet, search.html and what a restart needs are kept. By default `<bundle-uri>.search`: beside the

@@ -37,13 +37,14 @@ from jobs.training.network import TrainingStoppedError, remove_run, run_name, tr
 from jobs.training.start import Start
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, best_nll, format_setting, ranked
+from model.recipe import SETTLED_SHARE
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
 
 METRIC = "selection_nll"
 PROGRESS = "epochs_percent"
-FIRST_RUNG_PERCENT, REDUCTION = 25, 2
+REDUCTION = 2
 RANDOM_TRIALS = 4
 """Drawn at random before the proposals learn from what came of them."""
 CONTROLLER, RUN, HISTORY, FAILURE, FINAL = "controller", "run", "history", "failure", "final"
@@ -80,7 +81,7 @@ def run_trials(bins: pa.Table, config: TuneConfig, start: Start, trials: Trials,
     scheduler = AsyncHyperBandScheduler(
         time_attr=PROGRESS,
         max_t=99,  # no rung at the end: who gets there is done
-        grace_period=FIRST_RUNG_PERCENT,
+        grace_period=first_rung_percent(config),
         reduction_factor=REDUCTION,
         stop_last_trials=False,
     )
@@ -156,6 +157,14 @@ def progress(epoch: dict[str, Any], max_epochs: int) -> float:
     """ASHA's time, in percent of the trial's own epochs: the learning rate is planned for so many, and at the same epoch
     a short training is about to end while a long one has just warmed up."""
     return 100 * (epoch["epoch"] + 1) / max_epochs
+
+
+def first_rung_percent(config: TuneConfig) -> int:
+    """When ASHA first compares trials. A quarter through, where they are on photos of one size then; but where photos grow
+    and trials have different numbers of epochs, only once all have their whole size: on smaller ones an NLL is another."""
+    if config.photos_grow and config.space == "seed":
+        return math.floor(100 * SETTLED_SHARE) + 1
+    return 25
 
 
 class ReportEpochs(TuneReportCallback):

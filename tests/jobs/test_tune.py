@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.config.tune import TuneConfig
-from jobs.tune import main
+from jobs.tune import main, require_whole_search
+from jobs.tuning.search import first_rung_percent, progress
 from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
 from jobs.tuning.trials import (
     COMPLETED,
@@ -32,7 +33,7 @@ from jobs.tuning.trials import (
 )
 from model.bundle import load_bundle
 from model.network import build_network
-from schemas.errors import InputError
+from schemas.errors import GateError, InputError
 from tests.dump import write_night
 
 NUM_BINS = 140
@@ -140,7 +141,8 @@ def test_where_all_trials_fail_there_is_no_bundle_and_the_exit_code_is_1(
 SEARCH_ON_TWO_CPUS = """
 import sys
 import ray
-from jobs.tune import main
+from jobs.tune import main, require_whole_search
+from jobs.tuning.search import first_rung_percent, progress
 ray.init(num_cpus=2, include_dashboard=False)
 raise SystemExit(main(sys.argv[1:]))
 """
@@ -190,6 +192,28 @@ def test_trials_are_ranked_by_their_best_epoch_on_whole_photos_and_failed_ones_l
     text = format_trials(records, ["learning_rate"])
     assert "trial 4: the loss is not a finite number" in text
     assert text.splitlines()[2].split() == ["2", "stopped", "early", "0.02", "3/4", "1.2000", "6"]
+
+
+def test_a_search_whose_trials_were_cut_short_is_not_done() -> None:
+    ended = [record(1, 1.4, 1.3), record(2, 1.5, status=STOPPED_EARLY), record(3, status=FAILED, reason="not finite")]
+    require_whole_search(ended)
+    lost = record(4, status=FAILED, reason="storage is away", final=False)
+    with pytest.raises(GateError, match=r"1 of 4 trials were cut short \(trial 4: storage is away\).*the same command"):
+        require_whole_search([*ended, lost])
+
+
+def test_trials_are_compared_on_photos_of_one_size() -> None:
+    config = TuneConfig(manifest_uri="m", bundle_uri="b")
+    for settings in (config, config.model_copy(update={"weights": "IMAGENET1K_V2"})):
+        rung = first_rung_percent(settings)
+        compared = {
+            trial.image_size_of(epoch)
+            for trial in (trial_config(settings, {"max_epochs": number}) for number in range(2, 7))
+            for epoch in range(trial.max_epochs)
+            if progress({"epoch": epoch}, trial.max_epochs) >= rung
+        }
+        assert compared == {config.image_size}
+    assert first_rung_percent(config.model_copy(update={"space": "wide"})) == 25
 
 
 def test_the_spaces_are_those_of_the_help() -> None:

@@ -164,6 +164,12 @@ def test_loaded_filters_may_have_their_own_spread() -> None:
     assert health.poor_initialisation(sound(from_scratch=False, step_losses=[9.0, 3.0, 2.0, 1.9, 1.8])) is None
 
 
+def test_loaded_weights_need_not_get_better_at_once() -> None:
+    near_their_best = sound(from_scratch=False, train_losses=[1.30, 1.36, 1.40, 1.38])
+    assert health.loss_not_decreasing(near_their_best) is None
+    assert health.loss_not_decreasing(sound(from_scratch=False, train_losses=[1.30, 1.60, 1.70, 1.75])) is not None
+
+
 def network() -> CountingNetwork:
     torch.manual_seed(0)
     return CountingNetwork(build_network("resnet18", 7), auxiliary=False)
