@@ -39,7 +39,7 @@ from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
 from jobs.stages.publish import clean_up, publish_night, summarize
 from jobs.stages.reconcile import Reconciler
-from jobs.stages.run import finish_run, freeze_run, hold_night, read_run
+from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night, read_run
 from jobs.stages.staging import stage_shards
 from jobs.stages.tonight import Tonight, settle_night
 from model.posterior import build_assessor
@@ -76,7 +76,7 @@ def run_audit(config: AuditConfig) -> None:
             belief = Belief.from_dict(frozen["belief"])
             last_counts = freeze_last_counts(tonight.run_uri, history.last_counts)
             progress = _score(tonight)
-            night, decisions = _conclude(tonight, belief, last_counts)
+            night, decisions = _conclude(tonight, belief, last_counts, lock)
             seconds = time.monotonic() - started
             facts = _facts_of_night(tonight, belief, decisions)
             of_whole = _facts_of_whole(tonight, belief, decisions, progress, seconds)
@@ -195,15 +195,20 @@ def _score(tonight: Tonight) -> Progress:
             for (status, text, below), count in progress.findings.most_common()
         ]
         text = json.dumps({"failed": message(error), "findings": findings}, indent=1)
-        storage.write_bytes(storage.join(tonight.run_uri, "findings.json"), text.encode())
+        try:
+            storage.write_bytes(storage.join(tonight.run_uri, "findings.json"), text.encode())
+        except (GateError, InputError) as unwritten:  # by the same outage, perhaps, which is what the user must read
+            logger.warning("the findings were not written: %s", message(unwritten))
         raise
-    if progress.num_done != tonight.manifest.num_rows:
-        raise GateError(f"{progress.num_done} of {tonight.manifest.num_rows} bins were staged; nothing was committed")
+    _require_all(progress.num_done, tonight, "staged")
     return progress
 
 
-def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame) -> tuple[Night, Decisions]:
-    """Pass 2. Raises GateError should the parts not hold every bin exactly once."""
+def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame, lock: NightLock) -> tuple[Night, Decisions]:
+    """Pass 2. Raises GateError should the parts not hold every bin exactly once.
+
+    Nothing is written before the stage is known to be whole: were this process paused until another one took the run
+    over, committed it and cleared the stage, its parts would go over the committed ones."""
     config = tonight.config
     rules = Rules(
         run_id=tonight.run_id,
@@ -228,12 +233,19 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame) -> tu
     groups = group_shards(staged)
     cpus = tonight.resources.small_task_cpus
     decisions = decide_night(groups, reconciler, belief.reference, belief.drift_baseline, rules, tonight.bundle, cpus)
+    _require_all(decisions.num_bins, tonight, "staged")
+    lock.check()
     night = write_parts(groups, reconciler, belief.reference, rules, decisions, tonight.output_uri, cpus)
-    if night.num_bins != tonight.manifest.num_rows:
-        raise GateError(
-            f"{night.num_bins} rows for {tonight.manifest.num_rows} bins were written; nothing was committed"
-        )
+    _require_all(night.num_bins, tonight, "written")
     return night, decisions
+
+
+def _require_all(num_bins: int, tonight: Tonight, what: str) -> None:
+    if num_bins != tonight.manifest.num_rows:
+        raise GateError(
+            f"{num_bins} rows for {tonight.manifest.num_rows} bins were {what}; nothing was committed, the same command "
+            "goes on"
+        )
 
 
 def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str, object]:

@@ -95,8 +95,8 @@ def _tell(history: History, record_model: RecordModel) -> None:
         )
     if estimates.list_precision_window is not None:
         print(
-            f"priority lists: {estimates.list_precision_window:.1%} of {estimates.num_priority_window} counted records "
-            "were wrong"
+            f"priority lists: {estimates.list_precision_window:.1%} of the counted records were wrong "
+            f"({estimates.num_priority_window} of them settled)"
         )
     sizes = ", ".join(
         f"{name} {share:.0%}"

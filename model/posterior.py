@@ -58,8 +58,9 @@ class Assessor:
         photo = denoise(probabilities, self.noise)
         if not self.zone_tables or not len(zones):
             return truth_posterior(photo, expected_qty, self.class_shares, self.record_table)
-        names, place = np.unique([zone or "" for zone in zones], return_inverse=True)
-        tables = np.stack([self.zone_tables.get(zone, self.record_table) for zone in names.tolist()])
+        number = {zone: index for index, zone in enumerate(self.zone_tables, start=1)}
+        place = np.array([number.get(zone or "", 0) for zone in zones], dtype=np.intp)
+        tables = np.stack([self.record_table, *self.zone_tables.values()])
         return truth_posterior(photo, expected_qty, self.class_shares, tables, place)
 
     def assess(

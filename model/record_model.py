@@ -179,7 +179,10 @@ def _fit_zones(
     had been seen in PRIOR_ERROR_COUNTS bins at least (empirical Bayes; the variance between zones by DerSimonian & Laird
     1986). None where they don't differ: half the bins wrong at 1 % and half at 9 % are ranked better by their own rates,
     and bins that are all alike by the common one. Bins without a zone are a stratum too, judged by the common rate."""
-    names, place = np.unique([zone or "" for zone in zones], return_inverse=True)
+    # not numpy's unique, which makes every text as wide as the longest
+    names = sorted({zone or "" for zone in zones})
+    number = {name: index for index, name in enumerate(names)}
+    place = np.array([number[zone or ""] for zone in zones], dtype=np.intp)
     if len(names) < 2:
         return {}
     counted, found = np.bincount(place, weight), np.bincount(place, weight * wrong)
@@ -192,7 +195,7 @@ def _fit_zones(
     # a zone with a count or two can look as different as it likes
     strength = max(chance / between, PRIOR_ERROR_COUNTS)
     rates = (strength * error_rate + found) / (strength + counted)
-    return {zone: rate for zone, rate in zip(names.tolist(), rates.tolist(), strict=True) if zone}
+    return {zone: rate for zone, rate in zip(names, rates.tolist(), strict=True) if zone}
 
 
 def _fit_direction(fitted: RecordModel, expected: NDArray[Any], counted: NDArray[Any], weight: Floats) -> float:

@@ -10,6 +10,9 @@ from schemas.arrow import TIMESTAMP, column
 FORMAT_VERSION = "1"
 """Of the manifest's file metadata: `audit_date`, `images_uri`, `format_version`."""
 
+NIGHT_YEARS = range(2000, 2101)
+"""What is further off is no night but some program's zero or infinity, such as 0001-01-01."""
+
 MAX_UNIT_VALUE = 1e12
 """More is no price; sums over a night of such values stay finite."""
 

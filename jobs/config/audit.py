@@ -1,11 +1,10 @@
 """Settings of the nightly audit."""
 
-from datetime import date
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
-from jobs.config.base import JobConfig, PrecisionChoice, Seed
+from jobs.config.base import JobConfig, NightDate, PrecisionChoice, Seed
 
 
 class AuditConfig(JobConfig):
@@ -20,7 +19,7 @@ class AuditConfig(JobConfig):
     output_uri: str
     """Where all nights go: results/, recount_plan/, summary/, counted/, runs/."""
 
-    audit_date: date | None = None
+    audit_date: NightDate | None = None
     """The night, for a manifest that names none; one that disagrees with the manifest's is an error."""
 
     recount_budget: NonNegativeInt = 100

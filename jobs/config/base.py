@@ -1,14 +1,19 @@
 """What all job settings share."""
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.errors import InputError
+from schemas.manifest import NIGHT_YEARS
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """What every generator takes; scikit-learn's and Optuna's take no more."""
+
+NightDate = Annotated[date, Field(ge=date(NIGHT_YEARS[0], 1, 1), le=date(NIGHT_YEARS[-1], 12, 31))]
+"""`--audit-date`."""
 
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 """`--precision`."""
@@ -33,4 +38,5 @@ def _explain(problem: ErrorDetails) -> str:
         return str(problem["ctx"]["error"])
     flag = ".".join(str(part) for part in problem["loc"]).replace("_", "-")
     wanted = problem["msg"].removeprefix("Input should be ")
-    return f"--{flag}: expected {wanted}, found {problem['input']!r}"
+    found = problem["input"]
+    return f"--{flag}: expected {wanted}, found {found if isinstance(found, date) else repr(found)}"

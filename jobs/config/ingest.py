@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import date
-
 from pydantic import Field, model_validator
 
-from jobs.config.base import JobConfig
+from jobs.config.base import JobConfig, NightDate
 
 
 class IngestConfig(JobConfig):
@@ -26,7 +24,7 @@ class IngestConfig(JobConfig):
     manifest_uri: str = Field(min_length=1)
     """Folder that the manifest is written to. What could not be used goes to <manifest-uri>.rejects."""
 
-    audit_date: date | None = None
+    audit_date: NightDate | None = None
     """The night, YYYY-MM-DD; today (UTC) if left out."""
 
     inventory_uri: tuple[str, ...] = ()

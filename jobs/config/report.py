@@ -1,8 +1,6 @@
 """Settings of the planner's page and lists."""
 
-from datetime import date
-
-from jobs.config.base import JobConfig
+from jobs.config.base import JobConfig, NightDate
 
 
 class ReportConfig(JobConfig):
@@ -11,7 +9,7 @@ class ReportConfig(JobConfig):
     output_uri: str
     """Where all nights are, as given to `jobs.audit`."""
 
-    audit_date: date
+    audit_date: NightDate
     """The night; it must be committed."""
 
     report_uri: str

@@ -10,14 +10,13 @@ from zoneinfo import ZoneInfo
 from jobs.counting.counts_file import REQUIRED, CountsRow
 from jobs.counting.resolution import Count, person
 from schemas.arrow import MAX_QUANTITY
+from schemas.manifest import NIGHT_YEARS
 from schemas.recount import RejectReason
 
 CLOCK_SLACK = timedelta(minutes=10)
 """Clocks of handhelds may run so far ahead."""
 ZONE_SLACK = timedelta(hours=14)
 """A night's date is the warehouse's own, and the easternmost zone is so far ahead of UTC."""
-YEARS = range(2000, 2101)
-"""What is further off is no night but some program's zero, such as 0001-01-01."""
 _FLAGS = {"": None, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0{0,2})?")
 """Not `1.000`, which is a thousand where thousands are parted by dots."""
@@ -82,8 +81,8 @@ def _parse_night(text: str) -> date:
         night = _read_moment(text).date()
     except ValueError:
         raise Reject(RejectReason.BAD_DATE, f"audit_date: expected YYYY-MM-DD or DD.MM.YYYY, found {text!a}") from None
-    if night.year not in YEARS:
-        years = f"{YEARS[0]} to {YEARS[-1]}"
+    if night.year not in NIGHT_YEARS:
+        years = f"{NIGHT_YEARS[0]} to {NIGHT_YEARS[-1]}"
         raise Reject(RejectReason.BAD_DATE, f"audit_date: expected a night of the years {years}, found {text!a}")
     return night
 

@@ -80,6 +80,10 @@ def absolute(uri: str) -> str:
         )
     if uri.startswith("file://"):
         uri = unquote(uri.removeprefix("file://"))
+    if any(character < " " for character in uri):
+        raise InputError(
+            f"{uri!a}: expected a path, found one with a control character (a line's end of a YAML block?)"
+        )
     if "://" in uri:
         raise InputError(f"{uri}: expected a local path, file:///path or s3://bucket/key, found another scheme")
     # not Path: its resolve would follow links, and its expanduser raises where a user is not known

@@ -22,8 +22,9 @@ CELL_CHARACTERS = 32_767
 """What a spreadsheet cell holds."""
 
 FORMULA_START = r"^[=+\-@\t\r\n＝＋－＠]"
-CELL_INSIDE = r"([;\t]\s*)([=+\-@＝＋－＠])"
-"""Where a spreadsheet that parts cells at semicolons or tabs, as it does in much of Europe, begins another one."""
+CELL_INSIDE = r"([;\t\r\n][\s\"']*)([=+\-@＝＋－＠])"
+"""Where a spreadsheet that parts cells at semicolons or tabs, as it does in much of Europe, begins another one. To it our
+quotation marks are a part of the text, so that a line's end or a quotation mark of the text's own ends or begins a cell."""
 
 # Shown by the pictures that Unicode has for them: ␀ ␛; tab and line ends are legal.
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A, 0x0D)}
@@ -36,7 +37,7 @@ _SCRIPT_ESCAPES = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029
 
 def csv_text(column: Strings) -> Strings:
     """Text cells of which none can become a formula: a dangerous first character gets an apostrophe before it, also
-    after a semicolon or tab, where another locale begins a cell."""
+    after a semicolon, tab or line's end, where another locale begins a cell."""
     if pc.any(pc.match_substring_regex(column, CELL_INSIDE)).as_py():
         column = pc.replace_substring_regex(column, CELL_INSIDE, r"\1'\2")
     dangerous = pc.match_substring_regex(column, FORMULA_START)

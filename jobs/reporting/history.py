@@ -8,6 +8,7 @@ rule G): matches come in at once and mismatches wait for their second count, so 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ class Promise:
     found_hits: int
     claimed_value: float | None
     found_value: float | None
+    currencies: frozenset[str | None] = frozenset()
+    """Of the planned bins' unit values; None is that of those that name none."""
 
     @property
     def num_pending(self) -> int:
@@ -51,6 +54,11 @@ class Promise:
     def found_interval(self) -> tuple[float, float] | None:
         """95 %, Wilson."""
         return wilson_interval(self.found_hits / self.num_compared, self.num_compared) if self.num_compared else None
+
+
+def currencies_of(promises: Sequence[Promise]) -> frozenset[str | None]:
+    """All in which the window's plans give unit values: sums over nights mean something where it is one."""
+    return frozenset().union(*(promise.currencies for promise in promises))
 
 
 def keep_promises(history: History) -> list[Promise]:
@@ -74,6 +82,7 @@ def _promise(plan: PlanRecounts) -> Promise:
         found_hits=int((difference > 0).sum()),
         claimed_value=float(claimed.sum()) if valued else None,
         found_value=float((difference * unit_value).sum()) if valued else None,
+        currencies=frozenset(plan.currencies),
     )
 
 

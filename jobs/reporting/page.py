@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from jobs.counting.estimates import Estimates
 from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
-from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise
+from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise, currencies_of
 from jobs.reporting.nights import Night
 from jobs.reporting.overview import TOP_ROWS, Overview
 from jobs.reporting.photos import Thumbnail
@@ -62,7 +63,7 @@ def render_page(parts: PageParts) -> str:
     environment.filters.update(share=share, number=number, plain=plain, reason=reason_words)
     script, style = _source(environment, "report.js"), _source(environment, "report.css")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    whole = parts.night.whole
+    whole, tonight = parts.night.whole, parts.overview.currencies
     trend = [{**night.whole, "audit_date": night.audit_date} for night in parts.nights]
     # without unit values, by the wrong records that are expected
     zones = sorted(
@@ -75,8 +76,9 @@ def render_page(parts: PageParts) -> str:
         worries=list_worries(whole, parts.overview),
         list_value=money(parts.overview.list_value),
         whole_money={
-            name: one_currency_money(whole[name], parts.overview)
-            for name in ("shortage_value", "overage_value", *NET_VALUE)
+            **{name: one_currency_money(whole[name], tonight) for name in ("shortage_value", "overage_value")},
+            # from the counts of the window, which may have been valued otherwise than tonight
+            **{name: one_currency_money(whole[name], tonight | currencies_of(parts.promises)) for name in NET_VALUE},
         },
         overview=parts.overview,
         top_rows=TOP_ROWS,
@@ -206,11 +208,11 @@ def money(values: dict[str, float]) -> str | None:
     return " + ".join(f"{currency} {value:,.0f}".strip() for currency, value in sorted(values.items()))
 
 
-def one_currency_money(value: float | None, overview: Overview) -> str | None:
-    """The same for a sum over the night; None where it is not known or not in one currency."""
-    if value is None or len(overview.currencies) != 1:
+def one_currency_money(value: float | None, currencies: AbstractSet[str | None]) -> str | None:
+    """The same for a sum over bins of these currencies; None where it is not known or not in one currency."""
+    if value is None or len(currencies) != 1:
         return None
-    return money({currency or "": value for currency in overview.currencies})
+    return money({currency or "": value for currency in currencies})
 
 
 def plain(text: str | None) -> str | None:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from jobs.reporting.history import Promise
+from jobs.reporting.history import Promise, currencies_of
 
 # Matplotlib writes these into the SVG, where the page's variables take their place.
 INK, QUIET, GRID, FIRST, SECOND, ALARM = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -91,9 +91,10 @@ def precision_picture(promises: Sequence[Promise]) -> Markup | None:
 
 
 def value_picture(promises: Sequence[Promise]) -> Markup | None:
-    """Value of differences on the priority list, claimed against found, added up over the nights."""
+    """Value of differences on the priority list, claimed against found, added up over the nights; None where nights are
+    valued in several currencies."""
     known = [promise for promise in promises if promise.claimed_value is not None and promise.found_value is not None]
-    if not known:
+    if not known or len(currencies_of(known)) > 1:
         return None
 
     def draw(axes: Axes) -> None:

@@ -39,7 +39,7 @@ from model.recount_plan import (
 )
 from schemas.bundle import BundleInfo
 from schemas.recount import PLANNED_SCHEMA
-from schemas.results import RESULTS_SCHEMA, Reason, Recount, Verdict
+from schemas.results import RESULTS_SCHEMA, ImageStatus, Reason, Recount, Verdict
 
 GROUP_BYTES = 96 * 1024 * 1024
 """Staged bytes that make one part of the results: parts of 64 to 512 MB where there is that much."""
@@ -64,19 +64,21 @@ class Rules:
 class Reduction:
     """What pass 2a knows of some rows; reductions of disjoint rows merge."""
 
+    num_bins: int = 0
     num_assessed: int = 0
     num_outside: int = 0
-    random: list[Candidates] = field(default_factory=list)
-    ranked: list[Candidates] = field(default_factory=list)
+    random: Candidates = field(default_factory=lambda: merge_candidates([], 0))
+    ranked: Candidates = field(default_factory=lambda: merge_candidates([], 0))
     p_values: np.ndarray | None = None
-    drill: list[Drill] = field(default_factory=list)
+    drill: Drill = field(default_factory=lambda: merge_drills([]))
 
     def merge(self, other: Reduction, budget: int) -> None:
+        self.num_bins += other.num_bins
         self.num_assessed += other.num_assessed
         self.num_outside += other.num_outside
-        self.random = [merge_candidates([*self.random, *other.random], budget)]
-        self.ranked = [merge_candidates([*self.ranked, *other.ranked], budget)]
-        self.drill = [merge_drills([*self.drill, *other.drill])]
+        self.random = merge_candidates([self.random, other.random], budget)
+        self.ranked = merge_candidates([self.ranked, other.ranked], budget)
+        self.drill = merge_drills([self.drill, other.drill])
         if other.p_values is not None:
             self.p_values = other.p_values if self.p_values is None else self.p_values + other.p_values
 
@@ -85,6 +87,7 @@ class Reduction:
 class Decisions:
     """What the whole night decided; the same for every part."""
 
+    num_bins: int
     plan: RecountPlan
     thresholds: dict[float, float]
     drift: DriftCheck
@@ -116,7 +119,7 @@ def decide_night(
 ) -> Decisions:
     """Pass 2a over groups of staged files."""
     shared = ray.put((reconciler, reference, rules))
-    merged = Reduction(random=[], ranked=[])
+    merged = Reduction()
     for row in _over_groups(groups, _reduce_group, {"shared": shared}, task_cpus):
         merged.merge(pickle.loads(row["reduction"]), rules.budget)  # noqa: S301 - written by our own worker
     drift = check_drift(
@@ -126,10 +129,9 @@ def decide_night(
         max(1, bundle.num_calibration),
         baseline,
     )
-    empty = Candidates(np.empty(0, dtype=object), np.empty(0), np.empty(0, dtype=np.uint64))
     plan = plan_recounts(
-        merged.random[0] if merged.random else empty,
-        merged.ranked[0] if merged.ranked else empty,
+        merged.random,
+        merged.ranked,
         num_assessed=merged.num_assessed,
         budget=rules.budget,
         random_share=rules.random_share,
@@ -137,18 +139,20 @@ def decide_night(
     thresholds: dict[float, float] = {}
     if merged.p_values is not None:
         thresholds = certificate_thresholds(merged.p_values, rules.alphas, drift.alarm)
-    return Decisions(plan, thresholds, drift, _drill_recall(plan, merged, rules.budget))
+    return Decisions(merged.num_bins, plan, thresholds, drift, _drill_recall(plan, merged, rules.budget))
 
 
 def _drill_recall(plan: RecountPlan, merged: Reduction, budget: int) -> float | None:
     listed = set(plan.bin_id[plan.rank > 0].tolist())
     if not listed:
         return None
-    (ranked,), (drill,) = merged.ranked, merged.drill
+    ranked = merged.ranked
     drawn = set(plan.bin_id[plan.rank == 0].tolist())
     if len(ranked) < budget and not set(ranked.bin_id.tolist()) - listed - drawn:
         return 1.0  # all that may stand on the list do
-    return drill.recall(min(score for name, score in zip(ranked.bin_id, ranked.score, strict=True) if name in listed))
+    return merged.drill.recall(
+        min(score for name, score in zip(ranked.bin_id, ranked.score, strict=True) if name in listed)
+    )
 
 
 def write_parts(
@@ -223,12 +227,13 @@ def _reduce(rows: pa.Table, assessor: Assessor, reference: ReferenceScores | Non
     if reference is not None:
         histogram = p_value_histogram(assessed["p_record_wrong"].to_numpy()[rankable], reference)
     return Reduction(
+        num_bins=rows.num_rows,
         num_assessed=assessed.num_rows,
         num_outside=pc.sum(pc.invert(assessed["record_in_set"])).as_py() or 0,
-        random=[best_candidates(bin_ids, keys, np.zeros(len(bin_ids)), rules.budget)],
-        ranked=[best_candidates(ids[rankable].tolist(), keys[rankable], score[rankable], rules.budget)],
+        random=best_candidates(bin_ids, keys, np.zeros(len(bin_ids)), rules.budget),
+        ranked=best_candidates(ids[rankable].tolist(), keys[rankable], score[rankable], rules.budget),
         p_values=histogram,
-        drill=[_drill(assessed.filter(pa.array(rankable)), assessor, objective, rules)],
+        drill=_drill(assessed.filter(pa.array(rankable)), assessor, objective, rules),
     )
 
 
@@ -363,7 +368,7 @@ def _add_sums(
     differs = scored & (np.minimum(expected, top_class) != column("camera_qty"))
     columns = {
         "num_bins": np.ones(results.num_rows),
-        **{f"num_{status}": equal("status", status) for status in _STATUSES},
+        **{f"num_{status}": equal("status", str(status)) for status in ImageStatus},
         "num_assessed": ~equal("verdict", str(Verdict.NOT_ASSESSED)),
         "recorded_units": expected,
         "recorded_value": expected * value,
@@ -391,10 +396,9 @@ def _add_sums(
         ("abc_class", results["abc_class"].to_pylist()),
         ("expected_qty", quantity),
     ):
-        names, place = np.unique([name if name is not None else "" for name in values], return_inverse=True)
-        for index, name in enumerate(names.tolist()):
+        # not numpy's unique, which makes every text as wide as the longest
+        encoded = pa.array(values, pa.string()).dictionary_encode()
+        place = pc.fill_null(encoded.indices, -1).to_numpy()
+        for index, name in enumerate(encoded.dictionary.to_pylist()):
             if name:
                 sums[scope, name] += matrix[:, place == index].sum(axis=1)
-
-
-_STATUSES = ("scored", "missing_image", "fetch_failed", "unreadable_image", "image_rejected")

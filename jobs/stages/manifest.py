@@ -26,7 +26,7 @@ from jobs.platform.cluster import await_slot
 from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
 from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, outside_calendar, schema_problems
 from schemas.errors import InputError
-from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE
+from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE, NIGHT_YEARS
 
 MOST_TOLD = 50
 """Quantities above it are told as one: no bundle counts further."""
@@ -112,8 +112,9 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     version = _agreed("format_version", metadata, uri, problems)
     if version not in (None, FORMAT_VERSION):
         problems.append(f"{uri}: expected manifest format_version {FORMAT_VERSION}, found {version}")
-    if night is not None and not _is_date(night):
-        problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD, found {night!r}")
+    if night is not None and not _is_night(night):
+        years = f"{NIGHT_YEARS[0]} to {NIGHT_YEARS[-1]}"
+        problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD of the years {years}, found {night!r}")
     if night is None and audit_date is None and needs_night:
         problems.append(f"{uri}: no audit_date in the file metadata; give the night with --audit-date")
     if night is not None and audit_date is not None and night != audit_date.isoformat():
@@ -149,10 +150,10 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     )
 
 
-def _is_date(text: str) -> bool:
+def _is_night(text: str) -> bool:
     """Whether it is YYYY-MM-DD, by which nights are named and sorted; Python also reads other forms of ISO 8601."""
     try:
-        return date.fromisoformat(text).isoformat() == text
+        return date.fromisoformat(text).isoformat() == text and int(text[:4]) in NIGHT_YEARS
     except ValueError:
         return False
 
@@ -202,7 +203,10 @@ def _check_file(row: dict) -> dict:
 
 
 def _file_report(uri: str) -> dict:
-    data = storage.read_bytes(uri)
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: it was there a moment ago; leave the manifest alone while a job reads it") from error
     report: dict = {
         "uri": uri,
         "num_rows": 0,

@@ -87,6 +87,7 @@ def publish_night(
     Raises GateError where counts against a plan that it would replace have come in since the run began, unless
     `replace_counted`.
     """
+    lock.check()  # from here on things are deleted that another process may count on
     private = run_uri(output_uri, run_id)
     storage.write_table(storage.join(private, "plan.parquet"), night.planned)
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
@@ -106,6 +107,8 @@ def publish_night(
     # an earlier try of this run may have cut its parts otherwise
     storage.delete(set(part_uris(output_uri, "results", audit_date, run_id)) - set(night.part_uris))
     if replaces is not None and not replace_counted and has_counts(output_uri, audit_date):
+        # the same command is refused at once from now on, so nothing else would ever take them away
+        storage.delete([*night.part_uris, plan_uri])
         raise GateError(
             f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
             "committed; pass --replace-counted as well to make a new plan (the counts are kept)"
@@ -116,6 +119,9 @@ def publish_night(
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
         _discard_abandoned(output_uri, audit_date)
+    elif replaces is not None:
+        # its commit may have gone over another one's, which has cleared these parts away
+        _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
 
 
 def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, replaces: str | None) -> None:
@@ -189,8 +195,8 @@ def _check_parts(expected: set[str], output_uri: str, audit_date: str) -> None:
         gone -= {part.uri for part in storage.list_objects(partition_uri(output_uri, table, audit_date))}
     if gone:
         raise GateError(
-            f"{len(gone)} of this run's {len(expected)} parts were deleted before the commit (such as {min(gone)}); "
-            "nothing was committed, the same command writes them again"
+            f"{len(gone)} of this run's {len(expected)} parts were deleted meanwhile (such as {min(gone)}); audit the night "
+            "again"
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from jobs.config.audit import AuditConfig
 from jobs.platform import storage
+from jobs.platform.command import message
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,11 @@ def hold_night(output_uri: str, audit_date: str, run_id: str) -> Iterator[NightL
     try:
         yield lock
     finally:
-        lock.release()
+        try:
+            lock.release()
+        except (GateError, InputError) as error:
+            # a hold whose heart has stopped is as good as one let go, and how the night ended must not be hidden by this
+            logger.warning("the hold on the night was not let go: %s", message(error))
 
 
 class NightLock:

@@ -58,7 +58,8 @@ def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
         (_rows(3).append_column("zone", pa.array(["a", "b", "c"])), r"column zone: expected once, found 2 times"),
         (_rows(0), r"expected at least one bin, found no rows"),
         (_rows(3).replace_schema_metadata(None), r"no audit_date in the file metadata"),
-        (_rows(3).replace_schema_metadata({"audit_date": "20261122"}), r"expected YYYY-MM-DD, found '20261122'"),
+        (_rows(3).replace_schema_metadata({"audit_date": "20261122"}), r"expected YYYY-MM-DD of .*, found '20261122'"),
+        (_rows(3).replace_schema_metadata({"audit_date": "9999-12-31"}), r"the years 2000 to 2100, found '9999-12-31'"),
     ],
     ids=[
         "missing-key",
@@ -74,6 +75,7 @@ def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
         "empty",
         "no-night",
         "odd-night",
+        "no-such-night",
     ],
 )
 def test_a_broken_manifest_is_refused_by_file_row_and_field(

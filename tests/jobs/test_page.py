@@ -13,7 +13,6 @@ import pytest
 from jobs.config.report import ReportConfig
 from jobs.platform.layout import committed_run, part_uris
 from jobs.report import write_report
-from jobs.reporting.overview import Overview
 from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, one_currency_money
 from jobs.reporting.pictures import zone_picture
 from tests.night import write_nights
@@ -64,8 +63,8 @@ def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
     ("currencies", "text"), [({"EUR"}, "EUR 12"), ({None}, "12"), ({"EUR", None}, None), (set(), None)]
 )
 def test_money_is_named_where_all_of_it_is_in_one_currency(currencies: set[str | None], text: str | None) -> None:
-    assert one_currency_money(12.3, Overview(currencies=currencies)) == text
-    assert one_currency_money(None, Overview(currencies=currencies)) is None
+    assert one_currency_money(12.3, currencies) == text
+    assert one_currency_money(None, currencies) is None
 
 
 def test_a_night_without_random_bins_says_so(tmp_path: Path) -> None:

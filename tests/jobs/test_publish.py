@@ -15,7 +15,7 @@ from jobs import audit
 from jobs.counting.belief import learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
-from jobs.platform.layout import committed_run
+from jobs.platform.layout import committed_run, part_uris
 from jobs.stages import conclude
 from jobs.stages.conclude import SUMS, Decisions, Night
 from jobs.stages.publish import MONEY, publish_night, summarize
@@ -85,7 +85,7 @@ def test_the_summary_names_a_temperature_where_the_calibration_is_one(
     calibration = bundle.calibration.model_copy(update={"method": method, "weight": (np.eye(7) / 2.5).tolist()})
     tonight: Any = SimpleNamespace(run_id="r", bundle=bundle.model_copy(update={"calibration": calibration}))
     belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle, true_shares(bundle.label_histogram))
-    facts = audit._facts_of_night(tonight, belief, Decisions(None, {}, None, 0))  # type: ignore[arg-type]
+    facts = audit._facts_of_night(tonight, belief, Decisions(0, None, {}, None, 0))  # type: ignore[arg-type]
     assert facts["temperature"] == pytest.approx(temperature)
     (row,) = summarize(Night({("all", None): np.ones(len(SUMS))}, None, []), facts, {}, []).to_pylist()  # type: ignore[arg-type]
     assert row["temperature"] == pytest.approx(temperature)
@@ -108,6 +108,8 @@ def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: 
     with pytest.raises(GateError, match=r"counts against a plan of 2026-03-02 have come in.*--replace-counted"):
         publish(night_of({}), output, replaces=in_force)
     assert committed_run(output, NIGHT) == in_force
+    # nothing else would take away what was written for it: the same command is refused at once from now on
+    assert part_uris(output, "recount_plan", NIGHT, str(FACTS["run_id"])) == []
     publish(night_of({}), output, replaces=in_force, replace_counted=True)
     assert committed_run(output, NIGHT) == FACTS["run_id"]
 

@@ -29,7 +29,7 @@ from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.provenance import provenance
 from jobs.report import main, write_report
-from jobs.reporting import discrepancies, ordering
+from jobs.reporting import discrepancies, ordering, pictures
 from jobs.reporting.history import (
     CertificatePromise,
     Promise,
@@ -390,6 +390,15 @@ def test_a_promise_is_kept_by_second_counts_as_by_confirmed_ones(tmp_path: Path)
     assert promise.claimed_precision == pytest.approx(0.6)
     assert promise.found_precision == 0.6
     assert (promise.claimed_value, promise.found_value) == (pytest.approx(2.0), pytest.approx(6 * 2 * 2.0))
+
+
+def test_nights_of_several_currencies_are_not_added_up_in_a_picture() -> None:
+    def promise(audit_date: str, currency: str) -> Promise:
+        return Promise(audit_date, 4, 4, 4, 1.0, 2, 10.0, 12.0, frozenset([currency]))
+
+    euros = [promise(DATES[0], "EUR"), promise(DATES[1], "EUR")]
+    assert pictures.value_picture(euros) is not None
+    assert pictures.value_picture([promise(DATES[0], "BGN"), euros[1]]) is None
 
 
 def test_certified_bins_that_were_counted_are_held_against_their_false_share(tmp_path: Path) -> None:

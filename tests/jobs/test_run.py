@@ -75,6 +75,21 @@ def test_a_held_night_names_its_holder(output_uri: str, monkeypatch: pytest.Monk
         pass
 
 
+def test_a_hold_that_can_not_be_let_go_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(lock: run.NightLock) -> None:
+        lock._stopped.set()
+        raise GateError("storage is away")
+
+    monkeypatch.setattr(run.NightLock, "release", away)
+    with hold_night(str(tmp_path), "2026-11-22", "run-a"):
+        pass
+    assert "was not let go: storage is away" in caplog.text
+    with pytest.raises(ValueError, match="what really went wrong"), hold_night(str(tmp_path), "2026-11-23", "run-a"):
+        raise ValueError("what really went wrong")
+
+
 def test_a_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     script = (
         "import os, sys; from jobs.stages.run import NightLock; NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
