@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import ray
 
 from jobs.config.evaluate import EvaluateConfig
@@ -37,6 +38,7 @@ from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.resources import fit_batch, plan_resources, resolve_precision
 from jobs.stages.worklist import temporary_worklist
+from model.bundle_files import digests, learned_from
 from model.metrics import format_interval
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
@@ -139,18 +141,17 @@ def _read_bundle(config: EvaluateConfig) -> tuple[BundleInfo, np.ndarray, frozen
     """The bundle, (n, 32) uint8 SHA-256 of the photos that --split is about, and the bins that have such photos only: of one
     that was tested on too, a photo that fails may be either."""
     info, images = read_bundle(config.bundle_uri)
-    rows = images.to_pylist()
-    meant = [image for image in rows if (image["split"] == "test") == (config.split == "test")]
-    if config.split == "test" and not meant:
+    tested = images.filter(pc.equal(images["split"], "test"))
+    meant = tested if config.split == "test" else learned_from(images)
+    if config.split == "test" and not meant.num_rows:
         raise InputError(
             f"{config.bundle_uri}: --split test: expected test photos in training_images.parquet, found none; "
             "use --split unseen"
         )
-    digests = b"".join(bytes.fromhex(image["image_sha256"]) for image in meant)
-    bins = {image["bin_id"] for image in meant}
+    bins = set(meant["bin_id"].to_pylist())
     if config.split != "test":
-        bins -= {image["bin_id"] for image in rows if image["split"] == "test"}
-    return info, np.frombuffer(digests, np.uint8).reshape(-1, 32), frozenset(bins)
+        bins -= set(tested["bin_id"].to_pylist())
+    return info, digests(meant), frozenset(bins)
 
 
 def _check_any(predictions: Predictions, manifest: Manifest, config: EvaluateConfig) -> None:

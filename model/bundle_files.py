@@ -9,8 +9,11 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from schemas.arrow import DAMAGED_PARQUET
@@ -33,6 +36,17 @@ TRAINING_IMAGES_SCHEMA = pa.schema(
         ),
     ]
 )
+
+
+def learned_from(images: pa.Table) -> pa.Table:
+    """Of TRAINING_IMAGES_SCHEMA, the photos that weights or calibration have seen: all but the test photos. They say
+    nothing of the camera any more, so no audit judges their bins."""
+    return images.filter(pc.not_equal(images["split"], "test"))
+
+
+def digests(images: pa.Table) -> NDArray[np.uint8]:
+    """SHA-256 of the photos, (n, 32)."""
+    return np.frombuffer(bytes.fromhex("".join(images["image_sha256"].to_pylist())), np.uint8).reshape(-1, 32)
 
 
 def read_bundle_info(folder: Path) -> BundleInfo:

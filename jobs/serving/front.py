@@ -22,7 +22,7 @@ from jobs.serving.gate import Gate, Room
 from jobs.serving.metrics import count_photos
 from jobs.serving.problems import Problem
 from jobs.serving.uploads import Upload
-from model.bundle_files import read_bundle_info, read_training_images
+from model.bundle_files import digests, learned_from, read_bundle_info, read_training_images
 from model.images import RejectedImage, UnreadableImage, decode_image
 from model.posterior import build_assessor
 from schemas.bundle import BundleInfo
@@ -60,12 +60,7 @@ class Front:
         if self.bundle.bundle_id != built_for:
             # else the old network's counts would be judged by the new bundle's figures
             raise InputError(f"{settings.bundle_uri}: deployed with bundle {built_for}, found {self.bundle.bundle_id}")
-        # as in the audit: what neither weights nor calibration have seen may be judged
-        self._training_photos = frozenset(
-            bytes.fromhex(digest)
-            for digest, split in zip(images["image_sha256"].to_pylist(), images["split"].to_pylist(), strict=True)
-            if split != "test"
-        )
+        self._training_photos = frozenset(map(bytes, digests(learned_from(images))))
         belief = Belief.from_dict(settings.belief)
         self._judge = Judge(
             assessor=build_assessor(self.bundle.label_histogram, belief.noise_rate, belief.record_model),

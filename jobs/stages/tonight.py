@@ -19,6 +19,7 @@ from jobs.stages import run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, fit_batch, plan_resources, resolve_precision
+from model.bundle_files import digests, learned_from
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
@@ -105,13 +106,7 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
 
 def _read_bundle(uri: str) -> tuple[BundleInfo, np.ndarray]:
     info, images = read_bundle(uri)
-    # what neither weights nor calibration have seen may be audited
-    seen = [
-        digest
-        for digest, split in zip(images["image_sha256"].to_pylist(), images["split"].to_pylist(), strict=True)
-        if split != "test"
-    ]
-    return info, np.frombuffer(b"".join(bytes.fromhex(digest) for digest in seen), np.uint8).reshape(-1, 32)
+    return info, digests(learned_from(images))
 
 
 def _check_flags(config: AuditConfig, manifest: Manifest) -> None:

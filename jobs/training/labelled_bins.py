@@ -16,7 +16,7 @@ import ray.data
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
-from jobs.stages.images import DENIED, FetchPlan, fetch_photos
+from jobs.stages.images import FetchPlan, fetch_photos
 from jobs.stages.manifest import row_problems, settle_roots
 from schemas.arrow import conform, file_metadata, schema_problems
 from schemas.bundle import Preprocessing
@@ -157,8 +157,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
         f"({', '.join(f'{count:,} {status}' for status, count in left_out.items())}; the first, "
         f"{table['image_uri'][first].as_py()}: {failed['error'][0].as_py()})"
     )
-    away = pc.and_(pc.equal(failed["status"], str(ImageStatus.FETCH_FAILED)), pc.not_equal(failed["error"], DENIED))
-    if pc.any(away).as_py():  # else the same command would train on other bins when storage is back
+    if pc.any(failed["gave_up"]).as_py():  # else the same command would train on other bins when storage is back
         raise GateError(f"{said}; when storage is back, the same command goes on")
     if not usable.num_rows:
         raise InputError(
@@ -197,6 +196,7 @@ def _check_batch(batch: pa.Table, plan: FetchPlan) -> pa.Table:
             "image_sha256": pa.array(hashes, pa.string()),
             "status": pa.array([str(photo.status) for photo in photos], pa.string()),
             "error": pa.array([photo.error for photo in photos], pa.string()),
+            "gave_up": pa.array([photo.gave_up for photo in photos], pa.bool_()),
         }
     )
 

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from jobs.config.train import TrainConfig
@@ -16,6 +15,7 @@ from model.bundle_files import (
     INFO_FILE,
     TRAINING_IMAGES_SCHEMA,
     WEIGHTS_FILE,
+    learned_from,
     read_bundle_info,
     read_training_images,
     read_weights,
@@ -55,7 +55,7 @@ def read_start(config: TrainConfig) -> Start:
             with local_bundle(folder) as local:
                 info, images = read_bundle_info(local), read_training_images(local)
                 file = read_weights(local, info)
-            bundle_id, seen = info.bundle_id, images.filter(pc.not_equal(images["split"], "test"))
+            bundle_id, seen = info.bundle_id, learned_from(images)
         else:
             try:
                 file = storage.read_bytes(uri)

@@ -10,12 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from jobs.exploring.looks import look_at
 from jobs.platform import storage
 from jobs.stages.images import OUTAGE_FAILURES, FetchPlan, _pixels_column, fetch_rows, is_allowed, pixels_of
+from jobs.training.labelled_bins import _check_batch
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError
 from tests.conftest import free_port
@@ -172,8 +174,11 @@ class _CutRefusal(_Refuse):
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The port of a server that answers with the parameter's handler."""
+def server(request: pytest.FixtureRequest) -> Iterator[int | None]:
+    """The port of a server that answers with the parameter's handler; None without one."""
+    if request.param is None:
+        yield None
+        return
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), request.param) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -203,6 +208,17 @@ def test_photos_that_are_refused_one_by_one_are_no_outage(
 ) -> None:
     errors = _fetch_from(server, monkeypatch, 2 * OUTAGE_FAILURES)
     assert set(errors) == {"GenericError: status code: 400 Bad Request"}
+
+
+@pytest.mark.parametrize("server", [None, _Refuse], indirect=True)
+def test_training_waits_for_a_storage_that_is_away_and_not_for_a_photo_that_it_refuses(
+    impatient: None, server: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server or free_port()}")
+    images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
+    photos = pa.table({"bin_id": ["1"], "image_uri": [f"{images_uri}/1.jpg"]})
+    checked = _check_batch(photos, _plan(images_uri))
+    assert (checked["status"].to_pylist(), checked["gave_up"].to_pylist()) == (["fetch_failed"], [server is None])
 
 
 def test_folders_named_like_photos_fail_at_once(tmp_path: Path) -> None:
