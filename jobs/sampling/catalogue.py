@@ -15,7 +15,7 @@ SKUS_PER_BLOCK = 250
 
 ALPHABET = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
-# kind: share; ranges of length, width and height in inches (length is the longest side, as in ABID)
+# kind: share; ranges of length, width and height in inches of a product of middling size
 KINDS: dict[str, tuple[float, tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "box": (0.33, (4.0, 11.0), (3.0, 8.0), (1.5, 6.0)),
     "book": (0.17, (7.0, 10.5), (5.0, 8.0), (0.5, 1.8)),
@@ -24,6 +24,9 @@ KINDS: dict[str, tuple[float, tuple[float, float], tuple[float, float], tuple[fl
     "mailer": (0.09, (7.0, 12.0), (5.0, 8.0), (0.3, 1.0)),
     "blister": (0.09, (5.0, 9.0), (3.0, 5.0), (0.6, 1.8)),
 }
+
+SIZE_SPREAD = 0.36
+"""Standard deviation of a product's log size about its kind's; with the ranges above, volumes vary as in ABID."""
 
 # Packaging as the bins' warm light shows it, RGB; cardboard and white come more often than colours.
 COLOURS = (
@@ -61,7 +64,9 @@ def draw_sku(seed: int, block: int, number: int) -> Sku:
     draw = generator(seed, CATALOGUE, block, number)
     kinds = tuple(KINDS)
     kind = pick(draw, kinds, tuple(KINDS[name][0] for name in kinds))
-    length, width, height = sorted((round(float(draw.uniform(*limits)), 1) for limits in KINDS[kind][1:]), reverse=True)
+    size = float(np.clip(np.exp(draw.normal(0.0, SIZE_SPREAD)), 0.35, 2.2))
+    sides = (max(0.2, round(size * float(draw.uniform(*limits)), 1)) for limits in KINDS[kind][1:])
+    length, width, height = sorted(sides, reverse=True)
     name, normalized = draw_name(draw, kind)
     if kind == "bottle":
         height = width
@@ -82,6 +87,20 @@ def draw_sku(seed: int, block: int, number: int) -> Sku:
     )
 
 
-def draw_skus(draw: np.random.Generator, seed: int, block: int, count: int) -> list[Sku]:
-    """`count` different products of the block."""
-    return [draw_sku(seed, block, int(k)) for k in draw.choice(SKUS_PER_BLOCK, size=count, replace=False)]
+def draw_skus(draw: np.random.Generator, seed: int, block: int, count: int, pieces: int) -> list[Sku]:
+    """`count` different products of the block for a bin of so many pieces.
+
+    Bins of many pieces hold small ones: in ABID the median volume of a product falls from 170 cubic inches where there
+    is one piece to 40 where there are six or more, and its spread is the same. A power of the volume as the weight
+    moves the mean of a lognormal distribution and leaves its spread.
+    """
+    volumes = _volumes(seed, block) ** (0.65 - 0.15 * min(pieces, 7))
+    chosen = draw.choice(SKUS_PER_BLOCK, size=count, replace=False, p=volumes / volumes.sum())
+    return [draw_sku(seed, block, int(number)) for number in chosen]
+
+
+@lru_cache(maxsize=4)
+def _volumes(seed: int, block: int) -> np.ndarray:
+    """Cubic inches of each product of the block."""
+    skus = [draw_sku(seed, block, number) for number in range(SKUS_PER_BLOCK)]
+    return np.array([sku.length * sku.width * sku.height for sku in skus])

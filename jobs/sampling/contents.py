@@ -50,7 +50,7 @@ def draw_contents(seed: int, number: int, record_error_rate: float) -> BinConten
         lines = 1 + int(draw.binomial(quantity - 1, 0.5 if quantity <= 5 else 0.3))
         cuts = np.sort(draw.choice(np.arange(1, quantity), size=lines - 1, replace=False))
         counts = np.diff(np.concatenate([[0], cuts, [quantity]]))
-        true = tuple(zip(draw_skus(draw, seed, block, lines), map(int, counts), strict=True))
+        true = tuple(zip(draw_skus(draw, seed, block, lines, quantity), map(int, counts), strict=True))
     draw = generator(seed, RECORD_ERROR, number)
     recorded = true
     if draw.random() < record_error_rate:

@@ -16,15 +16,18 @@ GREEN_VIOLET = (-14.0, 16.0, -12.0)
 
 
 def stretch_bands(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> None:
-    """The elastic that keeps the pieces in: one or two bands of pale threads, translucent between them."""
+    """The elastic that keeps the pieces in: one to three bands of pale threads, translucent between them."""
     inside = shell.bottom - shell.top
+    kind = draw.random()
     if shell.open_top:
         bands = [(0.72, 0.4)]
-    elif draw.random() < 0.2:
-        bands = [(0.5, 0.85)]
+    elif kind < 0.35:
+        bands = [(0.5, 0.9)]
+    elif kind < 0.6:
+        bands = [(0.18, 0.2), (0.5, 0.2), (0.82, 0.2)]
     else:
-        bands = [(0.2, 0.2), (0.72, 0.26)]
-    dense = draw.uniform(0.75, 1.05)
+        bands = [(0.24, 0.3), (0.72, 0.36)]
+    dense = draw.uniform(0.55, 1.0)
     for middle, thickness in bands:
         _stretch_band(
             photo,
@@ -72,9 +75,34 @@ def _stretch_band(
     photo[top:bottom] = cv2.blendLinear(thread, photo[top:bottom], opacity, 1 - opacity)
 
 
+def stretch_cord(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> None:
+    """On some bins a cord with a metal hook runs in front of the pieces; it is none of them."""
+    if draw.random() > (0.5 if shell.open_top else 0.08):
+        return
+    height, width = photo.shape[:2]
+    y = int(shell.top + (shell.bottom - shell.top) * draw.uniform(0.3, 0.75))
+    cord, metal = ((214, 176, 96), (60, 54, 50))[int(draw.integers(2))], (176, 166, 156)
+    end = y + int(draw.normal(0, 0.03) * height)
+    cv2.line(photo, (0, y), (width, end), cord, max(2, height // 90), cv2.LINE_AA)
+    if draw.random() < 0.6:
+        x = int(width * draw.uniform(0.1, 0.9))
+        for ring in range(int(draw.integers(1, 4))):
+            centre = (x + ring * width // 8, y + (end - y) * x // width)
+            cv2.ellipse(photo, centre, (width // 14, height // 45), 0, 0, 360, metal, max(3, height // 80), cv2.LINE_AA)
+
+
+def crowd_out_light(photo: np.ndarray, shell: Shell, covered: float, draw: np.random.Generator) -> None:
+    """Between the pieces of a full bin it is dark; an empty one's walls throw the light about.
+
+    `covered` is the share of the opening that pieces cover, 0..1.
+    """
+    region = photo[shell.top : shell.bottom]
+    region[:] = cv2.convertScaleAbs(region, alpha=1.0 - draw.uniform(0.1, 0.65) * covered)
+
+
 def shade_inside(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> None:
     """The bin's depth takes the light away, from above most."""
-    strength = draw.uniform(0.12, 0.4)
+    strength = draw.uniform(0.12, 0.5)
     down = np.linspace(1.0 - strength, 1.02, shell.bottom - shell.top, dtype=np.float32)
     region = photo[shell.top : shell.bottom]
     region[:] = cv2.multiply(
@@ -85,11 +113,11 @@ def shade_inside(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> 
 def expose(photo: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """The camera: uneven light, lifted blacks, defocus or movement, sensor noise."""
     height, width = photo.shape[:2]
-    coarse = draw.normal(1.0, 0.05, (4, 5)).astype(np.float32) * np.float32(np.clip(draw.normal(0.93, 0.1), 0.65, 1.12))
+    coarse = draw.normal(1.0, 0.05, (4, 5)).astype(np.float32) * np.float32(np.clip(draw.normal(0.9, 0.11), 0.62, 1.12))
     light = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    haze = float(draw.uniform(0.04, 0.14))
+    haze = float(draw.uniform(0.05, 0.22))
     lit = cv2.multiply(photo, cv2.merge([light] * 3), scale=1 - haze, dtype=cv2.CV_8U)
-    lit = cv2.add(lit, np.array((haze * 150, haze * 132, haze * 112, 0.0)))
+    lit = cv2.add(lit, np.array((haze * 150, haze * 130, haze * 98, 0.0)))
     if draw.random() < 0.16:
         length = int(draw.integers(3, 12))
         lit = cv2.blur(lit, (length, 1 + length // 5))

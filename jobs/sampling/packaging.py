@@ -5,80 +5,75 @@ Patches are (height, width, 4) uint8: RGB and opacity. Pieces of one product sha
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 
 from jobs.sampling.catalogue import Sku
-
-Patch = np.ndarray
-Colour = tuple[int, int, int]
+from jobs.sampling.prints import INK, PAPER, Colour, Patch, blank, print_face, shade, stick_barcode
 
 CREAM: Colour = (206, 190, 160)
-PAPER: Colour = (200, 190, 174)
-INK: Colour = (52, 46, 44)
+
+View = Literal["upright", "lying", "facing"]
+"""How a flat piece (book, mailer) shows: standing or lying with its edge to the camera, or its largest side."""
 
 
-def shade(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, max(0, round(channel * factor))) for channel in colour)
-    return red, green, blue
-
-
-def draw_piece(sku: Sku, width: int, height: int, *, lying: bool, draw: np.random.Generator) -> Patch:
-    """One piece `width` x `height` pixels large (at least 6 each way); `lying` turns books and mailers on their side."""
+def draw_piece(sku: Sku, width: int, height: int, *, view: View, draw: np.random.Generator) -> Patch:
+    """One piece `width` x `height` pixels large (at least 6 each way)."""
     look = np.random.Generator(np.random.PCG64(sku.look))
+    wrapped = sku.kind in ("box", "book", "blister") and look.random() < 0.3
+    patch = _paint(sku, width, height, view, look, draw)
+    if wrapped:
+        _wrap(patch, draw)
+    _light(patch, draw)
+    return patch
+
+
+def _paint(
+    sku: Sku, width: int, height: int, view: View, look: np.random.Generator, draw: np.random.Generator
+) -> Patch:
     painters = {"bag": _bag, "bottle": _bottle, "blister": _blister, "box": _box}
     if sku.kind in painters:
         return painters[sku.kind](sku, width, height, look, draw)
+    if view == "facing":
+        return (_cover if sku.kind == "book" else _mailer)(sku, width, height, look, draw)
     upright = _spine if sku.kind == "book" else _mailer
-    if not lying:
+    if view == "upright":
         return upright(sku, width, height, look, draw)
     return np.ascontiguousarray(np.rot90(upright(sku, height, width, look, draw)))
 
 
-def _blank(width: int, height: int, colour: Colour, opacity: int = 255) -> Patch:
-    # One 32-bit store a pixel: four times faster than filling by channels.
-    pixel = np.array((*colour, opacity), np.uint8).view(np.uint32)[0]
-    return np.full((height, width), pixel, np.uint32).view(np.uint8).reshape(height, width, 4)
+def _light(patch: Patch, draw: np.random.Generator) -> None:
+    """Light falls off along a piece; a smooth face may throw back a streak of it."""
+    height, width = patch.shape[:2]
+    down, across = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None, :]
+    slope = draw.uniform(-0.3, 0.3, 2)
+    light = (1.0 + slope[0] * (down - 0.5) + slope[1] * (across - 0.5)).astype(np.float32)
+    if draw.random() < 0.2:
+        light += (0.5 * np.exp(-(((across - draw.uniform(0, 1)) / 0.08) ** 2))).astype(np.float32)
+    patch[:] = cv2.multiply(patch, cv2.merge([light, light, light, np.ones_like(light)]), dtype=cv2.CV_8U)
 
 
-def _print_face(face: Patch, sku: Sku, look: np.random.Generator) -> None:
-    """Stripes, a picture, the brand and small print, from the product's own stream."""
-    height, width = face.shape[:2]
-    accent = (*sku.accent, 255)
-    ink = (*(PAPER if sum(sku.colour) < 330 else INK), 255)
-    plain = look.random() < 0.25  # a shipping carton: tape and a label, no print
-    if plain:
-        at = int(width * look.uniform(0.35, 0.6))
-        face[:, at : at + max(2, width // 12), :3] = shade(sku.colour, 1.12)
-    else:
-        top = int(height * look.uniform(0.0, 0.7))
-        cv2.rectangle(face, (0, top), (width, top + int(height * look.uniform(0.1, 0.35))), accent, -1)
-        centre = (int(width * look.uniform(0.25, 0.75)), int(height * look.uniform(0.3, 0.7)))
-        axes = (max(1, int(width * look.uniform(0.1, 0.3))), max(1, int(height * look.uniform(0.08, 0.25))))
-        tone = (*shade(sku.accent, float(look.uniform(0.6, 1.5))), 255)
-        cv2.ellipse(face, centre, axes, float(look.uniform(0, 90)), 0, 360, tone, -1, cv2.LINE_AA)
-        words = [word for word in sku.name.split() if word.isascii() and word.isalpha()] or ["PRO"]
-        word = words[int(look.integers(len(words)))].upper()[:9]
-        scale = 0.85 * width / max(1, cv2.getTextSize(word, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 2)[0][0])
-        at_text = (int(width * 0.07), int(height * look.uniform(0.2, 0.9)))
-        cv2.putText(face, word, at_text, cv2.FONT_HERSHEY_SIMPLEX, min(scale, 1.2), ink, 1 + (scale > 0.5), cv2.LINE_AA)
-        for row in range(int(look.integers(2, 6))):
-            y = int(height * 0.62) + 4 * row
-            cv2.line(face, (int(width * 0.12), y), (int(width * look.uniform(0.4, 0.85)), y), ink, 1)
-    if look.random() < 0.6:
-        _stick_barcode(face, look)
+def _wrap(patch: Patch, draw: np.random.Generator) -> None:
+    """Clear film around the piece: a haze, and creases that shine."""
+    haze = float(draw.uniform(0.05, 0.25))
+    patch[:, :, :3] = cv2.convertScaleAbs(patch[:, :, :3], alpha=1 - haze, beta=190 * haze)
+    _crease(patch, draw, int(draw.integers(5, 16)))
 
 
-def _stick_barcode(face: Patch, look: np.random.Generator) -> None:
-    height, width = face.shape[:2]
-    across, down = max(8, int(width * look.uniform(0.25, 0.45))), max(6, int(height * look.uniform(0.12, 0.22)))
-    x, y = int(look.integers(0, max(1, width - across))), int(look.integers(0, max(1, height - down)))
-    sticker = face[y : y + down, x : x + across]
-    sticker[:, :, :3] = PAPER
-    bars = np.asarray(look.random(sticker.shape[1]) < 0.45)
-    bars[:2] = False
-    bars[-2:] = False
-    sticker[1 : max(2, int(0.65 * down)), bars, :3] = INK
+def _crease(patch: Patch, draw: np.random.Generator, number: int) -> None:
+    """Bright folds of plastic, some of them broad."""
+    height, width = patch.shape[:2]
+    gloss = np.zeros((height, width), np.uint8)
+    for _ in range(number):
+        start = draw.uniform(0.08, 0.9, 2)
+        points = start + np.cumsum(draw.normal(0, 0.1, (3, 2)), axis=0)
+        crease = (points * (width, height)).astype(np.int32)
+        if draw.random() < 0.4:
+            cv2.fillPoly(gloss, [crease], int(draw.integers(50, 130)), cv2.LINE_AA)
+        cv2.polylines(gloss, [crease], False, int(draw.integers(90, 210)), 1, cv2.LINE_AA)
+    patch[:, :, :3] = cv2.add(patch[:, :, :3], cv2.convertScaleAbs(cv2.merge([gloss] * 3), alpha=0.55))
 
 
 def _box(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.random.Generator) -> Patch:
@@ -87,9 +82,9 @@ def _box(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.
     if draw.random() < 0.3:
         side = 0
     w, h = max(4, width - side), max(4, height - top)
-    patch = _blank(width, height, (0, 0, 0), 0)
-    front = _blank(w, h, sku.colour)
-    _print_face(front, sku, look)
+    patch = blank(width, height, (0, 0, 0), 0)
+    front = blank(w, h, sku.colour)
+    print_face(front, sku, look)
     cv2.rectangle(front, (0, 0), (w - 1, h - 1), (*shade(sku.colour, 0.6), 255), 1)
     lid = np.array([(0, top), (side, 0), (width - 1, 0), (w - 1, top)], np.int32)
     cv2.fillConvexPoly(patch, lid, (*shade(sku.colour, 1.18), 255), cv2.LINE_AA)
@@ -104,7 +99,7 @@ def _box(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.
 
 def _spine(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.random.Generator) -> Patch:
     """A book: its back with the title, or the block of its pages between the covers."""
-    patch = _blank(width, height, sku.colour)
+    patch = blank(width, height, sku.colour)
     if draw.random() < 0.35:
         edge = max(1, width // 10)
         patch[:, edge : width - edge, :3] = CREAM
@@ -125,19 +120,29 @@ def _spine(sku: Sku, width: int, height: int, look: np.random.Generator, draw: n
     return patch
 
 
+def _cover(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.random.Generator) -> Patch:
+    """A book that shows its cover, and along one side the edge of its pages."""
+    patch = blank(width, height, sku.colour)
+    print_face(patch, sku, look)
+    edge = int(width * draw.uniform(0, 0.07))
+    if edge:
+        patch[:, -edge:, :3] = CREAM
+    return patch
+
+
 def _mailer(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.random.Generator) -> Patch:
-    """A padded or poly envelope seen on edge: pale, puffed up, creased."""
+    """A padded or poly envelope: pale, puffed up, creased."""
     colour = shade(PAPER, float(look.uniform(0.85, 1.05))) if look.random() < 0.7 else sku.colour
     patch = _rounded(width, height, colour, radius=0.35)
     if width > 16 and height > 16:
-        _stick_barcode(patch, look)
+        stick_barcode(patch, look)
     _crumple(patch, draw, 0.12)
     return patch
 
 
 def _bottle(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.random.Generator) -> Patch:
     """A bottle or tub: cap, shoulders, body with a label, lit as a cylinder."""
-    patch = _blank(width, height, (0, 0, 0), 0)
+    patch = blank(width, height, (0, 0, 0), 0)
     neck = int(height * look.uniform(0.08, 0.25))
     cap = int(width * look.uniform(0.15, 0.46) / 2) + int(width * 0.12)
     middle = width // 2
@@ -146,8 +151,8 @@ def _bottle(sku: Sku, width: int, height: int, look: np.random.Generator, draw: 
     cv2.fillConvexPoly(patch, np.array(body, np.int32), (*sku.colour, 255), cv2.LINE_AA)
     cv2.rectangle(patch, (middle - cap, 0), (middle + cap, neck), (*shade(sku.accent, 1.1), 255), -1)
     y, bottom = int(height * 0.4), int(height * look.uniform(0.7, 0.92))
-    label = _blank(width, max(4, bottom - y), shade(PAPER, 0.95) if look.random() < 0.5 else sku.accent)
-    _print_face(label, sku, look)
+    label = blank(width, max(4, bottom - y), shade(PAPER, 0.95) if look.random() < 0.5 else sku.accent)
+    print_face(label, sku, look)
     patch[y : y + label.shape[0]] = label
     across = np.linspace(-1, 1, width)
     light = 1.05 - 0.55 * np.abs(across) ** 2.5 + 0.35 * np.exp(-(((across + 0.35) / 0.09) ** 2))
@@ -166,26 +171,18 @@ def _bag(sku: Sku, width: int, height: int, look: np.random.Generator, draw: np.
     # Clear or milky plastic: its own colour is mostly what it reflects.
     milk = float(look.uniform(0.1, 0.6))
     skin = [round((1 - milk) * own + milk * pale) for own, pale in zip(sku.colour, PAPER, strict=True)]
-    patch = _blank(width, height, (skin[0], skin[1], skin[2]), 0)
+    patch = blank(width, height, (skin[0], skin[1], skin[2]), 0)
     opacity = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(opacity, [outline], int(look.integers(200, 250)), cv2.LINE_AA)
-    inside = (int(width * 0.2), int(height * look.uniform(0.2, 0.4)))
-    far = (int(width * 0.82), int(height * look.uniform(0.65, 0.9)))
-    cv2.rectangle(patch, inside, far, (*sku.accent, 0), -1)
+    cv2.fillPoly(opacity, [outline], int(look.integers(190, 255)), cv2.LINE_AA)
     if look.random() < 0.5:
-        _stick_barcode(patch, look)
+        print_face(patch, sku, look)
+    else:
+        inside = (int(width * 0.2), int(height * look.uniform(0.2, 0.4)))
+        far = (int(width * 0.82), int(height * look.uniform(0.65, 0.9)))
+        cv2.rectangle(patch, inside, far, (*sku.accent, 0), -1)
     patch[:, :, 3] = opacity
     _crumple(patch, draw, 0.16)
-    gloss = np.zeros((height, width), np.uint8)
-    for _ in range(int(draw.integers(6, 14))):
-        start = draw.uniform(0.08, 0.9, 2)
-        points = start + np.cumsum(draw.normal(0, 0.1, (3, 2)), axis=0)
-        crease = (points * (width, height)).astype(np.int32)
-        if draw.random() < 0.4:
-            cv2.fillPoly(gloss, [crease], int(draw.integers(50, 130)), cv2.LINE_AA)
-        cv2.polylines(gloss, [crease], False, int(draw.integers(90, 210)), 1, cv2.LINE_AA)
-    patch[:, :, :3] = cv2.add(patch[:, :, :3], cv2.convertScaleAbs(cv2.merge([gloss] * 3), alpha=0.55))
-    patch[:, :, 3] = np.minimum(patch[:, :, 3], opacity)
+    _crease(patch, draw, int(draw.integers(6, 20)))
     return patch
 
 
@@ -193,7 +190,7 @@ def _blister(sku: Sku, width: int, height: int, look: np.random.Generator, draw:
     """A card with its product under a clear dome, hung or leant."""
     patch = _rounded(width, height, sku.colour, radius=0.1)
     body = patch[: max(4, height // 3)]
-    _print_face(body, sku, look)
+    print_face(body, sku, look)
     dome = patch[int(height * 0.36) : int(height * 0.92), int(width * 0.12) : int(width * 0.88)]
     dome[:, :, :3] = (dome[:, :, :3] * 0.4 + np.array(PAPER) * 0.45).astype(np.uint8)
     h, w = dome.shape[:2]
@@ -206,7 +203,7 @@ def _blister(sku: Sku, width: int, height: int, look: np.random.Generator, draw:
 
 
 def _rounded(width: int, height: int, colour: Colour, radius: float) -> Patch:
-    patch = _blank(width, height, colour, 0)
+    patch = blank(width, height, colour, 0)
     round_by = max(1, int(min(width, height) * radius))
     opacity = np.zeros((height, width), np.uint8)
     inner = (round_by, round_by), (width - 1 - round_by, height - 1 - round_by)

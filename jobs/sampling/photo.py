@@ -7,7 +7,7 @@ import numpy as np
 
 from jobs.sampling.contents import Pieces
 from jobs.sampling.draws import PHOTO, generator, pick
-from jobs.sampling.optics import expose, shade_inside, stretch_bands
+from jobs.sampling.optics import crowd_out_light, expose, shade_inside, stretch_bands, stretch_cord
 from jobs.sampling.packaging import draw_piece
 from jobs.sampling.placing import Placement, place_pieces
 from jobs.sampling.shell import Shell, draw_shell, paint_inside, paint_rims
@@ -24,10 +24,14 @@ def draw_photo(seed: int, number: int, pieces: Pieces) -> bytes:
     shell = draw_shell(width, height, scene)
     paint_inside(photo, shell, scene)
     opening = (min(width, shell.right) - max(0, shell.left), shell.bottom - shell.top)
-    for placement in place_pieces(pieces, opening, placing):
+    placements = place_pieces(pieces, opening, placing)
+    covered = sum(placement.width * placement.height for placement in placements) / (opening[0] * opening[1])
+    crowd_out_light(photo, shell, min(1.0, covered), scene)
+    for placement in placements:
         _put(photo, shell, placement, placing)
     shade_inside(photo, shell, scene)
     stretch_bands(photo, shell, bands)
+    stretch_cord(photo, shell, bands)
     paint_rims(photo, shell, scene)
     exposed = cv2.cvtColor(expose(photo, camera), cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", exposed, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1].tobytes()
@@ -44,7 +48,7 @@ def _put(photo: np.ndarray, shell: Shell, placement: Placement, draw: np.random.
     """Pastes one piece with its shadow; what is deeper in the bin is smaller, higher up and darker."""
     scale = 1.0 - 0.16 * placement.depth
     width, height = max(6, round(placement.width * scale)), max(6, round(placement.height * scale))
-    patch = draw_piece(placement.sku, width, height, lying=placement.lying, draw=draw)
+    patch = draw_piece(placement.sku, width, height, view=placement.view, draw=draw)
     left = max(0, shell.left) + (max(0, shell.back_left) - max(0, shell.left)) * placement.depth
     right = min(shell.width, shell.right) - (shell.right - shell.back_right) * placement.depth
     span = min(shell.width, shell.right) - max(0, shell.left)
@@ -66,8 +70,10 @@ def _put(photo: np.ndarray, shell: Shell, placement: Placement, draw: np.random.
     region = photo[y0 + from_y : y0 + to_y, x0 + from_x : x0 + to_x]
     seen = turned[from_y:to_y, from_x:to_x]
     opacity = seen[:, :, 3].astype(np.float32) / 255
-    shadow = cv2.blur(turned[:, :, 3], (13, 13))[from_y:to_y, from_x:to_x].astype(np.float32) * (0.42 / 255)
-    light = (1.0 - 0.35 * placement.depth) * draw.uniform(0.8, 1.05)
+    shadow = cv2.blur(turned[:, :, 3], (13, 13))[from_y:to_y, from_x:to_x].astype(np.float32) * (
+        draw.uniform(0.35, 0.65) / 255
+    )
+    light = (1.0 - 0.35 * placement.depth) * draw.uniform(0.65, 1.05)
     piece = cv2.convertScaleAbs(cv2.cvtColor(seen, cv2.COLOR_RGBA2RGB), alpha=light)
     behind = cv2.blendLinear(region, np.zeros_like(region), 1 - shadow, shadow)
     region[:] = cv2.blendLinear(piece, behind, opacity, 1 - opacity)

@@ -8,12 +8,17 @@ import numpy as np
 
 from jobs.sampling.catalogue import Sku
 from jobs.sampling.contents import Pieces
+from jobs.sampling.draws import pick
+from jobs.sampling.packaging import View
 
-BIN_INCHES = 12.5
+BIN_INCHES = 11.5
 """Width of a bin's opening; with the catalogue's inches it gives the pieces' size in pixels."""
 
-MOST_FILLED = 1.4
+MOST_FILLED = 1.6
 """Area of all pieces over that of the opening: fuller bins show their pieces smaller (they are pressed in)."""
+
+
+VIEWS: tuple[View, ...] = ("upright", "lying", "facing")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Placement:
     sku: Sku
     width: int
     height: int
-    lying: bool
+    view: View
     x: float
     lift: float
     """Pixels above the floor (pieces below it in a stack)."""
@@ -39,7 +44,7 @@ class _Column:
     count: int
     width: float
     height: float
-    lying: bool
+    view: View
 
 
 def place_pieces(pieces: Pieces, opening: tuple[int, int], draw: np.random.Generator) -> list[Placement]:
@@ -66,32 +71,38 @@ def place_pieces(pieces: Pieces, opening: tuple[int, int], draw: np.random.Gener
 
 def _stack_columns(pieces: Pieces, width: int, height: int, draw: np.random.Generator) -> list[_Column]:
     """Pieces as columns of one or more, shrunk together until they fit the opening."""
-    scale = width / BIN_INCHES * float(draw.uniform(0.9, 1.15))
-    sizes: list[tuple[Sku, int, float, float, bool]] = []
+    scale = width / BIN_INCHES * float(draw.uniform(0.85, 1.6))
+    sizes: list[tuple[Sku, int, float, float, View]] = []
     for sku, count in pieces:
-        lying = sku.kind in ("book", "mailer") and bool(draw.random() < 0.45)
-        across, up = _front(sku, lying)
-        sizes.append((sku, count, across * scale, up * scale, lying))
+        view: View = "upright"
+        if sku.kind in ("book", "mailer"):
+            # Few pieces are laid in as they fall; many are set in rows or stacks.
+            facing = 0.6 if count <= 2 else 0.2
+            view = pick(draw, VIEWS, (0.55 * (1 - facing), 0.45 * (1 - facing), facing))
+        across, up = _front(sku, view)
+        sizes.append((sku, count, across * scale, up * scale, view))
     area = sum(count * across * up for _, count, across, up, _ in sizes)
     shrink = min(1.0, float(np.sqrt(MOST_FILLED * width * height / area)))
     columns: list[_Column] = []
-    for sku, count, across, up, lying in sizes:
+    for sku, count, across, up, view in sizes:
         fit = min(shrink, 0.88 * height / up, 0.9 * width / across)
-        across, up = max(across * fit, 0.045 * width), max(up * fit, 0.05 * height)
+        across, up = max(across * fit, 0.03 * width), max(up * fit, 0.04 * height)
         high = 1
-        if (lying or sku.stackable) and count > 1 and draw.random() < 0.75:
+        if (view == "lying" or (sku.stackable and view == "upright")) and count > 1 and draw.random() < 0.75:
             high = max(1, int(0.85 * height / up))
         while count:
             taken = min(high, count)
-            columns.append(_Column(sku, taken, across, up, lying))
+            columns.append(_Column(sku, taken, across, up, view))
             count -= taken
     return columns
 
 
-def _front(sku: Sku, lying: bool) -> tuple[float, float]:
+def _front(sku: Sku, view: View) -> tuple[float, float]:
     """Inches across and up of the side that the camera sees."""
+    if view == "facing":
+        return (sku.length, sku.width) if sku.look % 2 else (sku.width, sku.length)
     if sku.kind in ("book", "mailer"):
-        return (sku.length, sku.height) if lying else (sku.height, sku.length)
+        return (sku.length, sku.height) if view == "lying" else (sku.height, sku.length)
     if sku.kind == "box":
         turned = sku.look % 3
         return ((sku.width, sku.length), (sku.length, sku.width), (sku.height, sku.width))[turned]
@@ -114,15 +125,15 @@ def _lay_row(row: list[_Column], width: int, depth: float, draw: np.random.Gener
         x += float(gap)
         slim = column.height > 3 * column.width
         tilt = float(draw.normal(0, 7.0 if slim and spare > 0 else 1.8))
-        if column.count == 1 and draw.random() < 0.12:
-            tilt = float(draw.uniform(-28, 28))
+        if column.count == 1 and draw.random() < 0.25:
+            tilt = float(draw.uniform(-40, 40))
         for level in range(column.count):
             placements.append(
                 Placement(
                     sku=column.sku,
                     width=max(8, round(column.width)),
                     height=max(8, round(column.height)),
-                    lying=column.lying,
+                    view=column.view,
                     x=x + column.width / 2 + float(draw.normal(0, 0.02)) * width * (level > 0),
                     lift=level * column.height * 0.97,
                     depth=depth,

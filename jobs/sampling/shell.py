@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from jobs.sampling.catalogue import COLOURS
 from jobs.sampling.draws import pick
 
 # RGB, measured on ABID's photos.
@@ -44,6 +45,10 @@ class Shell:
 def draw_shell(width: int, height: int, draw: np.random.Generator) -> Shell:
     """A bin as the camera's crop happens to show it."""
     left, right = int(width * draw.uniform(-0.05, 0.07)), int(width * draw.uniform(0.93, 1.05))
+    if draw.random() < 0.15:  # the crop reaches into the neighbouring bin
+        left = int(width * draw.uniform(0.07, 0.16))
+    if draw.random() < 0.15:
+        right = int(width * draw.uniform(0.84, 0.93))
     inset = 0.03 * width + draw.uniform(0.0, 0.07) * width
     return Shell(
         width=width,
@@ -83,10 +88,25 @@ def paint_inside(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> 
             # The neighbouring bin's fabric post.
             beyond = photo[:, :outside] if sign < 0 else photo[:, outside:]
             beyond[:] = np.array(_toned(RIM, tone * draw.uniform(0.7, 0.95)), np.uint8)
+            post = int(0.05 * shell.width)
+            next_bin = beyond[:, :-post] if sign < 0 else beyond[:, post:]
+            if next_bin.shape[1] > post // 2:
+                _paint_neighbour(next_bin, tone, draw)
     fold = int(draw.integers(shell.back_left, shell.back_right))
     cv2.line(
         photo, (fold, ceiling), (fold + int(draw.integers(-12, 12)), horizon), _toned(BACK, 1.1 * tone), 3, cv2.LINE_AA
     )
+
+
+def _paint_neighbour(beyond: np.ndarray, tone: float, draw: np.random.Generator) -> None:
+    """What the next bin shows at the photo's edge: its dark inside, and perhaps a piece of its own."""
+    beyond[:] = np.array(_toned(BACK, tone * draw.uniform(0.6, 1.0)), np.uint8)
+    if draw.random() < 0.6:
+        height, width = beyond.shape[:2]
+        top = int(height * draw.uniform(0.2, 0.7))
+        beyond[top : int(0.9 * height), :, :] = np.array(_toned(pick(draw, COLOURS), draw.uniform(0.6, 1.1)), np.uint8)
+        line = top + int(height * draw.uniform(0.05, 0.2))
+        beyond[line : line + height // 12, width // 4 :] = np.array(_toned(pick(draw, COLOURS), 0.9), np.uint8)
 
 
 def paint_rims(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> None:
