@@ -30,7 +30,7 @@ from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import message, run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run, summary_uri
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, summary_uri
 from jobs.platform.provenance import provenance
 from jobs.report import write_report
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
@@ -39,7 +39,7 @@ from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
 from jobs.stages.publish import clean_up, publish_night, summarize
 from jobs.stages.reconcile import Reconciler
-from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night, read_run
+from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night
 from jobs.stages.staging import stage_shards
 from jobs.stages.tonight import Tonight, settle_night
 from model.posterior import build_assessor
@@ -181,7 +181,7 @@ def _score(tonight: Tonight) -> Progress:
         shards,
         storage.join(tonight.run_uri, STAGED),
         plan,
-        bundle_uri=config.bundle_uri if storage.is_s3(config.bundle_uri) else storage.absolute(config.bundle_uri),
+        bundle_uri=storage.absolute(config.bundle_uri),
         bundle_id=tonight.bundle.bundle_id,
         precision=tonight.precision,
         resources=tonight.resources,

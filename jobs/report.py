@@ -31,6 +31,7 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
+from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.provenance import provenance
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.history import find_offenders, keep_certificates, keep_promises
@@ -48,7 +49,6 @@ from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
 from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, second_counts_csv, walk_order
-from jobs.stages.run import REPORT_FILE
 from model.estimators import WINDOW_NIGHTS
 
 logger = logging.getLogger("jobs.report")
@@ -76,8 +76,8 @@ def write_report(config: ReportConfig) -> None:
         write_discrepancies(rows, folder, night, overview.num_rows)
         (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
         facts = _facts(config, night, run, overview)
-        (folder / REPORT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        storage.upload_folder(folder, storage.absolute(config.report_uri), last=REPORT_FILE)
+        (folder / REPORT_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        storage.upload_folder(folder, storage.absolute(config.report_uri), last=REPORT_FACTS)
     logger.info(
         "night %s: report of %s bins in %s (%.1f s)",
         night.audit_date,

@@ -9,7 +9,7 @@ calibrated, if tonight's bins and the random ones are exchangeable. It is an ave
 n + 1 values, so Benjamini-Hochberg runs on their histogram: pass 1 adds up `p_value_histogram` over shards,
 `certificate_thresholds` reads the sum, pass 2 asks `certified_at` per shard.
 
-Rules: no counts, no certificates (records never stand in for counts); fewer than `resolution_limit` bins are
+Rules: no counts, no certificates (records never stand in for counts); fewer than m / (alpha (n + 1)) of m bins are
 never certified, because no p-value is that small; on a drift alarm all certificates are suspended.
 """
 
@@ -91,11 +91,6 @@ def certified_at(p_values: ArrayLike, thresholds: dict[float, float]) -> Floats:
     for alpha in sorted(thresholds, reverse=True):
         level[p_value <= thresholds[alpha]] = alpha
     return level
-
-
-def resolution_limit(num_assessed: int, num_counted: int, alpha: float) -> int:
-    """Fewest bins that can be certified at once: m / (alpha (n + 1)), because 1 / (n + 1) is the smallest p-value."""
-    return int(np.ceil(num_assessed / (alpha * (num_counted + 1))))
 
 
 def _count_at_least(score: NDArray[np.float32], reference: ReferenceScores) -> NDArray[np.intp]:

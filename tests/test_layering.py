@@ -94,3 +94,10 @@ def test_what_reads_nights_starts_no_ray() -> None:
     code = "import sys, jobs.recount, jobs.report; print(sorted({'ray', 'torch'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("package", ["platform", "counting", "reporting"])
+def test_what_jobs_stand_on_knows_nothing_of_an_audits_stages(package: str) -> None:
+    files = sorted((ROOT / "jobs" / package).rglob("*.py"))
+    assert files
+    assert not {str(path) for path in files for name in _imports(path) if name.startswith("jobs.stages")}

@@ -19,8 +19,7 @@ from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
 from jobs.counting.plans import read_night
 from jobs.counting.samples import samples_to_learn_from
-from jobs.platform.layout import run_uri
-from jobs.stages.run import read_run
+from jobs.platform.layout import read_run, run_uri
 from model.certificates import ReferenceScores, build_reference
 from model.drift import Baseline, measure_baseline
 from model.posterior import Assessor, build_assessor, fit_noise_rate, label_noise

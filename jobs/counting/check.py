@@ -18,9 +18,8 @@ from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_committed_runs, read_plan
 from jobs.counting.records import NightRecord, find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
-from jobs.platform.layout import list_nights, run_uri
+from jobs.platform.layout import list_nights, read_run, run_uri
 from jobs.platform.texts import csv_text
-from jobs.stages.run import read_run
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 
 PLAUSIBLE_TIMES, PLAUSIBLE_MORE = 10, 1000

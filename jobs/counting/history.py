@@ -23,8 +23,7 @@ from jobs.counting.plans import NightSummary, list_marked_runs, read_night, read
 from jobs.counting.records import find_records
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
-from jobs.platform.layout import FROZEN, list_nights, run_uri
-from jobs.stages.run import read_run
+from jobs.platform.layout import FROZEN, list_nights, read_run, run_uri
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach
 from schemas.arrow import TIMESTAMP, conform

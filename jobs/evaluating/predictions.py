@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.manifest import Shard, read_shard
+from jobs.stages.reconcile import probability_matrix
 from jobs.stages.resources import Resources
 from jobs.stages.score import score_shards, shard_table
 from schemas.bundle import BundleInfo
@@ -221,7 +222,7 @@ def _errors(scored: pa.Table, top_class: int) -> list[BinError]:
     """The NUM_WORST bins of a block whose record the camera finds least probable, of those it counted otherwise."""
     if not scored.num_rows:
         return []
-    probabilities = _matrix(scored["probabilities"], top_class + 1)
+    probabilities = probability_matrix(scored["probabilities"], top_class)
     labels = np.minimum(scored["expected_qty"].to_numpy(), top_class)
     p_expected = probabilities[np.arange(len(labels)), labels]
     camera = probabilities.argmax(axis=1)
@@ -248,7 +249,7 @@ def _predictions(tally: _Tally, info: BundleInfo) -> Predictions:
         bin_ids=rows["bin_id"].to_numpy(),
         groups=groups.to_numpy(),
         expected_qty=rows["expected_qty"].to_numpy(),
-        probabilities=_matrix(rows["probabilities"], info.num_classes),
+        probabilities=probability_matrix(rows["probabilities"], info.top_class),
         statuses=tally.asked.statuses,
         unscored=tally.asked.unscored,
         num_left_out=tally.num_left_out,
@@ -256,8 +257,3 @@ def _predictions(tally: _Tally, info: BundleInfo) -> Predictions:
         num_learned_from=tally.num_learned_from,
         worst=tally.worst,
     )
-
-
-def _matrix(column: pa.ChunkedArray, num_classes: int) -> np.ndarray:
-    """A list column without nulls as (n, num_classes)."""
-    return pc.list_flatten(column).to_numpy().reshape(-1, num_classes)

@@ -6,13 +6,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from jobs.platform import storage
 from model.bundle_files import read_bundle_info, read_training_images, read_weights
-from schemas.bundle import BundleInfo
+from schemas.bundle import BundleInfo, Preprocessing
 from schemas.errors import InputError
+
+if TYPE_CHECKING:  # drivers read bundles without torch
+    from model.scoring import Scorer
 
 
 @contextmanager
@@ -30,6 +34,22 @@ def local_bundle(uri: str) -> Iterator[Path]:
             raise InputError(f"{uri}: expected a bundle (as jobs.train writes it), found nothing there") from error
         except InputError as error:
             raise InputError(str(error).replace(folder, uri)) from error
+
+
+def load_scorer(
+    uri: str, bundle_id: str, *, device: str, precision: str, batch_size: int
+) -> tuple[Preprocessing, Scorer]:
+    """The bundle's network, ready to score. Raises InputError where another bundle lies there than the one that the job
+    began with, by whose figures its answers would be judged."""
+    from model.bundle import load_bundle
+    from model.scoring import Scorer
+
+    with local_bundle(uri) as folder:
+        bundle = load_bundle(folder)
+    if bundle.info.bundle_id != bundle_id:
+        raise InputError(f"{uri}: expected bundle {bundle_id}, with which the job began, found {bundle.info.bundle_id}")
+    scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
+    return bundle.info.preprocessing, scorer
 
 
 def read_bundle(uri: str) -> tuple[BundleInfo, pa.Table]:

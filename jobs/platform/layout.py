@@ -5,8 +5,10 @@ A night is read only through its summary, one object of a fixed key that names t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from jobs.platform import storage
 from schemas.errors import GateError, InputError
@@ -17,6 +19,9 @@ WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
 
 COMMITTED_MARKER = "committed"
 """Lies in the folder of a run that has committed its night, in force or not."""
+
+REPORT_FACTS = "report.json"
+"""What a report says of itself, its run first of all; written last, so that it stands for all of it."""
 
 
 def partition_uri(output_uri: str, table: str, audit_date: str) -> str:
@@ -29,6 +34,17 @@ def summary_uri(output_uri: str, audit_date: str) -> str:
 
 def run_uri(output_uri: str, run_id: str) -> str:
     return storage.join(output_uri, "runs", run_id)
+
+
+def read_run(run_uri: str) -> dict[str, Any]:
+    """What a run says of itself. Raises InputError where its `run.json` is gone or damaged."""
+    uri = storage.join(run_uri, "run.json")
+    try:
+        return json.loads(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise InputError(f"{uri}: expected a committed run's own record, found nothing; restore it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it") from error
 
 
 def part_uri(output_uri: str, table: str, audit_date: str, run_id: str, number: int) -> str:

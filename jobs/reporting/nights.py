@@ -9,9 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.platform import storage
+from jobs.platform import layout, storage
 from jobs.platform.layout import list_nights, part_uris, partition_uri, run_uri, summary_uri, unless_replaced
-from jobs.stages import run
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import RECOUNT_PLAN_SCHEMA
@@ -83,7 +82,7 @@ def read_plan(night: Night) -> pa.Table:
 
 def read_run(night: Night) -> dict[str, Any]:
     """What the run says of itself: settings, bundle, versions, timings."""
-    return run.read_run(run_uri(night.output_uri, night.run_id))
+    return layout.read_run(run_uri(night.output_uri, night.run_id))
 
 
 def settings_of(facts: dict[str, Any]) -> dict[str, Any]:

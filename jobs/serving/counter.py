@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from ray.serve.metrics import Histogram
 
-from jobs.platform.bundles import local_bundle
+from jobs.platform.bundles import load_scorer
 from jobs.serving.batching import Batcher
-from schemas.errors import InputError
 
 
 class Counter:
@@ -22,20 +21,15 @@ class Counter:
         """Raises InputError where the bundle is not the one that the front was built for."""
         import torch
 
-        from model.bundle import load_bundle
-        from model.scoring import Scorer
-
-        with local_bundle(bundle_uri) as folder:
-            bundle = load_bundle(folder)
-        if bundle.info.bundle_id != bundle_id:
-            raise InputError(f"{bundle_uri}: deployed with bundle {bundle_id}, found {bundle.info.bundle_id}")
-        self._scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
+        preprocessing, self._scorer = load_scorer(
+            bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size
+        )
         # One thread of our own, so that Serve can probe the replica meanwhile; OpenMP keeps its width per thread.
         width = max(1, min(threads, os.cpu_count() or 1))
         executor = ThreadPoolExecutor(1, "scorer")
         if device == "cpu":
             executor.submit(torch.set_num_threads, width).result()
-        side = bundle.info.preprocessing.image_size
+        side = preprocessing.image_size
         # the first batch of a process is slow: no caller should wait for it
         executor.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()
         self._batcher = Batcher(self._score, batch_size, executor)

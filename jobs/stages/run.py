@@ -24,6 +24,7 @@ from typing import Any
 from jobs.config.audit import AuditConfig
 from jobs.platform import storage
 from jobs.platform.command import message
+from jobs.platform.layout import read_run
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,6 @@ RESULT_SETTINGS = (
     "seed",
 )
 """Settings that change a row of the results; the quality gates only decide whether there are any."""
-
-REPORT_FILE = "report.json"
-"""What a report says of itself, its run first of all; written last, so that it stands for all of it."""
 
 HEARTBEAT_SECONDS, LOOK_SECONDS, EXPIRY_SECONDS = 10.0, 1.0, 45.0
 
@@ -80,17 +78,6 @@ def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     uri = storage.join(run_uri, "run.json")
     storage.create_bytes(uri, _document(facts))
     return read_run(run_uri)
-
-
-def read_run(run_uri: str) -> dict[str, Any]:
-    """What a run says of itself. Raises InputError where its `run.json` is gone or damaged."""
-    uri = storage.join(run_uri, "run.json")
-    try:
-        return json.loads(storage.read_bytes(uri))
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: expected a committed run's own record, found nothing; restore it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it") from error
 
 
 def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:

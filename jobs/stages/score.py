@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from jobs.platform.bundles import local_bundle
+from jobs.platform.bundles import load_scorer
 from jobs.platform.cluster import network_environment
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
 from jobs.stages.manifest import Shard, shard_dataset
@@ -68,17 +68,11 @@ class ShardScorer:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is first imported
         import torch
 
-        from model.bundle import load_bundle
-        from model.scoring import Scorer
-
         if device == "cpu":
             torch.set_num_threads(threads)
-        with local_bundle(bundle_uri) as folder:
-            bundle = load_bundle(folder)
-        if bundle.info.bundle_id != bundle_id:
-            raise InputError(f"{bundle_uri}: the run began with bundle {bundle_id}, found {bundle.info.bundle_id}")
-        self._preprocessing = bundle.info.preprocessing
-        self._scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
+        self._preprocessing, self._scorer = load_scorer(
+            bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size
+        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         if self._refusal is not None:

@@ -14,11 +14,11 @@ from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
-from jobs.platform.layout import committed_run, run_uri
-from jobs.stages import run
+from jobs.platform.layout import REPORT_FACTS, committed_run, read_run, run_uri
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, fit_batch, plan_resources, resolve_precision
+from jobs.stages.run import name_run
 from model.bundle_files import digests, learned_from
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
@@ -68,7 +68,7 @@ def settle_night(config: AuditConfig) -> Tonight:
     precision = resolve_precision(config.precision, resources.device, bundle)
     resources = fit_batch(resources, precision, bundle.preprocessing.image_size)
     name = partial(
-        run.name_run,
+        name_run,
         config,
         audit_date=manifest.audit_date,
         manifest_fingerprint=manifest.fingerprint,
@@ -82,7 +82,7 @@ def settle_night(config: AuditConfig) -> Tonight:
     committed = committed_run(output_uri, manifest.audit_date)
     settle = partial(Tonight, config, output_uri, manifest, bundle, training_photos, roots, resources, precision)
     if committed is not None:
-        frozen = run.read_run(run_uri(output_uri, committed))
+        frozen = read_run(run_uri(output_uri, committed))
         replaced = frozen.get("replaces")
         if name(replaces=replaced) == committed and _is_unfinished(config, frozen):
             return settle(replaced, committed, is_committed=True)
@@ -98,7 +98,7 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
     if config.report_uri is None or config.replace:
         return False
     try:
-        report = json.loads(storage.read_bytes(storage.join(storage.absolute(config.report_uri), run.REPORT_FILE)))
+        report = json.loads(storage.read_bytes(storage.join(storage.absolute(config.report_uri), REPORT_FACTS)))
     except (FileNotFoundError, ValueError):  # none, or no report of ours
         return True
     return not isinstance(report, dict) or report.get("run_id") != frozen["run_id"]

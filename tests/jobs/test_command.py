@@ -124,4 +124,4 @@ def test_a_bundle_that_changed_under_way_is_named(tmp_path: Path, capsys: pytest
         ).materialize()
 
     assert _exit_code(run) == 2
-    assert f"error: {bundle_uri}: the run began with bundle another, found" in capsys.readouterr().err
+    assert f"error: {bundle_uri}: expected bundle another, with which the job began, found" in capsys.readouterr().err

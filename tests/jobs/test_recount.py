@@ -14,9 +14,9 @@ import pytest
 from jobs.counting.counted import read_counted
 from jobs.counting.history import read_history
 from jobs.platform import storage
+from jobs.platform.layout import read_run
 from jobs.recount import main
 from jobs.reporting.recount_lists import recount_csv, second_counts_csv
-from jobs.stages.run import read_run
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
 from tests.planned_night import commit_night, plan_row, priority_row, write_run

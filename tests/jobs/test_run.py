@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config.audit import AuditConfig
+from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.provenance import provenance
 from jobs.stages import run, tonight
 from jobs.stages.run import freeze_run, hold_night, name_run
@@ -169,5 +170,5 @@ def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> No
     for text, unfinished in (
         ("no JSON", True), ("[1]", True), ('{"run_id": "other"}', True), ('{"run_id": "run-a"}', False)
     ):  # fmt: skip
-        (tmp_path / run.REPORT_FILE).write_text(text)
+        (tmp_path / REPORT_FACTS).write_text(text)
         assert tonight._is_unfinished(config, frozen) is unfinished

@@ -12,7 +12,6 @@ from model.certificates import (
     certified_at,
     conformal_p_values,
     p_value_histogram,
-    resolution_limit,
 )
 
 
@@ -55,8 +54,7 @@ def test_both_passes_agree_although_scores_are_stored_in_single_precision() -> N
 
 
 def test_nothing_is_certified_below_the_resolution_limit() -> None:
-    reference = ReferenceScores(np.full(99, 0.5), 99)  # smallest p-value 0.01
-    assert resolution_limit(1000, 99, 0.2) == 50
+    reference = ReferenceScores(np.full(99, 0.5), 99)  # smallest p-value 0.01: 1000 / (0.2 * 100) at least
     for outstanding, certified in ((49, 0), (50, 50)):
         scores = np.where(np.arange(1000) < outstanding, 0.9, 0.1)
         threshold = bh_threshold(p_value_histogram(scores, reference), 0.2)
