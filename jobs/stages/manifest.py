@@ -94,7 +94,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     """Reads every row once. Raises InputError with all kinds of problems that it found, by file, row and field, and
     GateError where other jobs hold every CPU.
 
-    Without `needs_night` a manifest may name none (its `audit_date` is then empty): training doesn't care.
+    Without `needs_night` a manifest may name none (its `audit_date` is then empty).
     """
     uri = storage.absolute(uri)
     files = [entry.uri for entry in storage.parquet_files(uri)]
@@ -103,15 +103,10 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         _check_file, num_cpus=CHECK_CPUS
     )
     reports = sorted((json.loads(row["report"]) for row in found.iter_rows()), key=lambda report: str(report["uri"]))
-    problems = [problem for report in reports for problem in report["problems"]]
-    if not problems and not sum(report["num_rows"] for report in reports):
-        problems = [f"{uri}: expected at least one bin, found no rows"]
+    problems = problems_of_files(reports, uri)
     metadata = [report["metadata"] for report in reports]
     night = _agreed("audit_date", metadata, uri, problems)
     images_uri = _agreed("images_uri", metadata, uri, problems)
-    version = _agreed("format_version", metadata, uri, problems)
-    if version not in (None, FORMAT_VERSION):
-        problems.append(f"{uri}: expected manifest format_version {FORMAT_VERSION}, found {version}")
     if night is not None and not _is_night(night):
         years = f"{NIGHT_YEARS[0]} to {NIGHT_YEARS[-1]}"
         problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD of the years {years}, found {night!r}")
@@ -126,12 +121,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
             f"{uri}: bin_id {bin_id!r} stands in {count} rows; every bin must stand in exactly one"
             for bin_id, count in find_duplicates(files, "bin_id", limit=MAX_PROBLEMS)
         ]
-    if problems:
-        rest = len(problems) - MAX_PROBLEMS
-        raise InputError(
-            "\n  ".join(["the manifest can't be used:", *problems[:MAX_PROBLEMS]])
-            + (f"\n  and {rest} more problems" if rest > 0 else "")
-        )
+    refuse(problems)
     digest = hashlib.sha256()
     for report in reports:
         digest.update(report["sha256"].encode())
@@ -199,10 +189,32 @@ def read_shard(uri: str, row_group: int) -> pa.Table:
 
 
 def _check_file(row: dict) -> dict:
-    return {"report": json.dumps(_file_report(row["uri"]))}
+    return {"report": json.dumps(file_report(row["uri"]))}
 
 
-def _file_report(uri: str) -> dict:
+def problems_of_files(reports: Sequence[dict], uri: str) -> list[str]:
+    """What is wrong with the files of a manifest, by their reports."""
+    problems = [problem for report in reports for problem in report["problems"]]
+    if not problems and not sum(report["num_rows"] for report in reports):
+        problems = [f"{uri}: expected at least one bin, found no rows"]
+    version = _agreed("format_version", [report["metadata"] for report in reports], uri, problems)
+    if version not in (None, FORMAT_VERSION):
+        problems.append(f"{uri}: expected manifest format_version {FORMAT_VERSION}, found {version}")
+    return problems
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raises InputError with the first of the problems, where there are any."""
+    if problems:
+        rest = len(problems) - MAX_PROBLEMS
+        raise InputError(
+            "\n  ".join(["the manifest can't be used:", *problems[:MAX_PROBLEMS]])
+            + (f"\n  and {rest} more problems" if rest > 0 else "")
+        )
+
+
+def file_report(uri: str) -> dict:
+    """What one file of a manifest holds and what is wrong with it. Raises InputError where it is not there any more."""
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError as error:

@@ -17,11 +17,11 @@ import ray.data
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_photos
-from jobs.stages.manifest import row_problems, settle_roots
-from schemas.arrow import conform, file_metadata, schema_problems
+from jobs.stages.manifest import file_report, problems_of_files, refuse, settle_roots
+from schemas.arrow import conform
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
-from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, stock_moved
+from schemas.manifest import MANIFEST_SCHEMA, stock_moved
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
@@ -54,38 +54,18 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     Raises InputError with all kinds of problems at once, as the audit finds them.
     """
     uri = storage.absolute(config.manifest_uri)
-    problems: list[str] = []
-    tables, images_uris = [], set()
-    for entry in storage.parquet_files(uri):
-        table = storage.read_table(entry.uri)
-        found = schema_problems(table.schema, MANIFEST_SCHEMA)
-        metadata = file_metadata(table.schema)
-        version = metadata.get("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            found.append(f"expected manifest format_version {FORMAT_VERSION}, found {version}")
-        if found:
-            problems += [f"{entry.uri}: {problem}" for problem in found]
-            continue
-        if "images_uri" in metadata:
-            images_uris.add(metadata["images_uri"])
-        try:
-            rows = conform(table, MANIFEST_SCHEMA)
-            rows.validate(full=True)  # texts that are no UTF-8
-        except pa.ArrowInvalid as error:
-            problems.append(f"{entry.uri}: {error}")
-            continue
-        problems += row_problems(rows, entry.uri, 0)
-        tables.append(rows.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None))
+    reports = [file_report(entry.uri) for entry in storage.parquet_files(uri)]
+    problems = problems_of_files(reports, uri)
+    images_uris = {report["metadata"]["images_uri"] for report in reports if "images_uri" in report["metadata"]}
     if len(images_uris) > 1 and not config.allowed_root:
         problems.append(
             f"{uri}: the files disagree on images_uri; say with --allowed-root where photos may be read from"
         )
-    if problems:
-        more = [f"and {len(problems) - 20} more problems"] if len(problems) > 20 else []
-        raise InputError("\n  ".join(["the manifest can't be read:", *problems[:20], *more]))
-    bins = pa.concat_tables(tables).combine_chunks()
-    if not bins.num_rows:
-        raise InputError(f"{uri}: expected at least one bin, found no rows")
+    refuse(problems)
+    tables = [conform(storage.read_table(report["uri"]), MANIFEST_SCHEMA) for report in reports]
+    bins = pa.concat_tables(
+        table.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None) for table in tables
+    ).combine_chunks()
     counts = pc.value_counts(bins["bin_id"])
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):

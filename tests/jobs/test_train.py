@@ -394,6 +394,15 @@ def test_missing_columns_are_all_named(tmp_path: Path, capsys: pytest.CaptureFix
     check_refused(capsys, flags(str(uri), tmp_path / "b"), "image_uri", "expected_qty", "num_skus")
 
 
+def test_every_damaged_file_of_a_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = Path(write_dump(tmp_path / "dump")).parent / "parts"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.parquet").write_bytes(b"no table")
+    pq.write_table(pa.table({"bin_id": ["a"]}), folder / "c.parquet")
+    check_refused(capsys, flags(str(folder), tmp_path / "b"), "a.parquet", "b.parquet", "c.parquet: column image_uri")
+
+
 def test_weights_that_do_not_fit_exit_2(tmp_path: Path, manifest_uri: str, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"conv1.weight": torch.zeros(1)}, path)
