@@ -37,7 +37,7 @@ from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_sh
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
-from jobs.stages.publish import clean_up, publish_night, summarize
+from jobs.stages.publish import check_committed, clean_up, publish_night, summarize
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night
 from jobs.stages.staging import stage_shards
@@ -99,6 +99,7 @@ def run_audit(config: AuditConfig) -> None:
                 "statuses": dict(progress.statuses),
             }
             finish_run(tonight.run_uri, frozen, outcome)
+        check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
         _report_and_tell(tonight, summary)
 
 
@@ -111,6 +112,7 @@ def _finish(tonight: Tonight) -> None:
             known = read_run(tonight.run_uri)
             if "outcome" not in known:
                 finish_run(tonight.run_uri, known, _outcome(tonight.config))
+    check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
     _report_and_tell(tonight, storage.read_table(summary_uri(tonight.output_uri, tonight.audit_date)))
 
 

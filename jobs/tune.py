@@ -49,25 +49,29 @@ def run_tune(config: TuneConfig) -> None:
         best, info = finish_best(bins, config, start, trials, training_uri)
     publish_search(config, trials, info)
     print(format_trials(trials.records, list(search_space(config))))
-    if best is None:
-        raise GateError(
-            f"all {len(trials.records)} trials failed, so no bundle is written; {output_uri}/search.html says why: change the "
-            "settings and search again"
+    if best is not None:
+        print(
+            f"best: trial {best.number}, selection NLL {best.selection_nll:.4f} (median trial "
+            f"{median_nll(trials.records):.4f})"
         )
-    print(
-        f"best: trial {best.number}, selection NLL {best.selection_nll:.4f} (median trial "
-        f"{median_nll(trials.records):.4f}); table and page: {output_uri}"
-    )
-    require_whole_search(trials.records)
+    print(f"table and page: {output_uri}")
+    require_whole_search(trials.records, best)
 
 
-def require_whole_search(records: list[TrialRecord]) -> None:
-    """Raises GateError where trials have not had their chance; one that failed by its own settings has had it."""
+def require_whole_search(records: list[TrialRecord], best: TrialRecord | None) -> None:
+    """Raises GateError where trials have not had their chance (one that failed by its own settings has had it), or where
+    none is the `best`."""
     undone = [record for record in records if not record.final]
     if undone:
         raise GateError(
-            f"{len(undone)} of {len(records)} trials were cut short (trial {undone[0].number}: {undone[0].reason}); the "
-            "bundle is that of the best of the others; the same command runs them again"
+            f"{len(undone)} of {len(records)} trials were cut short (trial {undone[0].number}: {undone[0].reason}); "
+            f"{'no bundle is written' if best is None else 'the bundle is that of the best of the others'}; the same command "
+            "runs them again"
+        )
+    if best is None:
+        raise GateError(
+            f"all {len(records)} trials failed, so no bundle is written; the search's page says why: change the settings and "
+            "search again"
         )
 
 

@@ -171,19 +171,20 @@ def loss_not_decreasing(seen: Observations) -> Finding | None:
     """After three epochs of at least 30 steps in all, the mean loss of the last three is not 1 % (after ten epochs 2 %)
     below the first epoch's; or the two or three after the best epoch on photos of the same size are 5 % above it.
 
-    Loaded weights may begin near the lowest loss they can have, and a rising learning rate first undoes some of what they
-    know: of them only a rise of 20 % counts."""
+    Loaded weights that count already may begin near the lowest loss they can have, and a rising learning rate first
+    undoes some of what they know: of them only a rise of 20 % counts."""
     losses = seen.train_losses
     if len(losses) < 3 or len(seen.step_losses) < 30:
         return None
     last = losses[1:][-3:]
     # a slow learner is 1 % down after three epochs; one that is no further after ten has come to a halt
-    stalled = seen.from_scratch and sum(last) / len(last) >= (0.99 if len(losses) < 10 else 0.98) * losses[0]
+    knows = not seen.from_scratch and losses[0] < 0.85 * math.log(seen.num_classes)
+    stalled = not knows and sum(last) / len(last) >= (0.99 if len(losses) < 10 else 0.98) * losses[0]
     comparable = [losses[epoch] for epoch in seen.comparable_epochs]
     best = min(comparable)
     # only what came after the best epoch: where the loss falls fast, the epochs before it are as far above
     since = comparable[comparable.index(best) + 1 :][-3:]
-    risen = len(since) >= 2 and sum(since) / len(since) >= (1.05 if seen.from_scratch else 1.2) * best
+    risen = len(since) >= 2 and sum(since) / len(since) >= (1.2 if knows else 1.05) * best
     if not stalled and not risen:
         return None
     return Finding(

@@ -21,7 +21,7 @@ else."""
 CELL_CHARACTERS = 32_767
 """What a spreadsheet cell holds."""
 
-FORMULA_START = r"^[=+\-@\t\r\n＝＋－＠]"
+FORMULA_START = r"^([\t\r\n]|[\s\"']*[=+\-@＝＋－＠])"
 CELL_INSIDE = r"([;\t\r\n][\s\"']*)([=+\-@＝＋－＠])"
 """Where a spreadsheet that parts cells at semicolons or tabs, as it does in much of Europe, begins another one. To it our
 quotation marks are a part of the text, so that a line's end or a quotation mark of the text's own ends or begins a cell."""

@@ -17,7 +17,7 @@ JPEG_QUALITY = 95
 
 def draw_photo(seed: int, number: int, pieces: Pieces) -> bytes:
     """The JPEG of bin `number`, about 470 x 330 pixels and 50 KB, from the bin's own random stream."""
-    # Streams of their own: another piece in the bin leaves the bin and the camera as they are.
+    # Streams of their own: another piece in the bin leaves the bin and the camera as they are, but for the light.
     scene, placing, bands, camera = generator(seed, PHOTO, number).spawn(4)
     width, height = _frame_size(scene)
     photo = np.empty((height, width, 3), np.uint8)

@@ -117,8 +117,10 @@ def _lay_row(row: list[_Column], width: int, depth: float, draw: np.random.Gener
         shares = draw.dirichlet(np.full(len(order) + 1, 0.6))
         gaps = spare * shares
     else:
-        gaps = np.full(len(order) + 1, spare / max(1, len(order) - 1))
-        gaps[0] = 0.0
+        # each hides the same share of the one before it, so that none is pushed out of the bin
+        widths = np.array([column.width for column in order])
+        seen = (width - widths[-1]) / (widths.sum() - widths[-1])
+        gaps = np.concatenate([[0.0], (seen - 1) * widths[:-1]])
     placements: list[Placement] = []
     x = 0.0
     for column, gap in zip(order, gaps, strict=False):

@@ -89,7 +89,8 @@ def _write(face: Patch, sku: Sku, look: np.random.Generator) -> None:
     words = [word for word in sku.name.split() if word.isascii() and word.isalpha()] or ["PRO"]
     word = words[int(look.integers(len(words)))].upper()[:9]
     font = pick(look, FONTS)
-    up = face.shape[0] > 1.3 * face.shape[1] and look.random() < 0.4
+    turned = look.random() < 0.4  # drawn for every face: pieces of one product differ in shape, and not in print
+    up = turned and face.shape[0] > 1.3 * face.shape[1]
     page = np.ascontiguousarray(np.rot90(face)) if up else face
     height, width = page.shape[:2]
     scale = look.uniform(0.4, 0.9) * width / max(1, cv2.getTextSize(word, font, 1.0, 2)[0][0])

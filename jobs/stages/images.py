@@ -47,6 +47,8 @@ DENIED = "access denied"
 
 _RETRIED = re.compile(r"after \d+ retries")
 """Stands in obstore's errors for what it asked for again and again; one that was refused for good has none."""
+_LASTING = re.compile(r"\(os error (20|36|40)\)")
+"""ENOTDIR, ENAMETOOLONG, ELOOP: a local path's own fault. What else a local read ends with is a disk or a mount that fails."""
 
 PHOTO_COLUMNS = [
     pa.field("status", pa.string(), nullable=False),
@@ -202,7 +204,10 @@ async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Ph
         except (InvalidPathError, ValueError):  # a control character in a key is a ValueError
             return Photo(ImageStatus.IMAGE_REJECTED, "not a valid key")
         except (BaseError, OSError) as failure:
-            gave_up = _RETRIED.search(str(failure)) is not None
+            if storage.is_s3(uri):
+                gave_up = _RETRIED.search(str(failure)) is not None
+            else:
+                gave_up = _LASTING.search(str(failure)) is None
             if gave_up or not storage.is_cut_short(failure):
                 return Photo(ImageStatus.FETCH_FAILED, _failure(failure), gave_up=gave_up)
             error = _failure(failure)

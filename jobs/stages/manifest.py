@@ -321,16 +321,22 @@ def _agreed(key: str, metadata: list[dict[str, str]], uri: str, problems: list[s
     return values[0] if values else None
 
 
-def _copy_file(row: dict) -> dict:
+def read_same(uri: str, sha256: str) -> bytes:
+    """A file of a manifest. Raises InputError where it is not the one that was checked any more."""
     try:
-        data = storage.read_bytes(row["source"])
+        data = storage.read_bytes(uri)
     except FileNotFoundError:
         data = b""
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise InputError(
-            f"{row['source']}: expected the file that was checked a moment ago, found another one or none; leave the "
-            "manifest alone while a job reads it, and run the same command again"
+            f"{uri}: expected the file that was checked a moment ago, found another one or none; leave the manifest alone "
+            "while a job reads it, and run the same command again"
         )
+    return data
+
+
+def _copy_file(row: dict) -> dict:
+    data = read_same(row["source"], row["sha256"])
     parquet = pq.ParquetFile(io.BytesIO(data))
     present = [field.name for field in MANIFEST_SCHEMA if field.name in parquet.schema_arrow.names]
     sink = io.BytesIO()

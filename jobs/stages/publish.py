@@ -104,11 +104,13 @@ def publish_night(
     if replaces is not None:
         # its summary, the other sign that its plan was once committed, is about to go
         mark_committed(output_uri, replaces)
-    # an earlier try of this run may have cut its parts otherwise
-    storage.delete(set(part_uris(output_uri, "results", audit_date, run_id)) - set(night.part_uris))
-    if replaces is not None and not replace_counted and has_counts(output_uri, audit_date):
-        # the same command is refused at once from now on, so nothing else would ever take them away
-        storage.delete([*night.part_uris, plan_uri])
+    refused = replaces is not None and not replace_counted and has_counts(output_uri, audit_date)
+    # an earlier try of this run may have cut its parts otherwise; and those of a refused one would lie there until the
+    # night is audited again, as the same command is refused at once from now on
+    leftover = set(part_uris(output_uri, "results", audit_date, run_id)) - set(night.part_uris)
+    lock.check()  # with --replace-counted this very run may have been committed by another process
+    storage.delete([*night.part_uris, plan_uri] if refused else leftover)
+    if refused:
         raise GateError(
             f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
             "committed; pass --replace-counted as well to make a new plan (the counts are kept)"
@@ -119,9 +121,6 @@ def publish_night(
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
         _discard_abandoned(output_uri, audit_date)
-    elif replaces is not None:
-        # its commit may have gone over another one's, which has cleared these parts away
-        _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
 
 
 def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, replaces: str | None) -> None:
@@ -138,6 +137,18 @@ def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, re
                 f"{output_uri}: the night {audit_date} was committed by run {committed} while this one was at work; "
                 "nothing was committed; pass --replace to audit it again"
             )
+
+
+def check_committed(output_uri: str, audit_date: str, run_id: str, num_bins: int) -> None:
+    """Raises GateError where a committed run's rows are not all there: this process was paused before its commit, which then
+    went over the one of a run that had cleared its parts away."""
+    parts = part_uris(output_uri, "results", audit_date, run_id)
+    found = sum(storage.open_parquet(uri).metadata.num_rows for uri in parts)
+    if found != num_bins:
+        raise GateError(
+            f"{output_uri}: the night {audit_date} is committed by run {run_id} with {found} of its {num_bins} rows, as another "
+            "process took the night meanwhile; audit it again with --replace"
+        )
 
 
 def mark_committed(output_uri: str, run_id: str) -> None:
@@ -195,8 +206,8 @@ def _check_parts(expected: set[str], output_uri: str, audit_date: str) -> None:
         gone -= {part.uri for part in storage.list_objects(partition_uri(output_uri, table, audit_date))}
     if gone:
         raise GateError(
-            f"{len(gone)} of this run's {len(expected)} parts were deleted meanwhile (such as {min(gone)}); audit the night "
-            "again"
+            f"{len(gone)} of this run's {len(expected)} parts were deleted before the commit (such as {min(gone)}); "
+            "nothing was committed, the same command writes them again"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,13 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray.data
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_photos
-from jobs.stages.manifest import file_report, problems_of_files, refuse, settle_roots
+from jobs.stages.manifest import file_report, problems_of_files, read_same, refuse, settle_roots
 from schemas.arrow import conform
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
@@ -62,10 +64,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
             f"{uri}: the files disagree on images_uri; say with --allowed-root where photos may be read from"
         )
     refuse(problems)
-    tables = [conform(storage.read_table(report["uri"]), MANIFEST_SCHEMA) for report in reports]
-    bins = pa.concat_tables(
-        table.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None) for table in tables
-    ).combine_chunks()
+    bins = pa.concat_tables(_read_checked(report) for report in reports).combine_chunks()
     counts = pc.value_counts(bins["bin_id"])
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
@@ -95,6 +94,12 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     bins = bins.set_column(bins.schema.get_field_index("group"), "group", group)
     roots = settle_roots(uri, next(iter(images_uris), None), config.allowed_root)
     return LabelledBins(bins.sort_by("bin_id"), roots, {"moved": num_moved} if num_moved else {})
+
+
+def _read_checked(report: dict) -> pa.Table:
+    """The columns that training needs of a file, which must be the one that was checked."""
+    table = conform(pq.read_table(io.BytesIO(read_same(report["uri"], report["sha256"]))), MANIFEST_SCHEMA)
+    return table.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None)
 
 
 def task_pool(num_blocks: int) -> ray.data.TaskPoolStrategy:

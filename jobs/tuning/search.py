@@ -120,7 +120,7 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
     config = trial_config(inputs.config, parameters)
     if record is not None:
         for epoch in record.epochs:
-            tune.report({**epoch, PROGRESS: progress(epoch, config.max_epochs)})
+            tune.report({**epoch, **progress(epoch, config.max_epochs)})
         if record.final:
             return {METRIC: final_metric(record)}
     run = run_name(inputs.bins, config, inputs.start)
@@ -153,15 +153,17 @@ def final_metric(record: TrialRecord) -> float:
     return record.epochs[-1][METRIC] if best is None else best
 
 
-def progress(epoch: dict[str, Any], max_epochs: int) -> float:
+def progress(epoch: dict[str, Any], max_epochs: int) -> dict[str, float]:
     """ASHA's time, in percent of the trial's own epochs: the learning rate is planned for so many, and at the same epoch
-    a short training is about to end while a long one has just warmed up."""
-    return 100 * (epoch["epoch"] + 1) / max_epochs
+    a short training is about to end while a long one has just warmed up. None of the last epoch: a trial that is done can't
+    be stopped, and with its learning rate at zero it would be no measure for those under way."""
+    done = epoch["epoch"] + 1
+    return {PROGRESS: 100 * done / max_epochs} if done < max_epochs else {}
 
 
 def first_rung_percent(config: TuneConfig) -> int:
-    """When ASHA first compares trials. A quarter through, where they are on photos of one size then; but where photos grow
-    and trials have different numbers of epochs, only once all have their whole size: on smaller ones an NLL is another."""
+    """When ASHA first compares trials. A quarter through; but where photos grow and trials have different numbers of
+    epochs, only once all are on their whole size: a trial that is a step behind would look worse than it is."""
     if config.photos_grow and config.space == "seed":
         return math.floor(100 * SETTLED_SHARE) + 1
     return 25
@@ -180,7 +182,7 @@ class ReportEpochs(TuneReportCallback):
             return  # the trial is about to fail and to say why; ASHA would call it stopped
         report = {
             **epoch,
-            PROGRESS: progress(epoch, self._max_epochs),
+            **progress(epoch, self._max_epochs),
             CONTROLLER: ray.get_runtime_context().current_actor,
             RUN: self._run,
         }

@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import http.server
 import io
@@ -12,11 +13,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from obstore.exceptions import GenericError
 from PIL import Image
 
 from jobs.exploring.looks import look_at
 from jobs.platform import storage
-from jobs.stages.images import OUTAGE_FAILURES, FetchPlan, _pixels_column, fetch_rows, is_allowed, pixels_of
+from jobs.stages.images import (
+    OUTAGE_FAILURES,
+    FetchPlan,
+    Photo,
+    _pixels_column,
+    fetch_bytes,
+    fetch_rows,
+    is_allowed,
+    pixels_of,
+)
 from jobs.training.labelled_bins import _check_batch
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError
@@ -219,6 +230,22 @@ def test_training_waits_for_a_storage_that_is_away_and_not_for_a_photo_that_it_r
     photos = pa.table({"bin_id": ["1"], "image_uri": [f"{images_uri}/1.jpg"]})
     checked = _check_batch(photos, _plan(images_uri))
     assert (checked["status"].to_pylist(), checked["gave_up"].to_pylist()) == (["fetch_failed"], [server is None])
+
+
+@pytest.mark.parametrize(("code", "gave_up"), [(5, True), (116, True), (20, False), (36, False), (40, False)])
+def test_a_disk_that_fails_is_a_storage_that_is_away(
+    code: int, gave_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        async def get_async(self, key: str, *, options: object) -> None:
+            raise GenericError(
+                f"Generic LocalFileSystem error: Unable to open file {key}: so it goes (os error {code})"
+            )
+
+    monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (Broken(), uri))
+    found = asyncio.run(fetch_bytes(str(tmp_path / "a.jpg"), None, _plan(str(tmp_path))))
+    assert isinstance(found, Photo)
+    assert (found.status, found.gave_up) == ("fetch_failed", gave_up)
 
 
 def test_folders_named_like_photos_fail_at_once(tmp_path: Path) -> None:

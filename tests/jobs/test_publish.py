@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,15 @@ import pyarrow as pa
 import pytest
 
 from jobs import audit
+from jobs.config.audit import AuditConfig
 from jobs.counting.belief import learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
-from jobs.platform.layout import committed_run, part_uris
+from jobs.platform import storage
+from jobs.platform.layout import committed_run, part_uri, part_uris
 from jobs.stages import conclude
 from jobs.stages.conclude import SUMS, Decisions, Night
-from jobs.stages.publish import MONEY, publish_night, summarize
+from jobs.stages.publish import MONEY, check_committed, publish_night, summarize
 from jobs.stages.run import hold_night
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA
@@ -105,13 +108,48 @@ def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: 
     facts["counted_at"] = datetime(2026, 3, 3, tzinfo=UTC)
     rows = [{name: facts.get(name) for name in COUNTED_SCHEMA.names}]
     add_counted(output, pa.Table.from_pylist(rows, schema=COUNTED_SCHEMA))
+    run_id = str(FACTS["run_id"])
+    part = part_uri(output, "results", NIGHT, run_id, 0)
+    night = replace(night_of({}), part_uris=[part])
+    storage.write_table(part, RESULTS_SCHEMA.empty_table())
     with pytest.raises(GateError, match=r"counts against a plan of 2026-03-02 have come in.*--replace-counted"):
-        publish(night_of({}), output, replaces=in_force)
+        publish(night, output, replaces=in_force)
     assert committed_run(output, NIGHT) == in_force
-    # nothing else would take away what was written for it: the same command is refused at once from now on
-    assert part_uris(output, "recount_plan", NIGHT, str(FACTS["run_id"])) == []
-    publish(night_of({}), output, replaces=in_force, replace_counted=True)
-    assert committed_run(output, NIGHT) == FACTS["run_id"]
+    # the same command is refused at once from now on, and would take nothing away
+    assert [part_uris(output, table, NIGHT, run_id) for table in ("results", "recount_plan")] == [[], []]
+    storage.write_table(part, RESULTS_SCHEMA.empty_table())
+    publish(night, output, replaces=in_force, replace_counted=True)
+    assert committed_run(output, NIGHT) == run_id
+    check_committed(output, NIGHT, run_id, 0)
+    with pytest.raises(GateError, match=r"committed by run .* with 0 of its 3 rows.*audit it again with --replace"):
+        check_committed(output, NIGHT, run_id, 3)
+
+
+@pytest.mark.parametrize(
+    ("num_staged", "message"), [(1, "1 rows for 2 bins were staged"), (2, "another run has taken")]
+)
+def test_nothing_is_written_where_the_stage_is_not_whole_or_the_night_is_lost(
+    num_staged: int, message: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise GateError("another run has taken the night")
+
+    def write_parts(*given: Any) -> None:
+        raise AssertionError("written over the parts of whoever has the night")
+
+    bundle = bundle_info()
+    tonight: Any = SimpleNamespace(
+        config=AuditConfig(manifest_uri="m", bundle_uri="b", output_uri=str(tmp_path)),
+        run_id="r", audit_date=NIGHT, bundle=bundle, run_uri=str(tmp_path), output_uri=str(tmp_path),
+        resources=SimpleNamespace(small_task_cpus=1), manifest=SimpleNamespace(num_rows=2),
+    )  # fmt: skip
+    history = read_history(str(tmp_path), NIGHT)
+    belief = learn_belief(history, bundle, true_shares(bundle.label_histogram))
+    monkeypatch.setattr(audit, "decide_night", lambda *given: Decisions(num_staged, None, {}, None, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(audit, "write_parts", write_parts)
+    lock: Any = SimpleNamespace(check=lost)
+    with pytest.raises(GateError, match=message):
+        audit._conclude(tonight, belief, history.last_counts, lock)
 
 
 def test_a_night_that_another_run_committed_after_the_last_look_at_the_lock_stays(tmp_path: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,8 @@ from jobs.sample import main
 from jobs.sampling.contents import DIFFERENCE_SHARES, DIFFERENCES, draw_contents, render_record
 from jobs.sampling.dump import write_bins
 from jobs.sampling.photo import draw_photo
+from jobs.sampling.placing import place_pieces
+from jobs.sampling.prints import blank, print_face
 from schemas.abid import parse_record
 
 NUM_BINS = 60
@@ -174,6 +177,27 @@ def test_photos_are_about_as_large_as_abids_and_not_all_of_one_size() -> None:
     assert len(shapes) > 30
     assert 300 <= np.median([width for _, width in shapes]) <= 600
     assert 25_000 <= np.median([len(photo) for photo in photos]) <= 80_000
+
+
+def test_no_piece_stands_outside_its_bin() -> None:
+    opening = (400, 260)
+    for number in range(1, 1500):
+        for placement in place_pieces(draw_contents(7, number, 0.0).true, opening, np.random.default_rng(number)):
+            # stacks are not quite plumb
+            assert -0.05 < placement.x / opening[0] < 1.05
+
+
+def test_pieces_of_one_product_have_one_print_whatever_their_shape() -> None:
+    sku = next(sku for number in range(1, 50) for sku, _ in draw_contents(7, number, 0.0).true if sku.kind == "box")
+    differences = []
+    for look in range(200):
+        prints = []
+        for height in (129, 131):  # on either side of where words may run up the face
+            face = blank(100, height, sku.colour)
+            print_face(face, replace(sku, look=look), np.random.default_rng(look))
+            prints.append(cv2.resize(face, (50, 65), interpolation=cv2.INTER_AREA).astype(int))
+        differences.append((np.abs(prints[0] - prints[1]).max(axis=2) > 40).mean())
+    assert np.mean(np.array(differences) > 0.05) < 0.5  # those on which a large word turns
 
 
 def test_pieces_show_in_the_photo_and_change_nothing_else() -> None:

@@ -17,6 +17,7 @@ from jobs.platform.texts import csv_text
     "name",
     [
         "=1+1",
+        " =1+1",
         "Mug;=1+1",
         "Mug\t=1+1",
         'Mug;"=1+1;',

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from jobs.config.tune import TuneConfig
 from jobs.tune import main, require_whole_search
-from jobs.tuning.search import first_rung_percent, progress
+from jobs.tuning.search import PROGRESS, first_rung_percent, progress
 from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
 from jobs.tuning.trials import (
     COMPLETED,
@@ -141,8 +141,7 @@ def test_where_all_trials_fail_there_is_no_bundle_and_the_exit_code_is_1(
 SEARCH_ON_TWO_CPUS = """
 import sys
 import ray
-from jobs.tune import main, require_whole_search
-from jobs.tuning.search import first_rung_percent, progress
+from jobs.tune import main
 ray.init(num_cpus=2, include_dashboard=False)
 raise SystemExit(main(sys.argv[1:]))
 """
@@ -196,23 +195,31 @@ def test_trials_are_ranked_by_their_best_epoch_on_whole_photos_and_failed_ones_l
 
 def test_a_search_whose_trials_were_cut_short_is_not_done() -> None:
     ended = [record(1, 1.4, 1.3), record(2, 1.5, status=STOPPED_EARLY), record(3, status=FAILED, reason="not finite")]
-    require_whole_search(ended)
+    require_whole_search(ended, ended[0])
     lost = record(4, status=FAILED, reason="storage is away", final=False)
-    with pytest.raises(GateError, match=r"1 of 4 trials were cut short \(trial 4: storage is away\).*the same command"):
-        require_whole_search([*ended, lost])
+    with pytest.raises(
+        GateError, match=r"1 of 4 trials were cut short \(trial 4: storage is away\); the bundle is.*again"
+    ):
+        require_whole_search([*ended, lost], ended[0])
+    with pytest.raises(GateError, match=r"1 of 1 trials were cut short .*; no bundle is written; the same command"):
+        require_whole_search([lost], None)
+    with pytest.raises(GateError, match=r"all 1 trials failed.*change the settings"):
+        require_whole_search([record(1, status=FAILED, reason="not finite")], None)
 
 
 def test_trials_are_compared_on_photos_of_one_size() -> None:
     config = TuneConfig(manifest_uri="m", bundle_uri="b")
     for settings in (config, config.model_copy(update={"weights": "IMAGENET1K_V2"})):
         rung = first_rung_percent(settings)
-        compared = {
-            trial.image_size_of(epoch)
+        compared = [
+            (trial, epoch)
             for trial in (trial_config(settings, {"max_epochs": number}) for number in range(2, 7))
             for epoch in range(trial.max_epochs)
-            if progress({"epoch": epoch}, trial.max_epochs) >= rung
-        }
-        assert compared == {config.image_size}
+            if progress({"epoch": epoch}, trial.max_epochs).get(PROGRESS, 0) >= rung
+        ]
+        assert {trial.image_size_of(epoch) for trial, epoch in compared} == {config.image_size}
+        # a trial that is done is no measure for those under way
+        assert not [epoch for trial, epoch in compared if epoch == trial.max_epochs - 1]
     assert first_rung_percent(config.model_copy(update={"space": "wide"})) == 25
 
 

@@ -168,6 +168,8 @@ def test_loaded_weights_need_not_get_better_at_once() -> None:
     near_their_best = sound(from_scratch=False, train_losses=[1.30, 1.36, 1.40, 1.38])
     assert health.loss_not_decreasing(near_their_best) is None
     assert health.loss_not_decreasing(sound(from_scratch=False, train_losses=[1.30, 1.60, 1.70, 1.75])) is not None
+    new_head = sound(from_scratch=False, train_losses=[1.94, 1.94, 1.93, 1.94])
+    assert health.loss_not_decreasing(new_head) is not None
 
 
 def network() -> CountingNetwork:
