@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from schemas.bundle import Preprocessing
 
@@ -22,9 +24,16 @@ MAX_ODD_PIXELS = 12_500_000
 MAX_SCANNED_PIXELS = 2_500_000_000
 """Pixels times scans of a JPEG. Every further scan goes over the whole photo, in a few bytes: 30 kB can ask for a
 minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has ten scans."""
+MAX_SEGMENTS = 1000
+"""Of a JPEG beside its scans, or chunks of a PNG beside its data: Pillow keeps each of them, and joins those of EXIF one by
+one, so that a file of MAX_IMAGE_BYTES could ask for a gigabyte, or for an hour. A photo has a dozen."""
+MAX_EXIF_BYTES = 65536
+"""What a JPEG's segment holds. Pillow before 13 copies what a damaged directory points at, as often as it says."""
 
 # Pillow has readers for dozens of formats, Ghostscript among them; photos come in these.
 FORMATS = ("JPEG", "PNG", "WEBP")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+EXIF_HEADER = b"Exif\0\0"
 # Our own limit is lower and checked below; Pillow's would warn (an error under -W error) between the two.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -82,10 +91,55 @@ def read_pixels(data: bytes) -> np.ndarray:
     if len(data) > MAX_IMAGE_BYTES:
         raise RejectedImage(f"{len(data)} bytes, more than {MAX_IMAGE_BYTES}")
     if data[:2] == b"\xff\xd8":
+        exif = _find_exif(data)
         pixels = _read_jpeg(data)
-        if pixels is not None:
-            return pixels
-    return _read_with_pillow(data)
+        return _upright(_read_with_pillow(data)[0] if pixels is None else pixels, exif)
+    if data[:8] == PNG_SIGNATURE:
+        _check_chunks(data)
+    return _upright(*_read_with_pillow(data))
+
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and contents of a JPEG's segments up to its end mark, as libjpeg follows them: it passes over what stands
+    between them. Behind the end some telephones put a film."""
+    place, marker = 2, _MARKER
+    while found := marker.search(data, place):
+        kind, place = found[1][0], found.end()
+        if kind == 0xD9:
+            return
+        if kind == 0x01 or 0xD0 <= kind <= 0xD8:  # stand alone
+            continue
+        end = place + max(2, int.from_bytes(data[place : place + 2], "big"))
+        yield kind, data[place + 2 : end]
+        place, marker = end, _MARKER_IN_SCAN if kind == 0xDA else _MARKER
+
+
+def _find_exif(data: bytes) -> bytes:
+    """Of a JPEG's first segment that holds it; empty where none does. Raises RejectedImage."""
+    exif = b""
+    for number, (kind, contents) in enumerate(_segments(data)):
+        if kind == 0xDA:  # behind the first scan nobody looks for any
+            break
+        if number >= MAX_SEGMENTS:
+            raise RejectedImage(f"more than {MAX_SEGMENTS} segments beside the picture")
+        if kind == 0xE1 and not exif and contents.startswith(EXIF_HEADER):
+            exif = contents
+    return exif
+
+
+def _check_chunks(data: bytes) -> None:
+    """Of a PNG. Raises RejectedImage."""
+    place, num_chunks = len(PNG_SIGNATURE), 0
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        num_chunks += kind != b"IDAT"
+        if num_chunks > MAX_SEGMENTS:
+            raise RejectedImage(f"more than {MAX_SEGMENTS} chunks beside the picture")
+        place += 12 + length
 
 
 def _read_jpeg(data: bytes) -> np.ndarray | None:
@@ -107,8 +161,6 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
         return None
     if not is_usual:
         return None  # it was decoded for its damage only: Pillow sees none before an end mark
-    if b"Exif\0\0" in data[:65536]:
-        return _upright(pixels, data)
     return pixels
 
 
@@ -116,11 +168,14 @@ DAMAGED_METADATA = (OSError, EOFError, SyntaxError, ValueError, LookupError, Typ
 """What Pillow's reader of EXIF raises, and not only its own errors."""
 
 
-def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
+def _upright(pixels: np.ndarray, exif: bytes) -> np.ndarray:
     """Applies the EXIF orientation (values 1..8 of TIFF tag 274)."""
+    if not exif or len(exif) > MAX_EXIF_BYTES:
+        return pixels
+    metadata = Image.Exif()
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            orientation = image.getexif().get(274, 1)
+        metadata.load(exif)
+        orientation = metadata.get(274, 1)
     except DAMAGED_METADATA:
         return pixels  # damaged metadata beside good pixels: the photo counts as upright, as in Pillow
     if orientation in (5, 6, 7, 8):
@@ -132,7 +187,8 @@ def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _read_with_pillow(data: bytes) -> np.ndarray:
+def _read_with_pillow(data: bytes) -> tuple[np.ndarray, bytes]:
+    """The pixels as they are stored, and the EXIF block where Pillow has found one."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size, MAX_ODD_PIXELS)
@@ -142,8 +198,8 @@ def _read_with_pillow(data: bytes) -> np.ndarray:
                 raise RejectedImage(f"an animation of {num_pictures} pictures")
             if data[:2] == b"\xff\xd8":
                 _check_scans(data, *image.size)
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.array(_as_rgb(image))
+            pixels = np.array(_as_rgb(image))
+            return pixels, image.info.get("exif", b"")  # of a PNG it is known once it is decoded
     except (RejectedImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -174,6 +230,9 @@ def _check_pixels(width: int, height: int, most: int) -> None:
 
 
 def _check_scans(data: bytes, width: int, height: int) -> None:
-    scans = data.count(b"\xff\xda")
-    if scans * width * height > MAX_SCANNED_PIXELS:
+    most = MAX_SCANNED_PIXELS // max(1, width * height)
+    if data.count(b"\xff\xda") <= most:  # quick, and never too few
+        return
+    scans = sum(kind == 0xDA for kind, _ in _segments(data))
+    if scans > most:
         raise RejectedImage(f"{scans} scans of {width} x {height} pixels, more than {MAX_SCANNED_PIXELS} in all")

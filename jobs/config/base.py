@@ -30,6 +30,10 @@ class JobConfig(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise InputError("; ".join(_explain(problem) for problem in error.errors())) from error
+        for name, value in self:
+            if name.endswith("_uri") and isinstance(value, str) and any(character < " " for character in value):
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag}: expected a place, found {value!a} (the line's end of a YAML block?)")
 
 
 def _explain(problem: ErrorDetails) -> str:

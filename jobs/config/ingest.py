@@ -19,7 +19,8 @@ class IngestConfig(JobConfig):
     folder of them whose own name ends in .parquet; one line per bin and SKU. Columns: bin_id, sku, quantity;
     optional: name, zone, abc_class, unit_value, currency, image_uri (else the photo's stem is the bin_id), photo_at,
     expected_as_of, moves_since_photo. An empty bin is one line without a sku and with quantity 0. Times in text state
-    their offset (2026-01-31T02:00:00Z), and 1.000 in text is refused, as it may be a thousand."""
+    their offset (2026-01-31T02:00:00Z). A decimal point is a point: a quantity of 1.000 in text is refused, as it may be a
+    thousand; a unit_value of 1.250 is one and a quarter."""
 
     manifest_uri: str = Field(min_length=1)
     """Folder that the manifest is written to. What could not be used goes to <manifest-uri>.rejects."""

@@ -101,11 +101,14 @@ class _Ledger:
         for about, counts in self._counts.items():
             for count in counts:
                 self._before[_identity(about.audit_date, about.bin_id, count)] = count.confirmed
+        self._named = {key[:-1]: confirmed for key, confirmed in self._before.items() if key[-1] is not None}
         self.num_known = 0
 
     def knows(self, row: CountRow) -> bool:
         """Whether an earlier call took the row in; one that it took in unconfirmed may come again once confirmed."""
         known = self._before.get(_identity(row.audit_date, row.bin_id, row.count))
+        if row.count.counter_id is None:  # the same sheet without its column of names
+            known = self._named.get(_identity(row.audit_date, row.bin_id, row.count)[:-1], known)
         if known is None or (row.count.confirmed and not known):
             return False
         self.num_known += 1
@@ -115,6 +118,10 @@ class _Ledger:
         """Raises Reject for what is counted once too often: a bin that is resolved, or again what the same person
         counted there, at whatever time (the same sheet with other times), unless it is confirmed now."""
         counts = self._counts.setdefault(Recorded(row.audit_date, row.bin_id, expected_qty), [])
+        if row.count.counter_id is not None:  # of a count that came without a name it is said now whose it was
+            counts[:] = [
+                count for count in counts if count.counter_id is not None or not _is_same_sight(count, row.count)
+            ]
         finding = resolve_counts(counts, expected_qty)
         # a mismatch that somebody refuted may still be found by a third person
         settles = (
@@ -135,6 +142,10 @@ class _Ledger:
             detail = f"{who} has found {about[0]} pieces already: a second count needs another counter_id, or confirmed"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
         counts.append(row.count)
+
+
+def _is_same_sight(one: Count, other: Count) -> bool:
+    return (one.counted_at, one.counted_qty) == (other.counted_at, other.counted_qty)
 
 
 def _identity(audit_date: str, bin_id: str, count: Count) -> tuple[object, ...]:

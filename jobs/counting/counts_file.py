@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,12 +88,24 @@ def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
             # a spreadsheet leaves out the empty cells at the end of a row, or adds some
             cells = [cell.strip() for cell in cells] + [""] * (len(names) - len(cells))
             problem = f"expected {len(names)} cells, found {len(cells)}" if any(cells[len(names) :]) else None
+            _check_quotes(uri, cells, names, reader)
             known = zip(names, cells, strict=False)
             yield CountsRow(
                 reader.line_num, {name: cell for name, cell in known if name in COUNTS_SCHEMA.names}, problem
             )
     except csv.Error as error:
         raise InputError(f"{uri}: line {reader.line_num}: expected CSV, found: {error}") from error
+
+
+def _check_quotes(uri: str, cells: Sequence[str], names: Sequence[str], reader: Any) -> None:
+    """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell. Raises InputError."""
+    for cell in cells:
+        for line in cell.splitlines()[1:]:
+            found = line.split(reader.dialect.delimiter)
+            if len(found) == len(names) and found[names.index("counted_qty")].strip().isdecimal():
+                raise InputError(
+                    f"{uri}: line {reader.line_num}: a cell holds a whole row ({line[:60]!a}): a quotation mark is not closed"
+                )
 
 
 def _parquet_rows(uri: str, data: bytes) -> Iterator[CountsRow]:

@@ -8,6 +8,8 @@ its seconds or be read in another time zone, and must not confirm itself.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,10 +43,11 @@ class Finding:
 
 
 def person(counter_id: str | None) -> str | None:
-    """Who counted, so that a person who is written `Anna` and `anna `, or `007` by a scanner and `7` by a spreadsheet,
-    can't confirm their own count."""
-    text = " ".join((counter_id or "").casefold().split())
-    return (text.lstrip("0") or "0" if text.isascii() and text.isdecimal() else text) or None
+    """Who counted, so that a person who is written `Anna` and `anna `, `007` by a scanner, `7` by a spreadsheet and `7.0` by
+    pandas, or `Jörg` with one sign or two for the ö, can't confirm their own count."""
+    text = " ".join(unicodedata.normalize("NFKC", counter_id or "").casefold().split())
+    number = re.fullmatch(r"0*([0-9]+?)(\.0*)?", text, re.ASCII)
+    return (number[1] if number else text) or None
 
 
 def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None:
@@ -81,7 +84,8 @@ def sort_counts(counts: Iterable[Count]) -> list[Count]:
 def group_counts(rows: Iterable[dict[str, Any]]) -> dict[Recorded, list[Count]]:
     """The counts of every recorded quantity, from rows of `counted` (or dicts like them).
 
-    One count that was taken in twice (two processes at once, or again once confirmed) is one count.
+    One count that was taken in twice (two processes at once, or again once confirmed, or once it was known whose it is) is
+    one count.
     """
     merged: dict[tuple[Recorded, datetime, int, str | None], bool] = {}
     for row in rows:
@@ -89,6 +93,10 @@ def group_counts(rows: Iterable[dict[str, Any]]) -> dict[Recorded, list[Count]]:
         key = (about, row["counted_at"], row["counted_qty"], person(row["counter_id"]))
         merged[key] = merged.get(key, False) or bool(row["confirmed"])
     groups: dict[Recorded, list[Count]] = {}
+    named = {key[:3] for key in merged if key[3] is not None}
     for (about, counted_at, counted_qty, counter_id), confirmed in merged.items():
+        if counter_id is None and (about, counted_at, counted_qty) in named:
+            continue
+        confirmed |= merged.get((about, counted_at, counted_qty, None), False)
         groups.setdefault(about, []).append(Count(counted_at, counted_qty, counter_id, confirmed))
     return groups

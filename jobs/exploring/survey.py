@@ -89,7 +89,8 @@ def _find_identical(shards: list[Shard], photos: list[dict[str, Any]]) -> list[d
     for photo in photos:
         by_content[photo["sha256"]].append(photo)
     for same in by_content.values():
-        if len(same) > 1:
+        # those of one URI are found below, among all bins
+        if len({photo["image_uri"] for photo in same}) > 1:
             found.append(
                 _identical([photo["bin_id"] for photo in same], same[0]["image_uri"], "same content", len(same))
             )
@@ -101,6 +102,8 @@ def _find_identical(shards: list[Shard], photos: list[dict[str, Any]]) -> list[d
         rows = _rows_with(shards, column, list(counts))
         for value, num_bins in counts.items():
             same_rows = rows.filter(pc.equal(rows[column], value))
+            if column == "image_etag" and len(pc.unique(same_rows["image_uri"])) == 1:
+                continue
             found.append(_identical(same_rows["bin_id"].to_pylist(), same_rows["image_uri"][0].as_py(), how, num_bins))
     unique: dict[tuple[str, ...], dict[str, Any]] = {}
     for entry in found:

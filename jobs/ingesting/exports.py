@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -21,6 +22,7 @@ from schemas.wms import WMS_SCHEMA, group_lines, parse_lines
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 DELIMITERS = ",;\t|"
+_NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]*)?")
 
 
 def is_export(uri: str) -> bool:
@@ -41,6 +43,13 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
         _check_columns(uri, names, schema)
         return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
     files = [entry.uri for entry in storage.parquet_files(uri, anonymous=anonymous)]
+    below = storage.absolute(uri) + "/"
+    parted = next((file for file in files if "=" in file.removeprefix(below).rpartition("/")[0]), None)
+    if parted is not None:
+        raise InputError(
+            f"{uri}: expected the files of one export, found the partitions of a table ({parted}), which would be added up; "
+            "give the folder of one"
+        )
     naming = ["image_uri" in storage.open_parquet(file, anonymous=anonymous).schema_arrow.names for file in files]
     if len(set(naming)) > 1:
         raise InputError(
@@ -116,23 +125,31 @@ def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> It
 
 
 def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> None:
-    """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell: the rest of its row,
-    whole rows, and of the last row the cells before the same place."""
-    last = lines.num_columns - 1
+    """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell. Raises InputError."""
+    names = lines.column_names
+    for place, name in enumerate(names):
+        cells = lines[name].combine_chunks()
+        for index in np.flatnonzero(pc.match_substring_regex(cells, r"[\r\n]").to_numpy(zero_copy_only=False)).tolist():
+            cell = cells[index].as_py()
+            text = cell if isinstance(cell, str) else cell.decode("latin-1")  # columns that nobody reads
+            if _holds_rows(text, delimiter, place, len(names), names.index("quantity")):
+                raise InputError(
+                    f"{uri}: row {first_row + index}: {name}: expected one cell, found one that holds whole rows: a quotation "
+                    "mark in it is not closed; write every text with quotation marks around it, and those inside twice"
+                )
 
-    def row_with(num_delimiters: int) -> str:
-        other, one = rf"[^{re.escape(delimiter)}\r\n]*", re.escape(delimiter)
-        return f"{other}(?:{one}{other}){{{num_delimiters}}}"
 
-    for place, name in enumerate(lines.column_names):
-        swallowed = rf"^{row_with(last - place)}(?:\r?\n{row_with(last)})*\r?\n{row_with(place)}$"
-        of_rows = pc.match_substring_regex(lines[name].combine_chunks(), swallowed)
-        if pc.any(of_rows).as_py():
-            row = first_row + pc.index(of_rows, True).as_py()
-            raise InputError(
-                f"{uri}: row {row}: {name}: expected one cell, found one that holds whole rows: a quotation mark in it is "
-                "not closed; write every text with quotation marks around it, and those inside twice"
-            )
+def _holds_rows(text: str, delimiter: str, place: int, num_cells: int, quantity: int) -> bool:
+    """Whether text of several lines in a row's cell `place` is the rest of that row, perhaps whole rows, and the next one up
+    to the same place or the end of the file. Text of several lines may look like that by chance, but for the quantity."""
+    first, *rest = ([cell.strip() for cell in line.split(delimiter)] for line in text.splitlines() if line.strip())
+    whole = [cells for cells in rest if len(cells) == num_cells]
+    if any(_NUMBER.fullmatch(cells[quantity]) for cells in whole):
+        return True
+    if whole or len(rest) != 1 or len(first) != num_cells - place or len(rest[0]) != place + 1:
+        return False
+    shown = rest[0][quantity] if quantity < place else first[quantity - place]
+    return quantity != place and _NUMBER.fullmatch(shown) is not None
 
 
 @ray.remote(num_returns="streaming")

@@ -80,10 +80,6 @@ def absolute(uri: str) -> str:
         )
     if uri.startswith("file://"):
         uri = unquote(uri.removeprefix("file://"))
-    if any(character < " " for character in uri):
-        raise InputError(
-            f"{uri!a}: expected a path, found one with a control character (a line's end of a YAML block?)"
-        )
     if "://" in uri:
         raise InputError(f"{uri}: expected a local path, file:///path or s3://bucket/key, found another scheme")
     # not Path: its resolve would follow links, and its expanduser raises where a user is not known
@@ -313,13 +309,15 @@ def delete(uris: Iterable[str]) -> None:
 
 
 def parquet_files(uri: str, *, anonymous: bool = False) -> list[StoredObject]:
-    """The Parquet files of a data set (one file, or a folder of them), sorted by URI.
+    """The Parquet files of a data set (one file, or a folder of them), sorted by URI. Names with `_` or `.` in front, of
+    files and of folders (`_temporary`, `_delta_log`), are those of what wrote it.
 
     Raises InputError where there is none, and where the folder is marked as not yet whole.
     """
     if uri.endswith(".parquet") and (one := _describe(uri, anonymous=anonymous)) is not None:
         return [one]
     listed = list(list_objects(uri, anonymous=anonymous))
+    below = join(absolute(uri), "")
     if any(entry.uri == join(absolute(uri), INCOMPLETE) for entry in listed):
         raise InputError(
             f"{uri}: expected a whole data set, found one being written or cut short; run the job that writes it again"
@@ -327,7 +325,8 @@ def parquet_files(uri: str, *, anonymous: bool = False) -> list[StoredObject]:
     found = [
         entry
         for entry in listed
-        if entry.uri.endswith(".parquet") and not entry.uri.rsplit("/", 1)[1].startswith(("_", "."))
+        if entry.uri.endswith(".parquet")
+        and not any(name.startswith(("_", ".")) for name in entry.uri.removeprefix(below).split("/"))
     ]
     if not found:
         raise InputError(f"{uri}: expected a Parquet file or a folder of .parquet files, found none")

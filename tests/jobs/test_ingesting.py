@@ -241,6 +241,14 @@ def test_a_quotation_mark_that_is_not_closed_does_not_swallow_rows(tmp_path: Pat
         lines_of(("A", "s1", "1", "x", "Z1"), bracket, ("C", "s3", "3", "y", "Z2"), ("D", "s4", "4", '"T', "Z3"))
     with pytest.raises(InputError, match=r"row 3: name: .*a quotation mark in it is not closed"):
         lines_of(("A", "s1", "1", "x", "Z1"), bracket, ("D", "s4", "4", '"T', "Z3"))  # no whole row between
+    rows = [(f"E{i}", "s", "1", "y", "Z1") for i in range(5)]
+    with pytest.raises(InputError, match=r"row 2: zone: .*a quotation mark in it is not closed"):
+        lines_of(("A", "s1", "1", "x", '"Z1'), *rows)  # up to the end of the file
+    with pytest.raises(InputError, match=r"row 2: zone: .*a quotation mark in it is not closed"):
+        lines_of(("A", "s1", "1", "x", '"Z1'), rows[0], ("",), *rows)
+    # several lines that are whole rows but for what stands where the quantity would
+    listed = "\n".join(["Cable set", delimiter.join(["red", "green", "blue", "black", "white"])])
+    assert lines_of(("A", "s1", "1", f'"{listed}"', "Z1"))[0]["name"] == listed
     text = f'Screw{delimiter} M4{delimiter} "zinc"{delimiter}\npack of 10{delimiter} black'
     quoted = text.replace('"', '""')
     held = lines_of(("A", "s1", "1", f'"{quoted}"', "Z1"))
@@ -268,6 +276,18 @@ def test_a_point_that_may_part_thousands_is_not_guessed_at() -> None:
     decimals = pa.array([Decimal("5.000")], pa.decimal128(13, 3))
     exact = parse_lines(pa.table({"bin_id": ["a"], "sku": ["S"], "quantity": decimals}), 1)
     assert exact["quantity"].to_pylist() == [5]
+
+
+def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(tmp_path: Path) -> None:
+    folder = tmp_path / "export.parquet"
+    for name in ("0", "_temporary/0/task/0", "_delta_log/1", ".spark/2"):
+        storage.write_table(str(folder / f"{name}.parquet"), LINES)
+    assert [entry.uri for entry in storage.parquet_files(str(folder))] == [str(folder / "0.parquet")]
+    storage.write_table(str(folder / "dt=2026-11-21" / "0.parquet"), LINES)
+    with pytest.raises(
+        InputError, match=r"partitions of a table \(.*dt=2026-11-21/0\.parquet\), which would be added up"
+    ):
+        exports.read_export(str(folder), anonymous=False)
 
 
 def test_files_of_an_export_that_differ_in_naming_photos_are_refused(tmp_path: Path) -> None:

@@ -427,6 +427,32 @@ def test_a_person_written_in_two_ways_is_one_person(output: str) -> None:
     assert {row["reason"] for row in rejects(output)} == {"counted_twice"}
 
 
+@pytest.mark.parametrize(("first", "again"), [("7", "7.0"), ("0", "00"), ("J\u00f6rg", "Jo\u0308rg"), ("\uff17", "7")])
+def test_what_programs_make_of_a_name_is_no_second_person(first: str, again: str, output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,{first},,") == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T09:00Z,{again},,", name="again.csv") == 1
+    assert rejects(output)[0]["reason"] == "counted_twice"
+
+
+def test_a_count_may_come_again_once_it_is_known_whose_it_is(output: str) -> None:
+    for counter in ("", "anna", ""):  # filled in later; and once more the first sheet
+        assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,{counter},,", name="sheet.csv") == 0
+    history = read_history(output, "2026-03-03")
+    assert (history.nights[0].num_random_resolved, history.last_counts.loc["a", "num_counted"]) == (0, 1)
+    # she has a name now, so that another person can say that she erred
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T09:00Z,ben,,", name="second.csv") == 0
+    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 1
+
+
+def test_a_quotation_mark_that_is_not_closed_does_not_swallow_counts(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f'a,{NIGHT},1,2026-03-03T08:00Z,kim,,"damaged', f"b,{NIGHT},3,2026-03-03T08:00Z,kim,,"]
+    assert take_in(output, *rows, f'c,{NIGHT},3,2026-03-03T08:00Z,kim,,box 5"') == 2
+    assert "a cell holds a whole row" in capsys.readouterr().err
+    assert read_counted(output).num_rows == 0
+
+
 def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
     counts = [(1, "kim"), (3, "lee"), (1, "ana")]
     for hour, (quantity, counter) in enumerate(counts, start=8):

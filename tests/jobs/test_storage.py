@@ -44,11 +44,6 @@ def test_a_listing_cut_short_goes_on_after_its_last_key(monkeypatch: pytest.Monk
     assert store.num_asked == 2
 
 
-def test_a_line_s_end_in_a_path_is_refused() -> None:
-    with pytest.raises(InputError, match=r"'/data/audits\\n': expected a path, found one with a control character"):
-        storage.absolute("/data/audits\n")
-
-
 def test_only_one_of_two_creates_an_object(folder: str) -> None:
     uri = storage.join(folder, "lock")
     assert storage.create_bytes(uri, b"first")

@@ -105,6 +105,48 @@ def test_the_exif_orientation_is_applied(photo: Image.Image, orientation: int, k
     assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "CMYK"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b""])
+def test_damaged_metadata_leaves_a_photo_upright(photo: Image.Image, kind: str, exif: bytes) -> None:
+    image = photo.convert("CMYK") if kind == "CMYK" else photo
+    data = encode(image, "JPEG" if kind == "CMYK" else kind, exif=exif)
+    assert (read_pixels(data) == read_pixels(encode(image, "JPEG" if kind == "CMYK" else kind))).all()
+
+
+def test_the_orientation_is_found_behind_other_metadata(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = encode(photo, "JPEG", exif=exif)
+    profile = b"\xff\xe2" + struct.pack(">H", 65535) + bytes(65533)
+    data = turned[:2] + profile + turned[2:]
+    assert (read_pixels(data) == read_pixels(turned)).all()
+    assert read_pixels(turned).shape[:2] == read_pixels(encode(photo, "JPEG")).shape[1::-1]
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xe1\0\x10Exif\0\0" + bytes(8), b"\xff\xe5\0\2", b"\xff\xff\xff\xe5\0\2"])
+def test_segments_without_end_are_rejected_at_once(photo: Image.Image, segment: bytes) -> None:
+    data = encode(photo, "JPEG")
+    assert read_pixels(data[:2] + 900 * segment + data[2:]).shape[2] == 3
+    with pytest.raises(RejectedImage, match="segments beside the picture"):
+        read_pixels(data[:2] + 1_000_000 * segment + data[2:])
+
+
+def test_chunks_without_end_are_rejected_at_once(photo: Image.Image) -> None:
+    data = encode(photo, "PNG")
+    text = b"a\0b"
+    chunk = struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+    assert read_pixels(data[:33] + 900 * chunk + data[33:]).shape[2] == 3
+    with pytest.raises(RejectedImage, match="chunks beside the picture"):
+        read_pixels(data[:33] + 100_000 * chunk + data[33:])
+
+
+def test_a_film_behind_a_photo_has_no_scans(photo: Image.Image) -> None:
+    data = encode(photo.resize((4032, 3024)), "JPEG", quality=20)
+    film = 300 * (b"\xff\xda" + bytes(1000))
+    assert read_pixels(data + film).shape == (3024, 4032, 3)
+
+
 def test_bytes_after_the_end_and_tiny_photos_are_fine(photo: Image.Image) -> None:
     data = encode(photo)
     assert np.array_equal(read_pixels(data + bytes(4096)), read_pixels(data))
