@@ -71,7 +71,8 @@ ORDER BY num_wrong DESC, bin_id;
 -- one, and where they are in several currencies (a value that names none is in a currency of its own).
 WITH night AS (
   SELECT
-    CASE WHEN r.num_skus = 1 THEN r.sku WHEN r.num_skus = 0 THEN 'no SKU recorded' ELSE 'SKU unknown' END AS sku,
+    CASE WHEN r.num_skus = 1 THEN COALESCE(r.sku, 'SKU unknown')
+      WHEN r.num_skus = 0 THEN 'no SKU recorded' ELSE 'SKU unknown' END AS sku,
     CAST(r.expected_qty AS BIGINT) AS expected_qty, r.unit_value, s.record_model,
     CASE WHEN r.verdict = 'not_assessed' THEN 0 ELSE 1 END AS assessed,
     CASE WHEN r.verdict <> 'not_assessed' THEN (r.expected_abs_variance_qty - r.expected_variance_qty) / 2 END

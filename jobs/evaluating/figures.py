@@ -26,6 +26,8 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
     calibration = metrics.pop("calibration_error")
     table = confusion(probabilities.argmax(axis=1), labels, info.num_classes)
     sets = build_prediction_sets(probabilities, labels, info.prediction_set_threshold)
+    # of the sets that planners see, in which the most probable count always is
+    covered = sets.has_record | (probabilities.argmax(axis=1) == labels)
     return _without_nan(
         {
             "num_bins": len(predictions),
@@ -33,13 +35,13 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
             "metrics": metrics,
             "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
             "per_class": [
-                _class_row(info, k, predictions, labels, table, sets.has_record, seed) for k in range(info.num_classes)
+                _class_row(info, k, predictions, labels, table, covered, seed) for k in range(info.num_classes)
             ],
             "confusion": {"classes": info.classes, "table": table.tolist()},
             "prediction_sets": {
                 **with_intervals(
                     ("coverage", "mean_size"),
-                    np.column_stack([sets.has_record, sets.size]),
+                    np.column_stack([covered, sets.size]),
                     predictions.groups,
                     seed=seed,
                 ),

@@ -8,7 +8,7 @@ from jobs.serving.answers import EXAMPLE
 from jobs.serving.problems import CAUSES, MEDIA_TYPE, Problem, ProblemDetails
 from jobs.serving.uploads import MAX_PHOTOS
 from schemas.arrow import MAX_QUANTITY
-from schemas.bundle import class_names
+from schemas.bundle import BundleInfo, class_names
 
 PHOTO = {"type": "string", "format": "binary", "description": "A JPEG, PNG or WebP photo of one bin."}
 QUANTITY = {"type": "integer", "minimum": 0, "maximum": MAX_QUANTITY, "description": "The recorded quantity."}
@@ -110,3 +110,9 @@ def problems(*causes: str) -> dict[int | str, dict[str, Any]]:
         example = Problem(cause, "…").details(REQUEST_ID).model_dump(exclude_none=True)
         responses[status] = {"description": title, "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}
     return responses
+
+
+def without_places(info: BundleInfo) -> BundleInfo:
+    """The bundle as whoever reaches the endpoint may read it: without the paths and buckets that its training read."""
+    places = ("manifest_uri", "bundle_uri", "allowed_root", "weights")
+    return info.model_copy(update={"training": {k: v for k, v in info.training.items() if k not in places}})

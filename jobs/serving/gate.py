@@ -20,7 +20,7 @@ from jobs.serving.problems import Problem, answer_problem, find_request_id
 logger = logging.getLogger("ray.serve")
 
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
-"""Answered without a token: they tell nothing about bins or bundle."""
+"""Answered without a token: they tell nothing about bins, and of the bundle its id and classes at most."""
 
 WORK_PREFIX = "/v1/count"
 """Requests below it hold a photo, and a place."""

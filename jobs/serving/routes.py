@@ -19,6 +19,7 @@ from jobs.serving.description import (
     METRICS_EXAMPLE,
     ok,
     problems,
+    without_places,
 )
 from jobs.serving.pages import render_docs, render_drop_page
 from jobs.serving.problems import Problem, find_request_id, install_handlers
@@ -101,7 +102,7 @@ def build_api(front: Front) -> FastAPI:
         responses=ok(BUNDLE_EXAMPLE) | problems("unauthorized"),
     )
     async def bundle() -> BundleInfo:
-        return front.bundle
+        return without_places(front.bundle)
 
     @api.get("/healthz", summary="The process answers", responses=ok({"status": "ok"}))
     async def healthz() -> Health:

@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from jobs.config.train import TrainConfig
 from jobs.serving.access import read_token_digest
 from jobs.serving.answers import EXAMPLE, Answer, BatchAnswer
+from jobs.serving.description import without_places
 from jobs.serving.gate import Gate, Room
 from jobs.serving.problems import Problem
 from jobs.serving.routes import build_api
 from jobs.serving.uploads import Upload
 from schemas.bundle import BundleInfo
+from tests.planned_night import bundle_info
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -256,3 +259,13 @@ def test_every_body_and_every_answer_has_an_example() -> None:
     assert len(examples) == 6
     BatchAnswer.model_validate(examples["post /v1/count/batch", "application/json"])
     BundleInfo.model_validate(examples["get /v1/bundle", "application/json"])
+
+
+def test_the_bundle_is_shown_without_the_places_that_its_training_read() -> None:
+    config = TrainConfig(
+        manifest_uri="/srv/m", bundle_uri="s3://secret/b", weights="/home/me/w.pth", allowed_root=("/srv",)
+    )
+    info = bundle_info().model_copy(update={"training": config.model_dump(mode="json")})
+    shown = without_places(info).model_dump_json()
+    assert "max_epochs" in shown
+    assert not [place for place in ("/srv", "secret", "/home") if place in shown]
