@@ -6,6 +6,7 @@ import io
 import re
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,13 +28,12 @@ minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has
 MAX_SEGMENTS = 1000
 """Of a JPEG beside its scans, or chunks of a PNG beside its data: Pillow keeps each of them, and joins those of EXIF one by
 one, so that a file of MAX_IMAGE_BYTES could ask for a gigabyte, or for an hour. A photo has a dozen."""
-MAX_EXIF_BYTES = 65536
-"""What a JPEG's segment holds. Pillow before 13 copies what a damaged directory points at, as often as it says."""
 
 # Pillow has readers for dozens of formats, Ghostscript among them; photos come in these.
 FORMATS = ("JPEG", "PNG", "WEBP")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 EXIF_HEADER = b"Exif\0\0"
+XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 # Our own limit is lower and checked below; Pillow's would warn (an error under -W error) between the two.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -81,7 +81,7 @@ def _finer(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def read_pixels(data: bytes) -> np.ndarray:
-    """The whole photo, upright (EXIF orientation applied): (height, width, 3) uint8 RGB.
+    """The whole photo, upright (orientation of EXIF or XMP applied): (height, width, 3) uint8 RGB.
 
     A baseline or progressive JPEG is decoded by simplejpeg, bit for bit as Pillow would and twice as fast;
     everything else by Pillow. Raises UnreadableImage or RejectedImage.
@@ -91,16 +91,25 @@ def read_pixels(data: bytes) -> np.ndarray:
     if len(data) > MAX_IMAGE_BYTES:
         raise RejectedImage(f"{len(data)} bytes, more than {MAX_IMAGE_BYTES}")
     if data[:2] == b"\xff\xd8":
-        exif = _find_exif(data)
+        metadata = _find_metadata(data)
         pixels = _read_jpeg(data)
-        return _upright(_read_with_pillow(data)[0] if pixels is None else pixels, exif)
+        return _upright(_read_with_pillow(data)[0] if pixels is None else pixels, metadata)
     if data[:8] == PNG_SIGNATURE:
         _check_chunks(data)
     return _upright(*_read_with_pillow(data))
 
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_MARKER_IN_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+# a run of 0xFF before a marker only fills; a `+` here would take quadratic time on such runs
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_MARKER_IN_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+_ORIENTATION_IN_XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
+
+
+class _Metadata(NamedTuple):
+    """What may say which way is up; empty where it is not there."""
+
+    exif: bytes
+    xmp: bytes
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -118,9 +127,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         place, marker = end, _MARKER_IN_SCAN if kind == 0xDA else _MARKER
 
 
-def _find_exif(data: bytes) -> bytes:
-    """Of a JPEG's first segment that holds it; empty where none does. Raises RejectedImage."""
-    exif = b""
+def _find_metadata(data: bytes) -> _Metadata:
+    """Of a JPEG: from the first segments that hold them. Raises RejectedImage."""
+    exif = xmp = b""
     for number, (kind, contents) in enumerate(_segments(data)):
         if kind == 0xDA:  # behind the first scan nobody looks for any
             break
@@ -128,7 +137,9 @@ def _find_exif(data: bytes) -> bytes:
             raise RejectedImage(f"more than {MAX_SEGMENTS} segments beside the picture")
         if kind == 0xE1 and not exif and contents.startswith(EXIF_HEADER):
             exif = contents
-    return exif
+        elif kind == 0xE1 and not xmp and contents.startswith(XMP_HEADER):
+            xmp = contents
+    return _Metadata(exif, xmp)
 
 
 def _check_chunks(data: bytes) -> None:
@@ -136,6 +147,8 @@ def _check_chunks(data: bytes) -> None:
     place, num_chunks = len(PNG_SIGNATURE), 0
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IEND":
+            return
         num_chunks += kind != b"IDAT"
         if num_chunks > MAX_SEGMENTS:
             raise RejectedImage(f"more than {MAX_SEGMENTS} chunks beside the picture")
@@ -168,16 +181,22 @@ DAMAGED_METADATA = (OSError, EOFError, SyntaxError, ValueError, LookupError, Typ
 """What Pillow's reader of EXIF raises, and not only its own errors."""
 
 
-def _upright(pixels: np.ndarray, exif: bytes) -> np.ndarray:
-    """Applies the EXIF orientation (values 1..8 of TIFF tag 274)."""
-    if not exif or len(exif) > MAX_EXIF_BYTES:
-        return pixels
-    metadata = Image.Exif()
+def _read_orientation(metadata: _Metadata) -> int:
+    """Values 1..8 of TIFF tag 274, of EXIF or else of XMP, as Pillow reads it."""
+    found = Image.Exif()
     try:
-        metadata.load(exif)
-        orientation = metadata.get(274, 1)
+        found.load(metadata.exif)
+        if 274 in found:
+            return found[274]
     except DAMAGED_METADATA:
-        return pixels  # damaged metadata beside good pixels: the photo counts as upright, as in Pillow
+        pass  # damaged metadata beside good pixels: the photo counts as upright
+    in_xmp = _ORIENTATION_IN_XMP.search(metadata.xmp)
+    return int(in_xmp[1]) if in_xmp else 1
+
+
+def _upright(pixels: np.ndarray, metadata: _Metadata) -> np.ndarray:
+    """Turned as the metadata says."""
+    orientation = _read_orientation(metadata)
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -187,8 +206,8 @@ def _upright(pixels: np.ndarray, exif: bytes) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _read_with_pillow(data: bytes) -> tuple[np.ndarray, bytes]:
-    """The pixels as they are stored, and the EXIF block where Pillow has found one."""
+def _read_with_pillow(data: bytes) -> tuple[np.ndarray, _Metadata]:
+    """The pixels as they are stored, and what Pillow has found beside them."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size, MAX_ODD_PIXELS)
@@ -199,7 +218,7 @@ def _read_with_pillow(data: bytes) -> tuple[np.ndarray, bytes]:
             if data[:2] == b"\xff\xd8":
                 _check_scans(data, *image.size)
             pixels = np.array(_as_rgb(image))
-            return pixels, image.info.get("exif", b"")  # of a PNG it is known once it is decoded
+            return pixels, _metadata_of(image)  # of a PNG it is known once it is decoded
     except (RejectedImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -208,6 +227,15 @@ def _read_with_pillow(data: bytes) -> tuple[np.ndarray, bytes]:
     except Exception as error:
         message = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UnreadableImage(message) from error
+
+
+def _metadata_of(image: Image.Image) -> _Metadata:
+    exif, xmp = image.info.get("exif", b""), image.info.get("xmp", b"")
+    profile = image.info.get("Raw profile type exif")  # how ImageMagick writes it into a PNG: a name, a length, hex
+    if not exif and isinstance(profile, str):
+        digits = "".join(profile.split("\n")[3:])
+        exif = bytes.fromhex(digits[: len(digits) // 2 * 2]) if re.fullmatch("[0-9a-fA-F]*", digits) else b""
+    return _Metadata(exif, xmp if isinstance(xmp, bytes) else str(xmp).encode())
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -233,6 +261,8 @@ def _check_scans(data: bytes, width: int, height: int) -> None:
     most = MAX_SCANNED_PIXELS // max(1, width * height)
     if data.count(b"\xff\xda") <= most:  # quick, and never too few
         return
-    scans = sum(kind == 0xDA for kind, _ in _segments(data))
-    if scans > most:
-        raise RejectedImage(f"{scans} scans of {width} x {height} pixels, more than {MAX_SCANNED_PIXELS} in all")
+    scans = 0
+    for kind, _ in _segments(data):
+        scans += kind == 0xDA
+        if scans > most:
+            raise RejectedImage(f"more than {most} scans of {width} x {height} pixels: {MAX_SCANNED_PIXELS} in all")

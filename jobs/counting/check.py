@@ -118,18 +118,17 @@ class _Ledger:
         """Raises Reject for what is counted once too often: a bin that is resolved, or again what the same person
         counted there, at whatever time (the same sheet with other times), unless it is confirmed now."""
         counts = self._counts.setdefault(Recorded(row.audit_date, row.bin_id, expected_qty), [])
-        if row.count.counter_id is not None:  # of a count that came without a name it is said now whose it was
-            counts[:] = [
-                count for count in counts if count.counter_id is not None or not _is_same_sight(count, row.count)
-            ]
-        finding = resolve_counts(counts, expected_qty)
+        # of a count that came without a name it may be said now whose it was
+        nameless = [count for count in counts if count.counter_id is None and _is_same_sight(count, row.count)]
+        kept = [count for count in counts if row.count.counter_id is None or count not in nameless]
+        finding = resolve_counts(kept, expected_qty)
         # a mismatch that somebody refuted may still be found by a third person
         settles = (
             row.count.counted_qty != expected_qty
             and (row.count.confirmed or row.count.counter_id is not None)
             and any(
                 count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id
-                for count in counts
+                for count in kept
             )
         )
         is_right = finding is not None and finding.qty == expected_qty
@@ -137,11 +136,12 @@ class _Ledger:
             detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
         about = row.count.counted_qty, row.count.counter_id
-        if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in counts):
+        if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in kept):
             who = f"counter_id {about[1]!a}" if about[1] else "a count without counter_id"
             detail = f"{who} has found {about[0]} pieces already: a second count needs another counter_id, or confirmed"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
-        counts.append(row.count)
+        confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
+        counts[:] = [*kept, replace(row.count, confirmed=confirmed)]
 
 
 def _is_same_sight(one: Count, other: Count) -> bool:

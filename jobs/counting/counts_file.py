@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.platform import storage
-from jobs.platform.texts import CSV_ENCODING, csv_text
+from jobs.platform.texts import CSV_ENCODING, csv_text, holds_rows
 from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
@@ -99,13 +99,12 @@ def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
 
 def _check_quotes(uri: str, cells: Sequence[str], names: Sequence[str], reader: Any) -> None:
     """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell. Raises InputError."""
-    for cell in cells:
-        for line in cell.splitlines()[1:]:
-            found = line.split(reader.dialect.delimiter)
-            if len(found) == len(names) and found[names.index("counted_qty")].strip().isdecimal():
-                raise InputError(
-                    f"{uri}: line {reader.line_num}: a cell holds a whole row ({line[:60]!a}): a quotation mark is not closed"
-                )
+    for place, cell in enumerate(cells[: len(names)]):
+        if holds_rows(cell, reader.dialect.delimiter, place, len(names), names.index("counted_qty")):
+            raise InputError(
+                f"{uri}: line {reader.line_num}: {names[place]}: expected one cell, found one that holds whole rows: a "
+                "quotation mark before it is not closed"
+            )
 
 
 def _parquet_rows(uri: str, data: bytes) -> Iterator[CountsRow]:

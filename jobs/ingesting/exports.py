@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +15,13 @@ from jobs.ingesting.exchange import merge
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, describe_chunk
 from jobs.ingesting.sources import open_csv, read_chunks
 from jobs.platform import storage
+from jobs.platform.texts import holds_rows
 from schemas.arrow import schema_problems
 from schemas.errors import InputError
 from schemas.wms import WMS_SCHEMA, group_lines, parse_lines
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 DELIMITERS = ",;\t|"
-_NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]*)?")
 
 
 def is_export(uri: str) -> bool:
@@ -44,11 +43,13 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
         return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
     files = [entry.uri for entry in storage.parquet_files(uri, anonymous=anonymous)]
     below = storage.absolute(uri) + "/"
-    parted = next((file for file in files if "=" in file.removeprefix(below).rpartition("/")[0]), None)
+    # a whole path may have such a folder in it
+    folders = {file.removeprefix(below).rpartition("/")[0]: file for file in files if file.startswith(below)}
+    parted = next((file for folder, file in folders.items() if "=" in folder and len(folders) > 1), None)
     if parted is not None:
         raise InputError(
             f"{uri}: expected the files of one export, found the partitions of a table ({parted}), which would be added up; "
-            "give the folder of one"
+            "give one file, or a folder of the files of one"
         )
     naming = ["image_uri" in storage.open_parquet(file, anonymous=anonymous).schema_arrow.names for file in files]
     if len(set(naming)) > 1:
@@ -132,24 +133,11 @@ def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> 
         for index in np.flatnonzero(pc.match_substring_regex(cells, r"[\r\n]").to_numpy(zero_copy_only=False)).tolist():
             cell = cells[index].as_py()
             text = cell if isinstance(cell, str) else cell.decode("latin-1")  # columns that nobody reads
-            if _holds_rows(text, delimiter, place, len(names), names.index("quantity")):
+            if holds_rows(text, delimiter, place, len(names), names.index("quantity")):
                 raise InputError(
                     f"{uri}: row {first_row + index}: {name}: expected one cell, found one that holds whole rows: a quotation "
                     "mark in it is not closed; write every text with quotation marks around it, and those inside twice"
                 )
-
-
-def _holds_rows(text: str, delimiter: str, place: int, num_cells: int, quantity: int) -> bool:
-    """Whether text of several lines in a row's cell `place` is the rest of that row, perhaps whole rows, and the next one up
-    to the same place or the end of the file. Text of several lines may look like that by chance, but for the quantity."""
-    first, *rest = ([cell.strip() for cell in line.split(delimiter)] for line in text.splitlines() if line.strip())
-    whole = [cells for cells in rest if len(cells) == num_cells]
-    if any(_NUMBER.fullmatch(cells[quantity]) for cells in whole):
-        return True
-    if whole or len(rest) != 1 or len(first) != num_cells - place or len(rest[0]) != place + 1:
-        return False
-    shown = rest[0][quantity] if quantity < place else first[quantity - place]
-    return quantity != place and _NUMBER.fullmatch(shown) is not None
 
 
 @ray.remote(num_returns="streaming")

@@ -7,6 +7,7 @@ characters; a browser ends a script at the first `</script>`, and U+2028 used to
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -20,6 +21,8 @@ CSV_ENCODING = "utf-8-sig"
 else."""
 CELL_CHARACTERS = 32_767
 """What a spreadsheet cell holds."""
+
+_NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]*)?")
 
 FORMULA_START = r"^([\t\r\n]|[\s\"']*[=+\-@＝＋－＠])"
 CELL_INSIDE = r"([;\t\r\n][\s\"']*)([=+\-@＝＋－＠])"
@@ -42,6 +45,29 @@ def csv_text(column: Strings) -> Strings:
         column = pc.replace_substring_regex(column, CELL_INSIDE, r"\1'\2")
     dangerous = pc.match_substring_regex(column, FORMULA_START)
     return visible_column(pc.if_else(dangerous, pc.binary_join_element_wise("'", column, ""), column))
+
+
+def holds_rows(text: str, delimiter: str, place: int, num_cells: int, quantity: int) -> bool:
+    """Whether a CSV cell took in rows because a quotation mark was not closed: whether its lines are the rest of its own row
+    (it is cell `place` of `num_cells`), perhaps whole rows, and the next one up to the same place or the end of the file.
+    Text of several lines may look like that by chance, but for the number that stands as cell `quantity`."""
+    # not splitlines, for which a byte of a letter may end a line
+    lines = [line.split(delimiter) for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    if len(lines) < 2:
+        return False
+    first, *between, last = ([cell.strip() for cell in line] for line in lines)
+    # a spreadsheet may leave out empty cells at the end of a row
+    if any(len(cells) <= num_cells and _shows_number(cells, quantity) for cells in between):
+        return True
+    if len(last) == num_cells:
+        return _shows_number(last, quantity)
+    if between or len(first) > num_cells - place or len(last) != place + 1 or quantity == place:
+        return False
+    return _shows_number(last, quantity) if quantity < place else _shows_number(first, quantity - place)
+
+
+def _shows_number(cells: list[str], place: int) -> bool:
+    return place < len(cells) and _NUMBER.fullmatch(cells[place]) is not None
 
 
 def cell_text(column: Strings) -> Strings:

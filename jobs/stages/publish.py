@@ -141,7 +141,10 @@ def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, re
 
 def check_committed(output_uri: str, audit_date: str, run_id: str, num_bins: int) -> None:
     """Raises GateError where a committed run's rows are not all there: this process was paused before its commit, which then
-    went over the one of a run that had cleared its parts away."""
+    went over the one of a run that had cleared its parts away. A run that was replaced since has none, rightly."""
+    if committed_run(output_uri, audit_date) != run_id:
+        logger.info("the night %s has been replaced since run %s committed it", audit_date, run_id)
+        return
     parts = part_uris(output_uri, "results", audit_date, run_id)
     found = sum(storage.open_parquet(uri).metadata.num_rows for uri in parts)
     if found != num_bins:

@@ -249,6 +249,7 @@ def test_a_quotation_mark_that_is_not_closed_does_not_swallow_rows(tmp_path: Pat
     # several lines that are whole rows but for what stands where the quantity would
     listed = "\n".join(["Cable set", delimiter.join(["red", "green", "blue", "black", "white"])])
     assert lines_of(("A", "s1", "1", f'"{listed}"', "Z1"))[0]["name"] == listed
+    assert lines_of(("A", "s1", "1", '"\n \n"', "Z1"))[0]["quantity"] == 1
     text = f'Screw{delimiter} M4{delimiter} "zinc"{delimiter}\npack of 10{delimiter} black'
     quoted = text.replace('"', '""')
     held = lines_of(("A", "s1", "1", f'"{quoted}"', "Z1"))
@@ -288,6 +289,10 @@ def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(t
         InputError, match=r"partitions of a table \(.*dt=2026-11-21/0\.parquet\), which would be added up"
     ):
         exports.read_export(str(folder), anonymous=False)
+    for one in (folder / "dt=2026-11-21" / "0.parquet", folder / "dt=2026-11-21"):  # one day's
+        storage.parquet_files(str(one))
+    generators, _ = exports.read_export(str(folder / "dt=2026-11-21" / "0.parquet"), anonymous=False)
+    assert len(generators) == 1
 
 
 def test_files_of_an_export_that_differ_in_naming_photos_are_refused(tmp_path: Path) -> None:

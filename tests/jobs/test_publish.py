@@ -123,6 +123,7 @@ def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: 
     check_committed(output, NIGHT, run_id, 0)
     with pytest.raises(GateError, match=r"committed by run .* with 0 of its 3 rows.*audit it again with --replace"):
         check_committed(output, NIGHT, run_id, 3)
+    check_committed(output, NIGHT, in_force, 3)  # which was replaced: its parts have gone, rightly
 
 
 @pytest.mark.parametrize(

@@ -447,10 +447,23 @@ def test_a_count_may_come_again_once_it_is_known_whose_it_is(output: str) -> Non
 def test_a_quotation_mark_that_is_not_closed_does_not_swallow_counts(
     output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [f'a,{NIGHT},1,2026-03-03T08:00Z,kim,,"damaged', f"b,{NIGHT},3,2026-03-03T08:00Z,kim,,"]
+    rows = [f'a,{NIGHT},1,2026-03-03T08:00Z,kim,,"damaged', f"b,{NIGHT},3.0,2026-03-03T08:00Z,kim"]
     assert take_in(output, *rows, f'c,{NIGHT},3,2026-03-03T08:00Z,kim,,box 5"') == 2
-    assert "a cell holds a whole row" in capsys.readouterr().err
+    assert "reason_code: expected one cell, found one that holds whole rows" in capsys.readouterr().err
+    header = "bin_id,audit_date,reason_code,counted_qty,counted_at,counter_id"
+    two = [f'a,{NIGHT},"damaged,1,2026-03-03T08:00Z,kim', f'b,{NIGHT},box 5",3,2026-03-03T08:00Z,kim']
+    assert take_in(output, *two, header=header) == 2
+    assert "reason_code: expected one cell, found one that holds whole rows" in capsys.readouterr().err
     assert read_counted(output).num_rows == 0
+    assert take_in(output, f'a,{NIGHT},"wet,\ntorn, too",3,2026-03-03T08:00Z,kim', header=header) == 0
+
+
+def test_a_confirmed_count_stays_confirmed_when_its_name_comes_later(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,,true,") == 0
+    later = [(1, 8, "anna"), (5, 9, "ben"), (5, 10, "cara")]
+    lines = [f"a,{NIGHT},{quantity},2026-03-03T{hour:02}:00Z,{who},," for quantity, hour, who in later]
+    assert take_in(output, *lines, name="later.csv") == 1
+    assert [row["counter_id"] for row in rejects(output)] == ["ben", "cara"]
 
 
 def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:

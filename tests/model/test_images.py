@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from model.images import RejectedImage, UnreadableImage, _finer, decode_image, read_pixels, resize_image
 from schemas.bundle import Preprocessing
@@ -99,7 +100,6 @@ def test_the_exif_orientation_is_applied(photo: Image.Image, orientation: int, k
     exif = Image.Exif()
     exif[274] = orientation
     data = encode(photo, kind, exif=exif)
-    from PIL import ImageOps
 
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
@@ -130,6 +130,47 @@ def test_segments_without_end_are_rejected_at_once(photo: Image.Image, segment: 
     assert read_pixels(data[:2] + 900 * segment + data[2:]).shape[2] == 3
     with pytest.raises(RejectedImage, match="segments beside the picture"):
         read_pixels(data[:2] + 1_000_000 * segment + data[2:])
+
+
+@pytest.mark.parametrize("filling", [b"\xff" * 1_000_000, b"\xff\xda\0\2" * 100_000, b"\xff\xff\xff\0" * 250_000])
+def test_what_fills_a_file_is_passed_over_at_once(photo: Image.Image, filling: bytes) -> None:
+    data = encode(photo, "JPEG")
+    began = time.process_time()
+    for place in (2, len(data) // 2):
+        with pytest.raises((UnreadableImage, RejectedImage)):
+            read_pixels(data[:place] + filling)
+    assert time.process_time() - began < 20  # minutes, where runs of 0xFF are searched anew from each of their bytes
+
+
+def orientation_in(carrier: str, photo: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[274] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    if carrier == "PNG profile":  # ImageMagick's
+        more = PngImagePlugin.PngInfo()
+        block = exif.tobytes()
+        more.add_text("Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n")
+        return encode(photo, "PNG", pnginfo=more)
+    if carrier == "JPEG XMP":
+        data = encode(photo, "JPEG")
+        body = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+        return data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + data[2:]
+    if carrier == "WEBP XMP":
+        return encode(photo, "WEBP", lossless=True, xmp=xmp)
+    exif[37500] = bytes(100_000)  # the camera's own notes, behind the orientation
+    return encode(photo, "WEBP", lossless=True, exif=exif)
+
+
+@pytest.mark.parametrize("carrier", ["PNG profile", "JPEG XMP", "WEBP XMP", "long"])
+def test_the_orientation_is_found_where_programs_put_it(photo: Image.Image, carrier: str) -> None:
+    data = orientation_in(carrier, photo)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert expected.shape[:2] == (photo.width, photo.height)
+    assert (read_pixels(data) == expected).all()
+
+
+def test_a_png_may_have_padding_behind_its_end(photo: Image.Image) -> None:
+    assert (read_pixels(encode(photo, "PNG") + bytes(100_000)) == np.asarray(photo)).all()
 
 
 def test_chunks_without_end_are_rejected_at_once(photo: Image.Image) -> None:
