@@ -189,7 +189,13 @@ def read_shard(uri: str, row_group: int) -> pa.Table:
 
 
 def _check_file(row: dict) -> dict:
-    return {"report": json.dumps(file_report(row["uri"]))}
+    try:
+        data = storage.read_bytes(row["uri"])
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{row['uri']}: it was there a moment ago; leave the manifest alone while a job reads it"
+        ) from error
+    return {"report": json.dumps(report_file(row["uri"], data))}
 
 
 def problems_of_files(reports: Sequence[dict], uri: str) -> list[str]:
@@ -213,12 +219,8 @@ def refuse(problems: Sequence[str]) -> None:
         )
 
 
-def file_report(uri: str) -> dict:
-    """What one file of a manifest holds and what is wrong with it. Raises InputError where it is not there any more."""
-    try:
-        data = storage.read_bytes(uri)
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: it was there a moment ago; leave the manifest alone while a job reads it") from error
+def report_file(uri: str, data: bytes) -> dict:
+    """What one file of a manifest, read already, holds and what is wrong with it."""
     report: dict = {
         "uri": uri,
         "num_rows": 0,
@@ -321,22 +323,16 @@ def _agreed(key: str, metadata: list[dict[str, str]], uri: str, problems: list[s
     return values[0] if values else None
 
 
-def read_same(uri: str, sha256: str) -> bytes:
-    """A file of a manifest. Raises InputError where it is not the one that was checked any more."""
+def _copy_file(row: dict) -> dict:
     try:
-        data = storage.read_bytes(uri)
+        data = storage.read_bytes(row["source"])
     except FileNotFoundError:
         data = b""
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise InputError(
-            f"{uri}: expected the file that was checked a moment ago, found another one or none; leave the manifest alone "
-            "while a job reads it, and run the same command again"
+            f"{row['source']}: expected the file that was checked a moment ago, found another one or none; leave the "
+            "manifest alone while a job reads it, and run the same command again"
         )
-    return data
-
-
-def _copy_file(row: dict) -> dict:
-    data = read_same(row["source"], row["sha256"])
     parquet = pq.ParquetFile(io.BytesIO(data))
     present = [field.name for field in MANIFEST_SCHEMA if field.name in parquet.schema_arrow.names]
     sink = io.BytesIO()

@@ -87,7 +87,7 @@ def publish_night(
     Raises GateError where counts against a plan that it would replace have come in since the run began, unless
     `replace_counted`.
     """
-    lock.check()  # from here on things are deleted that another process may count on
+    lock.check()  # the plan that is written next has the name of whoever else runs this command
     private = run_uri(output_uri, run_id)
     storage.write_table(storage.join(private, "plan.parquet"), night.planned)
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))

@@ -19,7 +19,7 @@ import ray.data
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_photos
-from jobs.stages.manifest import file_report, problems_of_files, read_same, refuse, settle_roots
+from jobs.stages.manifest import problems_of_files, refuse, report_file, settle_roots
 from schemas.arrow import conform
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
@@ -56,7 +56,12 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     Raises InputError with all kinds of problems at once, as the audit finds them.
     """
     uri = storage.absolute(config.manifest_uri)
-    reports = [file_report(entry.uri) for entry in storage.parquet_files(uri)]
+    reports, tables = [], []
+    for entry in storage.parquet_files(uri):
+        data = storage.read_bytes(entry.uri)
+        reports.append(report_file(entry.uri, data))
+        if not reports[-1]["problems"]:
+            tables.append(_training_columns(data))
     problems = problems_of_files(reports, uri)
     images_uris = {report["metadata"]["images_uri"] for report in reports if "images_uri" in report["metadata"]}
     if len(images_uris) > 1 and not config.allowed_root:
@@ -64,7 +69,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
             f"{uri}: the files disagree on images_uri; say with --allowed-root where photos may be read from"
         )
     refuse(problems)
-    bins = pa.concat_tables(_read_checked(report) for report in reports).combine_chunks()
+    bins = pa.concat_tables(tables).combine_chunks()
     counts = pc.value_counts(bins["bin_id"])
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
@@ -96,9 +101,9 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     return LabelledBins(bins.sort_by("bin_id"), roots, {"moved": num_moved} if num_moved else {})
 
 
-def _read_checked(report: dict) -> pa.Table:
-    """The columns that training needs of a file, which must be the one that was checked."""
-    table = conform(pq.read_table(io.BytesIO(read_same(report["uri"], report["sha256"]))), MANIFEST_SCHEMA)
+def _training_columns(data: bytes) -> pa.Table:
+    """The columns that training needs of a file of a manifest."""
+    table = conform(pq.read_table(io.BytesIO(data)), MANIFEST_SCHEMA)
     return table.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.counting.counts_file import read_counts_file
 from jobs.platform import storage
-from jobs.stages.manifest import file_report
+from jobs.stages.manifest import report_file
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA
 from tests.dump import manifest_table
@@ -51,7 +51,7 @@ def damage(data: bytes, how: tuple[list[tuple[int, int]], int, bytes]) -> bytes:
 def problems(folder: Path, data: bytes) -> list[str]:
     path = folder / "part.parquet"
     path.write_bytes(data)
-    return file_report(str(path))["problems"]
+    return report_file(str(path), path.read_bytes())["problems"]
 
 
 def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
