@@ -1,9 +1,9 @@
 """Seeded-error drill: of records made wrong on trial, how many would stand on tonight's list?
 
 A measure of the list's power that needs no recount (as a fire drill needs no fire): a fixed number of bins, drawn by hash,
-get a record that a mistake would have made of theirs, and are scored once more. Records that are wrong already and
-photos that the record model doesn't fit make it a little pessimistic. What it says of precision means nothing: the
-real errors would count as false.
+get a record of another class that a mistake would have made of theirs, and are scored once more. Real mistakes within the
+top class can't be seen at all, so where many bins hold K or more the list catches a smaller share of all wrong records.
+What the drill says of precision means nothing: the real errors would count as false.
 """
 
 from __future__ import annotations

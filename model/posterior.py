@@ -16,6 +16,7 @@ Two passes over the night's shards of rows use this module and its neighbours; n
 2. per shard the staged columns -> `certificate_p`, `certified_at`, `recount`, `rank`, `inclusion_probability`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,8 +29,8 @@ from model.record_model import RecordModel, scale_to_effective_size
 
 ASSUMED_NOISE_RATE = 0.02
 _PROBABILITY_FLOOR = 1e-5
-# the prior on the noise rate is half-normal; its sigma is so many assumed rates
-_NOISE_SPREAD = 3.0
+# the prior on the noise rate is half-normal; its sigma is so many assumed rates, which makes its mean one
+_NOISE_SPREAD = math.sqrt(math.pi / 2)
 _NOISE_GRID = np.linspace(0, 0.12, 13)
 
 Columns = dict[str, NDArray[np.generic]]
@@ -204,8 +205,8 @@ def fit_noise_rate(
     """Label noise rate from recounts: posterior mean on a grid of the likelihood of what was counted.
 
     `probabilities` (n, K + 1) from the bundle whose labels are meant; quantities and `weights` (n,) as in
-    `fit_record_model`. The prior is half-normal with sigma 3 * `assumed_rate`: an overstated rate hurts the
-    ranking, so few recounts leave it low. No recounts, or an assumed record model: `assumed_rate`.
+    `fit_record_model`. The prior is half-normal with the mean `assumed_rate`, so that few recounts change little: an
+    overstated rate lets the list claim more than it finds. No recounts, or an assumed record model: `assumed_rate`.
     Raises ValueError unless `assumed_rate` is positive.
     """
     if assumed_rate <= 0:

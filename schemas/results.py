@@ -81,15 +81,15 @@ POSTERIOR_COLUMNS = [
         "P(true quantity differs from the record); of a record in the top class, P(it is below that).",
     ),
     column("p_short", pa.float32(), "P(fewer pieces than recorded | photo, record)."),
-    column("p_over", pa.float32(), "P(more pieces than recorded | photo, record)."),
+    column("p_over", pa.float32(), "P(more pieces than recorded | photo, record); 0 for a record in the top class."),
     column("p_empty", pa.float32(), "P(the bin is empty | photo, record)."),
     column(
         "likely_qty",
         pa.int32(),
         "The most probable true quantity other than the recorded one; the top class means that or more.",
     ),
-    column("expected_variance_qty", pa.float32(), "E(true - recorded pieces | photo, record); negative is a shortage."),
-    column("expected_abs_variance_qty", pa.float32(), "E|true - recorded pieces| given photo and record."),
+    column("expected_variance_qty", pa.float32(), "E(true - recorded pieces | photo, record); negative is a shortage; differences within the top class not counted."),
+    column("expected_abs_variance_qty", pa.float32(), "E|true - recorded pieces| given photo and record, likewise."),
     column("value_at_risk", pa.float64(), "expected_abs_variance_qty times unit_value."),
 ]
 """Camera and record together; null where the image was not scored."""

@@ -63,13 +63,13 @@ SUMMARY_SCHEMA = pa.schema(
         column("num_pending_window", _COUNT, "Planned recounts in the window not yet resolved.", required=True),
         column("net_variance_predicted", _VALUE, "Sum of expected_variance_qty over the assessed bins."),
         column("gross_variance_predicted", _VALUE, "Sum of expected_abs_variance_qty over the assessed bins."),
-        column("net_variance_units", _VALUE, "Estimated sum of true - recorded pieces; null without random recounts."),
+        column("net_variance_units", _VALUE, "Estimated sum of true - recorded pieces a night, mean of the window's; null without random recounts."),
         column("net_variance_units_low", _VALUE, "Lower end of its 95 % interval, also over nights not confirmed yet."),
         column("net_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
-        column("gross_variance_units", _VALUE, "Estimated sum of |true - recorded| pieces."),
+        column("gross_variance_units", _VALUE, "Estimated sum of |true - recorded| pieces a night, mean of the window's."),
         column("gross_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
         column("gross_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
-        column("net_variance_value", _VALUE, "Estimated sum of true - recorded pieces times unit_value."),
+        column("net_variance_value", _VALUE, "Estimated sum of true - recorded pieces times unit_value a night, mean of the window's."),
         column("net_variance_value_low", _VALUE, "Lower end of its 95 % interval."),
         column("net_variance_value_high", _VALUE, "Upper end of its 95 % interval."),
         column("shortage_value", _VALUE, "Predicted value of missing pieces; money is null for several currencies."),
@@ -79,7 +79,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "claimed_over_found",
             _SHARE,
-            "Hits claimed by the window's priority lists over hits found, K or more as one quantity.",
+            "Hits claimed by the window's priority lists over hits found, K or more as one quantity; null where none was found.",
         ),
         column("list_precision_window", _SHARE, "Share of the window's priority recounts that found a wrong record."),
         column("list_precision_window_low", _SHARE, "Lower end of its 95 % interval."),
@@ -94,13 +94,13 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "drill_recall",
             _SHARE,
-            "Share of up to 1,000 records altered on trial that would stand on tonight's priority list: what it catches.",
+            "Share of up to 1,000 records altered on trial to another class that would stand on tonight's priority list.",
         ),
         column("drift_alarm", pa.bool_(), "Whether the night's share left its range; certificates are then suspended."),
         column(
             "record_error_rate_used", _SHARE, "Error rate of the record model in force; in a zone's row the zone's."
         ),
-        column("label_noise_used", _SHARE, "Assumed share of wrong training labels."),
+        column("label_noise_used", _SHARE, "Share of training labels taken to be wrong: assumed, or learned from recounts."),
         column(
             "temperature", _SHARE, "That the logits are divided by; null unless the calibration is one temperature."
         ),

@@ -160,11 +160,13 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
     Mismatches that nobody confirmed are left out, however their records went on: most are wrong records, and without them
     only the number counted is lower, which errs against certificates. A miscount among them is a right record that is
     missed; taken as right, the wrong ones would leave nothing to certify.
+
+    Bins that were off the list on their night, as counted not long before, are among them: most are false alarms that
+    people have seen through, and when their counts are old enough all of them may stand on the list again.
     """
     parts = []
     for sample in samples_to_learn_from(history):
-        # tonight, too, bins that were counted not long ago are not up for a certificate
-        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.settled & sample.was_listable()
+        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.settled
         if rows.any():
             parts.append((sample, rows))
     if not parts:

@@ -66,10 +66,6 @@ class Sample:
     def is_of_bundle(self, bundle_id: str) -> Mask:
         return pc.equal(self.plan.planned["bundle_id"], bundle_id).to_numpy()[self.rows]
 
-    def was_listable(self) -> Mask:
-        """Not kept off the priority list for having been counted not long before."""
-        return pc.is_null(self.plan.planned["reason"]).to_numpy()[self.rows]
-
     def probabilities(self, mask: Mask) -> Floats:
         """(k, K + 1) where the mask holds."""
         return np.array(self.plan.planned["probabilities"].take(self.rows[mask]).to_pylist(), dtype=np.float64)
