@@ -122,19 +122,16 @@ class _Ledger:
         nameless = [count for count in counts if count.counter_id is None and _is_same_sight(count, row.count)]
         kept = [count for count in counts if row.count.counter_id is None or count not in nameless]
         finding = resolve_counts(kept, expected_qty)
-        # a mismatch that somebody refuted may still be found by a third person
-        settles = (
-            row.count.counted_qty != expected_qty
-            and (row.count.confirmed or row.count.counter_id is not None)
-            and any(
-                count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id
-                for count in kept
-            )
+        # a mismatch that somebody refuted may still be found by a third person, and a typo may look like the record
+        contradicts = finding is not None and finding.qty == expected_qty != row.count.counted_qty
+        is_shared = row.count.counter_id is not None and any(
+            count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id for count in kept
         )
-        is_right = finding is not None and finding.qty == expected_qty
-        if finding is not None and finding.resolved and not (is_right and settles):
+        overrules = contradicts and (row.count.confirmed or is_shared)
+        if finding is not None and finding.resolved and not overrules:
             detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
-            raise Reject(RejectReason.COUNTED_TWICE, detail)
+            hint = "; a mismatch overrules that with confirmed" if contradicts else ""
+            raise Reject(RejectReason.COUNTED_TWICE, detail + hint)
         about = row.count.counted_qty, row.count.counter_id
         if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in kept):
             who = f"counter_id {about[1]!a}" if about[1] else "a count without counter_id"

@@ -479,6 +479,15 @@ def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
     assert night.num_random_resolved + night.num_priority_resolved == 2
 
 
+def test_a_confirmed_mismatch_overrules_a_count_that_was_mistyped_as_the_record(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T08:00Z,anna,,") == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:30Z,anna,,", name="corrected.csv") == 1
+    assert "3 pieces; a mismatch overrules that with confirmed" in rejects(output)[0]["detail"]
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:30Z,anna,true,", name="confirmed.csv") == 0
+    (night,) = read_history(output, "2026-03-03").nights
+    assert (night.counted_qty[0], night.num_random_resolved) == (1, 1)
+
+
 def test_a_confirmed_count_may_be_far_from_the_record(output: str) -> None:
     assert take_in(output, f"a,{NIGHT},40170725,2026-03-03T08:00Z,kim,true,") == 0
 
