@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from jobs.counting.count_rows import CountRow, Reject, parse_row
 from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
-from jobs.counting.plans import list_committed_runs, read_plan
+from jobs.counting.plans import list_marked_runs, read_plan
 from jobs.counting.records import NightRecord, find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
-from jobs.platform.layout import list_nights, read_run, run_uri
+from jobs.platform.layout import read_run, run_in_force, run_uri
 from jobs.platform.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 
@@ -48,8 +48,11 @@ class CheckedCounts:
         return Counter(str(reason) for _, reason, _ in self.rejects)
 
 
-def check_counts(output_uri: str, rows: Sequence[CountsRow], *, zone: ZoneInfo, now: datetime) -> CheckedCounts:
-    """Checks every row against the plans ever committed for its night, and against what was taken in before."""
+def check_counts(
+    output_uri: str, nights: Sequence[str], rows: Sequence[CountsRow], *, zone: ZoneInfo, now: datetime
+) -> CheckedCounts:
+    """Checks every row against the plans ever committed for its night, and against what was taken in before; `nights`
+    are the committed ones."""
     rejects: list[tuple[CountsRow, RejectReason, str]] = []
     counts: list[CountRow] = []
     filled_in = [row for row in rows if not row.is_blank]
@@ -58,7 +61,6 @@ def check_counts(output_uri: str, rows: Sequence[CountsRow], *, zone: ZoneInfo, 
             counts.append(parse_row(row, zone, now))
         except Reject as reject:
             rejects.append((row, reject.reason, reject.detail))
-    nights = list_nights(output_uri)
     plans = _read_plans(output_uri, {count.audit_date for count in counts} & set(nights))
     names = _list_names(plans)
     counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
@@ -152,8 +154,10 @@ def _identity(audit_date: str, bin_id: str, count: Count) -> tuple[object, ...]:
 def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
     """Night -> its plans, the one in force first, then those that it replaced, the newest first."""
     plans: dict[str, list[Plan]] = {}
+    marked = list_marked_runs(output_uri, min(nights)) if nights else {}
     for night in nights:
-        in_force, *replaced = list_committed_runs(output_uri, night)
+        in_force = run_in_force(output_uri, night)
+        replaced = [run_id for run_id in marked.get(night, []) if run_id != in_force]
         began = {run_id: _began_at(output_uri, run_id) for run_id in (in_force, *replaced)}
         replaced.sort(key=lambda run_id: began[run_id] or datetime.min.replace(tzinfo=UTC), reverse=True)
         plans[night] = [
