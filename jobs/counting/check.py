@@ -56,12 +56,13 @@ def check_counts(
     rejects: list[tuple[CountsRow, RejectReason, str]] = []
     counts: list[CountRow] = []
     filled_in = [row for row in rows if not row.is_blank]
+    committed = set(nights)
     for row in filled_in:
         try:
-            counts.append(parse_row(row, zone, now))
+            counts.append(parse_row(row, committed, zone, now))
         except Reject as reject:
             rejects.append((row, reject.reason, reject.detail))
-    plans = _read_plans(output_uri, {count.audit_date for count in counts} & set(nights))
+    plans = _read_plans(output_uri, {count.audit_date for count in counts} & committed)
     names = _list_names(plans)
     counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
     numbers = _list_numbers(plans)

@@ -104,7 +104,12 @@ def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
         ("z,2026-03-02,3,2026-03-03T08:00Z,,,", "not_planned"),
         ("a,2026-03-01,3,2026-03-03T08:00Z,,,", "unknown_night"),
         ("a,../../runs,3,2026-03-03T08:00Z,,,", "bad_date"),
-        ("a,03/02/2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,03/04/2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,31-02-2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,22/02/2026,3,2026-03-03T08:00Z,,,", "unknown_night"),
+        ("a,2026-03-01T23:00:00.000Z,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,2026-03-02T00:00+01:00,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,02.03.2026 23:00,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,0001-01-01,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,1999-12-31,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,9999-12-31,3,2026-03-03T08:00Z,,,", "bad_date"),
@@ -127,6 +132,8 @@ def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
         ("a,2026-03-02,40170725,2026-03-03T08:00Z,,,", "implausible_quantity"),
         ("a,2026-03-02,3,03/04/2026 08:00,,,", "bad_date"),
         ("a,2026-03-02,3,31.02.2026 08:00,,,", "bad_date"),
+        ("a,3/2/2026,3,13/3/2026 8:15,,,", "bad_date"),
+        ("a,3/2/2026,3,3/3/2026 13:15 PM,,,", "bad_date"),
         ("b,2026-03-02,3,2026-03-03T09:00Z,,,", "counted_twice"),
         ("b,2026-03-02,2,2026-03-03T10:00Z,,,", "counted_twice"),
     ],
@@ -402,6 +409,42 @@ def test_a_list_that_went_through_a_spreadsheet_comes_back(tmp_path: Path, capsy
     assert "not filled in: 2" in capsys.readouterr().out
     taken = {row["bin_id"]: row["counted_at"].hour for row in read_counted(output).to_pylist()}
     assert taken == {"00004": 8, "A-1": 8, "7": 9}
+
+
+@pytest.mark.parametrize(
+    ("night", "counted_at"),
+    [
+        ("3/2/2026", "3/4/2026 8:15 PM"),  # 2 March in the United States, and the 4th
+        ("02/03/2026", "04/03/2026 20:15"),  # in Britain, France, Italy and Spain
+        ("2-3-2026", "4-3-2026 20:15:00"),  # in the Netherlands and Denmark
+        ("2026/03/02", "2026/03/04 20:15"),  # in Japan
+        ("3/2/2026 12:00 AM", "3/4/2026 8:15:00 pm"),
+        (NIGHT, "2026-03-04 20:15"),
+    ],
+)
+def test_dates_are_read_in_the_order_by_which_the_night_is_a_committed_one(
+    output: str, night: str, counted_at: str
+) -> None:
+    assert take_in(output, f"a,{night},3,{counted_at},,,") == 0
+    (row,) = read_counted(output).to_pylist()
+    assert (row["audit_date"], row["counted_at"]) == (NIGHT, datetime(2026, 3, 4, 20, 15, tzinfo=UTC))
+
+
+def test_a_date_that_may_be_two_is_not_guessed(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    for night in ("2026-02-03", NIGHT, "2026-03-03"):
+        commit_night(output, night, [plan_row("a")])
+    lines = (
+        "a,03/02/2026,3,03/04/2026 8:15,,,",
+        "a,03/03/2026,3,03/04/2026 8:15,,,",
+        "a,03/05/2026,3,03/06/2026 8:15,,,",
+    )
+    assert take_in(output, *lines) == 1
+    assert [(found["reason"], found["detail"].partition("found ")[2]) for found in rejects(output)] == [
+        ("bad_date", "'03/02/2026', which is 2026-02-03 or 2026-03-02: both are committed nights"),
+        ("bad_date", "'03/04/2026 8:15', which is 2026-03-04 or 2026-04-03"),
+        ("bad_date", "'03/05/2026', which is 2026-03-05 or 2026-05-03: neither is a committed night"),
+    ]
 
 
 def test_a_bin_of_the_night_keeps_its_own_name(tmp_path: Path) -> None:
