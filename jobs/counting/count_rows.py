@@ -52,8 +52,8 @@ class CountRow:
 
 
 def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -> CountRow:
-    """Raises Reject. A time without an offset is a time in `zone`; of a date that may be two days, as 11/12/2026 may, the
-    committed `nights` tell which it is, and so the order of the row's other date."""
+    """Raises Reject. A time without an offset is a time in `zone`; of a date that may be two days, as 11/12/2026 may,
+    the committed `nights` tell which it is, and so the order of the row's other date."""
     if row.malformed is not None:
         raise Reject(RejectReason.MALFORMED_ROW, row.malformed)
     for name in REQUIRED:
@@ -101,8 +101,8 @@ def _parse_night(text: str, nights: Set[str]) -> tuple[date, Set[bool]]:
 
 
 def _read_moments(text: str) -> dict[bool, datetime]:
-    """What `text` says where the day stands first (False) and where the month does (True): the same where that is plain,
-    nothing where it is no date."""
+    """What `text` says where the day stands first (False) and where the month does (True): the same where that is
+    plain, nothing where it is no date."""
     moments = {}
     for month_first in (False, True):
         with suppress(ValueError):

@@ -16,7 +16,7 @@ from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.layout import read_run
 from jobs.recount import main
-from jobs.reporting.recount_lists import recount_csv, second_counts_csv
+from jobs.reporting.recount_lists import recount_csv, recount_xlsx, second_counts_csv
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
 from tests.planned_night import commit_night, plan_row, priority_row, write_run
@@ -167,10 +167,23 @@ def test_one_message_names_all_problems_of_the_columns(output: str, capsys: pyte
     assert list(storage.list_objects(output + "/counted")) == []
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00b", b"PAR1 and no more", HEADER.encode(), b'bin_id,"au'])
-def test_a_file_that_is_no_list_of_counts_is_refused(output: str, tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "columns found: nothing"),
+        (b"\xff\xfe\x00b", "save the list as CSV UTF-8"),
+        (b"PAR1 and no more", "a damaged one"),
+        (recount_xlsx([("Z", "a")], NIGHT), "found a workbook (.xlsx): copy its counts into recount_list.csv"),
+        (HEADER.encode(), "found 0 rows without any"),
+        (b'bin_id,"au', "expected CSV"),
+    ],
+)
+def test_a_file_that_is_no_list_of_counts_is_refused(
+    output: str, tmp_path: Path, data: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "counts").write_bytes(data)
     assert main(["--output-uri", output, "--counts-uri", str(tmp_path / "counts")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_without_a_committed_night_there_is_nothing_to_count_for(tmp_path: Path) -> None:
