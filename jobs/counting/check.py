@@ -25,6 +25,9 @@ from schemas.recount import COUNTED_SCHEMA, RejectReason
 PLAUSIBLE_TIMES, PLAUSIBLE_MORE = 10, 1000
 """A count of more than so many times the record and so many pieces more must be confirmed."""
 
+NO_TIME = "counted_at: expected a time of day, found the date alone of a day on which the record was read"
+"""Of a count that may have been made before that or after it."""
+
 BEGAN_AT = "began_at"
 
 Plan = Mapping[str, dict[str, Any]]
@@ -219,7 +222,7 @@ def _wanted_records(
 
 def _later_nights(count: CountRow, nights: Sequence[str]) -> list[str]:
     """Nights between the count's own and the day it was made, in any time zone."""
-    last = (count.count.counted_at + timedelta(days=1)).date().isoformat()
+    last = (count.latest + timedelta(days=1)).date().isoformat()
     return [night for night in nights if count.audit_date < night <= last]
 
 
@@ -227,7 +230,8 @@ def _find_planned(
     count: CountRow, plans: Mapping[str, list[Plan]], records: Mapping[tuple[str, str], NightRecord]
 ) -> dict[str, Any]:
     """The row of the newest plan that may have asked for this count: one whose record was read before it, or, where
-    nobody says when that was, whose run had begun by then. Raises Reject."""
+    nobody says when that was, whose run had begun by then. Raises Reject, also where only the day of the count is known
+    and the record may have been read after it."""
     if count.audit_date not in plans:
         raise Reject(RejectReason.UNKNOWN_NIGHT, f"audit_date: no night {count.audit_date} is committed here")
     planned = [plan[count.bin_id] for plan in plans[count.audit_date] if count.bin_id in plan]
@@ -237,13 +241,16 @@ def _find_planned(
     if not planned:
         detail = f"bin_id: the night {count.audit_date} knows no bin {count.bin_id!a}"
         raise Reject(RejectReason.UNKNOWN_BIN, detail)
-    for row in planned:
-        there_since = row["expected_as_of"] or row[BEGAN_AT]
-        if there_since is None or there_since <= count.count.counted_at:
-            return row
-    undated = [row for row in planned if row["expected_as_of"] is None]
-    if undated:  # a clock is off, or the day is all that is known
-        return undated[0]
+    counted_at = count.count.counted_at
+    dated = [(row, row["expected_as_of"] or row[BEGAN_AT]) for row in planned]
+    before = [row for row, since in dated if since is None or since <= counted_at]
+    # a clock is off, or the day is all that is known
+    possible = before or [row for row in planned if row["expected_as_of"] is None]
+    that_day = {row["expected_qty"] for row, since in dated if since and counted_at < since <= count.latest}
+    if that_day and that_day != {row["expected_qty"] for row in possible[:1]}:
+        raise Reject(RejectReason.BAD_DATE, NO_TIME)
+    if possible:
+        return possible[0]
     read_at = planned[0]["expected_as_of"].isoformat(timespec="minutes")
     raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: expected a time after the record was read ({read_at})")
 
@@ -261,6 +268,8 @@ def _check_unchanged(
             continue
         # a record of unknown age is taken to be as old as its night, which is over a day later
         read_at = record.expected_as_of or datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
+        if count.count.counted_at < read_at <= count.latest:
+            raise Reject(RejectReason.BAD_DATE, NO_TIME)
         if read_at <= count.count.counted_at:
             raise Reject(
                 RejectReason.RECORD_CHANGED,

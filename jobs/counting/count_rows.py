@@ -47,6 +47,8 @@ class CountRow:
     bin_id: str
     audit_date: str
     count: Count
+    latest: datetime
+    """`count.counted_at`; where that is a day without a time, its first moment, this is the last."""
     confirmed: bool | None
     reason_code: str | None
 
@@ -60,7 +62,7 @@ def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -
         if not row.cells[name]:
             raise Reject(RejectReason.MISSING_VALUE, f"{name}: expected a value, found none")
     night, orders = _parse_night(row.cells["audit_date"], nights)
-    counted_at = _parse_time(row.cells["counted_at"], orders, zone)
+    counted_at, latest = _parse_time(row.cells["counted_at"], orders, zone)
     if counted_at > now + CLOCK_SLACK:
         raise Reject(RejectReason.IN_FUTURE, f"counted_at: {_show(counted_at)} is yet to come; see --time-zone")
     if counted_at < datetime.combine(night, time(), UTC) - ZONE_SLACK:
@@ -75,6 +77,7 @@ def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -
         bin_id=row.cells["bin_id"],
         audit_date=night.isoformat(),
         count=Count(counted_at, quantity, counter_id, _FLAGS[flag] is True),
+        latest=latest,
         confirmed=_FLAGS[flag],
         reason_code=row.cells.get("reason_code") or None,
     )
@@ -129,12 +132,15 @@ def _read_moment(text: str, month_first: bool) -> datetime:
 _YEAR_FIRST, _YEAR_LAST = ("year", "month", "day"), ("year_last", "right", "left")
 
 
-def _parse_time(text: str, orders: Set[bool], zone: ZoneInfo) -> datetime:
-    """`orders`: those that the row's night allows."""
+def _parse_time(text: str, orders: Set[bool], zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """The first and the last moment that `text` can mean. `orders`: those that the row's night allows."""
     moments = {moment for order, moment in _read_moments(text).items() if order in orders}
     try:
         (moment,) = moments
-        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=zone)
+        is_day = len(text) <= len("2026-11-23")
+        latest = datetime.combine(moment, time.max, moment.tzinfo) if is_day else moment
+        return moment.astimezone(UTC), latest.astimezone(UTC)
     except (ValueError, OverflowError):
         found = _show_found(text, {moment.date().isoformat() for moment in moments})
         detail = f"counted_at: expected a time such as 2026-11-23T08:15:00+01:00, found {found}"

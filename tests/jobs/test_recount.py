@@ -236,6 +236,35 @@ def test_a_count_made_before_the_record_was_read_says_nothing_about_it(tmp_path:
     assert rejects(output)[0]["reason"] == "before_night"
 
 
+@pytest.mark.parametrize(
+    ("bin_id", "counted_at", "reason"),
+    [
+        ("dated", "2026-03-03", "bad_date"),  # its record was read at 2:00 that day
+        ("dated", "03.03.2026", "bad_date"),
+        ("dated", "2026-03-02", "before_night"),
+        ("dated", "2026-03-04", None),
+        ("undated", "2026-03-03", None),
+        ("changed", "2026-03-03", None),
+        ("changed", "2026-03-04", "bad_date"),  # was read to be another at 20:00 that day
+        ("changed", "2026-03-05", "record_changed"),
+        ("replanned", "2026-03-03", "bad_date"),
+    ],
+)
+def test_a_count_without_a_time_of_day_stands_where_it_says_the_same_the_whole_day(
+    tmp_path: Path, bin_id: str, counted_at: str, reason: str | None
+) -> None:
+    output = str(tmp_path / "audits")
+    bins = [plan_row("dated", expected_as_of=at(2)), plan_row("undated"), plan_row("changed"), plan_row("replanned", 4)]
+    commit_night(output, NIGHT, [plan_row("replanned")], run="f" * 12, started_at="2026-03-02T22:00:00+00:00")
+    commit_night(output, NIGHT, bins, started_at="2026-03-03T02:00:00+00:00")
+    commit_night(output, "2026-03-04", [], other_bins=[plan_row("changed", 5, expected_as_of=at(20, day=4))])
+    assert take_in(output, f"{bin_id},{NIGHT},3,{counted_at},kim,,") == (reason is not None)
+    if reason:
+        (found,) = rejects(output)
+        assert found["reason"] == reason
+        assert ("expected a time of day" in found["detail"]) == (reason == "bad_date")
+
+
 def test_a_mismatch_is_pending_until_a_second_count_agrees(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,") == 0
     assert "resolved: 0; pending: 4" in capsys.readouterr().out
