@@ -47,7 +47,7 @@ def run_recount(config: RecountConfig) -> None:
     except (ZoneInfoNotFoundError, ValueError) as error:
         raise InputError(f"--time-zone: expected a name such as Europe/Berlin, found {config.time_zone!r}") from error
     rows = read_counts_file(storage.absolute(config.counts_uri))
-    checked = check_counts(output_uri, rows, zone=zone, now=datetime.now(UTC))
+    checked = check_counts(output_uri, nights, rows, zone=zone, now=datetime.now(UTC))
     print(f"rows: {len(rows)}; taken in: {checked.accepted.num_rows}; known already: {checked.num_known}", end="; ")
     print(f"not filled in: {checked.num_blank}; rejected: {len(checked.rejects)}")
     if checked.accepted.num_rows:

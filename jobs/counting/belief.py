@@ -17,9 +17,8 @@ from numpy.typing import ArrayLike
 
 from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
-from jobs.counting.plans import read_night
 from jobs.counting.samples import samples_to_learn_from
-from jobs.platform.layout import read_run, run_uri
+from jobs.platform.layout import read_run, run_in_force, run_uri
 from model.certificates import ReferenceScores, build_reference
 from model.drift import Baseline, measure_baseline
 from model.posterior import Assessor, build_assessor, fit_noise_rate, label_noise
@@ -89,7 +88,7 @@ def true_shares(records: ArrayLike, error_rate: float = PRIOR_ERROR_RATE) -> Flo
 
 def read_class_shares(output_uri: str, night: str) -> Sequence[float]:
     """As a committed night's audit took them. Raises FileNotFoundError for a night that isn't committed."""
-    run = read_run(run_uri(output_uri, read_night(output_uri, night).run_id))
+    run = read_run(run_uri(output_uri, run_in_force(output_uri, night)))
     return Belief.from_dict(run["belief"]).record_model.class_shares
 
 

@@ -15,15 +15,18 @@ import pyarrow.compute as pc
 from jobs.counting.count_rows import CountRow, Reject, parse_row
 from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
-from jobs.counting.plans import list_committed_runs, read_plan
+from jobs.counting.plans import list_marked_runs, read_plan
 from jobs.counting.records import NightRecord, find_records
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
-from jobs.platform.layout import list_nights, read_run, run_uri
+from jobs.platform.layout import read_run, run_in_force, run_uri
 from jobs.platform.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 
 PLAUSIBLE_TIMES, PLAUSIBLE_MORE = 10, 1000
 """A count of more than so many times the record and so many pieces more must be confirmed."""
+
+NO_TIME = "counted_at: expected a time of day, found the date alone of a day on which the record was read"
+"""Of a count that may have been made before that or after it."""
 
 BEGAN_AT = "began_at"
 
@@ -48,18 +51,21 @@ class CheckedCounts:
         return Counter(str(reason) for _, reason, _ in self.rejects)
 
 
-def check_counts(output_uri: str, rows: Sequence[CountsRow], *, zone: ZoneInfo, now: datetime) -> CheckedCounts:
-    """Checks every row against the plans ever committed for its night, and against what was taken in before."""
+def check_counts(
+    output_uri: str, nights: Sequence[str], rows: Sequence[CountsRow], *, zone: ZoneInfo, now: datetime
+) -> CheckedCounts:
+    """Checks every row against the plans ever committed for its night, and against what was taken in before; `nights`
+    are the committed ones."""
     rejects: list[tuple[CountsRow, RejectReason, str]] = []
     counts: list[CountRow] = []
     filled_in = [row for row in rows if not row.is_blank]
+    committed = set(nights)
     for row in filled_in:
         try:
-            counts.append(parse_row(row, zone, now))
+            counts.append(parse_row(row, committed, zone, now))
         except Reject as reject:
             rejects.append((row, reject.reason, reject.detail))
-    nights = list_nights(output_uri)
-    plans = _read_plans(output_uri, {count.audit_date for count in counts} & set(nights))
+    plans = _read_plans(output_uri, {count.audit_date for count in counts} & committed)
     names = _list_names(plans)
     counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
     numbers = _list_numbers(plans)
@@ -122,19 +128,16 @@ class _Ledger:
         nameless = [count for count in counts if count.counter_id is None and _is_same_sight(count, row.count)]
         kept = [count for count in counts if row.count.counter_id is None or count not in nameless]
         finding = resolve_counts(kept, expected_qty)
-        # a mismatch that somebody refuted may still be found by a third person
-        settles = (
-            row.count.counted_qty != expected_qty
-            and (row.count.confirmed or row.count.counter_id is not None)
-            and any(
-                count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id
-                for count in kept
-            )
+        # a mismatch that somebody refuted may still be found by a third person, and a typo may look like the record
+        contradicts = finding is not None and finding.qty == expected_qty != row.count.counted_qty
+        is_shared = row.count.counter_id is not None and any(
+            count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id for count in kept
         )
-        is_right = finding is not None and finding.qty == expected_qty
-        if finding is not None and finding.resolved and not (is_right and settles):
+        overrules = contradicts and (row.count.confirmed or is_shared)
+        if finding is not None and finding.resolved and not overrules:
             detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
-            raise Reject(RejectReason.COUNTED_TWICE, detail)
+            hint = "; a mismatch overrules that with confirmed" if contradicts else ""
+            raise Reject(RejectReason.COUNTED_TWICE, detail + hint)
         about = row.count.counted_qty, row.count.counter_id
         if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in kept):
             who = f"counter_id {about[1]!a}" if about[1] else "a count without counter_id"
@@ -155,8 +158,10 @@ def _identity(audit_date: str, bin_id: str, count: Count) -> tuple[object, ...]:
 def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
     """Night -> its plans, the one in force first, then those that it replaced, the newest first."""
     plans: dict[str, list[Plan]] = {}
+    marked = list_marked_runs(output_uri, min(nights)) if nights else {}
     for night in nights:
-        in_force, *replaced = list_committed_runs(output_uri, night)
+        in_force = run_in_force(output_uri, night)
+        replaced = [run_id for run_id in marked.get(night, []) if run_id != in_force]
         began = {run_id: _began_at(output_uri, run_id) for run_id in (in_force, *replaced)}
         replaced.sort(key=lambda run_id: began[run_id] or datetime.min.replace(tzinfo=UTC), reverse=True)
         plans[night] = [
@@ -217,7 +222,7 @@ def _wanted_records(
 
 def _later_nights(count: CountRow, nights: Sequence[str]) -> list[str]:
     """Nights between the count's own and the day it was made, in any time zone."""
-    last = (count.count.counted_at + timedelta(days=1)).date().isoformat()
+    last = (count.latest + timedelta(days=1)).date().isoformat()
     return [night for night in nights if count.audit_date < night <= last]
 
 
@@ -225,7 +230,8 @@ def _find_planned(
     count: CountRow, plans: Mapping[str, list[Plan]], records: Mapping[tuple[str, str], NightRecord]
 ) -> dict[str, Any]:
     """The row of the newest plan that may have asked for this count: one whose record was read before it, or, where
-    nobody says when that was, whose run had begun by then. Raises Reject."""
+    nobody says when that was, whose run had begun by then. Raises Reject, also where only the day of the count is known
+    and the record may have been read after it."""
     if count.audit_date not in plans:
         raise Reject(RejectReason.UNKNOWN_NIGHT, f"audit_date: no night {count.audit_date} is committed here")
     planned = [plan[count.bin_id] for plan in plans[count.audit_date] if count.bin_id in plan]
@@ -235,13 +241,16 @@ def _find_planned(
     if not planned:
         detail = f"bin_id: the night {count.audit_date} knows no bin {count.bin_id!a}"
         raise Reject(RejectReason.UNKNOWN_BIN, detail)
-    for row in planned:
-        there_since = row["expected_as_of"] or row[BEGAN_AT]
-        if there_since is None or there_since <= count.count.counted_at:
-            return row
-    undated = [row for row in planned if row["expected_as_of"] is None]
-    if undated:  # a clock is off, or the day is all that is known
-        return undated[0]
+    counted_at = count.count.counted_at
+    dated = [(row, row["expected_as_of"] or row[BEGAN_AT]) for row in planned]
+    before = [row for row, since in dated if since is None or since <= counted_at]
+    # a clock is off, or the day is all that is known
+    possible = before or [row for row in planned if row["expected_as_of"] is None]
+    that_day = {row["expected_qty"] for row, since in dated if since and counted_at < since <= count.latest}
+    if that_day and that_day != {row["expected_qty"] for row in possible[:1]}:
+        raise Reject(RejectReason.BAD_DATE, NO_TIME)
+    if possible:
+        return possible[0]
     read_at = planned[0]["expected_as_of"].isoformat(timespec="minutes")
     raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: expected a time after the record was read ({read_at})")
 
@@ -259,6 +268,8 @@ def _check_unchanged(
             continue
         # a record of unknown age is taken to be as old as its night, which is over a day later
         read_at = record.expected_as_of or datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
+        if count.count.counted_at < read_at <= count.latest:
+            raise Reject(RejectReason.BAD_DATE, NO_TIME)
         if read_at <= count.count.counted_at:
             raise Reject(
                 RejectReason.RECORD_CHANGED,

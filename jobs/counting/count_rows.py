@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -21,11 +23,12 @@ _FLAGS = {"": None, "true": True, "1": True, "yes": True, "false": False, "0": F
 _QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0{0,2})?")
 """Not `1.000`, which is a thousand where thousands are parted by dots."""
 _SPREADSHEET_DATE = re.compile(
-    r"(?:(?P<year>[0-9]{4})-(?P<month>[0-9]{1,2})-(?P<day>[0-9]{1,2})"
-    r"|(?P<day_first>[0-9]{1,2})\.(?P<month_second>[0-9]{1,2})\.(?P<year_last>[0-9]{4}))"
-    r"(?:[ T]+(?P<hour>[0-9]{1,2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2}))?)?"
+    r"(?:(?P<year>[0-9]{4})[-/](?P<month>[0-9]{1,2})[-/](?P<day>[0-9]{1,2})"
+    r"|(?P<left>[0-9]{1,2})(?P<sign>[./-])(?P<right>[0-9]{1,2})(?P=sign)(?P<year_last>[0-9]{4}))"
+    r"(?:[ T]+(?P<hour>[0-9]{1,2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2}))?(?:\s?(?P<half>[AaPp][Mm]))?)?"
 )
-"""What spreadsheets make of a date: `2026-11-23 8:15`, `23.11.2026 08:15`. Not 11/12/2026, which is two days."""
+"""What spreadsheets make of a date: `2026-11-23 8:15`, `23.11.2026 08:15`, `11/23/2026 8:15 AM`, `23-11-2026`. But
+11/12/2026 is two days."""
 
 
 class Reject(ValueError):  # noqa: N818 - the domain's word
@@ -44,19 +47,22 @@ class CountRow:
     bin_id: str
     audit_date: str
     count: Count
+    latest: datetime
+    """`count.counted_at`; where that is a day without a time, its first moment, this is the last."""
     confirmed: bool | None
     reason_code: str | None
 
 
-def parse_row(row: CountsRow, zone: ZoneInfo, now: datetime) -> CountRow:
-    """Raises Reject. A time without an offset is a time in `zone`."""
+def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -> CountRow:
+    """Raises Reject. A time without an offset is a time in `zone`; of a date that may be two days, as 11/12/2026 may,
+    the committed `nights` tell which it is, and so the order of the row's other date."""
     if row.malformed is not None:
         raise Reject(RejectReason.MALFORMED_ROW, row.malformed)
     for name in REQUIRED:
         if not row.cells[name]:
             raise Reject(RejectReason.MISSING_VALUE, f"{name}: expected a value, found none")
-    night = _parse_night(row.cells["audit_date"])
-    counted_at = _parse_time(row.cells["counted_at"], zone)
+    night, orders = _parse_night(row.cells["audit_date"], nights)
+    counted_at, latest = _parse_time(row.cells["counted_at"], orders, zone)
     if counted_at > now + CLOCK_SLACK:
         raise Reject(RejectReason.IN_FUTURE, f"counted_at: {_show(counted_at)} is yet to come; see --time-zone")
     if counted_at < datetime.combine(night, time(), UTC) - ZONE_SLACK:
@@ -71,42 +77,78 @@ def parse_row(row: CountsRow, zone: ZoneInfo, now: datetime) -> CountRow:
         bin_id=row.cells["bin_id"],
         audit_date=night.isoformat(),
         count=Count(counted_at, quantity, counter_id, _FLAGS[flag] is True),
+        latest=latest,
         confirmed=_FLAGS[flag],
         reason_code=row.cells.get("reason_code") or None,
     )
 
 
-def _parse_night(text: str) -> date:
-    try:
-        night = _read_moment(text).date()
-    except ValueError:
-        raise Reject(RejectReason.BAD_DATE, f"audit_date: expected YYYY-MM-DD or DD.MM.YYYY, found {text!a}") from None
+def _parse_night(text: str, nights: Set[str]) -> tuple[date, Set[bool]]:
+    """With the orders that make `text` this night, see `_read_moments`."""
+    moments = _read_moments(text)
+    days = {moment.date().isoformat() for moment in moments.values()}
+    possible = days & nights if len(days) > 1 else days
+    orders = {order for order, moment in moments.items() if moment.date().isoformat() in possible}
+    if len(possible) != 1:
+        hint = f": {'both are committed nights' if possible else 'neither is a committed night'}" if days else ""
+        detail = f"audit_date: expected YYYY-MM-DD or DD.MM.YYYY, found {_show_found(text, days)}{hint}"
+        raise Reject(RejectReason.BAD_DATE, detail)
+    if any(moment.timetz() != time() for moment in moments.values()):
+        detail = f"audit_date: expected a night without a time of day or an offset, found {text!a}"
+        raise Reject(RejectReason.BAD_DATE, detail)
+    night = date.fromisoformat(possible.pop())
     if night.year not in NIGHT_YEARS:
         years = f"{NIGHT_YEARS[0]} to {NIGHT_YEARS[-1]}"
         raise Reject(RejectReason.BAD_DATE, f"audit_date: expected a night of the years {years}, found {text!a}")
-    return night
+    return night, orders
 
 
-def _read_moment(text: str) -> datetime:
+def _read_moments(text: str) -> dict[bool, datetime]:
+    """What `text` says where the day stands first (False) and where the month does (True): the same where that is
+    plain, nothing where it is no date."""
+    moments = {}
+    for month_first in (False, True):
+        with suppress(ValueError):
+            moments[month_first] = _read_moment(text, month_first)
+    return moments
+
+
+def _read_moment(text: str, month_first: bool) -> datetime:
     """Raises ValueError."""
     match = _SPREADSHEET_DATE.fullmatch(text)
     if match is None:
         return datetime.fromisoformat(text)
-    found = {name: int(value) for name, value in match.groupdict().items() if value is not None}
-    year, month, day = (found[a] if a in found else found[b] for a, b in _DATE_PARTS)
-    return datetime(year, month, day, found.get("hour", 0), found.get("minute", 0), found.get("second", 0))
+    year, month, day = map(int, match.group(*(_YEAR_FIRST if match["year"] else _YEAR_LAST)))
+    if month_first and match["sign"] in ("/", "-"):
+        month, day = day, month
+    hour, minute, second = (int(value or 0) for value in match.group("hour", "minute", "second"))
+    if match["half"]:
+        if not 1 <= hour <= 12:
+            raise ValueError(f"no hour of half a day: {hour}")
+        hour = hour % 12 + (12 if match["half"].lower() == "pm" else 0)
+    return datetime(year, month, day, hour, minute, second)
 
 
-_DATE_PARTS = (("year", "year_last"), ("month", "month_second"), ("day", "day_first"))
+_YEAR_FIRST, _YEAR_LAST = ("year", "month", "day"), ("year_last", "right", "left")
 
 
-def _parse_time(text: str, zone: ZoneInfo) -> datetime:
+def _parse_time(text: str, orders: Set[bool], zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """The first and the last moment that `text` can mean. `orders`: those that the row's night allows."""
+    moments = {moment for order, moment in _read_moments(text).items() if order in orders}
     try:
-        moment = _read_moment(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+        (moment,) = moments
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=zone)
+        is_day = len(text) <= len("2026-11-23")
+        latest = datetime.combine(moment, time.max, moment.tzinfo) if is_day else moment
+        return moment.astimezone(UTC), latest.astimezone(UTC)
     except (ValueError, OverflowError):
-        detail = f"counted_at: expected a time such as 2026-11-23T08:15:00+01:00, found {text!a}"
+        found = _show_found(text, {moment.date().isoformat() for moment in moments})
+        detail = f"counted_at: expected a time such as 2026-11-23T08:15:00+01:00, found {found}"
         raise Reject(RejectReason.BAD_DATE, detail) from None
+
+
+def _show_found(text: str, days: Set[str]) -> str:
+    return f"{text!a}, which is {' or '.join(sorted(days))}" if len(days) > 1 else f"{text!a}"
 
 
 def _parse_quantity(text: str) -> int:

@@ -47,6 +47,10 @@ def read_counts_file(uri: str) -> list[CountsRow]:
         data = storage.read_bytes(uri)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected a CSV or Parquet file of counts, found nothing") from error
+    if data.startswith(b"PK\x03\x04"):
+        raise InputError(
+            f"{uri}: expected CSV or Parquet, found a workbook (.xlsx): copy its counts into recount_list.csv"
+        )
     rows = list(_parquet_rows(uri, data) if data.startswith(b"PAR1") else _csv_rows(uri, data))
     if all(row.is_blank for row in rows):
         raise InputError(f"{uri}: expected at least one count, found {len(rows)} rows without any")

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.counting.counted import read_counted
-from jobs.counting.plans import NightSummary, list_marked_runs, read_night, read_plan
+from jobs.counting.plans import NightSummary, list_marked_runs, read_plan, read_summary
 from jobs.counting.records import find_records
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
@@ -188,7 +188,7 @@ def read_history(output_uri: str, audit_date: str) -> History:
     marked = list_marked_runs(output_uri, first)
     nights, replaced = [], []
     for night in (name for name in list_nights(output_uri, first) if first <= name < audit_date):
-        summary = read_night(output_uri, night)
+        summary = read_summary(output_uri, night)
         nights.append(_match_plan(output_uri, night, summary.run_id, groups, summary))
         others = (run_id for run_id in marked.get(night, []) if run_id != summary.run_id)
         replaced += [_match_plan(output_uri, night, run_id, groups, None) for run_id in others]

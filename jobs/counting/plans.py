@@ -32,7 +32,7 @@ class NightSummary:
     """None for a night without unit values or with several currencies."""
 
 
-def read_night(output_uri: str, audit_date: str) -> NightSummary:
+def read_summary(output_uri: str, audit_date: str) -> NightSummary:
     """Raises FileNotFoundError for a night that isn't committed."""
     rows = conform(storage.read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA).to_pylist()
     night = next(row for row in rows if row["scope"] == "all")
@@ -48,14 +48,6 @@ def read_night(output_uri: str, audit_date: str) -> NightSummary:
         night["gross_variance_predicted"],
         night["overage_value"] - night["shortage_value"] if valued else None,
     )
-
-
-def list_committed_runs(output_uri: str, audit_date: str) -> list[str]:
-    """Every run that the night was ever committed by, the one in force first. Raises FileNotFoundError for a night that
-    isn't committed."""
-    in_force = read_night(output_uri, audit_date).run_id
-    marked = list_marked_runs(output_uri, audit_date).get(audit_date, [])
-    return [in_force, *(run_id for run_id in marked if run_id != in_force)]
 
 
 def list_marked_runs(output_uri: str, first: str | None = None) -> dict[str, list[str]]:

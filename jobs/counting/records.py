@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.counting.plans import read_night
 from jobs.platform import storage
-from jobs.platform.layout import part_uris, unless_replaced
+from jobs.platform.layout import part_uris, run_in_force, unless_replaced
 from schemas.errors import InputError
 
 
@@ -40,7 +39,7 @@ def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[
 
 def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:
     values = pa.array(bin_ids, pa.string())
-    run_id = read_night(output_uri, night).run_id
+    run_id = run_in_force(output_uri, night)
     with unless_replaced(output_uri, night, run_id):
         parts = part_uris(output_uri, "results", night, run_id)
         if not parts:

@@ -62,10 +62,15 @@ def part_uris(output_uri: str, table: str, audit_date: str, run_id: str) -> list
     return sorted(uri for uri in parts if is_part_of(uri, run_id))
 
 
+def run_in_force(output_uri: str, audit_date: str) -> str:
+    """The run that the night is committed by. Raises FileNotFoundError for a night that isn't."""
+    return storage.read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
+
+
 def committed_run(output_uri: str, audit_date: str) -> str | None:
     """The run that the night is committed by, None for a night that isn't."""
     try:
-        return storage.read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
+        return run_in_force(output_uri, audit_date)
     except FileNotFoundError:
         return None
 

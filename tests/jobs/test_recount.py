@@ -16,7 +16,7 @@ from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.layout import read_run
 from jobs.recount import main
-from jobs.reporting.recount_lists import recount_csv, second_counts_csv
+from jobs.reporting.recount_lists import recount_csv, recount_xlsx, second_counts_csv
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
 from tests.planned_night import commit_night, plan_row, priority_row, write_run
@@ -104,7 +104,12 @@ def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
         ("z,2026-03-02,3,2026-03-03T08:00Z,,,", "not_planned"),
         ("a,2026-03-01,3,2026-03-03T08:00Z,,,", "unknown_night"),
         ("a,../../runs,3,2026-03-03T08:00Z,,,", "bad_date"),
-        ("a,03/02/2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,03/04/2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,31-02-2026,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,22/02/2026,3,2026-03-03T08:00Z,,,", "unknown_night"),
+        ("a,2026-03-01T23:00:00.000Z,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,2026-03-02T00:00+01:00,3,2026-03-03T08:00Z,,,", "bad_date"),
+        ("a,02.03.2026 23:00,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,0001-01-01,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,1999-12-31,3,2026-03-03T08:00Z,,,", "bad_date"),
         ("a,9999-12-31,3,2026-03-03T08:00Z,,,", "bad_date"),
@@ -127,6 +132,8 @@ def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
         ("a,2026-03-02,40170725,2026-03-03T08:00Z,,,", "implausible_quantity"),
         ("a,2026-03-02,3,03/04/2026 08:00,,,", "bad_date"),
         ("a,2026-03-02,3,31.02.2026 08:00,,,", "bad_date"),
+        ("a,3/2/2026,3,13/3/2026 8:15,,,", "bad_date"),
+        ("a,3/2/2026,3,3/3/2026 13:15 PM,,,", "bad_date"),
         ("b,2026-03-02,3,2026-03-03T09:00Z,,,", "counted_twice"),
         ("b,2026-03-02,2,2026-03-03T10:00Z,,,", "counted_twice"),
     ],
@@ -160,10 +167,23 @@ def test_one_message_names_all_problems_of_the_columns(output: str, capsys: pyte
     assert list(storage.list_objects(output + "/counted")) == []
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe\x00b", b"PAR1 and no more", HEADER.encode(), b'bin_id,"au'])
-def test_a_file_that_is_no_list_of_counts_is_refused(output: str, tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "columns found: nothing"),
+        (b"\xff\xfe\x00b", "save the list as CSV UTF-8"),
+        (b"PAR1 and no more", "a damaged one"),
+        (recount_xlsx([("Z", "a")], NIGHT), "found a workbook (.xlsx): copy its counts into recount_list.csv"),
+        (HEADER.encode(), "found 0 rows without any"),
+        (b'bin_id,"au', "expected CSV"),
+    ],
+)
+def test_a_file_that_is_no_list_of_counts_is_refused(
+    output: str, tmp_path: Path, data: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "counts").write_bytes(data)
     assert main(["--output-uri", output, "--counts-uri", str(tmp_path / "counts")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_without_a_committed_night_there_is_nothing_to_count_for(tmp_path: Path) -> None:
@@ -214,6 +234,35 @@ def test_a_count_made_before_the_record_was_read_says_nothing_about_it(tmp_path:
     commit_night(output, NIGHT, [plan_row("a", expected_as_of=at(23, day=2))])
     assert take_in(output, f"a,{NIGHT},3,2026-03-02T22:00Z,,,") == 1
     assert rejects(output)[0]["reason"] == "before_night"
+
+
+@pytest.mark.parametrize(
+    ("bin_id", "counted_at", "reason"),
+    [
+        ("dated", "2026-03-03", "bad_date"),  # its record was read at 2:00 that day
+        ("dated", "03.03.2026", "bad_date"),
+        ("dated", "2026-03-02", "before_night"),
+        ("dated", "2026-03-04", None),
+        ("undated", "2026-03-03", None),
+        ("changed", "2026-03-03", None),
+        ("changed", "2026-03-04", "bad_date"),  # was read to be another at 20:00 that day
+        ("changed", "2026-03-05", "record_changed"),
+        ("replanned", "2026-03-03", "bad_date"),
+    ],
+)
+def test_a_count_without_a_time_of_day_stands_where_it_says_the_same_the_whole_day(
+    tmp_path: Path, bin_id: str, counted_at: str, reason: str | None
+) -> None:
+    output = str(tmp_path / "audits")
+    bins = [plan_row("dated", expected_as_of=at(2)), plan_row("undated"), plan_row("changed"), plan_row("replanned", 4)]
+    commit_night(output, NIGHT, [plan_row("replanned")], run="f" * 12, started_at="2026-03-02T22:00:00+00:00")
+    commit_night(output, NIGHT, bins, started_at="2026-03-03T02:00:00+00:00")
+    commit_night(output, "2026-03-04", [], other_bins=[plan_row("changed", 5, expected_as_of=at(20, day=4))])
+    assert take_in(output, f"{bin_id},{NIGHT},3,{counted_at},kim,,") == (reason is not None)
+    if reason:
+        (found,) = rejects(output)
+        assert found["reason"] == reason
+        assert ("expected a time of day" in found["detail"]) == (reason == "bad_date")
 
 
 def test_a_mismatch_is_pending_until_a_second_count_agrees(output: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -404,6 +453,42 @@ def test_a_list_that_went_through_a_spreadsheet_comes_back(tmp_path: Path, capsy
     assert taken == {"00004": 8, "A-1": 8, "7": 9}
 
 
+@pytest.mark.parametrize(
+    ("night", "counted_at"),
+    [
+        ("3/2/2026", "3/4/2026 8:15 PM"),  # 2 March in the United States, and the 4th
+        ("02/03/2026", "04/03/2026 20:15"),  # in Britain, France, Italy and Spain
+        ("2-3-2026", "4-3-2026 20:15:00"),  # in the Netherlands and Denmark
+        ("2026/03/02", "2026/03/04 20:15"),  # in Japan
+        ("3/2/2026 12:00 AM", "3/4/2026 8:15:00 pm"),
+        (NIGHT, "2026-03-04 20:15"),
+    ],
+)
+def test_dates_are_read_in_the_order_by_which_the_night_is_a_committed_one(
+    output: str, night: str, counted_at: str
+) -> None:
+    assert take_in(output, f"a,{night},3,{counted_at},,,") == 0
+    (row,) = read_counted(output).to_pylist()
+    assert (row["audit_date"], row["counted_at"]) == (NIGHT, datetime(2026, 3, 4, 20, 15, tzinfo=UTC))
+
+
+def test_a_date_that_may_be_two_is_not_guessed(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    for night in ("2026-02-03", NIGHT, "2026-03-03"):
+        commit_night(output, night, [plan_row("a")])
+    lines = (
+        "a,03/02/2026,3,03/04/2026 8:15,,,",
+        "a,03/03/2026,3,03/04/2026 8:15,,,",
+        "a,03/05/2026,3,03/06/2026 8:15,,,",
+    )
+    assert take_in(output, *lines) == 1
+    assert [(found["reason"], found["detail"].partition("found ")[2]) for found in rejects(output)] == [
+        ("bad_date", "'03/02/2026', which is 2026-02-03 or 2026-03-02: both are committed nights"),
+        ("bad_date", "'03/04/2026 8:15', which is 2026-03-04 or 2026-04-03"),
+        ("bad_date", "'03/05/2026', which is 2026-03-05 or 2026-05-03: neither is a committed night"),
+    ]
+
+
 def test_a_bin_of_the_night_keeps_its_own_name(tmp_path: Path) -> None:
     output = str(tmp_path / "audits")
     commit_night(output, NIGHT, [plan_row("007")], other_bins=[plan_row("7")])
@@ -477,6 +562,15 @@ def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
     found = dict(zip(night.planned["bin_id"].to_pylist(), night.counted_qty, strict=True))
     assert (found["a"], found["b"]) == (1, 3)
     assert night.num_random_resolved + night.num_priority_resolved == 2
+
+
+def test_a_confirmed_mismatch_overrules_a_count_that_was_mistyped_as_the_record(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T08:00Z,anna,,") == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:30Z,anna,,", name="corrected.csv") == 1
+    assert "3 pieces; a mismatch overrules that with confirmed" in rejects(output)[0]["detail"]
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:30Z,anna,true,", name="confirmed.csv") == 0
+    (night,) = read_history(output, "2026-03-03").nights
+    assert (night.counted_qty[0], night.num_random_resolved) == (1, 1)
 
 
 def test_a_confirmed_count_may_be_far_from_the_record(output: str) -> None:
