@@ -36,8 +36,8 @@ class AuditConfig(JobConfig):
     """What the priority list ranks by; `value` needs unit_value in every row and one currency."""
 
     count_valid_nights: NonNegativeInt = 14
-    """A counted bin stays off the priority list for so many nights, while its record is unchanged; one that differs and
-    that nobody is asked to count again may return at once."""
+    """A counted bin stays off the priority list for so many nights, while its record is unchanged or corrected to what was
+    counted; one that differs and that nobody is asked to count again may return at once."""
 
     replace: bool = False
     """Replace a night that is already committed."""

@@ -74,9 +74,12 @@ class Reconciler:
         for field in POSTERIOR_COLUMNS:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
-        known = assessed & self._is_known(counts, expected)
+        unchanged = counts["expected_qty"].eq(expected).to_numpy()
+        confirmed = counts["last_counted_qty"].eq(expected).to_numpy()
+        recent = assessed & self._is_recent(counts)
         for finding, name in KNOWN.items():
-            reason[known & counts["finding"].eq(finding).to_numpy()] = str(name)
+            reason[recent & unchanged & counts["finding"].eq(finding).to_numpy()] = str(name)
+        reason[recent & confirmed] = str(Reason.COUNTED)
         columns["assessed"] = pa.array(assessed)
         columns["reason"] = pa.array(reason, pa.string(), from_pandas=True)
         columns["last_counted_at"] = pa.array(
@@ -109,17 +112,16 @@ class Reconciler:
         limit = timedelta(hours=self.max_photo_age_hours) // timedelta(microseconds=1)
         return pc.fill_null(pc.greater(apart, limit), True).to_numpy()
 
-    def _is_known(self, counts: pd.DataFrame, expected: np.ndarray) -> np.ndarray:
-        """A person counted the bin not long ago, and the record says the same tonight as it did then: sending another
-        would tell what is known already. Found wrong, it waits for its correction; one mismatch waits for its second count.
+    def _is_recent(self, counts: pd.DataFrame) -> np.ndarray:
+        """A person counted the bin not long ago: where the record says the same tonight as it did then, or what was found,
+        sending another would tell what is known already. Found wrong, it waits for its correction; one mismatch waits for
+        its second count.
 
         Assumed: it said so all the time between. A record that went from 5 to 4 and back to 5 counts as unchanged;
         telling would take every night's results since, and the bin is still in the random draw.
         """
         nights = (pd.Timestamp(self.audit_date) - pd.to_datetime(counts["night"])).dt.days
-        recent = (nights <= self.count_valid_nights).to_numpy()
-        unchanged = (counts["expected_qty"] == expected).to_numpy()
-        return recent & unchanged
+        return (nights <= self.count_valid_nights).to_numpy()
 
 
 def probability_matrix(column: pa.ChunkedArray, top_class: int) -> np.ndarray:
