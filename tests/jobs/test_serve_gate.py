@@ -86,6 +86,12 @@ async def ask(
     return reply
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
 def build(room: Room, count: Callable[[Upload], Awaitable[Answer]] | None = None, **gate: Any) -> FastAPI:
     async def at_once(upload: Upload) -> Answer:
         return Answer.model_validate(EXAMPLE)
@@ -116,8 +122,7 @@ def test_bodies_hold_bytes_until_they_are_answered(announced: bool) -> None:
 
         app = build(room, count)
         first = asyncio.create_task(ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers))
-        await asyncio.sleep(0.01)
-        assert (room.in_flight, room.held_bytes) == (1, 600)
+        await until(lambda: (room.in_flight, room.held_bytes) == (1, 600))
         refused = await ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers)
         assert int(problem(refused, 429, "overloaded").headers["retry-after"]) >= 1
         assert (room.in_flight, room.held_bytes) == (1, 600)
@@ -222,14 +227,12 @@ def test_a_batch_takes_a_place_for_each_of_its_photos() -> None:
         app = build(room, count)
         body, headers = form(b"a", b"b", b"c")
         first = asyncio.create_task(ask(app, "/v1/count/batch", body, headers=headers))
-        await asyncio.sleep(0.01)
-        assert room.in_flight == 3
+        await until(lambda: room.in_flight == 3)
         refused = problem(await ask(app, "/v1/count/batch", body, headers=headers), 429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         assert room.in_flight == 3
         single = asyncio.create_task(ask(app, "/v1/count", b"x", headers=JPEG))
-        await asyncio.sleep(0.01)
-        assert room.in_flight == 4
+        await until(lambda: room.in_flight == 4)
         may_go.set()
         assert [(await reply).status for reply in (first, single)] == [200, 200]
         assert room.in_flight == 0
