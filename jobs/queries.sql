@@ -107,8 +107,9 @@ ORDER BY shortage_units DESC NULLS LAST, n.sku;
 -- The last night's zones by value at risk, else by the wrong records expected. Values are null where a zone has none, or
 -- the night several currencies.
 SELECT
-  s.audit_date, s.scope_value AS zone, s.num_bins, s.coverage, s.num_suspect,
-  CASE WHEN s.num_assessed > 0 THEN CAST(s.num_suspect AS DOUBLE) / s.num_assessed END AS suspect_share,
+  s.audit_date, s.scope_value AS zone, s.num_bins, s.coverage, s.num_suspect + s.num_certified AS num_suspect_or_certified,
+  CASE WHEN s.num_assessed > 0 THEN CAST(s.num_suspect + s.num_certified AS DOUBLE) / s.num_assessed END
+    AS suspect_or_certified_share,
   s.expected_wrong, s.value_at_risk, s.shortage_value, s.overage_value, s.record_outside_set_share, s.record_model
 FROM summary AS s
 JOIN (SELECT MAX(audit_date) AS audit_date FROM summary WHERE scope = 'all') AS latest

@@ -13,9 +13,11 @@ SELECT r.*
 FROM read_parquet('{output_uri}/results/*/*.parquet', hive_partitioning = true, union_by_name = true) AS r
 JOIN committed USING (audit_date, run_id);
 
--- What people counted, of every plan that was ever committed.
+-- What people counted, of every plan that was ever committed. Its files hold the night as text; of
+-- the others the folder's name is a date.
 CREATE OR REPLACE VIEW counted AS
-SELECT * FROM read_parquet('{output_uri}/counted/*.parquet', union_by_name = true);
+SELECT * REPLACE (CAST(audit_date AS DATE) AS audit_date)
+FROM read_parquet('{output_uri}/counted/*.parquet', union_by_name = true);
 
 CREATE OR REPLACE VIEW recount_plan AS
 SELECT p.*

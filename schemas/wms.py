@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
     """The columns of WMS_SCHEMA, `row` (counted from `first_row`) and `problem` (the first of the line, else null).
 
     `found` has those columns of WMS_SCHEMA that the export has: all text (CSV; texts are trimmed, empty is null), or of
-    types that `schema_problems` lets pass (Parquet).
+    types that `schema_problems` lets pass, numbers of any type (Parquet).
     """
     problems: list[str | None] = [None] * found.num_rows
     columns: dict[str, pa.Array] = {}
@@ -103,7 +104,7 @@ def _parse_cells(field: pa.Field, cells: pa.Array, problems: list[str | None]) -
 
 
 def _parse_whole(cell: object) -> int:
-    text = str(cell).strip()
+    text = f"{cell:f}" if isinstance(cell, Decimal) else str(cell).strip()  # str() of a decimal's 0 is 0E-18
     if isinstance(cell, str) and _THOUSAND.fullmatch(text):  # and not a Parquet file's decimal
         raise ValueError("expected a whole number without a point, which may part decimals or thousands")
     if not _WHOLE.fullmatch(text) or int(text.partition(".")[0]) > MAX_QUANTITY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,12 +24,31 @@ def test_the_column_tables_are_the_schemas() -> None:
     assert readme_tables().strip() in README, "run: python -m schemas.ddl readme, and paste it below its comment"
 
 
+def create_views(connection: duckdb.DuckDBPyConnection, output: Path) -> None:
+    connection.execute((ROOT / "jobs" / "views.sql").read_text().replace("{output_uri}", str(output)))
+
+
+def test_the_last_night_s_list_is_read_the_same_in_duckdb_and_polars(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", "2026-03-02"], num_bins=200)
+    blocks = re.search(r"```sql\n(-- DuckDB's command line.*?)```\n```python\n(.*?)```", README, re.DOTALL)
+    assert blocks is not None
+    (tmp_path / "snippet.py").write_text(blocks[2].replace('"audits/', f'"{tmp_path}/'))
+    listed = runpy.run_path(str(tmp_path / "snippet.py"))["listed"]
+    assert listed["rank"].to_list() == list(range(1, 21))
+    assert set(map(str, listed["audit_date"])) == {"2026-03-02"}
+    with duckdb.connect() as connection:
+        create_views(connection, tmp_path)
+        assert connection.sql(blocks[1]).pl()["bin_id"].to_list() == listed["bin_id"].to_list()
+        counted, plan = connection.table("counted").pl(), connection.table("recount_plan").pl()
+    assert counted.join(plan, on=["audit_date", "bin_id"]).height == counted.height > 0
+
+
 def ask_three_questions(connection: duckdb.DuckDBPyConnection, output: Path) -> list[list[tuple]]:
     found = re.search(r"### Three questions of a planner.*?```sql\n(.*?)```", README, re.DOTALL)
     assert found is not None
     statements = [statement for statement in found.group(1).split(";") if statement.strip()]
     assert len(statements) == 3
-    connection.execute((ROOT / "jobs" / "views.sql").read_text().replace("{output_uri}", str(output)))
+    create_views(connection, output)
     return [connection.sql(statement).fetchall() for statement in statements]
 
 

@@ -39,7 +39,7 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
         schema = pa.schema(
             [(name, WMS_SCHEMA.field(name).type if name in WMS_SCHEMA.names else pa.string()) for name in names]
         )
-        _check_columns(uri, names, schema)
+        _check_columns(uri, schema)
         return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
     files = [entry.uri for entry in storage.parquet_files(uri, anonymous=anonymous)]
     below = storage.absolute(uri) + "/"
@@ -129,7 +129,7 @@ def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> 
     """A quotation mark that is not closed takes in all rows up to the next one, as text of one cell. Raises InputError."""
     names = lines.column_names
     for place, name in enumerate(names):
-        cells = lines[name].combine_chunks()
+        cells = lines.column(place).combine_chunks()  # not by name: what nobody reads may stand there twice
         for index in np.flatnonzero(pc.match_substring_regex(cells, r"[\r\n]").to_numpy(zero_copy_only=False)).tolist():
             cell = cells[index].as_py()
             text = cell if isinstance(cell, str) else cell.decode("latin-1")  # columns that nobody reads
@@ -144,7 +144,7 @@ def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> 
 def _read_parquet(uri: str, anonymous: bool) -> Iterator[ChunkInfo | pa.Table]:
     parquet = storage.open_parquet(uri, anonymous=anonymous)
     names = parquet.schema_arrow.names
-    _check_columns(uri, names, parquet.schema_arrow)
+    _check_columns(uri, parquet.schema_arrow)
     row = 1
     for found in read_chunks(uri, parquet, [name for name in names if name in WMS_SCHEMA.names]):
         yield from _make_chunks(found, row)
@@ -185,14 +185,20 @@ def _open_csv(uri: str, anonymous: bool) -> pa.NativeFile:
         raise InputError(f"{uri}: expected a WMS export (CSV), found nothing; check --records-uri") from error
 
 
-def _check_columns(uri: str, names: list[str], schema: pa.Schema) -> None:
-    problems = schema_problems(schema, WMS_SCHEMA)
-    problems += [
-        f"column {name}: expected once, found {names.count(name)} times"
-        for name in sorted(set(names))
-        if names.count(name) > 1
+def _check_columns(uri: str, schema: pa.Schema) -> None:
+    """Raises InputError. What holds numbers may be of any type of them: its cells are checked one by one, as a CSV's are."""
+    known = [
+        field.with_type(WMS_SCHEMA.field(field.name).type)
+        if field.name in WMS_SCHEMA.names and _is_number(WMS_SCHEMA.field(field.name).type) and _is_number(field.type)
+        else field
+        for field in schema
     ]
+    problems = schema_problems(pa.schema(known), WMS_SCHEMA)
     if problems:
         raise InputError(
-            "\n  ".join([f"{uri}: not the columns of a WMS export (found {', '.join(names)}):", *problems])
+            "\n  ".join([f"{uri}: not the columns of a WMS export (found {', '.join(schema.names)}):", *problems])
         )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)

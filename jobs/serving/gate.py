@@ -167,7 +167,8 @@ class Gate:
             facts = {
                 "method": scope["method"],
                 "path": getattr(route, "path", None),
-                "status": seen["status"] or None,  # none: the caller hung up, or a defect (logged by itself)
+                # 499: the caller hung up in mid-upload; none: while it waited, or a defect (logged by itself)
+                "status": seen["status"] or None,
                 "seconds": round(seconds, 4),
                 "body_bytes": seen["bytes"],
                 # one line per photo on the driver's console would cost more than the photo

@@ -8,13 +8,17 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 logger = logging.getLogger("ray.serve")
 
 MEDIA_TYPE = "application/problem+json"
+
+HUNG_UP = 499
+"""The status that Serve's proxy notes for a caller who went before the answer."""
 
 CAUSES: dict[str, tuple[int, str]] = {
     "invalid_request": (422, "The request doesn't fit the API's description"),
@@ -106,6 +110,11 @@ def install_handlers(api: FastAPI) -> None:
             request_id=find_request_id(request.headers),
         )
         return _respond(details, dict(error.headers or {}))
+
+    @api.exception_handler(ClientDisconnect)
+    async def _hung_up(request: Request, error: ClientDisconnect) -> Response:
+        # nobody reads it, but the proxy fails a check of its own where it gets no answer at all
+        return Response(status_code=HUNG_UP)
 
     @api.exception_handler(Exception)
     async def _defect(request: Request, error: Exception) -> JSONResponse:

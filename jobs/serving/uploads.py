@@ -10,6 +10,7 @@ from typing import TypeVar
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from jobs.serving.problems import Problem
 from schemas.arrow import MAX_QUANTITY
@@ -39,6 +40,7 @@ class Upload:
 
 async def read_upload(request: Request, expected_qty: int | None, timeout_s: float) -> Upload:
     """The one photo of a request. Raises Problem."""
+    _check_query(request, "expected_qty")
     kind = _media_type(request)
     if kind == "multipart/form-data":
         files, recorded = await _read_form(request, 1, timeout_s)
@@ -59,6 +61,7 @@ async def read_upload(request: Request, expected_qty: int | None, timeout_s: flo
 
 async def read_uploads(request: Request, timeout_s: float) -> list[Upload]:
     """The photos of a batch: form fields `file`, and as many `expected_qty` as files or none. Raises Problem."""
+    _check_query(request)
     kind = _media_type(request)
     if kind != "multipart/form-data":
         raise Problem("unsupported_media_type", f"Content-Type: expected multipart/form-data, found {kind or 'none'}")
@@ -75,6 +78,14 @@ async def read_uploads(request: Request, timeout_s: float) -> list[Upload]:
     return [replace(file, expected_qty=quantity) for file, quantity in zip(files, quantities, strict=True)]
 
 
+def _check_query(request: Request, known: str | None = None) -> None:
+    """Raises Problem for a parameter that would be passed over: another one than `known`, or one that stands there twice."""
+    found = [name for name, _ in request.query_params.multi_items()]
+    if found not in ([], [known]):
+        expected = f"at most one {known}" if known else "nothing, and quantities in the form"
+        raise Problem("invalid_request", f"query: expected {expected}, found {', '.join(found)[:100]}")
+
+
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()[:100]
 
@@ -85,13 +96,16 @@ async def _read_body(request: Request) -> bytes:
 
 
 async def _read_form(request: Request, max_files: int, timeout_s: float) -> tuple[list[Upload], list[int | None]]:
-    """The files in the field `file` and the quantities in the field `expected_qty`."""
+    """The files in the field `file` and the quantities in the field `expected_qty`. Raises Problem."""
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
     if charset.strip().lower() not in ("utf-8", "utf8"):
         # the form's parser would look it up among Python's codecs, which hold more than charsets
         raise Problem("unsupported_media_type", f"charset: expected utf-8 or none, found {charset[:100]}")
     reading = request.form(max_files=max_files, max_fields=MAX_PHOTOS, max_part_size=1024)
-    form = await _in_time(reading, timeout_s)
+    try:
+        form = await _in_time(reading, timeout_s)
+    except HTTPException as error:  # a broken form, or more in it than is taken
+        raise Problem("invalid_request", str(error.detail)) from error
     try:
         files = [value for value in form.getlist("file") if isinstance(value, UploadFile)]
         if len(files) < len(form.getlist("file")):

@@ -279,6 +279,36 @@ def test_a_point_that_may_part_thousands_is_not_guessed_at() -> None:
     assert exact["quantity"].to_pylist() == [5]
 
 
+@pytest.mark.parametrize("kind", [pa.decimal128(38, 18), pa.decimal128(10, 1), pa.float64(), pa.float32()])
+def test_a_parquet_export_may_hold_its_numbers_in_any_type_and_each_is_checked(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    uri = str(tmp_path / "export.parquet")
+    numbers = pa.array([0, 5, 5.5, None], pa.float64()).cast(kind)
+    lines = {"bin_id": list("abcd"), "sku": ["S"] * 4, "quantity": numbers, "moves_since_photo": numbers}
+    pq.write_table(pa.table({**lines, "unit_value": numbers}), uri)
+    _, found = exports._read_parquet._function(uri, False)
+    assert found["quantity"].to_pylist() == found["moves_since_photo"].to_pylist() == [0, 5, None, None]
+    assert found["unit_value"].to_pylist() == [0, 5, 5.5, None]
+    first, second, third, fourth = found["problem"].to_pylist()
+    assert (first, second) == (None, None)
+    assert third.startswith("quantity: expected a whole number from 0 to") and fourth.endswith("found nothing")
+
+
+def test_a_column_that_stands_twice_is_named_once_and_matters_only_where_it_is_read(tmp_path: Path) -> None:
+    schema = pa.schema([(name, pa.string()) for name in ("bin_id", "sku", "sku", "", "")])
+    with pytest.raises(InputError) as refused:
+        exports._check_columns("x.csv", schema)
+    assert str(refused.value).splitlines()[1:] == [
+        "  column sku: expected once, found 2 times",
+        "  column quantity: expected int32, found no such column",
+    ]
+    names = ["bin_id", "sku", "quantity", "", ""]
+    (tmp_path / "x.csv").write_text(";".join(names) + "\na;S;1;;\n")
+    _, lines = exports._read_csv._function(str(tmp_path / "x.csv"), ";", names, False)
+    assert lines["quantity"].to_pylist() == [1]
+
+
 def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(tmp_path: Path) -> None:
     folder = tmp_path / "export.parquet"
     for name in ("0", "_temporary/0/task/0", "_delta_log/1", ".spark/2"):

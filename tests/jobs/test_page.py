@@ -59,6 +59,14 @@ def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
     assert len(expected) > 3 and expected == sorted(expected, reverse=True)
 
 
+def test_a_zone_s_certified_bins_stand_with_its_suspect_ones(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
+    set_summary(tmp_path, num_suspect=3, num_certified=4, num_assessed=10)
+    page = render(tmp_path)
+    assert '<th scope="col">Suspect or certified</th><th scope="col">Share of assessed</th>' in page
+    assert "<td>7</td><td>70.0\N{NO-BREAK SPACE}%</td>" in page
+
+
 @pytest.mark.parametrize(
     ("currencies", "text"), [({"EUR"}, "EUR 12"), ({None}, "12"), ({"EUR", None}, None), (set(), None)]
 )

@@ -36,7 +36,7 @@ QUERIES = dict(re.findall(r"-- name: (\w+)\n(.*?);", SQL, re.DOTALL))
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four committed nights with nasty names, all but the last one counted, one bin wrong in two ways."""
     output = tmp_path_factory.mktemp("audits")
-    write_nights(output, DATES, num_bins=1200, recount_budget=60, texts=NASTY_TEXTS)
+    write_nights(output, DATES, num_bins=1200, recount_budget=200, texts=NASTY_TEXTS)
     _take_in(output, _counted("again", 2, "kim", night=DATES[0]), _counted("again", 2, "lee", night=DATES[0]))
     _take_in(output, _counted("again", 1, None, expected_qty=2, night=DATES[1], confirmed=True))
     return output
@@ -94,6 +94,45 @@ def test_the_ready_queries_agree_in_duckdb_and_polars(nights: Path) -> None:
     assert list(QUERIES) == names
     for name in names:
         assert _ask(nights, name).height > 0, name
+
+
+def _results_tonight(nights: Path) -> pl.DataFrame:
+    return pl.DataFrame(pa.concat_tables(read_results(read_night(str(nights), TONIGHT))))
+
+
+def test_top_suspects_are_the_100_most_doubtful_of_the_results(nights: Path) -> None:
+    doubted = _results_tonight(nights).filter(pl.col("verdict").is_in(["suspect", "certified"]))
+    doubted = doubted.sort("p_record_wrong", "bin_id", descending=[True, False])
+    found = _ask(nights, "top_suspects")
+    assert doubted.height > 100 and found["bin_id"].to_list() == doubted["bin_id"].to_list()[:100]
+    assert set(found["verdict"]) == {"suspect", "certified"}
+
+
+def test_the_accuracy_trend_has_the_summaries_interval(nights: Path) -> None:
+    trend = {str(row["audit_date"]): row for row in _ask(nights, "accuracy_trend").to_dicts()}
+    assert list(trend) == DATES
+    for night, row in trend.items():
+        whole = read_night(str(nights), night).whole
+        if whole["error_rate"] is None:
+            assert (row["ira"], row["ira_low"], row["ira_high"]) == (None, None, None)
+        else:
+            rates = (whole["error_rate"], whole["error_rate_high"], whole["error_rate_low"])
+            assert (row["ira"], row["ira_low"], row["ira_high"]) == pytest.approx([1 - rate for rate in rates])
+            assert row["ira_low"] < row["ira"] < row["ira_high"]
+    assert [row["ira"] is None for row in trend.values()] == [True, False, False, False]
+
+
+def test_worst_zones_come_by_value_at_risk_and_count_certified_bins_with_the_suspect(nights: Path) -> None:
+    results, found = _results_tonight(nights), _ask(nights, "worst_zones")
+    for row in found.to_dicts():
+        assessed = results.filter(pl.col("verdict") != "not_assessed", zone=row["zone"])
+        doubted = assessed["verdict"].is_in(["suspect", "certified"]).sum()
+        share = doubted / assessed.height if assessed.height else None
+        assert (row["num_suspect_or_certified"], row["suspect_or_certified_share"]) == (doubted, pytest.approx(share))
+        assert row["value_at_risk"] == pytest.approx(assessed["value_at_risk"].sum())
+    assert set(found["zone"]) == set(results["zone"])
+    order = ["value_at_risk", "expected_wrong", "zone"]
+    assert found["zone"].to_list() == found.sort(order, descending=[True, True, False])["zone"].to_list()
 
 
 @pytest.mark.parametrize("name", ["top_suspects", "accuracy_trend", "shortage_by_sku", "worst_zones"])

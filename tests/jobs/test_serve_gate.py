@@ -18,9 +18,9 @@ from jobs.serving.access import read_token_digest
 from jobs.serving.answers import EXAMPLE, Answer, BatchAnswer
 from jobs.serving.description import without_places
 from jobs.serving.gate import Gate, Room
-from jobs.serving.problems import Problem
+from jobs.serving.problems import HUNG_UP, Problem
 from jobs.serving.routes import build_api
-from jobs.serving.uploads import Upload
+from jobs.serving.uploads import MAX_PHOTOS, Upload
 from schemas.bundle import BundleInfo
 from tests.planned_night import bundle_info
 
@@ -32,6 +32,8 @@ class Reply:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    unread: int = 0
+    """Chunks of the request that were not asked for."""
 
     def json(self) -> dict[str, Any]:
         return json.loads(self.body)
@@ -49,20 +51,28 @@ class Photos:
 
 
 async def ask(
-    app: FastAPI, path: str, *chunks: bytes, headers: dict[str, str], method: str = "POST", prefix: str = ""
+    app: FastAPI,
+    path: str,
+    *chunks: bytes,
+    headers: dict[str, str],
+    method: str = "POST",
+    prefix: str = "",
+    hangs_up: bool = False,
 ) -> Reply:
-    """One request; the body comes in these chunks, without a length unless `headers` give one."""
+    """One request; the body comes in these chunks, without a length unless `headers` give one, and the caller `hangs_up`
+    after them or waits for the answer."""
     reply, waiting = Reply(), list(chunks) or [b""]
+    path, _, query = path.partition("?")
     scope = {
         "type": "http", "http_version": "1.1", "method": method, "path": prefix + path, "raw_path": (prefix + path).encode(),
-        "query_string": b"", "root_path": prefix, "scheme": "http", "server": ("127.0.0.1", 8000),
+        "query_string": query.encode(), "root_path": prefix, "scheme": "http", "server": ("127.0.0.1", 8000),
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
     }  # fmt: skip
 
     async def receive() -> dict[str, Any]:
         if not waiting:
             return {"type": "http.disconnect"}
-        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting) or hangs_up}
 
     async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -72,7 +82,14 @@ async def ask(
             reply.body += message.get("body", b"")
 
     await app(scope, receive, send)
+    reply.unread = len(waiting)
     return reply
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.001)
 
 
 def build(room: Room, count: Callable[[Upload], Awaitable[Answer]] | None = None, **gate: Any) -> FastAPI:
@@ -105,8 +122,7 @@ def test_bodies_hold_bytes_until_they_are_answered(announced: bool) -> None:
 
         app = build(room, count)
         first = asyncio.create_task(ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers))
-        await asyncio.sleep(0.01)
-        assert (room.in_flight, room.held_bytes) == (1, 600)
+        await until(lambda: (room.in_flight, room.held_bytes) == (1, 600))
         refused = await ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers)
         assert int(problem(refused, 429, "overloaded").headers["retry-after"]) >= 1
         assert (room.in_flight, room.held_bytes) == (1, 600)
@@ -114,7 +130,8 @@ def test_bodies_hold_bytes_until_they_are_answered(announced: bool) -> None:
         assert (await first).status == 200
         assert (room.in_flight, room.held_bytes) == (0, 0)
         assert (await ask(app, "/v1/count", b"x" * 300, b"x" * 300, headers=headers)).status == 200
-        problem(await ask(app, "/v1/count", b"x" * 600, b"x" * 600, headers=JPEG), 413, "body_too_large")
+        endless = await ask(app, "/v1/count", *[b"x" * 600] * 9, headers=JPEG)
+        assert problem(endless, 413, "body_too_large").unread == 7
         assert (room.in_flight, room.held_bytes) == (0, 0)
 
     asyncio.run(live())
@@ -132,6 +149,49 @@ def form(*names: bytes, charset: str = "") -> tuple[bytes, dict[str, str]]:
         for name in names
     ]
     return b"".join(parts) + b"--edge--\r\n", {"content-type": f"multipart/form-data; boundary=edge{charset}"}
+
+
+FORM = form()[1]
+
+
+@pytest.mark.parametrize(("path", "headers"), [("/v1/count", JPEG), ("/v1/count", FORM), ("/v1/count/batch", FORM)])
+def test_a_caller_who_hangs_up_in_mid_upload_is_no_defect(path: str, headers: dict[str, str]) -> None:
+    room = Room(10)
+    reply = asyncio.run(ask(build(room), path, form(b"a.jpg")[0][:80], headers=headers, hangs_up=True))
+    assert (reply.status, reply.body) == (HUNG_UP, b"")
+    assert (room.in_flight, room.held_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("/v1/count?expected=3", "query: expected at most one expected_qty, found expected"),
+        (
+            "/v1/count?expected_qty=1&expected_qty=2",
+            "query: expected at most one expected_qty, found expected_qty, expected_qty",
+        ),
+        ("/v1/count?expected_qty=1&x", "query: expected at most one expected_qty, found expected_qty, x"),
+        ("/v1/count/batch?expected_qty=3", "query: expected nothing, and quantities in the form, found expected_qty"),
+    ],
+)
+def test_a_query_that_would_be_passed_over_is_refused(path: str, detail: str) -> None:
+    reply = problem(asyncio.run(ask(build(Room(10)), path, form(b"a")[0], headers=FORM)), 422, "invalid_request")
+    assert reply.json()["detail"] == detail
+    assert reply.unread == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/count", form(b"a", b"b")[0]),
+        ("/v1/count/batch", form(*[b"a"] * (MAX_PHOTOS + 1))[0]),
+        ("/v1/count", b"--edge\r\nnonsense"),
+    ],
+    ids=["two files", "too many photos", "broken"],
+)
+def test_a_form_that_is_broken_or_holds_too_much_is_an_invalid_request(path: str, body: bytes) -> None:
+    app = build(Room(10), max_body_bytes=100_000)
+    assert problem(asyncio.run(ask(app, path, body, headers=FORM)), 422, "invalid_request").json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -167,14 +227,12 @@ def test_a_batch_takes_a_place_for_each_of_its_photos() -> None:
         app = build(room, count)
         body, headers = form(b"a", b"b", b"c")
         first = asyncio.create_task(ask(app, "/v1/count/batch", body, headers=headers))
-        await asyncio.sleep(0.01)
-        assert room.in_flight == 3
+        await until(lambda: room.in_flight == 3)
         refused = problem(await ask(app, "/v1/count/batch", body, headers=headers), 429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         assert room.in_flight == 3
         single = asyncio.create_task(ask(app, "/v1/count", b"x", headers=JPEG))
-        await asyncio.sleep(0.01)
-        assert room.in_flight == 4
+        await until(lambda: room.in_flight == 4)
         may_go.set()
         assert [(await reply).status for reply in (first, single)] == [200, 200]
         assert room.in_flight == 0

@@ -35,6 +35,7 @@ def test_hostile_photos_get_their_status_within_bounded_memory(capsys: pytest.Ca
     )
     found = json.loads(done.stdout)
     assert [row["photo"] for row in found] == list(HOSTILE)
+    assert [row for row in found if not row["bytes"]] == []  # the process that made it died
     assert [row for row in found if row["status"] not in HOSTILE[row["photo"]][0].split(" or ")] == []
     assert {row["photo"]: row["peak_mb"] for row in found if row["peak_mb"] > PEAK_MB} == {}
 
