@@ -259,6 +259,7 @@ class _Loop:
         self.seen.gradient_norms += summed[:, 1].tolist()
         self.seen.train_losses.append(float(summed[:, 0].mean()))
         self.seen.image_sizes.append(recipe.image_size_of(epoch))
+        self.seen.settled_epochs += recipe.is_settled(epoch)
         # a run's first photos wait for Ray's workers to start; that is no stall
         waited = (
             watch.seconds["wait for photos"] - wait_before - (first_wait if epoch == self._first_epoch_here else 0.0)
