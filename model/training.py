@@ -554,7 +554,7 @@ def gains_in_bfloat16(device: torch.device) -> bool:
 
 
 def _progress_line(entry: dict[str, float], recipe: Recipe, best_epoch: int) -> str:
-    counts = ""  # a loss that is not finite has none, nor has K = 1
+    counts = ""  # a loss that is not finite has none, nor has K < 3
     if "selection_exact" in entry:
         scope = scope_name("1..5", recipe.top_class)
         counts = f"exact {entry['selection_exact']:.1%}, MAE {entry['selection_mae']:.3f} ({scope}), "
