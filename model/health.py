@@ -1,8 +1,9 @@
 """Rules that tell a sick training from a sound one, each with the evidence it saw.
 
 They watch what SageMaker Debugger's built-in rules watched (vanishing gradient, exploding tensor, poor weight
-initialisation, dead relu, loss not decreasing, overfit, class imbalance, low GPU utilisation) and read only the
-figures in `Observations`, so each rule can be tried without training anything.
+initialisation, dead relu, loss not decreasing, overfit, class imbalance, low GPU utilisation), and whether anything is
+learned but how common the counts are; and read only the figures in `Observations`, so each rule can be tried without
+training anything.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Observations:
     image_sizes: list[int] = field(default_factory=list)
     """Side in pixels of the photos, per epoch; empty where all epochs had the same."""
     selection_nlls: list[float] = field(default_factory=list)
+    settled_epochs: int = 0
+    """How many there were of those at the end, on photos of the whole size: see `Recipe.is_settled`."""
     wait_shares: list[float] = field(default_factory=list)
     """Per epoch: share of the training time spent waiting for photos (the first batch of a run left out)."""
     from_scratch: bool = True
@@ -226,6 +229,27 @@ def overfitting(seen: Observations) -> Finding | None:
     )
 
 
+def nothing_learned(seen: Observations) -> Finding | None:
+    """After three epochs of the last four tenths, no selection NLL on photos of this size is 1 % below the entropy of the
+    training labels: what a network reaches that knows how common each count is and doesn't look at the photo."""
+    # before them a slow learner on its rising learning rate can't be told from one with nothing to learn
+    if seen.settled_epochs < 3:
+        return None
+    num_bins = sum(seen.label_histogram)
+    entropy = -sum(count / num_bins * math.log(count / num_bins) for count in seen.label_histogram if count)
+    best = min(seen.selection_nlls[epoch] for epoch in seen.comparable_epochs)
+    if best < 0.99 * entropy:
+        return None
+    return Finding(
+        "nothing_learned",
+        "The network knows how common each count is, and nothing of the photos: are they joined to the right records? "
+        "Look at sample photos with their records (jobs.explore); if they are right, raise --image-size or train from "
+        "other --weights.",
+        {"best_selection_nll": best, "nll_of_label_shares": entropy, "bins_per_class": seen.label_histogram},
+        seen.epoch,
+    )
+
+
 def class_imbalance(seen: Observations) -> Finding | None:
     """The commonest class has more than 20 times the bins of the rarest."""
     counts = seen.label_histogram
@@ -260,6 +284,7 @@ RULES: tuple[Callable[[Observations], Finding | None], ...] = (
     dead_activations,
     loss_not_decreasing,
     overfitting,
+    nothing_learned,
     class_imbalance,
     stalled_on_data,
 )

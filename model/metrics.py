@@ -62,14 +62,14 @@ def evaluate_scope(
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Any] | None:
     """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias and nll,
-    `num_bins`, and `majority` (the same of always saying the scope's commonest label). None where it has no bins; low and
-    high are None where all its bins are of one group.
+    `num_bins`, and `majority` (the same of always saying the scope's commonest label). None where it has no bins, and where
+    it has one class, which any camera gets right; low and high are None where all its bins are of one group.
 
     All are of the argmax, but `mae_median`: of the median of the probabilities, the count that minimises it.
     Intervals: expanded percentile bootstrap over groups (neighbouring bins hold the same products).
     """
     rows, classes = scope_rows(labels, scope, probabilities.shape[1] - 1)
-    if not rows.any():
+    if len(classes) < 2 or not rows.any():
         return None
     restricted = restrict(probabilities[rows], classes)
     kept, kept_groups = labels[rows], groups[rows]

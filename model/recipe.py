@@ -50,7 +50,8 @@ class Recipe(BaseModel):
     """Photos per forward pass. It fixes the statistics that batch normalisation trains with, so that results hardly depend
     on the number of workers."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum 0.9."""
+    """AdamW, or SGD with Nesterov momentum 0.9, which wants another --learning-rate and --weight-decay than the defaults,
+    such as 0.05 and 5e-4."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """The highest learning rate of the schedule."""
     weight_decay: float = Field(default=0.05, ge=0)

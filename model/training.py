@@ -259,6 +259,7 @@ class _Loop:
         self.seen.gradient_norms += summed[:, 1].tolist()
         self.seen.train_losses.append(float(summed[:, 0].mean()))
         self.seen.image_sizes.append(recipe.image_size_of(epoch))
+        self.seen.settled_epochs += recipe.is_settled(epoch)
         # a run's first photos wait for Ray's workers to start; that is no stall
         waited = (
             watch.seconds["wait for photos"] - wait_before - (first_wait if epoch == self._first_epoch_here else 0.0)
@@ -553,7 +554,7 @@ def gains_in_bfloat16(device: torch.device) -> bool:
 
 
 def _progress_line(entry: dict[str, float], recipe: Recipe, best_epoch: int) -> str:
-    counts = ""  # a loss that is not finite has none, nor has K = 1
+    counts = ""  # a loss that is not finite has none, nor has K < 3
     if "selection_exact" in entry:
         scope = scope_name("1..5", recipe.top_class)
         counts = f"exact {entry['selection_exact']:.1%}, MAE {entry['selection_mae']:.3f} ({scope}), "

@@ -18,7 +18,7 @@ import pyarrow.fs
 import ray
 import torch
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
@@ -215,7 +215,9 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
 
 
 def remove_run(run_uri: str) -> None:
-    """Deletes a finished run's inputs and checkpoints, those that are still there."""
+    """Deletes a finished run's inputs and checkpoints, those that are still there. What a kill leaves of it begins anew."""
+    # first: Ray Train fails on a snapshot whose checkpoints have gone
+    storage.delete([storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)])
     if storage.is_s3(run_uri):
         storage.delete(entry.uri for entry in list(storage.list_objects(run_uri)))
         return

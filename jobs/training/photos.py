@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 import cv2
 import numpy as np
@@ -80,15 +81,17 @@ class PhotoStream:
 
 
 def _windows(micro_batches: Sequence[MicroBatch]) -> list[Sequence[MicroBatch]]:
-    """What is prepared at a time: little at first, so that training starts soon, then twice as much each time."""
-    windows = []
-    start, count = 0, FIRST_WINDOW
-    while start < len(micro_batches):
-        first = micro_batches[start]
-        most = max(1, WINDOW_BYTES // (len(first.rows) * first.image_size**2 * 3))
-        windows.append(micro_batches[start : start + min(count, most)])
-        start += len(windows[-1])
-        count *= 2
+    """What is prepared at a time, all of one size: little at first, so that training starts soon, then twice as much each
+    time."""
+    windows: list[Sequence[MicroBatch]] = []
+    count = FIRST_WINDOW
+    for side, planned in groupby(micro_batches, key=lambda batch: batch.image_size):
+        group, start = list(planned), 0
+        most = max(1, WINDOW_BYTES // (len(group[0].rows) * side**2 * 3))
+        while start < len(group):
+            windows.append(group[start : start + min(count, most)])
+            start += len(windows[-1])
+            count *= 2
     return windows
 
 

@@ -24,8 +24,8 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
             f"micro-batches of {config.micro_batch}), found {config.num_workers}; raise --batch-size or lower "
             "--micro-batch-size"
         )
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     if gpus:
         if config.num_workers * num_runs > gpus:
             raise InputError(
@@ -33,21 +33,33 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
                 + (f" ({gpus}) over the trials at a time" if num_runs > 1 else "")
                 + f", found {config.num_workers}"
             )
-        sizes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+        resources = [node["Resources"] for node in nodes if node["Resources"].get("GPU")]
         # half of a small node's CPUs at most: decoding needs the rest
-        share = min([1.0, *(node.get("CPU", 0.0) / (2 * node["GPU"]) for node in sizes)])
+        share = min([1.0, *(node.get("CPU", 0.0) / (2 * node["GPU"]) for node in resources)])
         if not share:
             raise InputError(
                 "the cluster: expected CPUs on every node with GPUs, found one without; start it with some"
             )
         each = {"CPU": share, "GPU": 1}
         return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker=each), 1
-    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")))
-    per_node = -(-config.num_workers * num_runs // nodes)
-    share = (cpus / nodes - (1.0 if cpus / nodes >= 2 else 0.5)) / per_node
+    sizes = [node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU")] or [1.0]
+    num_workers, mean = config.num_workers * num_runs, sum(sizes) / len(sizes)
+    per_node = -(-num_workers // len(sizes))
+    share = (mean - (1.0 if mean >= 2 else 0.5)) / per_node
     # Ray takes fractions below one only
     share = float(int(share)) if share >= 1 else max(0.01, int(share * 100) / 100)
-    threads = max(1, int(min(cpus / nodes, os.cpu_count() or 1)) // per_node)
+    # Ray may be told that its one machine has more CPUs than it has; of others it knows more than this process
+    threads = max(1, int(mean if len(nodes) > 1 else min(mean, os.cpu_count() or 1)) // per_node)
+    # nodes smaller than the mean hold fewer workers, or none
+    while (room := sum(int(size / share) for size in sizes)) < num_workers:
+        if share <= 1:
+            raise InputError(
+                f"--num-workers: expected at most {room // num_runs}, the workers that the nodes' CPUs hold"
+                + (f" ({room}) over the trials at a time" if num_runs > 1 else "")
+                + f", found {config.num_workers}"
+            )
+        share -= 1
+        threads = min(threads, int(share))
     scaling = ScalingConfig(num_workers=config.num_workers, use_gpu=False, resources_per_worker={"CPU": share})
     return scaling, threads
 

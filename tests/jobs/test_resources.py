@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -94,26 +95,54 @@ def test_what_no_scorer_fits_into_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         _plan(monkeypatch, {"CPU": 16}, {"GPU": 1})
 
 
-def _plan_training(monkeypatch: pytest.MonkeyPatch, num_workers: int, *nodes: dict[str, float]) -> dict[str, float]:
+def _plan_training(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int, *nodes: dict[str, float]
+) -> tuple[dict[str, float], int]:
     totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
     config = TrainConfig(manifest_uri="m", bundle_uri="b", num_workers=num_workers, batch_size=32 * num_workers)
-    resources = plan_workers(config)[0].resources_per_worker
-    assert resources is not None
-    return resources
+    scaling, threads = plan_workers(config)
+    assert scaling.resources_per_worker is not None
+    return scaling.resources_per_worker, threads
 
 
 @pytest.mark.parametrize(("node", "workers", "cpus"), [((16, 1), 1, 1.0), ((1, 1), 1, 0.5), ((4, 8), 8, 0.25)], ids=str)
 def test_training_on_gpus_leaves_cpus_to_decode_with(
     monkeypatch: pytest.MonkeyPatch, node: tuple[int, int], workers: int, cpus: float
 ) -> None:
-    assert _plan_training(monkeypatch, workers, {"CPU": node[0], "GPU": node[1]}) == {"CPU": cpus, "GPU": 1}
+    assert _plan_training(monkeypatch, workers, {"CPU": node[0], "GPU": node[1]})[0] == {"CPU": cpus, "GPU": 1}
 
 
 def test_training_on_gpus_without_cpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="expected CPUs on every node with GPUs"):
         _plan_training(monkeypatch, 1, {"CPU": 8}, {"GPU": 1})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_workers", "cpus", "threads"),
+    [
+        ([2], 1, 1, 2),
+        ([2], 2, 0.5, 1),
+        ([8], 1, 7, 2),  # Ray was told so; the machine has 2
+        ([16, 16], 2, 15, 16),
+        ([0, 16], 1, 15, 16),  # a head without CPUs
+        ([4, 4, 16], 3, 5, 5),
+    ],
+    ids=str,
+)
+def test_workers_on_cpus_fit_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[float], num_workers: int, cpus: float, threads: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    planned = _plan_training(monkeypatch, num_workers, *({"CPU": size} for size in sizes))
+    assert planned == ({"CPU": cpus}, threads)
+    assert sum(int(size / cpus) for size in sizes) >= num_workers
+
+
+def test_more_workers_than_fit_any_node_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"expected at most 100, .*, found 101"):
+        _plan_training(monkeypatch, 101, {"CPU": 1})
 
 
 @pytest.mark.ray

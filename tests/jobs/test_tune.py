@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.config.tune import TuneConfig
+from jobs.training.network import remove_run
 from jobs.tune import main, require_whole_search
 from jobs.tuning.search import PROGRESS, first_rung_percent, progress
 from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
@@ -255,3 +257,20 @@ def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
         Trials(config.model_copy(update={"space": "wide"}), str(tmp_path), "other data", "weights")
     with pytest.raises(InputError, match=r"other settings \(weights\)"):
         Trials(config, str(tmp_path), "data", "other weights")
+
+
+def test_a_removal_that_is_cut_short_leaves_no_snapshot_of_checkpoints_that_have_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "run" / "checkpoint_manager_snapshot.json"
+    snapshot.parent.mkdir()
+    snapshot.write_text("{}")
+
+    def cut_short(folder: str) -> None:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", cut_short)
+    with pytest.raises(PermissionError):
+        remove_run(str(tmp_path / "run"))
+    assert snapshot.parent.exists()
+    assert not snapshot.exists()

@@ -76,6 +76,15 @@ SICK: dict[str, list[dict[str, Any]]] = {
         {"selection_nlls": [1.8, 1.6, 1.75, 1.9, 2.1]},
         {"selection_nlls": [1.8, 1.7, 1.6, 1.75, 1.9], "image_sizes": [64, 64, 112, 112, 112]},
     ],
+    # the entropy of the labels is 1.753
+    "nothing_learned": [
+        {"selection_nlls": [1.9, 1.76, 1.749, 1.75, 1.749], "settled_epochs": 3},
+        {
+            "selection_nlls": [1.7, 1.7, 1.75, 1.75, 1.75],
+            "settled_epochs": 3,
+            "image_sizes": [64, 64, 112, 112, 112],
+        },
+    ],
     "class_imbalance": [{"label_histogram": [2, 400, 700, 900, 800, 650, 1700]}],
     "stalled_on_data": [{"wait_shares": [0.1, 0.5]}],
 }
@@ -119,6 +128,11 @@ NEARLY: dict[str, list[dict[str, Any]]] = {
         {"selection_nlls": [1.8, 1.6, 1.62, 1.65, 1.66]},
         {"selection_nlls": [1.8, 1.4, 1.6, 1.55, 1.5], "image_sizes": [64, 64, 112, 112, 112]},
         {"selection_nlls": [1.8, 1.7, 1.4, 1.6, 1.6], "image_sizes": [64, 64, 64, 112, 112]},
+    ],
+    "nothing_learned": [
+        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.73], "settled_epochs": 3},
+        # the learning rate is still high
+        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.75], "settled_epochs": 2},
     ],
     "class_imbalance": [{"label_histogram": [100, 1900]}],
     "stalled_on_data": [{"wait_shares": [0.6, 0.15]}],

@@ -58,6 +58,11 @@ def test_an_empty_scope_is_absent() -> None:
     assert evaluate_scope(onehot([6]), np.array([6]), np.array(["a"]), "1..5") is None
 
 
+def test_a_scope_of_one_class_is_absent() -> None:
+    figures = evaluate_counts(onehot([0, 1, 2, 1])[:, :3], np.array([0, 1, 2, 2]), np.array(list("abcd")))
+    assert list(figures) == ["0..1", "all", "calibration_error"]
+
+
 def test_scopes_are_named_by_the_classes_that_they_have() -> None:
     assert [scope_name(scope, 6) for scope in ("1..5", "0..5", "all")] == ["1..5", "0..5", "all"]
     assert [scope_name(scope, 9) for scope in ("1..5", "0..5", "all")] == ["1..5", "0..5", "all"]
