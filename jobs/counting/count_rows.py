@@ -93,8 +93,8 @@ def _parse_night(text: str, nights: Set[str]) -> tuple[date, Set[bool]]:
         hint = f": {'both are committed nights' if possible else 'neither is a committed night'}" if days else ""
         detail = f"audit_date: expected YYYY-MM-DD or DD.MM.YYYY, found {_show_found(text, days)}{hint}"
         raise Reject(RejectReason.BAD_DATE, detail)
-    if any(moment.timetz() != time() for moment in moments.values()):
-        detail = f"audit_date: expected a night without a time of day or an offset, found {text!a}"
+    if any(moment.time() != time() for moment in moments.values()):
+        detail = f"audit_date: expected a night without a time of day, found {text!a}"
         raise Reject(RejectReason.BAD_DATE, detail)
     night = date.fromisoformat(possible.pop())
     if night.year not in NIGHT_YEARS:
