@@ -170,11 +170,15 @@ def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
 def _discard_abandoned(output_uri: str, audit_date: str) -> None:
     """Deletes what runs of a night that was committed just now had staged, and could not finish: a run is named by what
     it replaces too, so no command goes on with them any more. Else a night's probabilities would lie there for good."""
+    storage.delete(_abandoned(output_uri, audit_date))
+
+
+def _abandoned(output_uri: str, audit_date: str) -> Iterator[str]:
     runs = storage.join(output_uri, "runs")
     for name in list_below(output_uri, "runs", audit_date):
         run_id, _, rest = name.partition("/")
         if run_id.startswith(f"{audit_date}-") and rest.partition("/")[0] in WORKING_FOLDERS:
-            storage.delete([storage.join(runs, name)])
+            yield storage.join(runs, name)
         elif storage.is_s3(runs) and run_id > f"{audit_date}.":
             break  # listed in order: only later nights come now
 

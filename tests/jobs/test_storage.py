@@ -60,6 +60,28 @@ def test_what_is_absent_is_said_to_be_absent(folder: str) -> None:
         storage.read_bytes(uri)
 
 
+def test_many_are_deleted_at_once_whichever_is_gone_already(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MOST_DELETED", 30)
+    uris = [storage.join(folder, f"{number:02d}") for number in range(70)]
+    for uri in uris[1:]:
+        storage.write_bytes(uri, b"")
+    store, asked = storage.locate(folder)[0], []
+
+    class Counting:
+        def delete(self, keys: str | list[str]) -> None:
+            asked.append(keys)
+            store.delete(keys)
+
+    counting = Counting()
+    locate = storage.locate
+    monkeypatch.setattr(storage, "locate", lambda uri, **given: (counting, locate(uri, **given)[1]))
+    storage.delete(iter(uris[30:]))
+    assert [len(keys) for keys in asked] == [30, 10]
+    storage.delete(uris[:30])
+    monkeypatch.undo()
+    assert list(storage.list_objects(folder)) == []
+
+
 def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
     uri = storage.join(folder, "t", "part.parquet")
     table = pa.table({"bin_id": [str(n) for n in range(1000)]})
