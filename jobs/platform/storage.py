@@ -359,12 +359,30 @@ def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
         raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
 
 
+def read_row_group(uri: str, row_group: int) -> pa.Table:
+    """One of the many row groups of a file: its footer, megabytes where there are thousands, is read once a process.
+
+    Raises FileNotFoundError where the file is not there, InputError where it is no Parquet file."""
+    found = _find(uri)
+    footer = _footer(found)
+    return pq.ParquetFile(pa.PythonFile(_RangeReader(found, False), mode="r"), metadata=footer).read_row_group(row_group)
+
+
+@lru_cache(maxsize=1)  # a worker goes through files one after the other, and a parsed footer takes up to 50 MB
+def _footer(found: StoredObject) -> pq.FileMetaData:
+    return open_parquet(found.uri).metadata
+
+
 def open_ranges(uri: str, *, anonymous: bool = False) -> io.RawIOBase:
     """A stored object as a seekable file: one range request a read. Raises FileNotFoundError where it is not there."""
+    return _RangeReader(_find(uri, anonymous=anonymous), anonymous)
+
+
+def _find(uri: str, *, anonymous: bool = False) -> StoredObject:
     found = _describe(uri, anonymous=anonymous)
     if found is None:
         raise FileNotFoundError(f"{uri}: not found")
-    return _RangeReader(found, anonymous)
+    return found
 
 
 class _RangeReader(io.RawIOBase):

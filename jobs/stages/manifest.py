@@ -185,7 +185,7 @@ def shard_rows(num_rows: int, image_size: int = 0) -> int:
 
 
 def read_shard(uri: str, row_group: int) -> pa.Table:
-    return storage.open_parquet(uri).read_row_group(row_group)
+    return storage.read_row_group(uri, row_group)
 
 
 def _check_file(row: dict) -> dict:

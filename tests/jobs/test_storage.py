@@ -93,6 +93,27 @@ def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
     assert [entry.uri for entry in storage.parquet_files(storage.join(folder, "t"))] == [uri]
 
 
+def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = storage.join(folder, "worklist.parquet")
+    numbers = pa.table({"number": range(1000)})
+    storage.write_table(uri, numbers, row_group_size=1)
+    read, sizes = storage._RangeReader.read, []
+
+    def measured(self: storage._RangeReader, size: int = -1) -> bytes:
+        data = read(self, size)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(storage._RangeReader, "read", measured)
+    assert storage.read_row_group(uri, 7).equals(numbers.slice(7, 1))
+    assert sum(sizes) > 10_000
+    sizes.clear()
+    assert storage.read_row_group(uri, 990).equals(numbers.slice(990, 1))
+    assert sum(sizes) < 1_000
+    storage.write_table(uri, numbers.slice(500), row_group_size=2)
+    assert storage.read_row_group(uri, 7).equals(numbers.slice(514, 2))
+
+
 @pytest.mark.s3
 def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_new_one(bucket: str) -> None:
     uri = f"{bucket}/export.csv"
