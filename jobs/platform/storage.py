@@ -365,7 +365,9 @@ def read_row_group(uri: str, row_group: int) -> pa.Table:
     Raises FileNotFoundError where the file is not there, InputError where it is no Parquet file."""
     found = _find(uri)
     footer = _footer(found)
-    return pq.ParquetFile(pa.PythonFile(_RangeReader(found, False), mode="r"), metadata=footer).read_row_group(row_group)
+    return pq.ParquetFile(pa.PythonFile(_RangeReader(found, False), mode="r"), metadata=footer).read_row_group(
+        row_group
+    )
 
 
 @lru_cache(maxsize=1)  # a worker goes through files one after the other, and a parsed footer takes up to 50 MB
