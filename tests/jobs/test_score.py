@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from jobs.stages import manifest, resources, staging
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
-from jobs.stages.score import SCORED_SCHEMA, TIMES, shard_table, with_probabilities, without_pixels
+from jobs.stages.score import SCORED_SCHEMA, TIMES, ShardScorer, shard_table, with_probabilities, without_pixels
 from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import MixedNetwork
@@ -75,6 +76,19 @@ def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None
     assert with_probabilities(in_two_pieces, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 11.0, 12.5).equals(
         scored
     )
+
+
+@pytest.mark.parametrize(("precision", "advice"), [("fp16", "use --precision bf16 or fp32"), ("bf16", "another one")])
+def test_an_answer_that_is_no_number_ends_the_run_with_its_bin(precision: str, advice: str) -> None:
+    scorer = object.__new__(ShardScorer)
+    answers = np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)
+    scorer._refusal, scorer._precision, scorer._preprocessing = None, precision, Preprocessing(image_size=16)  # type: ignore[assignment]
+    scorer._scorer = SimpleNamespace(score=lambda pixels: answers)  # type: ignore[assignment]
+    rows = _shard([None, bytes(768), None, bytes(768)], [[1.0, 0.0], None, None, None])
+    with pytest.raises(GateError, match=rf"bin {rows['bin_id'][3]}: .* not a number in {precision}.*{advice}"):
+        scorer(rows)
+    answers[1] = 0.5
+    assert scorer(rows)["probabilities"].to_pylist() == [[1.0, 0.0], [0.5, 0.5], None, [0.5, 0.5]]
 
 
 def test_the_rate_is_that_of_the_steady_state() -> None:
