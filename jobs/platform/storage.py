@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -51,6 +52,9 @@ RETRIES: RetryConfig = {
 
 CUT_TRIES = 6
 """An answer that breaks off is asked for again so often; see is_cut_short."""
+
+MOST_DELETED = 1000
+"""Objects in one request to delete them, S3's own limit."""
 
 INCOMPLETE = "_incomplete"
 """Stands in a folder of Parquet files from before its first file until after its last one is written."""
@@ -296,12 +300,25 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
 
 
 def delete(uris: Iterable[str]) -> None:
-    """Deletes objects; one that is already gone is no error. Raises InputError where it is not allowed, GateError where
-    storage is away."""
-    for uri in uris:
-        store, key = locate(uri)
+    """Deletes objects, many in a request; one that is already gone is no error. Raises InputError where it is not allowed,
+    GateError where storage is away."""
+    waiting = iter(uris)
+    while some := list(islice(waiting, MOST_DELETED)):
+        for store, group in groupby(some, lambda uri: locate(uri)[0]):
+            _delete_from(store, list(group))
+
+
+def _delete_from(store: ObjectStore, uris: list[str]) -> None:
+    if len(uris) > 1:
         try:
-            store.delete(key)
+            store.delete([locate(uri)[1] for uri in uris])
+            return
+        except (BaseError, OSError):
+            # a local folder's ends at the first one that is gone, and what else it is shows one by one
+            pass
+    for uri in uris:
+        try:
+            store.delete(locate(uri)[1])
         except (NotFoundError, FileNotFoundError):
             continue
         except (BaseError, OSError) as error:
@@ -342,12 +359,32 @@ def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
         raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
 
 
+def read_row_group(uri: str, row_group: int) -> pa.Table:
+    """One of the many row groups of a file: its footer, megabytes where there are thousands, is read once a process.
+
+    Raises FileNotFoundError where the file is not there, InputError where it is no Parquet file."""
+    found = _find(uri)
+    footer = _footer(found)
+    return pq.ParquetFile(pa.PythonFile(_RangeReader(found, False), mode="r"), metadata=footer).read_row_group(
+        row_group
+    )
+
+
+@lru_cache(maxsize=1)  # a worker goes through files one after the other, and a parsed footer takes up to 50 MB
+def _footer(found: StoredObject) -> pq.FileMetaData:
+    return open_parquet(found.uri).metadata
+
+
 def open_ranges(uri: str, *, anonymous: bool = False) -> io.RawIOBase:
     """A stored object as a seekable file: one range request a read. Raises FileNotFoundError where it is not there."""
+    return _RangeReader(_find(uri, anonymous=anonymous), anonymous)
+
+
+def _find(uri: str, *, anonymous: bool = False) -> StoredObject:
     found = _describe(uri, anonymous=anonymous)
     if found is None:
         raise FileNotFoundError(f"{uri}: not found")
-    return _RangeReader(found, anonymous)
+    return found
 
 
 class _RangeReader(io.RawIOBase):

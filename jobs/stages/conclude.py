@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +46,9 @@ from schemas.results import RESULTS_SCHEMA, ImageStatus, Reason, Recount, Verdic
 GROUP_BYTES = 96 * 1024 * 1024
 """Staged bytes that make one part of the results: parts of 64 to 512 MB where there is that much."""
 
+MERGED_AT_ONCE = 64
+"""Shards whose candidates are merged together: each merging sorts as many bins as the budget has besides."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -72,15 +77,16 @@ class Reduction:
     p_values: np.ndarray | None = None
     drill: Drill = field(default_factory=lambda: merge_drills([]))
 
-    def merge(self, other: Reduction, budget: int) -> None:
-        self.num_bins += other.num_bins
-        self.num_assessed += other.num_assessed
-        self.num_outside += other.num_outside
-        self.random = merge_candidates([self.random, other.random], budget)
-        self.ranked = merge_candidates([self.ranked, other.ranked], budget)
-        self.drill = merge_drills([self.drill, other.drill])
-        if other.p_values is not None:
-            self.p_values = other.p_values if self.p_values is None else self.p_values + other.p_values
+    def merge(self, others: Sequence[Reduction], budget: int) -> None:
+        self.random = merge_candidates([self.random, *(other.random for other in others)], budget)
+        self.ranked = merge_candidates([self.ranked, *(other.ranked for other in others)], budget)
+        self.drill = merge_drills([self.drill, *(other.drill for other in others)])
+        for other in others:
+            self.num_bins += other.num_bins
+            self.num_assessed += other.num_assessed
+            self.num_outside += other.num_outside
+            if other.p_values is not None:
+                self.p_values = other.p_values if self.p_values is None else self.p_values + other.p_values
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def decide_night(
     shared = ray.put((reconciler, reference, rules))
     merged = Reduction()
     for row in _over_groups(groups, _reduce_group, {"shared": shared}, task_cpus):
-        merged.merge(pickle.loads(row["reduction"]), rules.budget)  # noqa: S301 - written by our own worker
+        merged.merge([pickle.loads(row["reduction"])], rules.budget)  # noqa: S301 - written by our own worker
     drift = check_drift(
         merged.num_outside,
         merged.num_assessed,
@@ -197,21 +203,24 @@ def _over_groups(groups, function, options, task_cpus):  # type: ignore[no-untyp
     work = ray.data.from_items(
         [{"group": index, "uris": uris} for index, uris in enumerate(groups)], override_num_blocks=len(groups)
     )
-    # a group is held unpacked: no more of them at a time than cores, however small a share of one each asks for
+    # a group's results are held unpacked: no more of them at a time than cores, however small a share of one each asks for
     cores = max(1, int(ray.cluster_resources().get("CPU", 1.0)))
     at_once = ray.data.TaskPoolStrategy(size=min(cores, len(groups)))
     return work.map(function, fn_kwargs=options, num_cpus=task_cpus, compute=at_once).iter_rows()
 
 
-def _read_group(row: dict) -> list[pa.Table]:
-    return [storage.read_table(uri) for uri in row["uris"]]
+def _read_group(row: dict) -> Iterator[pa.Table]:
+    return (storage.read_table(uri) for uri in row["uris"])
 
 
 def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
     reconciler, reference, rules = ray.get(shared)
     total = Reduction()
-    for staged in _read_group(row):
-        total.merge(_reduce(reconciler.reconcile(staged), reconciler.assessor, reference, rules), rules.budget)
+    reduced = (
+        _reduce(reconciler.reconcile(staged), reconciler.assessor, reference, rules) for staged in _read_group(row)
+    )
+    while some := list(islice(reduced, MERGED_AT_ONCE)):
+        total.merge(some, rules.budget)
     return {"reduction": pickle.dumps(total)}
 
 

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import cv2
@@ -79,7 +79,8 @@ class Photo:
 
     status: ImageStatus
     error: str | None = None
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | None = field(default=None, repr=False)
+    """No part of the text of a Photo: asyncio.run writes that of its result into an error that Python drops."""
     sha256: bytes = b""
     gave_up: bool = False
     """The storage did not deliver, after all retries."""

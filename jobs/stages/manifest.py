@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -27,6 +28,8 @@ from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
 from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, outside_calendar, schema_problems
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE, NIGHT_YEARS
+
+logger = logging.getLogger(__name__)
 
 MOST_TOLD = 50
 """Quantities above it are told as one: no bundle counts further."""
@@ -149,23 +152,20 @@ def _is_night(text: str) -> bool:
 
 
 def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:
-    """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote are kept.
+    """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote whole are kept.
 
     `image_size`: side of the decoded photos that a shard is to hold, 0 for none. Raises InputError where a file is not
     the one that was checked any more.
     """
     rows = shard_rows(manifest.num_rows, image_size)
     copies = [storage.join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
-    there = {entry.uri for entry in storage.list_objects(folder_uri)}
-    missing = [
-        {"source": source, "sha256": sha256, "target": target, "rows": rows}
-        for source, sha256, target in zip(manifest.files, manifest.sha256_per_file, copies, strict=True)
-        if target not in there
+    work = [
+        {"source": source, "sha256": sha256, "num_rows": num_rows, "target": target, "rows": rows}
+        for source, sha256, num_rows, target in zip(
+            manifest.files, manifest.sha256_per_file, manifest.rows_per_file, copies, strict=True
+        )
     ]
-    if missing:
-        ray.data.from_items(missing, override_num_blocks=len(missing)).map(
-            _copy_file, num_cpus=CHECK_CPUS
-        ).materialize()
+    ray.data.from_items(work, override_num_blocks=len(work)).map(_copy_file, num_cpus=CHECK_CPUS).materialize()
     shards: list[Shard] = []
     for target, num_rows in zip(copies, manifest.rows_per_file, strict=True):
         for row_group, start in enumerate(range(0, num_rows, rows)):
@@ -185,7 +185,7 @@ def shard_rows(num_rows: int, image_size: int = 0) -> int:
 
 
 def read_shard(uri: str, row_group: int) -> pa.Table:
-    return storage.open_parquet(uri).read_row_group(row_group)
+    return storage.read_row_group(uri, row_group)
 
 
 def _check_file(row: dict) -> dict:
@@ -324,6 +324,8 @@ def _agreed(key: str, metadata: list[dict[str, str]], uri: str, problems: list[s
 
 
 def _copy_file(row: dict) -> dict:
+    if _is_whole(row["target"], row["num_rows"]):
+        return {"target": row["target"]}
     try:
         data = storage.read_bytes(row["source"])
     except FileNotFoundError:
@@ -349,3 +351,14 @@ def _copy_file(row: dict) -> dict:
             writer.write_table(held, row_group_size=row["rows"])
     storage.write_bytes(row["target"], sink.getvalue())
     return {"target": row["target"]}
+
+
+def _is_whole(uri: str, num_rows: int) -> bool:
+    """Whether a former try's copy is there: a power cut can leave a file of any length under its final name."""
+    try:
+        return storage.open_parquet(uri).metadata.num_rows == num_rows
+    except FileNotFoundError:
+        return False
+    except InputError as error:
+        logger.warning("%s; it is written again", error)
+        return False

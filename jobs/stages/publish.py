@@ -120,7 +120,7 @@ def publish_night(
     _commit(summary, output_uri, audit_date, run_id, replaces)
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
-        _discard_abandoned(output_uri, audit_date)
+        discard_abandoned(output_uri, audit_date)
 
 
 def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, replaces: str | None) -> None:
@@ -167,14 +167,18 @@ def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
     storage.delete(_leftovers(output_uri, audit_date, run_id))
 
 
-def _discard_abandoned(output_uri: str, audit_date: str) -> None:
+def discard_abandoned(output_uri: str, audit_date: str) -> None:
     """Deletes what runs of a night that was committed just now had staged, and could not finish: a run is named by what
     it replaces too, so no command goes on with them any more. Else a night's probabilities would lie there for good."""
+    storage.delete(_abandoned(output_uri, audit_date))
+
+
+def _abandoned(output_uri: str, audit_date: str) -> Iterator[str]:
     runs = storage.join(output_uri, "runs")
     for name in list_below(output_uri, "runs", audit_date):
         run_id, _, rest = name.partition("/")
         if run_id.startswith(f"{audit_date}-") and rest.partition("/")[0] in WORKING_FOLDERS:
-            storage.delete([storage.join(runs, name)])
+            yield storage.join(runs, name)
         elif storage.is_s3(runs) and run_id > f"{audit_date}.":
             break  # listed in order: only later nights come now
 

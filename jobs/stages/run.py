@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -40,6 +41,7 @@ RESULT_SETTINGS = (
 )
 """Settings that change a row of the results; the quality gates only decide whether there are any."""
 
+_GENERATION = re.compile(r"\d{6}\.json")
 HEARTBEAT_SECONDS, LOOK_SECONDS, EXPIRY_SECONDS = 10.0, 1.0, 45.0
 
 
@@ -159,11 +161,17 @@ class NightLock:
         return _document({**self._holder, "beats": self._beats})
 
     def _latest(self) -> tuple[int, dict[str, Any] | None]:
-        names = [entry.uri for entry in storage.list_objects(self._folder)]
-        if not names:
+        names = (entry.uri.removeprefix(f"{self._folder}/") for entry in storage.list_objects(self._folder))
+        generations = [int(name.removesuffix(".json")) for name in names if _GENERATION.fullmatch(name)]
+        if not generations:
             return -1, None
-        latest = max(names)
-        return int(latest.rsplit("/", 1)[1].removesuffix(".json")), json.loads(storage.read_bytes(latest))
+        uri = self._uri(max(generations))
+        try:
+            return max(generations), json.loads(storage.read_bytes(uri))
+        except ValueError as error:  # a power cut may have left it empty
+            raise GateError(
+                f"{uri}: expected who holds the night, found no JSON ({error}); delete it once no audit of the night runs"
+            ) from error
 
     def _is_dead(self, generation: int, holder: dict[str, Any]) -> bool:
         here = holder["host"] == self._holder["host"] and holder["boot"] == self._holder["boot"]

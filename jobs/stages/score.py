@@ -70,6 +70,7 @@ class ShardScorer:
 
         if device == "cpu":
             torch.set_num_threads(threads)
+        self._precision = precision
         self._preprocessing, self._scorer = load_scorer(
             bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size
         )
@@ -81,7 +82,18 @@ class ShardScorer:
         pixels = pixels_of(rows, self._preprocessing)
         if not len(pixels):
             return without_pixels(rows)
-        return with_probabilities(rows, self._scorer.score(pixels), began_at, time.time())
+        probabilities = self._scorer.score(pixels)
+        check_answers(rows, probabilities, self._precision)
+        return with_probabilities(rows, probabilities, began_at, time.time())
+
+
+def check_answers(rows: pa.Table, probabilities: np.ndarray, precision: str) -> None:
+    """Raises GateError for an answer (n, K + 1) that is no number: it can't be ranked, and staged it would stay for good."""
+    broken = ~np.isfinite(probabilities).all(axis=1)
+    if broken.any():
+        bin_id = rows["bin_id"].filter(pc.is_valid(rows["pixels"]))[int(broken.argmax())]
+        advice = "use --precision bf16 or fp32" if precision == "fp16" else "train the bundle again or use another one"
+        raise GateError(f"bin {bin_id}: the network's answer is not a number in {precision}; {advice}")
 
 
 def with_probabilities(rows: pa.Table, probabilities: np.ndarray, began_at: float, scored_at: float) -> pa.Table:

@@ -6,7 +6,9 @@ score are tried again; so the same command after a crash loses at most the shard
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards, shard_table
+from schemas.arrow import DAMAGED_PARQUET
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
+
+logger = logging.getLogger(__name__)
 
 STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh", *TIMES)])
 SCORED = str(ImageStatus.SCORED)
@@ -101,9 +107,8 @@ def stage_shards(
 def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Iterator[pa.Table]:
     for item in items.to_pylist():
         shard = Shard(item["index"], item["uri"], item["row_group"], item["num_rows"])
-        try:
-            staged = storage.read_table(staged_uri(folder_uri, shard.index))
-        except FileNotFoundError:
+        staged = _read_staged(staged_uri(folder_uri, shard.index))
+        if staged is None:
             yield shard_table(fetch_rows(read_shard(shard.uri, shard.row_group), plan), shard.index, fresh=True)
             continue
         again = pc.not_equal(staged["status"], SCORED)
@@ -120,6 +125,19 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
             ]
         )
         yield both.take(pa.array(order))
+
+
+def _read_staged(uri: str) -> pa.Table | None:
+    """What an earlier try staged, if it did. A power cut can leave a file of any length under its final name."""
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
+    try:
+        return pq.ParquetFile(io.BytesIO(data)).read()
+    except DAMAGED_PARQUET as error:
+        logger.warning("%s: damaged (%s); its shard is scored again", uri, error)
+        return None
 
 
 def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:

@@ -76,6 +76,18 @@ def test_a_held_night_names_its_holder(output_uri: str, monkeypatch: pytest.Monk
         pass
 
 
+def test_what_else_lies_beside_a_hold_is_passed_over_and_a_damaged_hold_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "locks" / "audit_date=2026-11-22"
+    (folder / "old").mkdir(parents=True)
+    for name in ("notes.txt", "999.json", "old/000009.json"):
+        (folder / name).write_text("not ours")
+    with hold_night(str(tmp_path), "2026-11-22", "run-a") as lock:
+        assert lock._generation == 0
+    (folder / "000001.json").write_bytes(b"")
+    with pytest.raises(GateError, match=r"000001\.json: expected who holds the night, found no JSON .*delete it"):
+        hold_night(str(tmp_path), "2026-11-22", "run-b").__enter__()
+
+
 def test_a_hold_that_can_not_be_let_go_hides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import platform
@@ -6,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from jobs.platform import storage
 from jobs.platform.cluster import KEEP_MEMORY
-from jobs.stages import resources, staging
+from jobs.stages import manifest, resources, staging
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
-from jobs.stages.score import SCORED_SCHEMA, TIMES, shard_table, with_probabilities
+from jobs.stages.score import SCORED_SCHEMA, TIMES, ShardScorer, shard_table, with_probabilities, without_pixels
 from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import MixedNetwork
@@ -76,6 +78,19 @@ def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None
     )
 
 
+@pytest.mark.parametrize(("precision", "advice"), [("fp16", "use --precision bf16 or fp32"), ("bf16", "another one")])
+def test_an_answer_that_is_no_number_ends_the_run_with_its_bin(precision: str, advice: str) -> None:
+    scorer = object.__new__(ShardScorer)
+    answers = np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)
+    scorer._refusal, scorer._precision, scorer._preprocessing = None, precision, Preprocessing(image_size=16)  # type: ignore[assignment]
+    scorer._scorer = SimpleNamespace(score=lambda pixels: answers)  # type: ignore[assignment]
+    rows = _shard([None, bytes(768), None, bytes(768)], [[1.0, 0.0], None, None, None])
+    with pytest.raises(GateError, match=rf"bin {rows['bin_id'][3]}: .* not a number in {precision}.*{advice}"):
+        scorer(rows)
+    answers[1] = 0.5
+    assert scorer(rows)["probabilities"].to_pylist() == [[1.0, 0.0], [0.5, 0.5], None, [0.5, 0.5]]
+
+
 def test_the_rate_is_that_of_the_steady_state() -> None:
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     assert progress.images_per_second() is None
@@ -118,6 +133,35 @@ def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(
     assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
     (again,) = staging._fetch_or_resume(work, str(tmp_path), plan)
     assert json.loads(staging._stage(again, str(tmp_path))["report"][0])["num_fresh"] == 0
+
+
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_files_that_a_power_cut_left_cut_short_are_written_again(
+    tmp_path: Path, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, copy, staged = (
+        str(tmp_path / name) for name in ("manifest.parquet", "worklist.parquet", "0000000.parquet")
+    )
+    storage.write_table(source, manifest_table(str(tmp_path), [1] * 4))
+    sha256 = hashlib.sha256(storage.read_bytes(source)).hexdigest()
+    row = {"source": source, "sha256": sha256, "num_rows": 4, "target": copy, "rows": 256}
+    plan = FetchPlan(Preprocessing(image_size=32), (str(tmp_path),), False, None)
+    work = pa.table({"index": [0], "uri": [copy], "row_group": [0], "num_rows": [4]})
+
+    def stage() -> int:
+        manifest._copy_file(row)
+        (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
+        staging._stage(without_pixels(shard), str(tmp_path))
+        return storage.read_table(staged).num_rows
+
+    assert stage() == 4
+    for uri in (copy, staged):
+        storage.write_bytes(uri, storage.read_bytes(uri)[:left])
+    assert stage() == 4
+    assert f"{copy}: " in caplog.text
+    assert f"{staged}: damaged" in caplog.text
+    storage.delete([source])
+    assert stage() == 4, "a whole copy is kept"
 
 
 def _failed_shard(index: int, *failures: tuple[str, str, int]) -> StagedShard:

@@ -60,6 +60,28 @@ def test_what_is_absent_is_said_to_be_absent(folder: str) -> None:
         storage.read_bytes(uri)
 
 
+def test_many_are_deleted_at_once_whichever_is_gone_already(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MOST_DELETED", 30)
+    uris = [storage.join(folder, f"{number:02d}") for number in range(70)]
+    for uri in uris[1:]:
+        storage.write_bytes(uri, b"")
+    store, asked = storage.locate(folder)[0], []
+
+    class Counting:
+        def delete(self, keys: str | list[str]) -> None:
+            asked.append(keys)
+            store.delete(keys)
+
+    counting = Counting()
+    locate = storage.locate
+    monkeypatch.setattr(storage, "locate", lambda uri, **given: (counting, locate(uri, **given)[1]))
+    storage.delete(iter(uris[30:]))
+    assert [len(keys) for keys in asked] == [30, 10]
+    storage.delete(uris[:30])
+    monkeypatch.undo()
+    assert list(storage.list_objects(folder)) == []
+
+
 def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
     uri = storage.join(folder, "t", "part.parquet")
     table = pa.table({"bin_id": [str(n) for n in range(1000)]})
@@ -69,6 +91,27 @@ def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
     assert parquet.metadata.num_row_groups == 10
     assert parquet.read_row_group(9).equals(table.slice(900))
     assert [entry.uri for entry in storage.parquet_files(storage.join(folder, "t"))] == [uri]
+
+
+def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = storage.join(folder, "worklist.parquet")
+    numbers = pa.table({"number": range(1000)})
+    storage.write_table(uri, numbers, row_group_size=1)
+    read, sizes = storage._RangeReader.read, []
+
+    def measured(self: storage._RangeReader, size: int = -1) -> bytes:
+        data = read(self, size)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(storage._RangeReader, "read", measured)
+    assert storage.read_row_group(uri, 7).equals(numbers.slice(7, 1))
+    assert sum(sizes) > 10_000
+    sizes.clear()
+    assert storage.read_row_group(uri, 990).equals(numbers.slice(990, 1))
+    assert sum(sizes) < 1_000
+    storage.write_table(uri, numbers.slice(500), row_group_size=2)
+    assert storage.read_row_group(uri, 7).equals(numbers.slice(514, 2))
 
 
 @pytest.mark.s3

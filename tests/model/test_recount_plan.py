@@ -44,6 +44,12 @@ def test_the_plan_is_the_same_for_any_order_and_any_shards(seed: int) -> None:
         assert getattr(cut, name).tolist() == getattr(whole, name).tolist(), name
 
 
+def test_bins_of_one_score_and_one_key_are_in_the_order_of_their_ids() -> None:
+    keys = np.array([7, 5], dtype=np.uint64)
+    parts = [best_candidates(ids, keys, [0.5, 0.1], 2) for ids in (["c", "d"], ["b", "e"], ["a", "f"])]
+    assert merge_candidates(parts, 5).bin_id.tolist() == ["a", "b", "c", "d", "e"]
+
+
 def test_random_bins_come_first_and_priority_is_the_best_of_the_rest() -> None:
     scores = np.random.default_rng(0).random(2000)
     plan = plan_over([np.arange(2000)], scores)
