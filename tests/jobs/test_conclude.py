@@ -26,10 +26,10 @@ from tests.dump import NIGHT, manifest_table
 from tests.planned_night import TOP_CLASS, bundle_info
 
 NUM_BINS, NUM_WRONG, BUDGET, NUM_RANDOM = 400, 60, 40, 12
-COUNTED, BLANK = "00000", "00002"
-"""Two whose record is wrong: one was found so last night, of the other the photo tells nothing."""
+COUNTED, BLANK = [f"{number:05d}" for number in range(20)], "00020"
+"""Among those whose record is wrong: found so last night, and one whose photo tells nothing."""
 RECORDED = 3
-"""By the record of the bin that was counted."""
+"""By the records of the counted bins."""
 RIGHT_SCORES = np.sort(np.random.default_rng(5).beta(1, 6, 290).astype(np.float32))
 REFERENCE = ReferenceScores(RIGHT_SCORES, num_counted=299)
 USUAL, SHARPER = bundle_info(), bundle_info().model_copy(update={"record_outside_set_share": 0.01})
@@ -40,8 +40,9 @@ def stage_night(folder: Path) -> list[list[str]]:
     """Two groups of one staged file each."""
     random = np.random.default_rng(3)
     shown = random.integers(1, TOP_CLASS, NUM_BINS)
-    shown[0] = RECORDED + 1
+    shown[: len(COUNTED)] = RECORDED + 1
     answers = random.dirichlet(np.full(TOP_CLASS + 1, 0.3), NUM_BINS) * random.uniform(0.02, 0.4, (NUM_BINS, 1))
+    answers[: len(COUNTED)] = 0  # the most doubtful of all, were nothing known of them
     answers[np.arange(NUM_BINS), shown] += 1 - answers.sum(axis=1)
     expected = np.where(np.arange(NUM_BINS) < NUM_WRONG, shown - 1, shown)
     value = random.uniform(1, 9, NUM_BINS).tolist()
@@ -49,7 +50,7 @@ def stage_night(folder: Path) -> list[list[str]]:
         "status": ["scored"] * NUM_BINS,
         "error": [None] * NUM_BINS,
         "training_photo": [False] * NUM_BINS,
-        "contrast": [50.0, MIN_CONTRAST, MIN_CONTRAST - 0.1, *[50.0] * (NUM_BINS - 3)],
+        "contrast": [*[MIN_CONTRAST] * 20, MIN_CONTRAST - 0.1, *[50.0] * (NUM_BINS - 21)],
         "probabilities": answers.tolist(),
     }
     rows = pa.Table.from_pydict(columns, schema=STAGED_SCHEMA)
@@ -68,7 +69,7 @@ def reconciler() -> Reconciler:
         audit_date=date.fromisoformat(NIGHT),
         max_photo_age_hours=None,
         count_valid_nights=14,
-        last_counts=pd.DataFrame([last], index=[COUNTED]),
+        last_counts=pd.DataFrame([last] * len(COUNTED), index=COUNTED),
     )
 
 
@@ -96,9 +97,12 @@ def test_certificates_and_ranks_are_of_the_whole_night(
     assert list(rows.index[rows["verdict"] == "not_assessed"]) == [BLANK]
     assert rows.loc[BLANK, "reason"] == "poor_photo"
     assert rows.loc[BLANK, ["p_record_wrong", "certificate_p", "certified_at", "recount"]].isna().all()
-    assert (rows.loc[COUNTED, "reason"], rows.loc[COUNTED, "verdict"]) == ("counted_wrong", "suspect")
+    known = rows.loc[COUNTED]
+    assert set(known["reason"]) == {"counted_wrong"}
+    assert set(known["verdict"]) == {"suspect"}
+    assert known[["certificate_p", "certified_at", "rank"]].isna().all(axis=None)
 
-    open_bins = rows.drop([BLANK, COUNTED])
+    open_bins = rows.drop([BLANK, *COUNTED])
     score = open_bins["p_record_wrong"].to_numpy()
     p_value = (1 + (score[:, None] <= RIGHT_SCORES).sum(axis=1)) / (REFERENCE.num_counted + 1)
     assert open_bins["certificate_p"].to_numpy() == pytest.approx(p_value)
