@@ -32,7 +32,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' --timeout 600 --durations 25
 
 # Every fault as often as its test's `times(…)` says; a table is printed at the end.
 faults: setup

@@ -82,9 +82,8 @@ class Reconciler:
         reason[recent & confirmed] = str(Reason.COUNTED)
         columns["assessed"] = pa.array(assessed)
         columns["reason"] = pa.array(reason, pa.string(), from_pandas=True)
-        columns["last_counted_at"] = pa.array(
-            counts["last_counted_at"], RECONCILED_SCHEMA.field("last_counted_at").type
-        )
+        # of one with a time zone pandas warns when Arrow takes it
+        columns["last_counted_at"] = pa.array(counts["last_counted_at"].dt.tz_convert(None)).cast(TIMESTAMP)
         columns["last_counted_qty"] = pa.array(counts["last_counted_qty"], pa.int32(), from_pandas=True)
         columns["num_counted"] = pa.array(counts["num_counted"].fillna(0).astype(np.int32))
         return pa.Table.from_arrays([columns[name] for name in RECONCILED_SCHEMA.names], schema=RECONCILED_SCHEMA)

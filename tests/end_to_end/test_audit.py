@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -13,6 +15,7 @@ import pytest
 
 from jobs import audit, recount
 from jobs.platform import storage
+from model.bundle_files import TRAINING_IMAGES_SCHEMA
 from schemas.errors import InputError
 from schemas.results import RESULTS_SCHEMA
 from tests.dump import NIGHT, manifest_table, photo, write_bundle, write_night
@@ -46,7 +49,9 @@ def _read(output: str, table: str = "results") -> pa.Table:
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> None:
-    manifest = write_night(place, 300)
+    uris = [f"{place}/{'elsewhere' if number == 10 else 'bin-images'}/{number:05d}.jpg" for number in range(300)]
+    manifest = write_night(place, 300, image_uri=uris)
+    storage.write_bytes(uris[10], photo(2, 10))
     storage.delete([f"{place}/bin-images/00007.jpg"])
     storage.write_bytes(f"{place}/bin-images/00008.jpg", b"")
     storage.write_bytes(f"{place}/bin-images/00009.jpg", photo(3, 3)[:-300])
@@ -59,6 +64,7 @@ def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> N
         "00007": "missing_image",
         "00008": "unreadable_image",
         "00009": "unreadable_image",
+        "00010": "image_rejected",
     }
     for row in failed.values():
         assert row["error"]
@@ -77,9 +83,9 @@ def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> N
     assert (summary["record_model"], summary["error_rate"], summary["ira"]) == ("assumed", None, None)
 
 
-def test_duckdb_and_polars_read_the_night(tmp_path: Path, bundle: str) -> None:
+def test_duckdb_and_polars_read_the_night_and_it_has_its_price(tmp_path: Path, bundle: str) -> None:
     output = f"{tmp_path}/audits"
-    assert _audit(write_night(str(tmp_path), 20), bundle, output) == 0
+    assert _audit(write_night(str(tmp_path), 20), bundle, output, "--node-price", "3.6") == 0
     database = duckdb.connect()
     database.execute((tmp_path / "audits" / "views.sql").read_text())
     assert database.sql("SELECT count(*), count(DISTINCT bin_id) FROM results").fetchall() == [(20, 20)]
@@ -88,29 +94,22 @@ def test_duckdb_and_polars_read_the_night(tmp_path: Path, bundle: str) -> None:
     rows = polars.read_parquet(f"{output}/results/*/*.parquet", hive_partitioning=True)
     assert rows["bin_id"].n_unique() == 20
     assert str(rows["audit_date"][0]) == NIGHT
+    summary = storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()
+    (document,) = tmp_path.glob("audits/runs/*/run.json")
+    seconds = json.loads(document.read_text())["outcome"]["seconds"]
+    # one node; the price is settled just before the commit, which the run's own seconds (rounded to tenths) include
+    assert 0.5 * seconds < summary[0]["price_per_1000_images"] * 20 <= seconds + 0.05
+    assert {row["price_per_1000_images"] for row in summary[1:]} == {None}
 
 
-def test_a_committed_night_is_replaced_only_on_demand(
-    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest, output = write_night(str(tmp_path), 30), f"{tmp_path}/audits"
-    assert _audit(manifest, bundle, output) == 0
-    first = _read(output)
-    assert _audit(manifest, bundle, output) == 2
-    assert "already committed" in capsys.readouterr().err
-    assert _audit(manifest, bundle, output, "--replace") == 0
-    second = _read(output)
-    assert second.drop_columns(["run_id"]).equals(first.drop_columns(["run_id"]))
-    assert first["run_id"][0] != second["run_id"][0]
-    assert len(list(storage.list_objects(f"{output}/results"))) == 1
-
-
-def test_a_night_whose_driver_died_after_the_commit_is_finished_by_the_same_command(
+def test_a_committed_night_is_finished_by_the_same_command_where_its_driver_died_and_replaced_only_on_demand(
     tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest, output = write_night(str(tmp_path), 30), f"{tmp_path}/audits"
     assert _audit(manifest, bundle, output) == 0
     written = _read(output)
+    assert _audit(manifest, bundle, output) == 2
+    assert "already committed" in capsys.readouterr().err
     (document,) = Path(output).glob("runs/*/run.json")
     run = json.loads(document.read_text())
     # as it is between the commit and what follows it
@@ -130,7 +129,10 @@ def test_a_night_whose_driver_died_after_the_commit_is_finished_by_the_same_comm
     assert (report / "report.json").exists()
     assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 2
     assert _audit(manifest, bundle, output, "--report-uri", str(report), "--replace") == 0
-    assert _read(output)["run_id"][0] != written["run_id"][0]
+    again = _read(output)
+    assert again["run_id"][0] != written["run_id"][0]
+    assert again.drop_columns(["run_id"]).equals(written.drop_columns(["run_id"]))
+    assert len(list(storage.list_objects(f"{output}/results"))) == 1
 
 
 def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
@@ -150,7 +152,8 @@ def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
         storage.write_bytes(f"{tmp_path}/bin-images/{number:05d}.jpg", photo(number, number))
     assert _audit(manifest, bundle, str(output)) == 0
     (document,) = output.glob("runs/*/run.json")
-    assert json.loads(document.read_text())["outcome"]["statuses"] == {"scored": 30}
+    outcome = json.loads(document.read_text())["outcome"]
+    assert (outcome["statuses"], outcome["scored_in_this_try"]) == ({"scored": 30}, 5)
 
 
 @pytest.mark.parametrize(
@@ -182,26 +185,15 @@ def test_bad_arguments_exit_2_before_anything_is_scored(
     assert not list(tmp_path.glob("audits/runs/*/staged/*"))
 
 
-def test_a_photo_the_bundle_has_learned_from_is_scored_but_not_assessed(tmp_path: Path) -> None:
-    import hashlib
-
-    from model.bundle_files import TRAINING_IMAGES_SCHEMA
-
-    digests = [hashlib.sha256(photo(number % 8, number)).hexdigest() for number in range(2)]
+def test_moved_and_stale_bins_and_photos_the_bundle_has_learned_from_are_scored_but_not_assessed(
+    tmp_path: Path,
+) -> None:
+    digests = [hashlib.sha256(photo(number % 8, number)).hexdigest() for number in (8, 9)]
     seen = pa.Table.from_pydict(
-        {"image_sha256": digests, "bin_id": ["00000", "00001"], "split": ["train", "test"]},
+        {"image_sha256": digests, "bin_id": ["00008", "00009"], "split": ["train", "test"]},
         schema=TRAINING_IMAGES_SCHEMA,
     )
     bundle = str(write_bundle(tmp_path / "bundle", seen=seen))
-    assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits") == 0
-    rows = _read(f"{tmp_path}/audits").to_pylist()
-    assert (rows[0]["status"], rows[0]["verdict"], rows[0]["reason"]) == ("scored", "not_assessed", "training_photo")
-    assert rows[1]["verdict"] != "not_assessed"
-
-
-def test_moved_and_stale_bins_are_not_assessed(tmp_path: Path, bundle: str) -> None:
-    from datetime import UTC, datetime
-
     read = datetime(2026, 11, 22, 12, tzinfo=UTC)
     manifest = write_night(
         str(tmp_path),
@@ -214,9 +206,12 @@ def test_moved_and_stale_bins_are_not_assessed(tmp_path: Path, bundle: str) -> N
         expected_as_of=[read] * 10,
     )
     assert _audit(manifest, bundle, f"{tmp_path}/audits", "--max-photo-age-hours", "24") == 0
-    reasons = _read(f"{tmp_path}/audits")["reason"].to_pylist()
-    assert reasons[:4] == ["moved", "stale_photo", "stale_photo", "stale_photo"]
-    assert "stale_photo" not in reasons[4:]
+    rows = _read(f"{tmp_path}/audits")
+    assert rows["status"].to_pylist() == ["scored"] * 10
+    left_out = dict(enumerate(["moved", "stale_photo", "stale_photo", "stale_photo"])) | {8: "training_photo"}
+    assert rows["reason"].to_pylist() == [left_out.get(number) for number in range(10)]
+    not_assessed = [row["verdict"] == "not_assessed" for row in rows.to_pylist()]
+    assert not_assessed == [number in left_out for number in range(10)]
 
 
 def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path, bundle: str) -> None:
@@ -244,16 +239,19 @@ def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path
     assert 0.5 < whole["drill_recall"] <= 1, "nearly all bins are listed"
 
 
-def test_values_in_a_currency_and_in_none_are_mixed(
+def test_values_in_a_currency_and_in_none_have_no_sum_and_an_empty_budget_no_plan(
     tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = write_night(str(tmp_path), 4, unit_value=[1.0] * 4, currency=["EUR", None, "EUR", "EUR"])
     output = f"{tmp_path}/audits"
     assert _audit(manifest, bundle, output, "--objective", "value") == 2
     assert "expected one currency, found none, EUR" in capsys.readouterr().err
-    assert _audit(manifest, bundle, output) == 0
+    assert _audit(manifest, bundle, output, "--recount-budget", "0") == 0
     summary = storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")
     assert summary["value_at_risk"].null_count == summary["recorded_value"].null_count == summary.num_rows
+    plan = list(Path(tmp_path).glob("audits/recount_plan/*/*.parquet"))
+    assert [pq.read_table(path).num_rows for path in plan] == [0]
+    assert summary["drill_recall"].null_count == summary.num_rows, "no list that could hold anything"
 
 
 def test_a_report_that_fails_leaves_a_committed_night_and_says_so(
@@ -273,21 +271,3 @@ def test_a_report_that_fails_leaves_a_committed_night_and_says_so(
     (document,) = tmp_path.glob("audits/runs/*/run.json")
     outcome = json.loads(document.read_text())["outcome"]
     assert (outcome["config"]["report_uri"], "ray" in outcome["versions"]) == (report, True)
-
-
-def test_an_empty_budget_writes_an_empty_plan(tmp_path: Path, bundle: str) -> None:
-    assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits", "--recount-budget", "0") == 0
-    plan = list(Path(tmp_path).glob("audits/recount_plan/*/*.parquet"))
-    assert [pq.read_table(path).num_rows for path in plan] == [0]
-    summary = storage.read_table(f"{tmp_path}/audits/summary/audit_date={NIGHT}/summary.parquet")
-    assert summary["drill_recall"].null_count == summary.num_rows, "no list that could hold anything"
-
-
-def test_a_node_price_gives_the_price_of_1000_images(tmp_path: Path, bundle: str) -> None:
-    assert _audit(write_night(str(tmp_path), 10), bundle, f"{tmp_path}/audits", "--node-price", "3.6") == 0
-    summary = storage.read_table(f"{tmp_path}/audits/summary/audit_date={NIGHT}/summary.parquet").to_pylist()
-    (document,) = tmp_path.glob("audits/runs/*/run.json")
-    seconds = json.loads(document.read_text())["outcome"]["seconds"]
-    # one node; the price is settled just before the commit, which the run's own seconds (rounded to tenths) include
-    assert 0.5 * seconds < summary[0]["price_per_1000_images"] * 10 <= seconds + 0.05
-    assert {row["price_per_1000_images"] for row in summary[1:]} == {None}

@@ -83,8 +83,8 @@ def score_directly(dump: Path, numbers: list[int], *, bundle: str = "bundle", pr
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_photos_that_cannot_be_scored_are_told_by_their_bins_and_moved_stock_is_not_compared(
-    dump: Path, tmp_path: Path
+def test_too_many_photos_without_a_score_exit_1_with_all_written_and_moved_stock_is_not_compared(
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images_uri = str(dump / "bin-images")
     gone = {LEARNED[3], HELD_OUT[4], 40}
@@ -93,18 +93,22 @@ def test_photos_that_cannot_be_scored_are_told_by_their_bins_and_moved_stock_is_
         uris[number] = f"{images_uri}/{number:05d}-cut.jpg"
         Path(uris[number]).write_bytes(photo(QUANTITIES[number], number)[:300])
     moves = [int(number in (45, LEARNED[7])) for number in range(NUM_BINS)]
-    write_manifest(tmp_path / "manifest", images_uri, QUANTITIES, image_uri=uris, moves_since_photo=moves)
+    write_manifest(tmp_path / "manifest", images_uri, [3] * NUM_BINS, image_uri=uris, moves_since_photo=moves)
     for split, num_left_out, num_missing, num_damaged, num_moved in (
         ("unseen", len(LEARNED), 3, 2, 1),
         ("test", NUM_BINS - len(HELD_OUT), 1, 1, 0),
     ):
         output = tmp_path / split
-        assert run(dump, output, "--split", split, manifest=str(tmp_path / "manifest")) == 1  # too many are missing
+        assert run(dump, output, "--split", split, manifest=str(tmp_path / "manifest")) == 1
+        unscored = rf"\b{num_missing + num_damaged} of \d+ photos have no score"
+        assert re.search(unscored, capsys.readouterr().err)
+        assert (output / "index.html").exists()
         found = read_metrics(output)
         assert found["num_left_out"] == num_left_out
         assert found["unscored"] == {"missing_image": num_missing, "unreadable_image": num_damaged}
         assert found["num_moved"] == num_moved
         assert found["num_bins"] == NUM_BINS - num_left_out - num_missing - num_damaged - num_moved
+        assert found["metrics"]["1..5"]["majority"]["exact"] == 1.0
 
 
 def test_a_bin_that_was_tested_on_too_does_not_tell_its_photos_apart(tmp_path: Path) -> None:
@@ -178,15 +182,11 @@ def test_unseen_bins_are_measured_as_the_bundle_scores_them(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_split_test_takes_only_the_test_photos_of_training_and_split_all_says_that_it_flatters(
-    dump: Path, tmp_path: Path
-) -> None:
-    assert run(dump, tmp_path / "test", "--split", "test") == 0
-    assert read_metrics(tmp_path / "test")["num_bins"] == len(HELD_OUT)
-    assert run(dump, tmp_path / "all", "--split", "all") == 0
-    found = read_metrics(tmp_path / "all")
+def test_split_all_says_that_it_flatters(dump: Path, tmp_path: Path) -> None:
+    assert run(dump, tmp_path, "--split", "all") == 0
+    found = read_metrics(tmp_path)
     assert (found["num_bins"], found["num_left_out"], found["num_learned_from"]) == (NUM_BINS - 2, 0, len(LEARNED))
-    assert "these figures flatter" in (tmp_path / "all" / "index.html").read_text()
+    assert "these figures flatter" in (tmp_path / "index.html").read_text()
     assert found["metrics"]["all"]["exact"]["low"] is not None
 
 
@@ -199,18 +199,6 @@ def test_a_manifest_that_training_has_seen_whole_exits_2(
     assert run(dump, tmp_path, manifest="seen") == 2
     assert "all 20 are left out" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
-def test_too_many_photos_without_a_score_exit_1_with_the_page_written(
-    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_manifest(dump / "gaps", str(dump / "bin-images"), [3] * 12, bin_id=[f"{n:05d}" for n in range(28, 40)],
-                   image_uri=[str(dump / "bin-images" / f"{n:05d}.jpg") for n in range(28, 40)])  # fmt: skip
-    assert run(dump, tmp_path, manifest="gaps") == 1
-    assert "2 of 12 photos have no score" in capsys.readouterr().err
-    assert read_metrics(tmp_path)["metrics"]["1..5"]["majority"]["exact"] == 1.0
 
 
 @pytest.mark.ray

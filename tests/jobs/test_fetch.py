@@ -256,6 +256,7 @@ def test_folders_named_like_photos_fail_at_once(tmp_path: Path) -> None:
     assert set(fetched["status"].to_pylist()) <= {"fetch_failed", "missing_image"}
 
 
+@pytest.mark.ray
 def test_a_photo_the_bundle_has_learned_from_is_recognised(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 

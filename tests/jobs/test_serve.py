@@ -28,6 +28,7 @@ from jobs.serving.problems import Problem
 from jobs.stages.resources import CPU_BATCH, resolve_precision
 from schemas.errors import InputError
 from tests.dump import NIGHT, photo, write_bundle
+from tests.night import write_nights
 
 TOKEN = "a token that is long enough"
 MAX_BODY = 200_000
@@ -81,7 +82,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster: None, bundle: Path) -> Iterator[Client]:
+def audits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two committed nights, the first of them counted."""
+    output = tmp_path_factory.mktemp("audits")
+    write_nights(output, ["2026-11-21", NIGHT], num_bins=300)
+    return output
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None, bundle: Path, audits: Path) -> Iterator[Client]:
     from ray import serve
 
     with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
@@ -91,7 +100,12 @@ def client(ray_cluster: None, bundle: Path) -> Iterator[Client]:
         probe.close()
         serve_job.start_endpoint(
             ServeConfig(
-                bundle_uri=str(bundle), port=port, max_waiting=24, max_body_bytes=MAX_BODY, request_timeout_s=120
+                bundle_uri=str(bundle),
+                output_uri=str(audits),
+                port=port,
+                max_waiting=24,
+                max_body_bytes=MAX_BODY,
+                request_timeout_s=120,
             )
         )
     yield Client(port)
@@ -171,16 +185,16 @@ def test_answers_are_those_of_the_audit_alone_and_in_company(client: Client, bun
                 camera["camera_is_top_class"][0],
             )
             assert (answer["qty_low"], answer["qty_high"]) == (camera["qty_low"][0], camera["qty_high"][0])
-            assert (answer["p_record_wrong"], answer["reason"], answer["record_model"]) == (None, None, "assumed")
+            assert (answer["p_record_wrong"], answer["reason"], answer["record_model"]) == (None, None, "learned")
 
 
 @pytest.mark.ray
-def test_a_recorded_quantity_gives_the_audits_doubt(client: Client, bundle: Path) -> None:
+def test_a_recorded_quantity_gives_the_audits_doubt(client: Client, bundle: Path, audits: Path) -> None:
     from model.bundle_files import read_bundle_info
     from model.posterior import build_assessor
 
     info = read_bundle_info(bundle)
-    belief = learn_current_belief(None, info)
+    belief = learn_current_belief(str(audits), info)
     assessor = build_assessor(info.label_histogram, belief.noise_rate, belief.record_model)
     data = photo(3, 3)
     row = _scores(bundle, [data])
@@ -571,15 +585,14 @@ def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_token_digest() == digest
 
 
-def test_the_record_model_is_learned_from_the_audits_recounts(tmp_path: Path, bundle: Path) -> None:
+def test_the_record_model_is_learned_from_the_audits_recounts(tmp_path: Path, bundle: Path, audits: Path) -> None:
     from model.bundle_files import read_bundle_info
-    from tests.night import write_nights
 
     info = read_bundle_info(bundle)
     with pytest.raises(InputError, match="no committed night"):
         learn_current_belief(str(tmp_path / "nothing"), info)
-    write_nights(tmp_path / "audits", ["2026-11-21", NIGHT], num_bins=300)
-    assert learn_current_belief(str(tmp_path / "audits"), info).state == "learned"
+    assert learn_current_belief(str(audits), info).state == "learned"
+    assert learn_current_belief(None, info).state == "assumed"
 
 
 @pytest.mark.ray

@@ -18,20 +18,22 @@ from PIL import Image
 from ray.train import UserCallback
 from safetensors.torch import save_file
 
+from jobs import train as train_job
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.train import main
 from jobs.training.bundle import all_photos
+from jobs.training.bundle import write_bundle as write_trained_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
 from jobs.training.network import Trained, TrainingStoppedError, ray_storage, remove_run, run_name, train_network
 from jobs.training.splits import assign_splits, split_bins
-from jobs.training.start import read_start
+from jobs.training.start import Start, read_start
 from model.bundle import load_bundle
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info, read_training_images
 from model.metrics import format_interval
 from model.network import build_network
 from model.scoring import Scorer
-from model.training import NOT_FINITE, UNHEALTHY
+from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from tests.dump import write_bundle
@@ -100,17 +102,23 @@ def config(manifest_uri: str = "unused", **changes: Any) -> TrainConfig:
 
 
 def train(
-    manifest_uri: str,
+    checked: LabelledBins,
     training_uri: Path,
     *,
     callbacks: list[Any] | None = None,
     conclude: tuple[str, ...] = ("selection", "test"),
     **changes: Any,
 ) -> Trained:
-    made = config(manifest_uri, **changes)
+    made = config(**changes)
     start = read_start(made)
-    bins = split_bins(check_photos(read_labelled_bins(made), made), made, start.seen).table
+    bins = split_bins(checked, made, start.seen).table
     return train_network(bins, made, start, str(training_uri), callbacks=callbacks, conclude=conclude)
+
+
+def first_epoch(training_uri: Path) -> dict[str, Any]:
+    """What the first checkpoint says of it. Its seconds would be others, had a training begun anew."""
+    checkpoint = min(training_uri.glob(f"*/checkpoint_*/{STATE_FILE}"))
+    return torch.load(checkpoint, weights_only=True)["history"][0]
 
 
 @pytest.fixture(scope="module")
@@ -125,18 +133,40 @@ def manifest_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, manifest_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A training that was not stopped before its bundle was due; its folder is the one of a bundle beside it."""
-    return train(manifest_uri, tmp_path_factory.mktemp("undisturbed") / "bundle.training", trace_steps=1)
+def checked(ray_cluster: None, manifest_uri: str) -> LabelledBins:
+    """The bins whose photos can be used."""
+    made = config(manifest_uri)
+    return check_photos(read_labelled_bins(made), made)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checked: LabelledBins, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A training that was not stopped before its bundle was due; its folder is the one of a bundle beside it.
+
+    In float32: on so few photos bfloat16's rounding is as large as what a wrong batch would do."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "bundle.training"
+    return train(checked, folder, mixed_precision=False, trace_steps=1)
 
 
 @pytest.mark.ray
 def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
-    undisturbed: Trained, manifest_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    undisturbed: Trained,
+    manifest_uri: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    concluded: list[Trained] = []
+
+    def keep(labelled: LabelledBins, made: TrainConfig, start: Start, trained: Trained) -> None:
+        concluded.append(trained)
+        write_trained_bundle(labelled, made, start, trained)
+
+    monkeypatch.setattr(train_job, "write_bundle", keep)
     shutil.copytree(Path(undisturbed.run_uri).parent, tmp_path / "bundle.training")
     with caplog.at_level(logging.WARNING):  # all epochs are done: what is left is the bundle
-        assert main(flags(manifest_uri, tmp_path / "bundle")) == 0
+        assert main([*flags(manifest_uri, tmp_path / "bundle"), "--no-mixed-precision"]) == 0
+    assert [trained.outcome["history"] for trained in concluded] == [undisturbed.outcome["history"]]
     assert "2 of 200 photos can't be used (1 unreadable_image, 1 missing_image; the first, " in caplog.text
     assert "their bins are left out" in caplog.text
     bundle = load_bundle(tmp_path / "bundle")
@@ -169,26 +199,27 @@ class StopAfterFirstEpoch(UserCallback):
 
 @pytest.mark.ray
 def test_a_stopped_training_continues_and_ends_as_if_it_had_never_stopped(
-    undisturbed: Trained, manifest_uri: str, tmp_path: Path
+    undisturbed: Trained, checked: LabelledBins, tmp_path: Path
 ) -> None:
     with pytest.raises(GateError, match="the same command continues"):
-        train(manifest_uri, tmp_path, callbacks=[StopAfterFirstEpoch()])
-    assert list(tmp_path.glob("*/checkpoint_*"))
-    resumed = train(manifest_uri, tmp_path, conclude=())
+        train(checked, tmp_path, mixed_precision=False, callbacks=[StopAfterFirstEpoch()])
+    first = first_epoch(tmp_path)
+    resumed = train(checked, tmp_path, mixed_precision=False, conclude=())
     assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
+    assert resumed.outcome["history"][0] == first
     assert resumed.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=1e-3)
     assert resumed.outcome["logits"] == resumed.outcome["rows"] == {}  # a trial of a search sees no test bins
     assert set(undisturbed.outcome["logits"]) == {"selection", "test"}
 
 
 @pytest.mark.ray
-def test_two_workers_train_on_the_same_batches_as_one(undisturbed: Trained, manifest_uri: str, tmp_path: Path) -> None:
-    # in float32: on so few photos bfloat16's rounding is as large as what a wrong batch would do
-    alone = train(manifest_uri, tmp_path / "one", mixed_precision=False, conclude=())
-    both = train(manifest_uri, tmp_path / "two", mixed_precision=False, num_workers=2)
-    assert len(both.outcome["step_losses"]) == len(alone.outcome["step_losses"]) >= 6
+def test_two_workers_train_on_the_same_batches_as_one(
+    undisturbed: Trained, checked: LabelledBins, tmp_path: Path
+) -> None:
+    both = train(checked, tmp_path, mixed_precision=False, num_workers=2)
+    ours, theirs = both.outcome["step_losses"], undisturbed.outcome["step_losses"]
+    assert len(ours) == len(theirs) >= 6
     # the sums are made in another order; AdamW's first steps have the sign of a gradient, and amplify that from step to step
-    ours, theirs = both.outcome["step_losses"], alone.outcome["step_losses"]
     assert ours[:6] == pytest.approx(theirs[:6], rel=0.01)
     assert ours == pytest.approx(theirs, rel=0.05)
     assert both.outcome["rows"]["test"].tolist() == undisturbed.outcome["rows"]["test"].tolist()
@@ -209,16 +240,18 @@ def test_a_loss_that_is_not_finite_stops_without_a_bundle(
 
 @pytest.mark.ray
 def test_an_unhealthy_training_stops_where_that_is_asked_for_and_goes_on_where_it_is_to_warn(
-    ray_cluster: None, manifest_uri: str, tmp_path: Path
+    checked: LabelledBins, tmp_path: Path
 ) -> None:
     network = build_network("resnet18", 4)
     state = {name: torch.full_like(value, 0.01).contiguous() for name, value in network.state_dict().items()}
     save_file(state, tmp_path / "constant.safetensors")
     weights = str(tmp_path / "constant.safetensors")
     with pytest.raises(GateError, match=r"unhealthy in epoch 1: .*poor_initialisation"):
-        train(manifest_uri, tmp_path / "t", weights=weights, on_unhealthy="stop")
-    resumed = train(manifest_uri, tmp_path / "t", weights=weights, on_unhealthy="warn", conclude=())
+        train(checked, tmp_path / "t", weights=weights, on_unhealthy="stop")
+    first = first_epoch(tmp_path / "t")
+    resumed = train(checked, tmp_path / "t", weights=weights, on_unhealthy="warn", conclude=())
     assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
+    assert resumed.outcome["history"][0] == first
     assert resumed.outcome["stopped"] is None
     assert "poor_initialisation" in {finding["rule"] for finding in resumed.outcome["findings"]}
     assert len(list((tmp_path / "t").iterdir())) == 1
@@ -520,9 +553,9 @@ def test_a_finished_run_can_be_removed_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_more_workers_than_micro_batches_are_refused(ray_cluster: None, manifest_uri: str, tmp_path: Path) -> None:
+def test_more_workers_than_micro_batches_are_refused(checked: LabelledBins, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--num-workers: expected at most 2"):
-        train(manifest_uri, tmp_path, num_workers=3)
+        train(checked, tmp_path, num_workers=3)
 
 
 def test_the_fingerprint_covers_records_and_not_the_layout(tmp_path: Path, manifest_uri: str) -> None:

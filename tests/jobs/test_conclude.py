@@ -1,0 +1,122 @@
+"""The second pass over a night with counts to learn from: certificates, the drift alarm, ranks, photos that tell nothing."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from scipy.stats import false_discovery_control
+
+from jobs.platform import storage
+from jobs.stages import conclude
+from jobs.stages.conclude import SUMS, Rules
+from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
+from jobs.stages.staging import STAGED_SCHEMA
+from model.certificates import ReferenceScores
+from model.drift import Baseline
+from model.posterior import build_assessor
+from model.record_model import assume_record_model
+from tests.dump import NIGHT, manifest_table
+from tests.planned_night import TOP_CLASS, bundle_info
+
+NUM_BINS, NUM_WRONG, BUDGET, NUM_RANDOM = 400, 60, 40, 12
+COUNTED, BLANK = [f"{number:05d}" for number in range(20)], "00020"
+"""Among those whose record is wrong: found so last night, and one whose photo tells nothing."""
+RECORDED = 3
+"""By the records of the counted bins."""
+RIGHT_SCORES = np.sort(np.random.default_rng(5).beta(1, 6, 290).astype(np.float32))
+REFERENCE = ReferenceScores(RIGHT_SCORES, num_counted=299)
+USUAL, SHARPER = bundle_info(), bundle_info().model_copy(update={"record_outside_set_share": 0.01})
+QUIET_NIGHTS = Baseline(share=0.01, variance=0.0, num_assessed=7 * NUM_BINS, num_nights=7.0)
+
+
+def stage_night(folder: Path) -> list[list[str]]:
+    """Two groups of one staged file each."""
+    random = np.random.default_rng(3)
+    shown = random.integers(1, TOP_CLASS, NUM_BINS)
+    shown[: len(COUNTED)] = RECORDED + 1
+    answers = random.dirichlet(np.full(TOP_CLASS + 1, 0.3), NUM_BINS) * random.uniform(0.02, 0.4, (NUM_BINS, 1))
+    answers[: len(COUNTED)] = 0  # the most doubtful of all, were nothing known of them
+    answers[np.arange(NUM_BINS), shown] += 1 - answers.sum(axis=1)
+    expected = np.where(np.arange(NUM_BINS) < NUM_WRONG, shown - 1, shown)
+    value = random.uniform(1, 9, NUM_BINS).tolist()
+    columns = manifest_table("/photos", expected.tolist(), unit_value=value).to_pydict() | {
+        "status": ["scored"] * NUM_BINS,
+        "error": [None] * NUM_BINS,
+        "training_photo": [False] * NUM_BINS,
+        "contrast": [*[MIN_CONTRAST] * 20, MIN_CONTRAST - 0.1, *[50.0] * (NUM_BINS - 21)],
+        "probabilities": answers.tolist(),
+    }
+    rows = pa.Table.from_pydict(columns, schema=STAGED_SCHEMA)
+    groups = [[f"{folder}/staged/{name}.parquet"] for name in "ab"]
+    for (uri,), part in zip(groups, (rows.slice(0, 150), rows.slice(150)), strict=True):
+        storage.write_table(uri, part)
+    return groups
+
+
+def reconciler() -> Reconciler:
+    last = {"last_counted_at": pd.Timestamp("2026-11-21", tz="UTC"), "last_counted_qty": 6, "num_counted": 1}
+    last |= {"finding": "wrong", "expected_qty": RECORDED, "night": "2026-11-21"}
+    return Reconciler(
+        assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, assume_record_model([1.0] * (TOP_CLASS + 1))),
+        prediction_set_threshold=USUAL.prediction_set_threshold,
+        audit_date=date.fromisoformat(NIGHT),
+        max_photo_age_hours=None,
+        count_valid_nights=14,
+        last_counts=pd.DataFrame([last] * len(COUNTED), index=COUNTED),
+    )
+
+
+@pytest.mark.parametrize("objective", ["probability", "value"])
+@pytest.mark.parametrize(
+    ("bundle", "baseline", "alarm"),
+    [(USUAL, None, False), (SHARPER, None, True), (USUAL, QUIET_NIGHTS, True)],
+    ids=["usual", "other than calibrated", "other than before"],
+)
+def test_certificates_and_ranks_are_of_the_whole_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, bundle: Any, baseline: Baseline | None, alarm: bool
+) -> None:
+    def in_this_process(groups: list[list[str]], function: Any, options: dict, task_cpus: float) -> list[dict]:
+        return [function({"group": group, "uris": uris}, **options) for group, uris in enumerate(groups)]
+
+    monkeypatch.setattr(conclude, "_over_groups", in_this_process)
+    monkeypatch.setattr(conclude, "ray", SimpleNamespace(put=lambda value: value, get=lambda value: value))
+    groups, alphas = stage_night(tmp_path), (0.3, 0.1)
+    rules = Rules("r", NIGHT, 0, BUDGET, NUM_RANDOM / BUDGET, objective, alphas, "b", "c")
+    decisions = conclude.decide_night(groups, reconciler(), REFERENCE, baseline, rules, bundle, 1.0)
+    night = conclude.write_parts(groups, reconciler(), REFERENCE, rules, decisions, str(tmp_path), 1.0)
+    assert (decisions.drift.alarm, night.num_bins) == (alarm, NUM_BINS)
+    rows = pa.concat_tables([storage.read_table(uri) for uri in night.part_uris]).to_pandas().set_index("bin_id")
+
+    assert list(rows.index[rows["verdict"] == "not_assessed"]) == [BLANK]
+    assert rows.loc[BLANK, "reason"] == "poor_photo"
+    assert rows.loc[BLANK, ["p_record_wrong", "certificate_p", "certified_at", "recount"]].isna().all()
+    known = rows.loc[COUNTED]
+    assert set(known["reason"]) == {"counted_wrong"}
+    assert set(known["verdict"]) == {"suspect"}
+    assert known[["certificate_p", "certified_at", "rank"]].isna().all(axis=None)
+
+    open_bins = rows.drop([BLANK, *COUNTED])
+    score = open_bins["p_record_wrong"].to_numpy()
+    p_value = (1 + (score[:, None] <= RIGHT_SCORES).sum(axis=1)) / (REFERENCE.num_counted + 1)
+    assert open_bins["certificate_p"].to_numpy() == pytest.approx(p_value)
+    level = np.full(len(score), np.nan)
+    for alpha in () if alarm else alphas:
+        level[false_discovery_control(p_value) <= alpha + 1e-12] = alpha
+    assert open_bins["certified_at"].to_numpy() == pytest.approx(level, nan_ok=True)
+    assert set(level[~np.isnan(level)]) == (set() if alarm else set(alphas)), "each rate certifies bins of its own"
+    assert (rows["verdict"] == "certified").equals(rows["certified_at"].notna())
+    assert night.sums["all", None][SUMS.index("num_certified")] == (~np.isnan(level)).sum()
+
+    assert (rows["recount"] == "random").sum() == NUM_RANDOM
+    ranked = open_bins[open_bins["recount"] == "priority"].sort_values("rank")
+    column = "p_record_wrong" if objective == "probability" else "value_at_risk"
+    best = open_bins[open_bins["recount"] != "random"][column].nlargest(BUDGET - NUM_RANDOM)
+    assert ranked["rank"].tolist() == list(range(1, BUDGET - NUM_RANDOM + 1))
+    assert ranked[column].tolist() == best.tolist()
