@@ -205,12 +205,7 @@ def _check_gate(predictions: Predictions) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        EvaluateConfig,
-        run_evaluation,
-        job="evaluate",
-        argv=argv,
-    )
+    return run_command(EvaluateConfig, run_evaluation, job="evaluate", argv=argv)
 
 
 if __name__ == "__main__":
