@@ -26,7 +26,6 @@ from model.prediction_sets import build_prediction_sets
 from model.record_errors import Floats, record_rows
 from model.record_model import RecordModel, scale_to_effective_size
 
-ASSUMED_NOISE_RATE = 0.02
 _PROBABILITY_FLOOR = 1e-5
 # the prior on the noise rate is half-normal; its sigma is so many assumed rates
 _NOISE_SPREAD = 3.0
@@ -199,7 +198,7 @@ def fit_noise_rate(
     weights: ArrayLike,
     label_histogram: ArrayLike,
     record_model: RecordModel,
-    assumed_rate: float = ASSUMED_NOISE_RATE,
+    assumed_rate: float,
 ) -> float:
     """Label noise rate from recounts: posterior mean on a grid of the likelihood of what was counted.
 

@@ -65,7 +65,6 @@ def _class_row(
     row: dict[str, Any] = {
         "class": info.classes[k],
         "num_bins": int(rows.sum()),
-        "num_counted_so": int(table[:, k].sum()),
     }
     row["precision"] = float(table[k, k] / table[:, k].sum()) if table[:, k].any() else None
     if not rows.any():

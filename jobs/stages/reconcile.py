@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 
 from jobs.counting.history import RIGHT, WAITING, WRONG
 from model.posterior import Assessor, camera_columns
-from schemas.arrow import TIMESTAMP
 from schemas.manifest import RECORD_COLUMNS, stock_moved
-from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, ImageStatus, Reason
+from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, RESULTS_SCHEMA, ImageStatus, Reason
 
 KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SECOND_COUNT}
 """Why a bin that was counted not long ago is kept off the list."""
@@ -26,15 +25,11 @@ of 8,001 real bin photos has 10.6."""
 RECONCILED_SCHEMA = pa.schema(
     [
         *RECORD_COLUMNS,
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),
+        *(RESULTS_SCHEMA.field(name) for name in ("status", "error")),
         *CAMERA_COLUMNS,
         *POSTERIOR_COLUMNS,
         pa.field("assessed", pa.bool_(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("last_counted_at", TIMESTAMP),
-        pa.field("last_counted_qty", pa.int32()),
-        pa.field("num_counted", pa.int32(), nullable=False),
+        *(RESULTS_SCHEMA.field(name) for name in ("reason", "last_counted_at", "last_counted_qty", "num_counted")),
         pa.field("record_in_set", pa.bool_()),
     ]
 )
