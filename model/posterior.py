@@ -8,12 +8,13 @@
 Assumption: photo and record are independent given what is in the bin. It fails for photos the network was
 trained on, for records in other units, and for photos older than the record.
 
-Two passes over the night's shards of rows use this module and its neighbours; nothing holds all rows:
+Two passes over the night's shards of staged probabilities use this module and its neighbours; nothing holds all rows:
 
-1. per shard `Assessor.assess` -> posterior columns (staged), and small mergeable parts: the p-value histogram
-   (`certificates`), the best candidates of the random and the priority list (`recount_plan`), counts of records
-   outside the prediction set (`drift`), sums per scope (`estimators`). The parts are merged.
-2. per shard the staged columns -> `certificate_p`, `certified_at`, `recount`, `rank`, `inclusion_probability`.
+1. per shard `Assessor.assess` -> small mergeable parts: the p-value histogram (`certificates`), the best candidates of
+   the random and the priority list (`recount_plan`), counts of records outside the prediction set (`drift`), the altered
+   records (`drill`). The parts are merged.
+2. per shard `Assessor.assess` once more, and with what the merged parts decide `certificate_p`, `certified_at`, `recount`,
+   `rank`, `inclusion_probability`.
 """
 
 from collections.abc import Sequence

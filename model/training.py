@@ -114,6 +114,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class _Loop:
+    """One worker's training, from `LoopSettings` to what `train_loop_per_worker` returns; goes on from a checkpoint."""
+
     def __init__(self, settings: LoopSettings) -> None:
         self.settings, self.recipe = settings, settings.recipe
         context = ray.train.get_context()
