@@ -84,7 +84,7 @@ def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
         pa.array([str(photo.status) for photo in photos], pa.string()),
         pa.array([photo.error for photo in photos], pa.string()),
         pa.array([photo.sha256 in known for photo in photos], pa.bool_()),
-        pa.array([None if photo.pixels is None else _contrast(photo.pixels) for photo in photos], pa.float32()),
+        pa.array([None if photo.pixels is None else measure_contrast(photo.pixels) for photo in photos], pa.float32()),
         _pixels_column([photo.pixels for photo in photos]),
     ]
     return pa.Table.from_arrays([*rows.select(MANIFEST_SCHEMA.names).columns, *columns], schema=FETCHED_SCHEMA)
@@ -97,8 +97,8 @@ def fetch_photos(uris: list[str], etags: list[str | None], plan: FetchPlan) -> l
     return fetch_each(uris, etags, plan, partial(_decode, preprocessing=plan.preprocessing))
 
 
-def _contrast(pixels: np.ndarray) -> float:
-    """Standard deviation of all values; three times as fast as numpy's."""
+def measure_contrast(pixels: np.ndarray) -> float:
+    """Standard deviation of all values of a photo (S, S, 3) uint8; three times as fast as numpy's."""
     return float(cv2.meanStdDev(pixels.reshape(-1, 1))[1].item())
 
 
