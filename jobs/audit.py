@@ -344,12 +344,7 @@ def _tell(tonight: Tonight, summary: dict) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        AuditConfig,
-        run_audit,
-        job="audit",
-        argv=argv,
-    )
+    return run_command(AuditConfig, run_audit, job="audit", argv=argv)
 
 
 if __name__ == "__main__":

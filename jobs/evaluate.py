@@ -36,7 +36,7 @@ from jobs.platform.command import run_command
 from jobs.platform.provenance import provenance
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
-from jobs.stages.resources import fit_batch, plan_resources, resolve_precision
+from jobs.stages.resources import resolve_precision, settle_resources
 from jobs.stages.worklist import temporary_worklist
 from model.bundle_files import digests, learned_from
 from model.metrics import format_interval
@@ -60,9 +60,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
         info, photos, bins = _read_bundle(config)
         manifest = check_manifest(config.manifest_uri, None, needs_night=False)
         roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
-        resources = plan_resources()
-        precision = resolve_precision(config.precision, resources.device, info)
-        resources = fit_batch(resources, precision, info.preprocessing.image_size)
+        resources, precision = settle_resources(config.precision, info)
         await_free(resources.least())
         logger.info(
             "%d bins of %s, bundle %s, %s on %s",
@@ -83,7 +81,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
             predictions = predict(precision=precision)
             agreement = None
             if precision == "int8" and len(predictions):
-                reference = resolve_precision("auto", resources.device, info)
+                reference = resolve_precision("auto", resources.device, info)  # int8 is of CPUs: no cards to ask
                 logger.info("all once more in %s, to compare", reference)
                 agreement = compare_counts(predictions, predict(precision=reference)) | {"with": reference}
     _check_any(predictions, manifest, config)
@@ -205,12 +203,7 @@ def _check_gate(predictions: Predictions) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        EvaluateConfig,
-        run_evaluation,
-        job="evaluate",
-        argv=argv,
-    )
+    return run_command(EvaluateConfig, run_evaluation, job="evaluate", argv=argv)
 
 
 if __name__ == "__main__":

@@ -81,12 +81,7 @@ def summarize(survey: Survey) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        ExploreConfig,
-        run_exploration,
-        job="explore",
-        argv=argv,
-    )
+    return run_command(ExploreConfig, run_exploration, job="explore", argv=argv)
 
 
 if __name__ == "__main__":

@@ -116,12 +116,7 @@ def _describe_rejects(checked: CheckedCounts, uri: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        RecountConfig,
-        run_recount,
-        job="recount",
-        argv=argv,
-    )
+    return run_command(RecountConfig, run_recount, job="recount", argv=argv)
 
 
 if __name__ == "__main__":

@@ -122,12 +122,7 @@ def _build_page(night: Night, run: dict[str, Any], overview: Overview, history: 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        ReportConfig,
-        write_report,
-        job="report",
-        argv=argv,
-    )
+    return run_command(ReportConfig, write_report, job="report", argv=argv)
 
 
 if __name__ == "__main__":

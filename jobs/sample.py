@@ -97,12 +97,7 @@ def _claim_output(output_uri: str, settings: dict) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        SampleConfig,
-        run_sample,
-        job="sample",
-        argv=argv,
-    )
+    return run_command(SampleConfig, run_sample, job="sample", argv=argv)
 
 
 if __name__ == "__main__":

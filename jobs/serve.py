@@ -147,12 +147,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(
-        ServeConfig,
-        run_endpoint,
-        job="serve",
-        argv=argv,
-    )
+    return run_command(ServeConfig, run_endpoint, job="serve", argv=argv)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class FittedCalibration:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities (n, classes) of logits (n, classes), in nats."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
@@ -55,7 +56,7 @@ def apply_calibration(logits: np.ndarray, calibration: Calibration) -> np.ndarra
 
 
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log p(label), in nats."""
+    """Mean of -log p(label), in nats, of probabilities (n, classes) and labels (n,); p at least 1e-12."""
     picked = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(picked, 1e-12)).mean())
 
@@ -141,7 +142,8 @@ def assign_folds(groups: np.ndarray) -> np.ndarray:
 
 
 def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
-    """LAC threshold for 90 % sets from all bins, and the share of bins outside a set thresholded without their fold.
+    """LAC threshold for 90 % sets from all bins, and the share of bins outside a set thresholded without their fold, of
+    probabilities (n, classes), labels (n,) in 0..classes-1 and folds (n,).
 
     Outside by the rule of the nightly `prediction_sets.PredictionSets.has_record`: the two shares are compared.
     """

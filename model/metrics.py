@@ -182,7 +182,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, seed: in
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, float]]:
-    """The reliability diagram's points: per non-empty bin of confidence `confidence`, `accuracy`, `num_bins`."""
+    """The reliability diagram's points from probabilities (n, K + 1) and labels (n,): per non-empty interval of the argmax's
+    probability its mean (`confidence`), the share right (`accuracy`) and `num_bins`."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     position = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)

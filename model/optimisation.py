@@ -82,6 +82,7 @@ def set_training_mode(network: CountingNetwork, unfreeze: str) -> None:
 
 
 def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW or SGD with Nesterov momentum over what is not frozen; biases and normalisation, of one dimension, do not decay."""
     decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     plain = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]

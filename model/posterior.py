@@ -8,12 +8,13 @@
 Assumption: photo and record are independent given what is in the bin. It fails for photos the network was
 trained on, for records in other units, and for photos older than the record.
 
-Two passes over the night's shards of rows use this module and its neighbours; nothing holds all rows:
+Two passes over the night's shards of staged probabilities use this module and its neighbours; nothing holds all rows:
 
-1. per shard `Assessor.assess` -> posterior columns (staged), and small mergeable parts: the p-value histogram
-   (`certificates`), the best candidates of the random and the priority list (`recount_plan`), counts of records
-   outside the prediction set (`drift`), sums per scope (`estimators`). The parts are merged.
-2. per shard the staged columns -> `certificate_p`, `certified_at`, `recount`, `rank`, `inclusion_probability`.
+1. per shard `Assessor.assess` -> small mergeable parts: the p-value histogram (`certificates`), the best candidates of
+   the random and the priority list (`recount_plan`), counts of records outside the prediction set (`drift`), the altered
+   records (`drill`). The parts are merged.
+2. per shard `Assessor.assess` once more, and with what the merged parts decide `certificate_p`, `certified_at`, `recount`,
+   `rank`, `inclusion_probability`.
 """
 
 import math
@@ -27,7 +28,6 @@ from model.prediction_sets import build_prediction_sets
 from model.record_errors import Floats, record_rows
 from model.record_model import RecordModel, scale_to_effective_size
 
-ASSUMED_NOISE_RATE = 0.02
 _PROBABILITY_FLOOR = 1e-5
 # the prior on the noise rate is half-normal; its sigma is so many assumed rates, which makes its mean one
 _NOISE_SPREAD = math.sqrt(math.pi / 2)
@@ -200,7 +200,7 @@ def fit_noise_rate(
     weights: ArrayLike,
     label_histogram: ArrayLike,
     record_model: RecordModel,
-    assumed_rate: float = ASSUMED_NOISE_RATE,
+    assumed_rate: float,
 ) -> float:
     """Label noise rate from recounts: posterior mean on a grid of the likelihood of what was counted.
 

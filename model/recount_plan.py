@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from model.record_errors import Floats
+from schemas.results import Recount
 
 MIN_RANDOM = 10
 
@@ -128,7 +129,7 @@ def plan_recounts(
     return RecountPlan(
         bin_id=np.concatenate([drawn, ranked.bin_id[chosen]]),
         key=np.concatenate([random.key[:num_random], ranked.key[chosen]]),
-        recount=np.array(["random"] * num_random + ["priority"] * len(chosen), dtype=object),
+        recount=np.array([str(Recount.RANDOM)] * num_random + [str(Recount.PRIORITY)] * len(chosen), dtype=object),
         rank=np.concatenate([np.zeros(num_random), np.arange(1, len(chosen) + 1)]).astype(np.int32),
         inclusion_probability=np.concatenate([np.full(num_random, chance), np.ones(len(chosen))]),
     )

@@ -33,8 +33,7 @@ class Scorer:
         self.batch_size = batch_size
         self._device = torch.device(device)
         if precision == "fp32":
-            # else cuDNN rounds the factors of a convolution to 10 bits (TF32) and calls it float32
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+            keep_float32()
         if self._device.type == "cuda":
             torch.backends.cudnn.deterministic = True  # else the same photo may get other last bits
         self._dtype = DTYPES[precision]
@@ -80,6 +79,12 @@ class Scorer:
         if self.info.test_time_flip:
             logits = (logits + self._network(inputs.flip(3))) / 2
         return logits
+
+
+def keep_float32() -> None:
+    """In this process: else cuDNN rounds the factors of a convolution to 10 bits (TF32, torch's default on a GPU) and
+    calls it float32."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
 def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

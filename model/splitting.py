@@ -77,7 +77,7 @@ def _mix(value: np.ndarray | np.uint64) -> np.ndarray:
 
 
 def epoch_order(hashes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation of 0..n-1."""
+    """The order of an epoch: a permutation of 0..n-1, int64 (n,), for the bins' `id_hashes`, uint64 (n,)."""
     return np.argsort(keyed(hashes, seed, epoch), kind="stable")
 
 

@@ -52,7 +52,7 @@ from model.processor import gains_by_bfloat16
 from model.profile import Stopwatch
 from model.quantisation import Range, activation_ranges
 from model.recipe import Recipe
-from model.scoring import normalisation, to_inputs
+from model.scoring import keep_float32, normalisation, to_inputs
 from model.splitting import epoch_order, worker_micro_batches
 from model.targets import MAX_QUANTITY, MAX_SKUS, classes_of, count_rows, count_targets, quantity_targets
 from schemas.bundle import Preprocessing
@@ -114,6 +114,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class _Loop:
+    """One worker's training, from `LoopSettings` to what `train_loop_per_worker` returns; goes on from a checkpoint."""
+
     def __init__(self, settings: LoopSettings) -> None:
         self.settings, self.recipe = settings, settings.recipe
         context = ray.train.get_context()
@@ -161,8 +163,8 @@ class _Loop:
         )
         self._scale, self._shift = normalisation(Preprocessing(image_size=recipe.image_size), self.device)
         self._mixed = recipe.mixed_precision and gains_in_bfloat16(self.device)
-        if not self._mixed:  # torch's default for convolutions on a GPU is TF32, with bfloat16's few digits
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        if not self._mixed:
+            keep_float32()
         self.history: list[dict[str, float]] = []
         self.best_epoch, self.best_nll = -1, math.inf
         self.best_state: dict[str, torch.Tensor] = {}

@@ -66,7 +66,7 @@ def athena_ddl(location: str) -> str:
     for table in TABLES:
         partition = f"\nPARTITIONED BY (audit_date string COMMENT '{_quoted(PARTITION)}')" if table.partitioned else ""
         statements.append(
-            f"CREATE EXTERNAL TABLE files_{table.name} (\n{_columns(table.schema, '`')}\n){partition}\n"
+            f"CREATE EXTERNAL TABLE files_{table.name} (\n{_columns(table.schema)}\n){partition}\n"
             f"STORED AS PARQUET\nLOCATION '{_quoted(_folder(location, table))}';"
         )
     statements += [f"MSCK REPAIR TABLE files_{table.name};" for table in TABLES if table.partitioned]
@@ -77,7 +77,7 @@ def spark_ddl(location: str) -> str:
     """The same for Spark SQL (data source tables)."""
     statements = []
     for table in TABLES:
-        columns, partition = _columns(table.schema, "`"), ""
+        columns, partition = _columns(table.schema), ""
         if table.partitioned:
             columns += f",\n  `audit_date` string COMMENT '{_quoted(PARTITION)}'"
             partition = "\nPARTITIONED BY (audit_date)"
@@ -113,10 +113,8 @@ def _views() -> list[str]:
     return [*whole, *joined]
 
 
-def _columns(schema: pa.Schema, quote: str) -> str:
-    lines = [
-        f"  {quote}{field.name}{quote} {_sql_type(field.type)} COMMENT '{_quoted(describe(field))}'" for field in schema
-    ]
+def _columns(schema: pa.Schema) -> str:
+    lines = [f"  `{field.name}` {_sql_type(field.type)} COMMENT '{_quoted(describe(field))}'" for field in schema]
     return ",\n".join(lines)
 
 

@@ -8,18 +8,6 @@ import pyarrow as pa
 
 from schemas.arrow import TIMESTAMP, column
 
-RECOUNT_PLAN_SCHEMA = pa.schema(
-    [
-        column("run_id", pa.string(), "The run that made the plan.", required=True),
-        column("bin_id", pa.string(), "The bin to count.", required=True),
-        column("recount", pa.string(), "priority (from the ranking) or random (the audit sample).", required=True),
-        column("rank", pa.int32(), "Place in the priority list, 1 first; null for random."),
-        column("inclusion_probability", pa.float32(), "1 for priority, else sample size over eligible.", required=True),
-        column("zone", pa.string(), "Part of the warehouse."),
-        column("expected_qty", pa.int32(), "Pieces that the record expects.", required=True),
-    ]
-)
-
 _ASSESSED_COLUMNS = [
     column("rank", pa.int32(), "Place in the priority list, 1 first; null for random."),
     column("p_record_wrong", pa.float32(), "P(true quantity differs from the record) that night.", required=True),
@@ -50,6 +38,17 @@ PLANNED_SCHEMA = pa.schema(
     ]
 )
 """`runs/<run_id>/plan.parquet`: every planned recount with what learning from it will need; kept for good."""
+
+RECOUNT_PLAN_SCHEMA = pa.schema(
+    [
+        column("run_id", pa.string(), "The run that made the plan.", required=True),
+        *(
+            PLANNED_SCHEMA.field(name)
+            for name in ("bin_id", "recount", "rank", "inclusion_probability", "zone", "expected_qty")
+        ),
+    ]
+)
+"""`recount_plan`: what of it is published."""
 
 COUNTS_SCHEMA = pa.schema(
     [

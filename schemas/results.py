@@ -88,7 +88,11 @@ POSTERIOR_COLUMNS = [
         pa.int32(),
         "The most probable true quantity other than the recorded one; the top class means that or more.",
     ),
-    column("expected_variance_qty", pa.float32(), "E(true - recorded pieces | photo, record); negative is a shortage; differences within the top class not counted."),
+    column(
+        "expected_variance_qty",
+        pa.float32(),
+        "E(true - recorded pieces | photo, record); negative is a shortage; differences within the top class not counted.",
+    ),
     column("expected_abs_variance_qty", pa.float32(), "E|true - recorded pieces| given photo and record, likewise."),
     column("value_at_risk", pa.float64(), "expected_abs_variance_qty times unit_value."),
 ]

@@ -63,13 +63,23 @@ SUMMARY_SCHEMA = pa.schema(
         column("num_pending_window", _COUNT, "Planned recounts in the window not yet resolved.", required=True),
         column("net_variance_predicted", _VALUE, "Sum of expected_variance_qty over the assessed bins."),
         column("gross_variance_predicted", _VALUE, "Sum of expected_abs_variance_qty over the assessed bins."),
-        column("net_variance_units", _VALUE, "Estimated sum of true - recorded pieces a night, mean of the window's; null without random recounts."),
+        column(
+            "net_variance_units",
+            _VALUE,
+            "Estimated sum of true - recorded pieces a night, mean of the window's; null without random recounts.",
+        ),
         column("net_variance_units_low", _VALUE, "Lower end of its 95 % interval, also over nights not confirmed yet."),
         column("net_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
-        column("gross_variance_units", _VALUE, "Estimated sum of |true - recorded| pieces a night, mean of the window's."),
+        column(
+            "gross_variance_units", _VALUE, "Estimated sum of |true - recorded| pieces a night, mean of the window's."
+        ),
         column("gross_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
         column("gross_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
-        column("net_variance_value", _VALUE, "Estimated sum of true - recorded pieces times unit_value a night, mean of the window's."),
+        column(
+            "net_variance_value",
+            _VALUE,
+            "Estimated sum of true - recorded pieces times unit_value a night, mean of the window's.",
+        ),
         column("net_variance_value_low", _VALUE, "Lower end of its 95 % interval."),
         column("net_variance_value_high", _VALUE, "Upper end of its 95 % interval."),
         column("shortage_value", _VALUE, "Predicted value of missing pieces; money is null for several currencies."),
@@ -100,7 +110,9 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "record_error_rate_used", _SHARE, "Error rate of the record model in force; in a zone's row the zone's."
         ),
-        column("label_noise_used", _SHARE, "Share of training labels taken to be wrong: assumed, or learned from recounts."),
+        column(
+            "label_noise_used", _SHARE, "Share of training labels taken to be wrong: assumed, or learned from recounts."
+        ),
         column(
             "temperature", _SHARE, "That the logits are divided by; null unless the calibration is one temperature."
         ),

@@ -18,6 +18,7 @@ from model.posterior import Assessor, build_assessor, fit_noise_rate
 from model.prediction_sets import build_prediction_sets, lac_quantile
 from model.record_model import RecordModel, assume_record_model, fit_record_model, recount_weights
 from model.recount_plan import best_candidates, draw_keys, find_reach, plan_recounts
+from schemas.bundle import LabelNoise
 from tests.simulator import Bins, Camera, World, draw_bins
 
 NUM_BINS = 10_000
@@ -49,6 +50,7 @@ def learn(camera: Camera, counted: Bins) -> tuple[RecordModel, Assessor]:
             ones,
             camera.label_histogram,
             record_model,
+            LabelNoise().rate,
         ),
         record_model,
     )
@@ -110,7 +112,7 @@ class History:
         weights = self.weigh(inclusion, in_reach)
         record_model = fit_record_model(expected, counted, weights, random, histogram, self.prior_error_rate)
         probabilities = np.concatenate([night.bins.probabilities for night in window])
-        rate = fit_noise_rate(probabilities, expected, counted, weights, histogram, record_model)
+        rate = fit_noise_rate(probabilities, expected, counted, weights, histogram, record_model, LabelNoise().rate)
         assert record_model.top_class == top
         return record_model, build_assessor(histogram, rate, record_model)
 

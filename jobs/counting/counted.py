@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.platform import storage
+from jobs.platform.layout import COUNTED
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA
@@ -19,7 +20,7 @@ def read_counted(output_uri: str, columns: list[str] | None = None) -> pa.Table:
     """All counts ever taken in, in the order of the objects' names. Raises InputError for a foreign file."""
     names = columns or COUNTED_SCHEMA.names
     schema = pa.schema([COUNTED_SCHEMA.field(name) for name in names])
-    folder = storage.join(output_uri, "counted")
+    folder = storage.join(output_uri, COUNTED)
     uris = sorted(
         entry.uri
         for entry in storage.list_objects(folder)
@@ -48,6 +49,6 @@ def add_counted(output_uri: str, rows: pa.Table) -> str:
     rows = rows.sort_by([(name, "ascending") for name in ("audit_date", "bin_id", "counted_at", "counted_qty")])
     about = rows.select([*COUNTS_SCHEMA.names, "run_id"]).to_pylist()
     digest = hashlib.sha256(json.dumps(about, default=str, sort_keys=True).encode()).hexdigest()
-    uri = storage.join(output_uri, "counted", f"{digest[:32]}.parquet")
+    uri = storage.join(output_uri, COUNTED, f"{digest[:32]}.parquet")
     storage.create_bytes(uri, storage.parquet_bytes(rows))
     return uri

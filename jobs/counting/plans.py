@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.platform import storage
-from jobs.platform.layout import COMMITTED_MARKER, list_below, run_uri, summary_uri
+from jobs.platform.layout import COMMITTED_MARKER, RUN_PLAN, list_below, run_uri, summary_uri
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import PLANNED_SCHEMA
@@ -62,7 +62,7 @@ def list_marked_runs(output_uri: str, first: str | None = None) -> dict[str, lis
 
 def read_plan(output_uri: str, run_id: str) -> pa.Table:
     """PLANNED_SCHEMA: every recount that a committed run planned. Raises InputError where it is gone."""
-    uri = storage.join(run_uri(output_uri, run_id), "plan.parquet")
+    uri = storage.join(run_uri(output_uri, run_id), RUN_PLAN)
     try:
         return conform(storage.read_table(uri), PLANNED_SCHEMA)
     except FileNotFoundError as error:

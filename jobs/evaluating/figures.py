@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -28,28 +27,24 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
     sets = build_prediction_sets(probabilities, labels, info.prediction_set_threshold)
     # of the sets that planners see, in which the most probable count always is
     covered = sets.has_record | (probabilities.argmax(axis=1) == labels)
-    return _without_nan(
-        {
-            "num_bins": len(predictions),
-            "num_groups": len(np.unique(predictions.groups)),
-            "metrics": metrics,
-            "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
-            "per_class": [
-                _class_row(info, k, predictions, labels, table, covered, seed) for k in range(info.num_classes)
-            ],
-            "confusion": {"classes": info.classes, "table": table.tolist()},
-            "prediction_sets": {
-                **with_intervals(
-                    ("coverage", "mean_size"),
-                    np.column_stack([covered, sets.size]),
-                    predictions.groups,
-                    seed=seed,
-                ),
-                "sizes": np.bincount(sets.size, minlength=info.num_classes + 1)[1:].tolist(),
-            },
-            "doubt": measure_doubt(probabilities, predictions.expected_qty, info, seed=seed),
-        }
-    )
+    return {
+        "num_bins": len(predictions),
+        "num_groups": len(np.unique(predictions.groups)),
+        "metrics": metrics,
+        "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
+        "per_class": [_class_row(info, k, predictions, labels, table, covered, seed) for k in range(info.num_classes)],
+        "confusion": {"classes": info.classes, "table": table.tolist()},
+        "prediction_sets": {
+            **with_intervals(
+                ("coverage", "mean_size"),
+                np.column_stack([covered, sets.size]),
+                predictions.groups,
+                seed=seed,
+            ),
+            "sizes": np.bincount(sets.size, minlength=info.num_classes + 1)[1:].tolist(),
+        },
+        "doubt": measure_doubt(probabilities, predictions.expected_qty, info, seed=seed),
+    }
 
 
 CLASS_FIGURES = ("exact", "within_one", "mae", "bias", "mean_p_record", "set_coverage")
@@ -70,7 +65,6 @@ def _class_row(
     row: dict[str, Any] = {
         "class": info.classes[k],
         "num_bins": int(rows.sum()),
-        "num_counted_so": int(table[:, k].sum()),
     }
     row["precision"] = float(table[k, k] / table[:, k].sum()) if table[:, k].any() else None
     if not rows.any():
@@ -79,14 +73,3 @@ def _class_row(
     error = probabilities.argmax(axis=1) - k
     values = np.column_stack([error == 0, np.abs(error) <= 1, np.abs(error), error, probabilities[:, k], covered[rows]])
     return row | with_intervals(CLASS_FIGURES, values, predictions.groups[rows], seed=seed)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

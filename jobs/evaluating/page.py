@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jobs.evaluating.doubt import RANKINGS
+from jobs.evaluating.doubt import DEPTHS, RANKINGS
 from jobs.evaluating.predictions import BinError
 from jobs.pages.document import format_integer, render_page
 from jobs.pages.plots import bar_plot, reliability_plot
+from model.calibration_error import NUM_BINS
 
 LEFT_OUT = {
     "unseen": "training learned from their photos",
@@ -32,6 +33,7 @@ def render_evaluation(figures: dict[str, Any], worst: list[BinError], thumbnails
         warnings=find_warnings(figures),
         left_out_reason=LEFT_OUT[figures["config"]["split"]],
         reliability=reliability_plot(figures["calibration"]["reliability"], title="Reliability diagram"),
+        num_intervals=NUM_BINS,
         set_sizes=bar_plot(
             [str(size) for size in range(1, len(sizes) + 1)],
             sizes,
@@ -39,6 +41,7 @@ def render_evaluation(figures: dict[str, Any], worst: list[BinError], thumbnails
             x="counts in the set",
         ),
         doubt_depths=depths,
+        least_depth=min(DEPTHS),
         doubt_rows=[(RANKINGS[name], values) for name, values in rankings.items()] if depths else [],
         worst=[
             {

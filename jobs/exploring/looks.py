@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from typing import Any
 
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from jobs.stages.images import IN_FLIGHT, FetchPlan, OutageWatch, Photo, fetch_bytes
+from jobs.stages.images import FetchPlan, Photo, fetch_each
 from model.images import RejectedImage, UnreadableImage, read_pixels, resize_image
 from schemas.bundle import Preprocessing
 from schemas.results import ImageStatus
@@ -32,21 +31,9 @@ def look_at(rows: pa.Table, plan: FetchPlan) -> list[dict[str, Any]]:
     """One dict per manifest row: bin_id, image_uri, expected_qty, status, error, and for a readable photo num_bytes,
     width, height, brightness and contrast (mean and standard deviation of grey, 0..255), detail (mean absolute
     Laplacian of grey), sha256."""
-    return asyncio.run(_look_at_all(rows, plan))
-
-
-async def _look_at_all(rows: pa.Table, plan: FetchPlan) -> list[dict[str, Any]]:
-    slots, watch = asyncio.Semaphore(IN_FLIGHT), OutageWatch()
-
-    async def look(row: dict[str, Any]) -> dict[str, Any]:
-        async with slots:
-            found = await fetch_bytes(row["image_uri"], row["image_etag"], plan)
-            watch.note(row["image_uri"], found)
-            described = _describe(found)
-        return {name: row[name] for name in ("bin_id", "image_uri", "expected_qty")} | described
-
-    columns = rows.select(["bin_id", "image_uri", "image_etag", "expected_qty"])
-    return list(await asyncio.gather(*(look(row) for row in columns.to_pylist())))
+    names = ["bin_id", "image_uri", "expected_qty"]
+    looks = fetch_each(rows["image_uri"].to_pylist(), rows["image_etag"].to_pylist(), plan, _describe)
+    return [row | look for row, look in zip(rows.select(names).to_pylist(), looks, strict=True)]
 
 
 def _describe(found: bytes | Photo) -> dict[str, Any]:

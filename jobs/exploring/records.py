@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.stages.duplicates import CHECK_CPUS
 from jobs.stages.manifest import Shard, read_shard, shard_dataset
 
 MAX_QUANTITY = 200
@@ -104,10 +105,10 @@ def count_groups(shards: list[Shard]) -> Counter[int]:
     num_rows = sum(shard.num_rows for shard in shards)
     sizes = (
         shard_dataset(shards)
-        .map_batches(_count_shard_groups, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+        .map_batches(_count_shard_groups, batch_size=None, batch_format="pyarrow", num_cpus=CHECK_CPUS)
         .groupby("group", num_partitions=1 + num_rows // GROUPS_PER_PARTITION)
         .sum("bins")
-        .map_batches(_count_sizes, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+        .map_batches(_count_sizes, batch_size=None, batch_format="pyarrow", num_cpus=CHECK_CPUS)
     )
     counts: Counter[int] = Counter()
     for row in sizes.iter_rows():

@@ -15,7 +15,7 @@ import ray.data
 
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
-from jobs.stages.duplicates import find_duplicates
+from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Shard, read_shard, shard_dataset
 from jobs.stages.resources import Resources
@@ -122,7 +122,7 @@ def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
         fn_kwargs={"column": column, "values": values},
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=0.25,
+        num_cpus=CHECK_CPUS,
     )
     found: pa.Table | None = None
     for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 
 import pyarrow as pa
-from obstore.exceptions import BaseError, InvalidPathError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
-from jobs.platform import storage
+from jobs.platform.fetching import Fault, NotFetched, fetch_bytes
 from schemas.abid import MAX_RECORD_BYTES, BinRecord, UnreadableRecord, parse_record
 from schemas.manifest import SKU_LINE
 
 REQUESTS_IN_FLIGHT = 64
 """Per task. A record is a few kB: the wait for its first byte is all that costs."""
-BODY_TRIES = 3
-"""The storage layer repeats requests, but not an answer that breaks off half-way."""
 OUTAGE_FAILURES = 16
 """So many failures in a row, each after its retries, and it is the storage that is away and not a record."""
+
+UNREADABLE = {
+    Fault.MISSING: "expected the object that was listed, found it gone",
+    # an inventory may name what obstore takes for no path
+    Fault.NO_KEY: "expected a valid key, found one with empty parts or control characters",
+    Fault.TOO_LARGE: f"expected at most {MAX_RECORD_BYTES:,} bytes, found more",
+}
 
 
 class StorageOutage(RuntimeError):  # noqa: N818 - an outage, said as what it is
@@ -74,27 +78,10 @@ async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
 
 
 async def _fetch(uri: str, anonymous: bool) -> bytes:
-    store, key = storage.locate(uri, anonymous=anonymous)
-    failure = ""
-    for attempt in range(BODY_TRIES):
-        try:
-            answer = await store.get_async(key)
-            size = answer.meta["size"]
-            if size > MAX_RECORD_BYTES:
-                raise UnreadableRecord(f"expected at most {MAX_RECORD_BYTES:,} bytes, found {size:,}")
-            data = bytes(await answer.bytes_async())
-            if len(data) == size:
-                return data
-            failure = f"{len(data)} of {size} bytes came"
-        except (NotFoundError, FileNotFoundError) as error:
-            raise UnreadableRecord("expected the object that was listed, found it gone") from error
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise UnfetchedRecord("access denied") from error
-        except UnreadableRecord:
-            raise
-        except (InvalidPathError, ValueError) as error:  # an inventory may name what obstore takes for no path
-            raise UnreadableRecord("expected a valid key, found one with empty parts or control characters") from error
-        except (BaseError, OSError) as error:
-            failure = storage.explain(error)
-        await asyncio.sleep(0.2 * 2**attempt)
-    raise UnfetchedRecord(f"can't be fetched ({failure})")
+    try:
+        return await fetch_bytes(uri, anonymous=anonymous, most_bytes=MAX_RECORD_BYTES)
+    except NotFetched as reason:
+        if reason.fault in UNREADABLE:
+            raise UnreadableRecord(UNREADABLE[reason.fault]) from reason
+        denied = reason.fault is Fault.DENIED
+        raise UnfetchedRecord(str(reason) if denied else f"can't be fetched ({reason})") from reason

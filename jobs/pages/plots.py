@@ -43,6 +43,9 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+SIZE = (5.6, 2.7)
+"""Width and height of a plot in inches."""
+
 
 def bar_plot(
     names: Sequence[str],
@@ -51,7 +54,7 @@ def bar_plot(
     title: str,
     x: str,
     y: str = "bins",
-    size: tuple[float, float] = (5.6, 2.7),
+    size: tuple[float, float] = SIZE,
 ) -> Markup:
     """One bar per name, its value written above it."""
     with matplotlib.rc_context(_STYLE):
@@ -63,19 +66,11 @@ def bar_plot(
         return to_svg(figure, title)
 
 
-def histogram_plot(
-    values: np.ndarray,
-    *,
-    title: str,
-    x: str,
-    y: str = "photos",
-    num_intervals: int = 40,
-    size: tuple[float, float] = (5.6, 2.7),
-) -> Markup:
+def histogram_plot(values: np.ndarray, *, title: str, x: str, y: str = "photos") -> Markup:
     """How values (n,) are spread, over intervals of equal width; the median as a line."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(size, x, y)
-        axes.hist(values, bins=num_intervals, color=SERIES[0])
+        figure, axes = _axes(SIZE, x, y)
+        axes.hist(values, bins=40, color=SERIES[0])
         if len(values):
             median = float(np.median(values))
             axes.axvline(median, color=SERIES[1], linewidth=1.5)
@@ -93,7 +88,7 @@ def line_plot(
     title: str,
     x: str,
     y: str,
-    size: tuple[float, float] = (5.6, 2.7),
+    size: tuple[float, float] = SIZE,
 ) -> Markup:
     """Up to four named lines, each (x values, y values); x counts something (epochs, steps)."""
     with matplotlib.rc_context(_STYLE):
@@ -113,11 +108,10 @@ def curves_plot(
     title: str,
     x: str,
     y: str,
-    size: tuple[float, float] = (5.6, 2.7),
 ) -> Markup:
     """Any number of lines, each (x values, y values) with its name at its end; the one `marked` stands out."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(size, x, y)
+        figure, axes = _axes(SIZE, x, y)
         for name, (places, values) in curves.items():
             colour, width = (SERIES[0], 2.2) if name == marked else (MUTED, 1.0)
             axes.plot(places, values, color=colour, linewidth=width, marker="o", markersize=3)
@@ -128,12 +122,10 @@ def curves_plot(
         return to_svg(figure, title)
 
 
-def box_plot(
-    groups: Mapping[str, Sequence[float]], *, title: str, x: str, y: str, size: tuple[float, float] = (5.6, 2.7)
-) -> Markup:
+def box_plot(groups: Mapping[str, Sequence[float]], *, title: str, x: str, y: str) -> Markup:
     """The spread of each named group: middle half and median, whiskers from 5 % to 95 %."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(size, x, y)
+        figure, axes = _axes(SIZE, x, y)
         line = {"color": SERIES[0]}
         axes.boxplot(
             list(groups.values()), whis=(5, 95), showfliers=False, widths=0.6,
@@ -143,15 +135,13 @@ def box_plot(
         return to_svg(figure, title)
 
 
-def reliability_plot(
-    points: Sequence[Mapping[str, float]], *, title: str, size: tuple[float, float] = (4.2, 4.2)
-) -> Markup:
+def reliability_plot(points: Sequence[Mapping[str, float]], *, title: str) -> Markup:
     """Claimed probability against the share that was right; `points` as `model.metrics.reliability` gives them.
 
     Vertical lines: 95 % of the shares that a perfectly calibrated counter would show (normal approximation).
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(size, "probability of the camera's count", "share equal to the record")
+        figure, axes = _axes((4.2, 4.2), "probability of the camera's count", "share equal to the record")
         axes.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1, label="perfectly calibrated")
         claimed = np.array([point["confidence"] for point in points])
         right = np.array([point["accuracy"] for point in points])

@@ -17,6 +17,12 @@ STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
 WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
 """Of a run, below `runs/<run_id>/`: what it needs until its night is committed, and no longer."""
 
+RUN_RECORD, RUN_PLAN = "run.json", "plan.parquet"
+"""Of a run, kept: what it says of itself, and every recount that it planned."""
+
+COUNTED = "counted"
+"""The table of counts, of all nights together."""
+
 COMMITTED_MARKER = "committed"
 """Lies in the folder of a run that has committed its night, in force or not."""
 
@@ -38,7 +44,7 @@ def run_uri(output_uri: str, run_id: str) -> str:
 
 def read_run(run_uri: str) -> dict[str, Any]:
     """What a run says of itself. Raises InputError where its `run.json` is gone or damaged."""
-    uri = storage.join(run_uri, "run.json")
+    uri = storage.join(run_uri, RUN_RECORD)
     try:
         return json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:

@@ -55,7 +55,7 @@ def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, 
         "default_date_format": "yyyy-mm-dd hh:mm",
         "remove_timezone": True,
     }
-    csv_path.write_bytes(codecs.BOM_UTF8)  # for Excel, see recount_lists
+    csv_path.write_bytes(codecs.BOM_UTF8)  # else Excel does not take it for UTF-8
     with (
         csv_path.open("ab") as sink,
         xlsxwriter.Workbook(xlsx_path, options) as book,

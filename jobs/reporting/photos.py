@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from obstore.exceptions import BaseError, NotFoundError
 from PIL import Image
 
 from jobs.platform import storage
+from jobs.platform.fetching import Fault, NotFetched, fetch_bytes
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, read_pixels
 from schemas.errors import InputError
 from schemas.results import ImageStatus
@@ -65,13 +65,13 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbn
                 return Thumbnail(None, closed[bucket])
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    data = await _read(row["image_uri"], anonymous)
+                    data = await fetch_bytes(row["image_uri"], anonymous=anonymous, most_bytes=MAX_IMAGE_BYTES)
                 side = LARGE_SIDE if place < LARGE_PHOTOS else SMALL_SIDE
                 return Thumbnail(await asyncio.to_thread(_shrink, data, side))
             except TimeoutError:
                 return Thumbnail(None, "not fetched in time")
-            except (NotFoundError, FileNotFoundError):
-                return Thumbnail(None, "no longer there")
+            except NotFetched as reason:
+                return Thumbnail(None, "no longer there" if reason.fault is Fault.MISSING else str(reason))
             except InputError as error:  # its store can't be opened
                 problem = str(error).partition(";")[0]  # the rest is advice on flags that this job doesn't have
                 if bucket is not None:
@@ -79,22 +79,12 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbn
                 return Thumbnail(None, problem)
             except (UnreadableImage, RejectedImage) as error:
                 return Thumbnail(None, str(error))
-            except (BaseError, OSError) as error:
-                return Thumbnail(None, storage.explain(error))
 
     return list(await asyncio.gather(*(fetch(place, row) for place, row in enumerate(rows))))
 
 
 def _bucket(uri: str) -> str | None:
     return uri.split("/", 3)[2] if storage.is_s3(uri) else None
-
-
-async def _read(uri: str, anonymous: bool) -> bytes:
-    store, key = storage.locate(uri, anonymous=anonymous)
-    answer = await store.get_async(key)
-    if answer.meta["size"] > MAX_IMAGE_BYTES:
-        raise RejectedImage(f"{answer.meta['size']} bytes, more than {MAX_IMAGE_BYTES}")
-    return bytes(await answer.bytes_async())
 
 
 def _shrink(data: bytes, side: int) -> str:

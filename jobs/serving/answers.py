@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from jobs.serving.problems import ProblemDetails
+from jobs.stages.images import measure_contrast
 from jobs.stages.reconcile import MIN_CONTRAST
 from model.posterior import Assessor, camera_columns
 from schemas.results import Reason
@@ -88,7 +89,7 @@ class Judge:
         reason: Reason | None = None
         if seen_in_training:
             reason = Reason.TRAINING_PHOTO
-        elif pixels.std() < MIN_CONTRAST:
+        elif measure_contrast(pixels) < MIN_CONTRAST:
             reason = Reason.POOR_PHOTO
         wrong = None
         if expected_qty is not None and reason is None:

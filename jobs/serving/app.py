@@ -33,7 +33,7 @@ from jobs.platform.layout import list_nights
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
 from jobs.serving.front import Front, FrontSettings
-from jobs.stages.resources import Resources, fit_batch, plan_resources, resolve_precision
+from jobs.stages.resources import Resources, settle_resources
 from model.bundle_files import read_training_images
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
@@ -58,9 +58,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
     bundle_uri = storage.absolute(settings.bundle_uri)
     bundle = _check_bundle(bundle_uri)
     belief = learn_current_belief(settings.output_uri, bundle)
-    resources = plan_resources()
-    precision = resolve_precision(settings.precision, resources.device, bundle)
-    resources = fit_batch(resources, precision, bundle.preprocessing.image_size)
+    resources, precision = settle_resources(settings.precision, bundle)
     batch_size = settings.batch_size or resources.batch_size
     max_waiting = settings.max_waiting or max(MIN_WAITING, 4 * batch_size)
     counter = serve.deployment(  # type: ignore[attr-defined]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -199,7 +200,10 @@ def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
     return groups
 
 
-def _over_groups(groups, function, options, task_cpus):  # type: ignore[no-untyped-def]
+def _over_groups(
+    groups: list[list[str]], function: Callable[..., dict], options: dict[str, Any], task_cpus: float
+) -> Iterable[dict[str, Any]]:
+    """What `function` returns for each group, in the order of completion."""
     work = ray.data.from_items(
         [{"group": index, "uris": uris} for index, uris in enumerate(groups)], override_num_blocks=len(groups)
     )
@@ -371,7 +375,7 @@ def _add_sums(
 
     expected, value = column("expected_qty"), column("unit_value")
     net, gross = column("expected_variance_qty"), column("expected_abs_variance_qty")
-    scored = equal("status", "scored")
+    scored = equal("status", str(ImageStatus.SCORED))
     priority = equal("recount", str(Recount.PRIORITY))
     # at K or more on both sides the counts can't be told apart
     differs = scored & (np.minimum(expected, top_class) != column("camera_qty"))

@@ -9,46 +9,37 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import ray
-from obstore.exceptions import (
-    BaseError,
-    InvalidPathError,
-    NotFoundError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
 
-from jobs.platform import storage
+from jobs.platform import fetching, storage
+from jobs.platform.fetching import Fault, NotFetched
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
+Used = TypeVar("Used")
+
 IN_FLIGHT = 32
 """Requests at once per worker process: enough to hide latency, and at most IN_FLIGHT * MAX_IMAGE_BYTES of memory."""
-
-BODY_TRIES = 6
-"""A body that breaks off is asked for again so often (connection errors and throttling are retried by the storage layer,
-for storage.RETRIES, and then given up on)."""
 
 OUTAGE_FAILURES = 16
 """So many photos in a row given up on, each after its retries, and it is the storage that is away and not a photo."""
 
-DENIED = "access denied"
-
-_RETRIED = re.compile(r"after \d+ retries")
-"""Stands in obstore's errors for what it asked for again and again; one that was refused for good has none."""
-_LASTING = re.compile(r"\(os error (20|36|40)\)")
-"""ENOTDIR, ENAMETOOLONG, ELOOP: a local path's own fault. What else a local read ends with is a disk or a mount that fails."""
+STATUS_OF = dict.fromkeys(Fault, ImageStatus.FETCH_FAILED) | {
+    Fault.MISSING: ImageStatus.MISSING_IMAGE,
+    Fault.NO_KEY: ImageStatus.IMAGE_REJECTED,
+    Fault.TOO_LARGE: ImageStatus.IMAGE_REJECTED,
+}
 
 PHOTO_COLUMNS = [
     pa.field("status", pa.string(), nullable=False),
@@ -94,21 +85,21 @@ def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
         pa.array([str(photo.status) for photo in photos], pa.string()),
         pa.array([photo.error for photo in photos], pa.string()),
         pa.array([photo.sha256 in known for photo in photos], pa.bool_()),
-        pa.array([None if photo.pixels is None else _contrast(photo.pixels) for photo in photos], pa.float32()),
+        pa.array([None if photo.pixels is None else measure_contrast(photo.pixels) for photo in photos], pa.float32()),
         _pixels_column([photo.pixels for photo in photos]),
     ]
     return pa.Table.from_arrays([*rows.select(MANIFEST_SCHEMA.names).columns, *columns], schema=FETCHED_SCHEMA)
 
 
 def fetch_photos(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
-    """What became of each photo, in the same order; many requests at a time. An ETag other than None must be that of
-    the object still. Raises GateError where the storage stopped answering."""
+    """What became of each photo, in the same order; many requests at a time. Raises GateError where the storage stopped
+    answering."""
     cv2.setNumThreads(1)  # the cores are shared out among tasks already
-    return asyncio.run(_fetch_all(uris, etags, plan))
+    return fetch_each(uris, etags, plan, partial(_decode, preprocessing=plan.preprocessing))
 
 
-def _contrast(pixels: np.ndarray) -> float:
-    """Standard deviation of all values; three times as fast as numpy's."""
+def measure_contrast(pixels: np.ndarray) -> float:
+    """Standard deviation of all values of a photo (S, S, 3) uint8; three times as fast as numpy's."""
     return float(cv2.meanStdDev(pixels.reshape(-1, 1))[1].item())
 
 
@@ -155,89 +146,47 @@ def _real_root(root: str) -> str:
     return os.path.realpath(root).rstrip("/") + "/"
 
 
-class OutageWatch:
-    """Ends a job whose storage stopped answering: waiting for its retries photo by photo would take hours."""
+def fetch_each(
+    uris: list[str], etags: list[str | None], plan: FetchPlan, use: Callable[[bytes | Photo], Used]
+) -> list[Used]:
+    """What `use` makes of each photo while other requests are under way, in the order of `uris`. Raises GateError where the
+    storage stopped answering: waiting for its retries photo by photo would take hours."""
 
-    def __init__(self) -> None:
-        self._num_given_up = 0
+    async def fetch_all() -> list[Used]:
+        slots = asyncio.Semaphore(IN_FLIGHT)
+        num_given_up = 0  # in a row
 
-    def note(self, uri: str, found: bytes | Photo) -> None:
-        """Raises GateError at the OUTAGE_FAILURES-th photo in a row that was given up on."""
-        if not (isinstance(found, Photo) and found.gave_up):
-            self._num_given_up = 0
-            return
-        self._num_given_up += 1
-        if self._num_given_up >= OUTAGE_FAILURES:
-            raise GateError(
-                f"{storage.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
-                f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
-            )
+        async def fetch(uri: str, etag: str | None) -> Used:
+            nonlocal num_given_up
+            async with slots:
+                found = await fetch_bytes(uri, etag, plan)
+                if not (isinstance(found, Photo) and found.gave_up):
+                    num_given_up = 0
+                elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:
+                    raise GateError(
+                        f"{storage.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
+                        f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
+                    )
+                return use(found)
 
+        return await asyncio.gather(*(fetch(uri, etag) for uri, etag in zip(uris, etags, strict=True)))
 
-async def _fetch_all(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
-    slots, watch = asyncio.Semaphore(IN_FLIGHT), OutageWatch()
-
-    async def fetch(uri: str, etag: str | None) -> Photo:
-        async with slots:
-            found = await fetch_bytes(uri, etag, plan)
-            watch.note(uri, found)
-            # decoded while the other requests are under way
-            return found if isinstance(found, Photo) else _decode(found, plan.preprocessing)
-
-    return list(await asyncio.gather(*(fetch(uri, etag) for uri, etag in zip(uris, etags, strict=True))))
+    return asyncio.run(fetch_all())
 
 
 async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
-    """The whole object, or what became of it instead."""
+    """The whole object, or what became of it instead. An ETag other than None must be that of the object still."""
     if not is_allowed(uri, plan.allowed_roots):
         return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")
-    store, key = storage.locate(uri, anonymous=plan.anonymous)
-    options = {"if_match": etag} if etag and storage.is_s3(uri) else None
-    for attempt in range(BODY_TRIES):
-        try:
-            answer = await store.get_async(key, options=options)  # type: ignore[arg-type]
-        except (NotFoundError, FileNotFoundError):
-            return Photo(ImageStatus.MISSING_IMAGE, "not found")
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError):
-            return Photo(ImageStatus.FETCH_FAILED, DENIED)
-        except PreconditionError:
-            return Photo(ImageStatus.FETCH_FAILED, "changed since it was listed; ingest again")
-        except (InvalidPathError, ValueError):  # a control character in a key is a ValueError
-            return Photo(ImageStatus.IMAGE_REJECTED, "not a valid key")
-        except (BaseError, OSError) as failure:
-            if storage.is_s3(uri):
-                gave_up = _RETRIED.search(str(failure)) is not None
-            else:
-                gave_up = _LASTING.search(str(failure)) is None
-            if gave_up or not storage.is_cut_short(failure):
-                return Photo(ImageStatus.FETCH_FAILED, _failure(failure), gave_up=gave_up)
-            error = _failure(failure)
-        else:
-            size = answer.meta["size"]
-            if size > MAX_IMAGE_BYTES:
-                return Photo(ImageStatus.IMAGE_REJECTED, f"{size} bytes, more than {MAX_IMAGE_BYTES}")
-            try:
-                data = bytes(await answer.bytes_async())
-                if len(data) == size:
-                    return data
-                error = f"{len(data)} of {size} bytes came"
-            except (BaseError, OSError) as failure:
-                error = _failure(failure)
-        await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
-    return Photo(ImageStatus.FETCH_FAILED, f"after {BODY_TRIES} tries: {error}", gave_up=True)
+    try:
+        return await fetching.fetch_bytes(uri, anonymous=plan.anonymous, most_bytes=MAX_IMAGE_BYTES, etag=etag)
+    except NotFetched as reason:
+        return Photo(STATUS_OF[reason.fault], str(reason), gave_up=reason.fault is Fault.GAVE_UP)
 
 
-def _failure(error: Exception) -> str:
-    """Kind of a storage error in a few words that are the same for many photos (request ids would not be)."""
-    text = str(error)
-    for sign in ("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"):
-        if sign.lower() in text.lower():
-            return f"{type(error).__name__}: {sign}"
-    answer = [found[0] for sign in (r"status code: [\w ]+", r"<Code>[\w.]+</Code>") if (found := re.search(sign, text))]
-    return f"{type(error).__name__}: {' '.join(answer)}" if answer else storage.explain(error)
-
-
-def _decode(data: bytes, preprocessing: Preprocessing) -> Photo:
+def _decode(data: bytes | Photo, preprocessing: Preprocessing) -> Photo:
+    if isinstance(data, Photo):
+        return data
     digest = hashlib.sha256(data).digest()
     try:
         return Photo(ImageStatus.SCORED, None, decode_image(data, preprocessing), digest)

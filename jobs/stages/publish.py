@@ -18,6 +18,8 @@ from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.layout import (
     COMMITTED_MARKER,
+    COUNTED,
+    RUN_PLAN,
     WORKING_FOLDERS,
     committed_run,
     is_part_of,
@@ -89,13 +91,13 @@ def publish_night(
     """
     lock.check()  # the plan that is written next has the name of whoever else runs this command
     private = run_uri(output_uri, run_id)
-    storage.write_table(storage.join(private, "plan.parquet"), night.planned)
+    storage.write_table(storage.join(private, RUN_PLAN), night.planned)
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
     plan_uri = part_uri(output_uri, "recount_plan", audit_date, run_id, 0)
     storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
     storage.create_bytes(
-        storage.join(output_uri, "counted", "_schema.parquet"), storage.parquet_bytes(COUNTED_SCHEMA.empty_table())
+        storage.join(output_uri, COUNTED, "_schema.parquet"), storage.parquet_bytes(COUNTED_SCHEMA.empty_table())
     )
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
     # in DuckDB's patterns a bracket holds a sign that would mean something

@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 
 from jobs.counting.history import RIGHT, WAITING, WRONG
 from model.posterior import Assessor, camera_columns
-from schemas.arrow import TIMESTAMP
 from schemas.manifest import RECORD_COLUMNS, stock_moved
-from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, ImageStatus, Reason
+from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, RESULTS_SCHEMA, ImageStatus, Reason
 
 KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SECOND_COUNT}
 """Why a bin that was counted not long ago is kept off the list."""
@@ -26,15 +25,11 @@ of 8,001 real bin photos has 10.6."""
 RECONCILED_SCHEMA = pa.schema(
     [
         *RECORD_COLUMNS,
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),
+        *(RESULTS_SCHEMA.field(name) for name in ("status", "error")),
         *CAMERA_COLUMNS,
         *POSTERIOR_COLUMNS,
         pa.field("assessed", pa.bool_(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("last_counted_at", TIMESTAMP),
-        pa.field("last_counted_qty", pa.int32()),
-        pa.field("num_counted", pa.int32(), nullable=False),
+        *(RESULTS_SCHEMA.field(name) for name in ("reason", "last_counted_at", "last_counted_qty", "num_counted")),
         pa.field("record_in_set", pa.bool_()),
     ]
 )
@@ -83,7 +78,9 @@ class Reconciler:
         columns["assessed"] = pa.array(assessed)
         columns["reason"] = pa.array(reason, pa.string(), from_pandas=True)
         # of one with a time zone pandas warns when Arrow takes it
-        columns["last_counted_at"] = pa.array(counts["last_counted_at"].dt.tz_convert(None)).cast(TIMESTAMP)
+        columns["last_counted_at"] = pa.array(counts["last_counted_at"].dt.tz_convert(None)).cast(
+            RECONCILED_SCHEMA.field("last_counted_at").type
+        )
         columns["last_counted_qty"] = pa.array(counts["last_counted_qty"], pa.int32(), from_pandas=True)
         columns["num_counted"] = pa.array(counts["num_counted"].fillna(0).astype(np.int32))
         return pa.Table.from_arrays([columns[name] for name in RECONCILED_SCHEMA.names], schema=RECONCILED_SCHEMA)

@@ -7,8 +7,9 @@ slot for the tasks that feed it, and the job hangs without a message.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,6 +18,9 @@ from jobs.config.base import PrecisionChoice
 from model.processor import check_int8, gains_by_bfloat16
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
+
+if TYPE_CHECKING:
+    from model.scoring import Precision
 
 GPU_BATCH, CPU_BATCH = 256, 32
 """Photos per padded batch, a GPU's at most (`fit_batch`): by the hardware, so that results don't depend on what is free."""
@@ -52,6 +56,15 @@ class Resources:
         """What must be free for the work to go on: the scorers, and one task of each kind to feed them."""
         cpus = self.num_scorers * self.scorer_cpus + self.fetcher_cpus + self.small_task_cpus
         return {"CPU": cpus, **({"GPU": self.num_scorers * self.scorer_gpus} if self.scorer_gpus else {})}
+
+
+def settle_resources(asked: PrecisionChoice, info: BundleInfo) -> tuple[Resources, Precision]:
+    """What scoring with this bundle gets of the connected cluster, and the precision that it scores in. Raises as
+    `plan_resources` and `resolve_precision`."""
+    resources = plan_resources()
+    cards = _cards() if resources.device == "cuda" else []
+    precision = resolve_precision(asked, resources.device, info, cards)
+    return fit_batch(resources, precision, info.preprocessing.image_size, cards), precision
 
 
 def plan_resources() -> Resources:
@@ -120,24 +133,23 @@ class Card:
     memory: int | None
 
 
-def fit_batch(resources: Resources, precision: str, image_size: int) -> Resources:
+def fit_batch(resources: Resources, precision: Precision, image_size: int, cards: Sequence[Card]) -> Resources:
     """`resources` with the batch of a GPU halved until its photos take a quarter of the smallest card; the rest is for
     weights, workspaces and whoever else is there. By what a card has and not by what is free: another batch gives other
     last bits."""
-    if resources.device != "cuda":
-        return resources
-    known = [card.memory for card in _cards() if card.memory is not None]
+    known = [card.memory for card in cards if card.memory is not None]
     size = resources.batch_size
     while known and size > 1 and 4 * size * image_size**2 * BYTES_PER_PIXEL[precision] > min(known):
         size //= 2
     return replace(resources, batch_size=size)
 
 
-def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo) -> Literal["fp32", "bf16", "fp16", "int8"]:
+def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo, cards: Sequence[Card] = ()) -> Precision:
     """`auto` is bf16 where the hardware gains by it, else fp32 (see `gains_by_bfloat16`; emulated bf16 is slower still).
+    `cards`: the GPUs, where they score.
 
     Raises InputError for fp16 on a CPU, which no network is scored in, for int8 where the processor or the bundle isn't
-    made for it, and where `auto` can't ask the GPUs.
+    made for it, and for `auto` where no GPU could be asked.
     """
     if asked == "int8":
         check_int8(info, device)
@@ -146,7 +158,6 @@ def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo) -> 
     if asked != "auto":
         return asked
     if device == "cuda":
-        cards = _cards()
         if not cards:
             raise InputError(
                 "--precision auto: expected nvidia-smi to name the cards' compute capability, found no answer on the "
@@ -158,8 +169,6 @@ def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo) -> 
 
 def _cards() -> list[Card]:
     """Of every node with GPUs. The driver's own node may have none."""
-    if not ray.is_initialized():
-        return read_cards()
     ask = ray.remote(num_cpus=0)(read_cards)
     found = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()

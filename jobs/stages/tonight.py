@@ -17,7 +17,7 @@ from jobs.platform.cluster import await_free
 from jobs.platform.layout import REPORT_FACTS, committed_run, read_run, run_uri
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
-from jobs.stages.resources import Resources, fit_batch, plan_resources, resolve_precision
+from jobs.stages.resources import Resources, settle_resources
 from jobs.stages.run import name_run
 from model.bundle_files import digests, learned_from
 from schemas.bundle import BundleInfo
@@ -64,9 +64,7 @@ def settle_night(config: AuditConfig) -> Tonight:
     roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
     if config.report_uri is not None:
         storage.check_writable(config.report_uri)
-    resources = plan_resources()
-    precision = resolve_precision(config.precision, resources.device, bundle)
-    resources = fit_batch(resources, precision, bundle.preprocessing.image_size)
+    resources, precision = settle_resources(config.precision, bundle)
     name = partial(
         name_run,
         config,

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 from ray import tune
 
 from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
 
 EPOCHS = (2, 6)
-SETTINGS = (
-    "learning_rate",
-    "weight_decay",
-    "batch_size",
-    "max_epochs",
-    "image_size",
-    "augmentation",
-    "targets",
-    "unfreeze",
-)
-"""The settings that some space searches."""
+SETTINGS = {
+    "learning_rate": pa.float64(),
+    "weight_decay": pa.float64(),
+    "batch_size": pa.int32(),
+    "max_epochs": pa.int32(),
+    "image_size": pa.int32(),
+    "augmentation": pa.float64(),
+    "targets": pa.string(),
+    "unfreeze": pa.string(),
+}
+"""The settings that some space searches, and their types in the table of trials."""
 
 
 def search_space(config: TuneConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from jobs.config.base import PrecisionChoice
 from jobs.platform import storage
 from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_bytes
-from jobs.stages.resources import CPU_BATCH, GPU_BATCH, resolve_precision
+from jobs.stages.resources import CPU_BATCH, GPU_BATCH, read_cards, resolve_precision
 from model.images import decode_image
 from schemas.bundle import Preprocessing
 
@@ -101,7 +101,7 @@ def network_rate(uris: list[str], bundle_folder: Path, asked: PrecisionChoice) -
     batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(bundle_folder)
-    precision = resolve_precision(asked, device, bundle.info)
+    precision = resolve_precision(asked, device, bundle.info, read_cards())
     scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)
     photos = [decode_image(storage.read_bytes(uri), bundle.info.preprocessing) for uri in uris[:batch_size]]
     # a GPU waits between two calls, as it does not in an audit: many batches a call make that little

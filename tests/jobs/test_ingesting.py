@@ -13,11 +13,11 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from obstore.exceptions import PermissionDeniedError
+from obstore.exceptions import GenericError, PermissionDeniedError
 
 from jobs import ingest
 from jobs.config.ingest import IngestConfig
-from jobs.ingesting import exports, inventory, records
+from jobs.ingesting import exports, inventory
 from jobs.ingesting.keys import Folder
 from jobs.ingesting.matching import match
 from jobs.ingesting.parts import Target, begin, finish, write_part
@@ -75,15 +75,31 @@ def test_a_record_that_does_not_come_is_no_unreadable_one_and_a_storage_that_is_
 
 
 def test_a_record_that_is_denied_is_no_unreadable_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Denying:
-        async def get_async(self, key: str) -> None:
-            raise PermissionDeniedError("no")
-
-    monkeypatch.setattr(records.storage, "locate", lambda uri, anonymous: (Denying(), uri))
+    _serve_with(PermissionDeniedError("no"), monkeypatch)
     (found,) = read_records([str(folder / "good.json")], anonymous=False)
     assert isinstance(found, UnfetchedRecord) and str(found) == "access denied"
     with pytest.raises(StorageOutage, match="access denied, like 15 others"):
         read_records([str(folder / "good.json")] * 16, anonymous=False)
+
+
+def _serve_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every request ends with `error`. Returns the keys that were asked for."""
+    asked: list[str] = []
+
+    class Failing:
+        async def get_async(self, key: str, **options: object) -> None:
+            asked.append(key)
+            raise error
+
+    monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (Failing(), uri))
+    return asked
+
+
+def test_a_record_that_storage_gave_up_on_is_not_asked_for_all_over_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _serve_with(GenericError("Error after 9 retries in 120s: 503"), monkeypatch)
+    (found,) = read_records(["s3://bins/1.json"], anonymous=False)
+    assert isinstance(found, UnfetchedRecord) and "can't be fetched" in str(found)
+    assert len(asked) == 1
 
 
 def test_a_part_tells_of_records_that_did_not_come_and_rejects_those_that_are_none(

@@ -29,7 +29,7 @@ from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import MixedNetwork
 from model.network import build_network
-from model.scoring import to_inputs
+from model.scoring import Precision, to_inputs
 from schemas.bundle import BundleInfo, Calibration, Preprocessing
 from schemas.errors import GateError, InputError
 from tests.dump import manifest_table, photo
@@ -193,15 +193,22 @@ def test_a_gate_without_findings_says_what_it_knows() -> None:
 
 
 @pytest.mark.parametrize(("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32")], ids=str)
-def test_bf16_is_taken_on_cards_that_have_units_for_it(
-    monkeypatch: pytest.MonkeyPatch, capabilities: list[float], found: str
-) -> None:
-    monkeypatch.setattr(resources, "_cards", lambda: [Card(capability, None) for capability in capabilities])
-    assert resolve_precision("auto", "cuda", INFO) == found
+def test_bf16_is_taken_on_cards_that_have_units_for_it(capabilities: list[float], found: str) -> None:
+    cards = [Card(capability, None) for capability in capabilities]
+    assert resolve_precision("auto", "cuda", INFO, cards) == found
 
 
-def test_cards_that_cannot_be_asked_are_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_cards", list)
+def test_cards_are_asked_once_for_precision_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[Card]] = []
+    monkeypatch.setattr(
+        resources, "plan_resources", lambda: Resources("cuda", 1, 1.0, 1.0, 1, 4, 0.5, 0.1, GPU_BATCH, 1)
+    )
+    monkeypatch.setattr(resources, "_cards", lambda: asked.append([Card(8.0, 2**20)]) or asked[-1])
+    settled, precision = resources.settle_resources("auto", INFO)
+    assert (settled.batch_size, precision, len(asked)) == (1, "bf16", 1)
+
+
+def test_cards_that_cannot_be_asked_are_not_guessed_at() -> None:
     with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
         resolve_precision("auto", "cuda", INFO)
     assert resolve_precision("bf16", "cuda", INFO) == "bf16"
@@ -231,13 +238,11 @@ GIB = 2**30
     ],
 )
 def test_a_gpu_s_batch_is_what_its_memory_holds(
-    monkeypatch: pytest.MonkeyPatch, memories: list[int | None], precision: str, image_size: int, found: int
+    memories: list[int | None], precision: Precision, image_size: int, found: int
 ) -> None:
-    monkeypatch.setattr(resources, "_cards", lambda: [Card(9.0, memory) for memory in memories])
+    cards = [Card(9.0, memory) for memory in memories]
     planned = Resources("cuda", 1, 1.0, 1.0, 1, 4, 0.5, 0.1, GPU_BATCH, 1)
-    assert fit_batch(planned, precision, image_size) == replace(planned, batch_size=found)
-    on_cpus = replace(planned, device="cpu")
-    assert fit_batch(on_cpus, precision, image_size) == on_cpus
+    assert fit_batch(planned, precision, image_size, cards) == replace(planned, batch_size=found)
 
 
 class LiveBytes(TorchDispatchMode):

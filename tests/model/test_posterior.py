@@ -111,8 +111,8 @@ def test_the_noise_rate_is_learned_from_recounts(rate: float) -> None:
     ones = np.ones(8000)
     learned = fit_record_model(bins.expected_qty, bins.true_qty, ones, ones > 0, camera.label_histogram)
     given_ = (bins.probabilities, bins.expected_qty, bins.true_qty, ones, camera.label_histogram)
-    assert fit_noise_rate(*given_, learned) == pytest.approx(rate, abs=0.015)
-    assert fit_noise_rate(*given_, assume_record_model(camera.label_histogram)) == 0.02
+    assert fit_noise_rate(*given_, learned, 0.02) == pytest.approx(rate, abs=0.015)
+    assert fit_noise_rate(*given_, assume_record_model(camera.label_histogram), 0.02) == 0.02
 
 
 def test_classes_that_do_not_fit_are_refused() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from jobs.platform import storage
-from jobs.stages.resources import CPU_BATCH, resolve_precision
+from jobs.stages.resources import CPU_BATCH, read_cards, resolve_precision
 from model.bundle import load_bundle
 from model.images import decode_image
 from model.scoring import Scorer
@@ -70,7 +70,7 @@ def main() -> None:
     kind = Photos if options.kind == "plain" else TunedPhotos
     photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=BATCH_SIZE, num_workers=options.workers)
     network = bundle.network.to(DEVICE, memory_format=torch.contiguous_format).eval()
-    precision = resolve_precision(options.precision, DEVICE, bundle.info)
+    precision = resolve_precision(options.precision, DEVICE, bundle.info, read_cards())
     scorer = Scorer(bundle, device=DEVICE, precision=precision, batch_size=BATCH_SIZE)
     marks, done = [], 0
     with torch.no_grad():

@@ -1,0 +1,94 @@
+"""One stored object, whole, or why it can't be had: for photos and records, of which many are asked for at once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from enum import StrEnum, auto
+
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from jobs.platform import storage
+
+_RETRIED = re.compile(r"after \d+ retries")
+"""Stands in obstore's errors for what it asked for again and again; one that was refused for good has none."""
+_LASTING = re.compile(r"\(os error (20|36|40)\)")
+"""ENOTDIR, ENAMETOOLONG, ELOOP: a local path's own fault. What else a local read ends with is a disk or a mount that fails."""
+
+
+class Fault(StrEnum):
+    """Why an object did not come; GAVE_UP: not in all retries, as where the storage is away."""
+
+    MISSING = auto()
+    DENIED = auto()
+    NO_KEY = auto()
+    TOO_LARGE = auto()
+    REFUSED = auto()
+    GAVE_UP = auto()
+
+
+class NotFetched(Exception):  # noqa: N818 - what became of it, as UnreadableRecord
+    """An object that did not come; says so in a few words that are the same for many objects."""
+
+    def __init__(self, fault: Fault, detail: str) -> None:
+        super().__init__(detail)
+        self.fault = fault
+
+
+async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str | None = None) -> bytes:
+    """The whole object of at most `most_bytes`; one in S3 must have the `etag` still. Connection errors and throttling are
+    retried by the storage layer, for storage.RETRIES, and then given up on.
+
+    Raises NotFetched, and InputError for a store that can't be opened.
+    """
+    store, key = storage.locate(uri, anonymous=anonymous)
+    options = {"if_match": etag} if etag and storage.is_s3(uri) else None
+    for attempt in range(storage.CUT_TRIES):
+        try:
+            answer = await store.get_async(key, options=options)  # type: ignore[arg-type]
+        except (NotFoundError, FileNotFoundError) as error:
+            raise NotFetched(Fault.MISSING, "not found") from error
+        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+            raise NotFetched(Fault.DENIED, "access denied") from error
+        except PreconditionError as error:
+            raise NotFetched(Fault.REFUSED, "changed since it was listed; ingest again") from error
+        except (InvalidPathError, ValueError) as error:  # a control character in a key is a ValueError
+            raise NotFetched(Fault.NO_KEY, "not a valid key") from error
+        except (BaseError, OSError) as error:
+            if storage.is_s3(uri):
+                gave_up = _RETRIED.search(str(error)) is not None
+            else:
+                gave_up = _LASTING.search(str(error)) is None
+            if gave_up or not storage.is_cut_short(error):
+                raise NotFetched(Fault.GAVE_UP if gave_up else Fault.REFUSED, _kind(error)) from error
+            failure = _kind(error)
+        else:
+            size = answer.meta["size"]
+            if size > most_bytes:
+                raise NotFetched(Fault.TOO_LARGE, f"{size} bytes, more than {most_bytes}")
+            try:
+                data = bytes(await answer.bytes_async())
+                if len(data) == size:
+                    return data
+                failure = f"{len(data)} of {size} bytes came"
+            except (BaseError, OSError) as error:
+                failure = _kind(error)
+        await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
+    raise NotFetched(Fault.GAVE_UP, f"after {storage.CUT_TRIES} tries: {failure}")
+
+
+def _kind(error: Exception) -> str:
+    """Kind of a storage error in a few words that are the same for many objects (request ids would not be)."""
+    text = str(error)
+    for sign in ("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"):
+        if sign.lower() in text.lower():
+            return f"{type(error).__name__}: {sign}"
+    answer = [found[0] for sign in (r"status code: [\w ]+", r"<Code>[\w.]+</Code>") if (found := re.search(sign, text))]
+    return f"{type(error).__name__}: {' '.join(answer)}" if answer else storage.explain(error)
