@@ -59,9 +59,11 @@ class Tab:
 
 @asynccontextmanager
 async def open_page(port: int, url: str, ready: str) -> AsyncIterator[Tab]:
+    """In a tab of its own, closed at the end: what it emulated goes with it."""
+    browser = f"http://127.0.0.1:{port}/json"
     async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-            target = next(entry for entry in await answer.json() if entry["type"] == "page")
+        async with session.put(f"{browser}/new") as answer:
+            target = await answer.json()
         async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
             tab = Tab(socket)
             for domain in ("Page", "Runtime", "Log", "Network"):
@@ -72,6 +74,8 @@ async def open_page(port: int, url: str, ready: str) -> AsyncIterator[Tab]:
                 assert time.monotonic() < deadline, f"the page is not ready: {tab.complaints}"
                 await asyncio.sleep(0.05)
             yield tab
+        async with session.get(f"{browser}/close/{target['id']}") as answer:
+            assert answer.status == 200
 
 
 def in_browser(port: int, url: str, ready: str, steps: Callable[[Tab], Awaitable[None]]) -> list[str]:
