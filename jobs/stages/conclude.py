@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,7 +197,7 @@ def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
 
 def _over_groups(
     groups: list[list[str]], function: Callable[..., dict], options: dict[str, Any], task_cpus: float
-) -> Iterator[dict[str, Any]]:
+) -> Iterable[dict[str, Any]]:
     """What `function` returns for each group, in the order of completion."""
     work = ray.data.from_items(
         [{"group": index, "uris": uris} for index, uris in enumerate(groups)], override_num_blocks=len(groups)
