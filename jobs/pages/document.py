@@ -1,7 +1,11 @@
-"""HTML pages that need nothing but themselves: no network, no script; light, dark and on paper."""
+"""HTML pages that need nothing but themselves: no network, no script but our own; light, dark and on paper."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,8 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 MISSING = "–"
 
 
-def render_page(template: str, **values: Any) -> str:
-    """Fills `jobs/templates/<template>`. Everything is escaped but what is Markup (our own plots)."""
+def render_page(template: str, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """Fills `jobs/templates/<template>`. Everything is escaped but what is Markup (our own plots). `filters`: the template's
+    own, by name."""
     environment = Environment(
         loader=PackageLoader("jobs"),
         autoescape=True,
@@ -23,8 +28,19 @@ def render_page(template: str, **values: Any) -> str:
         "decimal": format_decimal,
         "integer": format_integer,
         "signed": format_signed,
+        **(filters or {}),
     }
     return environment.get_template(template).render(**values)
+
+
+def read_source(name: str) -> str:
+    """The style sheet or script `jobs/templates/<name>`."""
+    return resources.files("jobs").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def source_hash(text: str) -> str:
+    """What a content security policy names a style sheet or script by, behind `sha256-`."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:

@@ -161,20 +161,24 @@ def reliability_plot(points: Sequence[Mapping[str, float]], *, title: str) -> Ma
 
 def to_svg(figure: Figure, title: str) -> Markup:
     """The figure as an `<svg>` element that screen readers announce as `title`."""
-    text = io.StringIO()
     # Ids of clip paths and markers are hashes of content and salt; the salt keeps figures of one page apart, and
     # being no random one it keeps a page the same for the same figures.
     with matplotlib.rc_context({"svg.hashsalt": title}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for colour, variable in _VARIABLES.items():
+        svg = draw_svg(figure, re.sub(r"\W+", "-", title.lower()), _VARIABLES)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1))
+
+
+def draw_svg(figure: Figure, prefix: str, variables: Mapping[str, str]) -> str:
+    """The figure as an `<svg>` element whose ids begin with `prefix`, with CSS variables in the places of the colours that
+    stand for them. Matplotlib's `svg.hashsalt` must be set, else its ids are random ones."""
+    sink = io.StringIO()
+    figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = sink.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    for colour, variable in variables.items():
         svg = svg.replace(colour, f"var({variable})")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    prefix = re.sub(r"\W+", "-", title.lower())
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    label = escape(title)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
+    return svg
 
 
 def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Axes]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -11,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates
+from jobs.pages import document
 from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
 from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise, currencies_of
@@ -57,19 +55,16 @@ class PageParts:
 def render_page(parts: PageParts) -> str:
     """The page as HTML text. What comes from records is escaped: by Jinja2 in the HTML, by JSON in the list's data,
     and a content security policy names the one script that may run."""
-    environment = Environment(
-        loader=PackageLoader("jobs", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters.update(share=share, number=number, plain=plain, reason=reason_words)
-    script, style = _source(environment, "report.js"), _source(environment, "report.css")
-    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = document.read_source("report.js")
     whole, tonight = parts.night.whole, parts.overview.currencies
     trend = [{**night.whole, "audit_date": night.audit_date} for night in parts.nights]
     # without unit values, by the wrong records that are expected
     zones = sorted(
         parts.night.scopes("zone"), key=lambda row: (-(row["value_at_risk"] or 0), -(row["expected_wrong"] or 0))
     )
-    return environment.get_template("report.html").render(
+    return document.render_page(
+        "report.html",
+        filters={"share": share, "number": number, "plain": plain, "reason": reason_words},
         night=parts.night,
         whole=whole,
         claims_assumed=whole["record_model"] == "assumed",
@@ -100,8 +95,8 @@ def render_page(parts: PageParts) -> str:
         },
         data=script_json(list_rows(parts.overview, parts.thumbnails)),
         script=Markup(script),
-        style=Markup(style),
-        script_hash=script_hash,
+        style=Markup(document.read_source("report.css")),
+        script_hash=document.source_hash(script),
     )
 
 
@@ -226,9 +221,3 @@ def reason_words(reason: str) -> str:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def _source(environment: Environment, name: str) -> str:
-    if environment.loader is None:
-        raise RuntimeError("the templates have no loader")
-    return environment.loader.get_source(environment, name)[0]

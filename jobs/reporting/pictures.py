@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import warnings
@@ -17,13 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from jobs.pages.plots import draw_svg
 from jobs.reporting.history import Promise, currencies_of
 
 # Matplotlib writes these into the SVG, where the page's variables take their place.
 INK, QUIET, GRID, FIRST, SECOND, ALARM = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 _VARIABLES = {
-    **{INK: "var(--ink)", QUIET: "var(--quiet)", GRID: "var(--grid)"},
-    **{FIRST: "var(--first)", SECOND: "var(--second)", ALARM: "var(--alarm)"},
+    **{INK: "--ink", QUIET: "--quiet", GRID: "--grid"},
+    **{FIRST: "--first", SECOND: "--second", ALARM: "--alarm"},
 }
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -168,16 +168,10 @@ def _paint(name: str, draw: Callable[[Axes], None], *, height: float = 2.5, days
         if days is not None:
             axes.set_xticks(days, [f"{day.day} {day:%b}" for day in days.astype(object)])
             axes.legend(loc="upper left", bbox_to_anchor=(0, 1.16), ncols=3, borderaxespad=0)
-        sink = io.StringIO()
         with warnings.catch_warnings():
             # about Matplotlib's own font, which only measures here: the reader's fonts draw the text
             warnings.filterwarnings("ignore", message=".*(Glyph .* missing|natively)")
-            figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = sink.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for sentinel, variable in _VARIABLES.items():
-        svg = svg.replace(sentinel, variable)
+            svg = draw_svg(figure, name, _VARIABLES)
     # the figure around it carries the description
     svg = re.sub(r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg aria-hidden="true" \1', svg.replace("\n", " "))
     return Markup(svg)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
 
-from jobs.pages.document import render_page
+from jobs.pages.document import read_source, render_page, source_hash
 from schemas.bundle import BundleInfo
 
 
 def render_drop_page(bundle: BundleInfo, *, needs_token: bool) -> tuple[str, str]:
     """HTML and its Content-Security-Policy."""
-    style, script = _read("serve.css"), _read("serve.js")
+    style, script = read_source("serve.css"), read_source("serve.js")
     html = render_page(
         "serve.html",
         style=Markup(style),
@@ -29,7 +26,7 @@ def render_drop_page(bundle: BundleInfo, *, needs_token: bool) -> tuple[str, str
 
 def render_docs(openapi: dict[str, Any]) -> tuple[str, str]:
     """HTML and its Content-Security-Policy."""
-    style = _read("serve.css")
+    style = read_source("serve.css")
     operations = [
         {"method": method.upper(), "path": path, **operation}
         for path, methods in openapi["paths"].items()
@@ -45,15 +42,11 @@ def render_docs(openapi: dict[str, Any]) -> tuple[str, str]:
     return html, _policy(style, None)
 
 
-def _read(name: str) -> str:
-    return resources.files("jobs").joinpath("templates", name).read_text(encoding="utf-8")
-
-
 def _policy(style: str, script: str | None) -> str:
     parts = [
         "default-src 'none'",
-        f"style-src '{_hash(style)}'",
-        f"script-src '{_hash(script)}'" if script else "script-src 'none'",
+        f"style-src 'sha256-{source_hash(style)}'",
+        f"script-src 'sha256-{source_hash(script)}'" if script else "script-src 'none'",
         "img-src blob: data:",
         "connect-src 'self'",
         "base-uri 'none'",
@@ -61,7 +54,3 @@ def _policy(style: str, script: str | None) -> str:
         "frame-ancestors 'none'",
     ]
     return "; ".join(parts)
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
