@@ -37,7 +37,7 @@ from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_sh
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
-from jobs.stages.publish import check_committed, clean_up, discard_abandoned, publish_night, summarize
+from jobs.stages.publish import check_committed, clean_up, publish_night, summarize
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night
 from jobs.stages.staging import stage_shards
@@ -110,8 +110,7 @@ def _finish(tonight: Tonight) -> None:
         if committed_run(tonight.output_uri, tonight.audit_date) == tonight.run_id:
             clean_up(tonight.output_uri, tonight.audit_date, tonight.run_id)
             known = read_run(tonight.run_uri)
-            if "outcome" not in known:  # else what is staged may be a replacement's that goes on
-                discard_abandoned(tonight.output_uri, tonight.audit_date)
+            if "outcome" not in known:
                 finish_run(tonight.run_uri, known, _outcome(tonight.config))
     check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
     _report_and_tell(tonight, storage.read_table(summary_uri(tonight.output_uri, tonight.audit_date)))

@@ -122,7 +122,7 @@ def publish_night(
     _commit(summary, output_uri, audit_date, run_id, replaces)
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
-        discard_abandoned(output_uri, audit_date)
+        _discard_abandoned(output_uri, audit_date)
 
 
 def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, replaces: str | None) -> None:
@@ -169,7 +169,7 @@ def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
     storage.delete(_leftovers(output_uri, audit_date, run_id))
 
 
-def discard_abandoned(output_uri: str, audit_date: str) -> None:
+def _discard_abandoned(output_uri: str, audit_date: str) -> None:
     """Deletes what runs of a night that was committed just now had staged, and could not finish: a run is named by what
     it replaces too, so no command goes on with them any more. Else a night's probabilities would lie there for good."""
     storage.delete(_abandoned(output_uri, audit_date))

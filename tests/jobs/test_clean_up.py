@@ -1,16 +1,12 @@
 """What is deleted after a commit, by whom, and what is looked at before it."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from jobs import audit
-from jobs.config.audit import AuditConfig
 from jobs.platform import storage
-from jobs.platform.layout import committed_run, partition_uri, read_run, run_uri, summary_uri
+from jobs.platform.layout import committed_run, partition_uri, run_uri, summary_uri
 from jobs.stages.conclude import Night
 from jobs.stages.publish import publish_night, tidy_up
 from jobs.stages.run import hold_night
@@ -60,24 +56,6 @@ def test_a_commit_discards_what_abandoned_runs_of_its_night_had_staged(output_ur
     assert f"{abandoned}/run.json" in left
     assert not {name for name in left if NIGHT in name and ("staged" in name or "worklist" in name)}
     assert {f"{later}/staged/0000000.parquet", f"{later}/worklist/00000.parquet"} <= left
-
-
-@pytest.mark.parametrize("died", [True, False])
-def test_a_run_that_died_after_its_commit_discards_what_abandoned_runs_had_staged(
-    output_uri: str, died: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, staged = run_uri(output_uri, OLD), storage.join(run_uri(output_uri, NEW), "staged", "0000000.parquet")
-    storage.write_bytes(storage.join(run, "run.json"), b"{}" if died else b'{"outcome": {}}')
-    storage.write_bytes(staged, b"")
-    monkeypatch.setattr(audit, "_report_and_tell", lambda *given: None)
-    tonight: Any = SimpleNamespace(
-        config=AuditConfig(manifest_uri="m", bundle_uri="b", output_uri=output_uri), run_id=OLD, audit_date=NIGHT,
-        output_uri=output_uri, run_uri=run, manifest=SimpleNamespace(num_rows=1),
-    )  # fmt: skip
-    audit._finish(tonight)
-    assert "outcome" in read_run(run)
-    # a replacement that was cut short goes on with what it has staged
-    assert storage.exists(staged) is not died
 
 
 def test_a_replacement_under_way_keeps_its_parts_from_whoever_asks_for_the_committed_night(output_uri: str) -> None:
