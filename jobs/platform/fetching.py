@@ -24,7 +24,7 @@ _LASTING = re.compile(r"\(os error (20|36|40)\)")
 
 
 class Fault(StrEnum):
-    """Why an object did not come; GAVE_UP: not in all retries, as where the storage is away."""
+    """Why an object did not come; GAVE_UP: not in all retries, as where the storage is away, or a disk or mount fails."""
 
     MISSING = auto()
     DENIED = auto()

@@ -70,11 +70,12 @@ class Reconciler:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
         unchanged = counts["expected_qty"].eq(expected).to_numpy()
-        confirmed = counts["last_counted_qty"].eq(expected).to_numpy()
+        # what was found last is what the record says now; not where somebody else has refuted it
+        corrected = (counts["last_counted_qty"].eq(expected) & counts["finding"].ne(RIGHT)).to_numpy() & ~unchanged
         recent = assessed & self._is_recent(counts)
         for finding, name in KNOWN.items():
             reason[recent & unchanged & counts["finding"].eq(finding).to_numpy()] = str(name)
-        reason[recent & confirmed] = str(Reason.COUNTED)
+        reason[recent & corrected] = str(Reason.COUNTED)
         columns["assessed"] = pa.array(assessed)
         columns["reason"] = pa.array(reason, pa.string(), from_pandas=True)
         # of one with a time zone pandas warns when Arrow takes it

@@ -154,10 +154,10 @@ class FaultyNetwork:
 
 
 async def _name(request: web.Request) -> tuple[str, str]:
-    """Method and path. A deletion comes as a POST to the bucket with the key in its body: it is named after the key."""
+    """Method and path. A deletion comes as a POST to the bucket with the keys in its body: it is named after the first."""
     method, path = request.method, request.rel_url.path
     if method == "POST" and "delete" in request.rel_url.query:
-        (key,) = re.findall("<Key>(.*?)</Key>", await request.text())
+        key, *_ = re.findall("<Key>(.*?)</Key>", await request.text())
         return "DELETE", f"{path.rstrip('/')}/{key}"
     return method, path
 

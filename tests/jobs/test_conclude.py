@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,15 +11,16 @@ import pyarrow as pa
 import pytest
 from scipy.stats import false_discovery_control
 
+from jobs.counting.history import RIGHT, WAITING, WRONG
 from jobs.platform import storage
-from jobs.stages import conclude
-from jobs.stages.conclude import SUMS, Rules
+from jobs.stages.conclude import SUMS, Rules, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
 from model.certificates import ReferenceScores
 from model.drift import Baseline
 from model.posterior import build_assessor
 from model.record_model import assume_record_model
+from schemas.bundle import BundleInfo
 from tests.dump import NIGHT, manifest_table
 from tests.planned_night import TOP_CLASS, bundle_info
 
@@ -60,19 +59,42 @@ def stage_night(folder: Path) -> list[list[str]]:
     return groups
 
 
-def reconciler() -> Reconciler:
-    last = {"last_counted_at": pd.Timestamp("2026-11-21", tz="UTC"), "last_counted_qty": 6, "num_counted": 1}
-    last |= {"finding": "wrong", "expected_qty": RECORDED, "night": "2026-11-21"}
+def reconciler(then_found: list[tuple[int, int, str | None]]) -> Reconciler:
+    """`then_found`: of the first bins what their records said last night, what was counted last and what that means."""
+    last = {"last_counted_at": pd.Timestamp("2026-11-21", tz="UTC"), "num_counted": 1, "night": "2026-11-21"}
+    counts = [
+        last | dict(zip(("expected_qty", "last_counted_qty", "finding"), case, strict=True)) for case in then_found
+    ]
     return Reconciler(
         assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, assume_record_model([1.0] * (TOP_CLASS + 1))),
         prediction_set_threshold=USUAL.prediction_set_threshold,
         audit_date=date.fromisoformat(NIGHT),
         max_photo_age_hours=None,
         count_valid_nights=14,
-        last_counts=pd.DataFrame([last] * len(COUNTED), index=COUNTED),
+        last_counts=pd.DataFrame(counts, index=COUNTED[: len(counts)]),
     )
 
 
+def test_a_bin_is_known_while_its_record_is_unchanged_or_once_it_says_what_was_found(tmp_path: Path) -> None:
+    cases: dict[tuple[int, int, str | None], str | None] = {
+        (RECORDED, RECORDED, RIGHT): "counted",
+        (RECORDED, 6, WRONG): "counted_wrong",
+        (RECORDED, RECORDED, WRONG): "counted_wrong",  # a mismatch that overruled a typo, and was counted before it
+        (RECORDED, RECORDED, WAITING): "second_count",  # nobody confirms or refutes what he found himself
+        (RECORDED, 6, None): None,
+        (5, RECORDED, WRONG): "counted",
+        (5, RECORDED, None): "counted",
+        (5, RECORDED, RIGHT): None,  # somebody else has refuted the last count
+        (5, 6, WRONG): None,
+        (5, 5, RIGHT): None,
+    }
+    ((uri,), _) = stage_night(tmp_path)
+    rows = reconciler(list(cases)).reconcile(storage.read_table(uri))
+    assert rows["reason"].to_pylist()[: len(cases)] == list(cases.values())
+    assert rows["reason"].null_count == rows.num_rows - 6 - 1, "the other one is a photo that tells nothing"
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("objective", ["probability", "value"])
 @pytest.mark.parametrize(
     ("bundle", "baseline", "alarm"),
@@ -80,17 +102,13 @@ def reconciler() -> Reconciler:
     ids=["usual", "other than calibrated", "other than before"],
 )
 def test_certificates_and_ranks_are_of_the_whole_night(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, bundle: Any, baseline: Baseline | None, alarm: bool
+    ray_cluster: None, tmp_path: Path, objective: str, bundle: BundleInfo, baseline: Baseline | None, alarm: bool
 ) -> None:
-    def in_this_process(groups: list[list[str]], function: Any, options: dict, task_cpus: float) -> list[dict]:
-        return [function({"group": group, "uris": uris}, **options) for group, uris in enumerate(groups)]
-
-    monkeypatch.setattr(conclude, "_over_groups", in_this_process)
-    monkeypatch.setattr(conclude, "ray", SimpleNamespace(put=lambda value: value, get=lambda value: value))
     groups, alphas = stage_night(tmp_path), (0.3, 0.1)
+    known_wrong = reconciler([(RECORDED, 6, WRONG)] * len(COUNTED))
     rules = Rules("r", NIGHT, 0, BUDGET, NUM_RANDOM / BUDGET, objective, alphas, "b", "c")
-    decisions = conclude.decide_night(groups, reconciler(), REFERENCE, baseline, rules, bundle, 1.0)
-    night = conclude.write_parts(groups, reconciler(), REFERENCE, rules, decisions, str(tmp_path), 1.0)
+    decisions = decide_night(groups, known_wrong, REFERENCE, baseline, rules, bundle, 1.0)
+    night = write_parts(groups, known_wrong, REFERENCE, rules, decisions, str(tmp_path), 1.0)
     assert (decisions.drift.alarm, night.num_bins) == (alarm, NUM_BINS)
     rows = pa.concat_tables([storage.read_table(uri) for uri in night.part_uris]).to_pandas().set_index("bin_id")
 
