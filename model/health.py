@@ -54,6 +54,8 @@ class Observations:
     image_sizes: list[int] = field(default_factory=list)
     """Side in pixels of the photos, per epoch; empty where all epochs had the same."""
     selection_nlls: list[float] = field(default_factory=list)
+    guess_nll: float = 0.0
+    """Of saying for every selection photo how common each count is among the training photos."""
     settled_epochs: int = 0
     """How many there were of those at the end, on photos of the whole size: see `Recipe.is_settled`."""
     wait_shares: list[float] = field(default_factory=list)
@@ -230,22 +232,20 @@ def overfitting(seen: Observations) -> Finding | None:
 
 
 def nothing_learned(seen: Observations) -> Finding | None:
-    """After three epochs of the last four tenths, no selection NLL on photos of this size is 1 % below the entropy of the
-    training labels: what a network reaches that knows how common each count is and doesn't look at the photo."""
+    """After three epochs of the last four tenths, no selection NLL on photos of this size is 1 % below what a network
+    reaches that knows how common each count is and doesn't look at the photo."""
     # before them a slow learner on its rising learning rate can't be told from one with nothing to learn
     if seen.settled_epochs < 3:
         return None
-    num_bins = sum(seen.label_histogram)
-    entropy = -sum(count / num_bins * math.log(count / num_bins) for count in seen.label_histogram if count)
     best = min(seen.selection_nlls[epoch] for epoch in seen.comparable_epochs)
-    if best < 0.99 * entropy:
+    if not seen.guess_nll or best < 0.99 * seen.guess_nll:
         return None
     return Finding(
         "nothing_learned",
         "The network knows how common each count is, and nothing of the photos: are they joined to the right records? "
         "Look at sample photos with their records (jobs.explore); if they are right, raise --image-size or train from "
         "other --weights.",
-        {"best_selection_nll": best, "nll_of_label_shares": entropy, "bins_per_class": seen.label_histogram},
+        {"best_selection_nll": best, "nll_of_guessing": seen.guess_nll, "bins_per_class": seen.label_histogram},
         seen.epoch,
     )
 

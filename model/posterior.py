@@ -205,8 +205,8 @@ def fit_noise_rate(
     """Label noise rate from recounts: posterior mean on a grid of the likelihood of what was counted.
 
     `probabilities` (n, K + 1) from the bundle whose labels are meant; quantities and `weights` (n,) as in
-    `fit_record_model`. The prior is half-normal with the mean `assumed_rate`, so that few recounts change little: an
-    overstated rate lets the list claim more than it finds. No recounts, or an assumed record model: `assumed_rate`.
+    `fit_record_model`. The prior is half-normal with the mean `assumed_rate`, so that few recounts change little (up to
+    0.05; the grid ends at 0.12): an overstated rate lets the list claim more than it finds. No recounts, or an assumed record model: `assumed_rate`.
     Raises ValueError unless `assumed_rate` is positive.
     """
     if assumed_rate <= 0:
@@ -223,4 +223,5 @@ def fit_noise_rate(
         log_chance[place] = np.log(assessor.posterior(probabilities, expected_qty)[rows, true]) @ weight
     log_chance -= 0.5 * (_NOISE_GRID / (_NOISE_SPREAD * assumed_rate)) ** 2
     chance = np.exp(log_chance - log_chance.max())
+    chance[0] /= 2  # the first point stands for half as wide a piece of the prior as the others
     return float((_NOISE_GRID * chance).sum() / chance.sum())

@@ -149,6 +149,7 @@ class _Loop:
             label_histogram=np.bincount(labels[train], minlength=recipe.num_classes).tolist(),
             initial_weight_std=initial_weight_std(self.network),
             from_scratch=recipe.from_scratch,
+            guess_nll=_guess_nll(labels[train], labels[self.bins.rows_of("selection")], recipe.num_classes),
         )
         self._targets = torch.from_numpy(count_targets(recipe.top_class, recipe.targets)).to(self.device)
         self._quantity_targets = torch.from_numpy(quantity_targets()).to(self.device)
@@ -546,6 +547,12 @@ class _Loop:
             "activation_ranges": ranges,
             "trace": self._trace,
         }
+
+
+def _guess_nll(train: np.ndarray, selection: np.ndarray, num_classes: int) -> float:
+    """NLL of the `selection` classes (m,) by the shares of the `train` ones (n,), each seen once more than it was."""
+    counts = np.bincount(train, minlength=num_classes) + 1
+    return float(-np.log(counts / counts.sum())[selection].mean())
 
 
 def gains_in_bfloat16(device: torch.device) -> bool:

@@ -160,12 +160,14 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
     only the number counted is lower, which errs against certificates. A miscount among them is a right record that is
     missed; taken as right, the wrong ones would leave nothing to certify.
 
-    Bins that were off the list on their night, as counted not long before, are among them: most are false alarms that
-    people have seen through, and when their counts are old enough all of them may stand on the list again.
+    Bins that were off the list on their night, as counted not long before, and found right again are among them: most
+    are false alarms that people have seen through, and when their counts are old enough all of them may stand on the list
+    again. Those found wrong are not: such bins are no candidates while they wait, and would only make every p smaller.
     """
     parts = []
     for sample in samples_to_learn_from(history):
-        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.settled
+        waiting = ~sample.was_listable() & sample.in_wrong_class
+        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.settled & ~waiting
         if rows.any():
             parts.append((sample, rows))
     if not parts:

@@ -17,7 +17,7 @@ from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_marked_runs, read_plan
 from jobs.counting.records import NightRecord, find_records
-from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
+from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts
 from jobs.platform.layout import read_run, run_in_force, run_uri
 from jobs.platform.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
@@ -128,23 +128,22 @@ class _Ledger:
         nameless = [count for count in counts if count.counter_id is None and _is_same_sight(count, row.count)]
         kept = [count for count in counts if row.count.counter_id is None or count not in nameless]
         finding = resolve_counts(kept, expected_qty)
-        # a mismatch that somebody refuted may still be found by a third person, and a typo may look like the record
-        contradicts = finding is not None and finding.qty == expected_qty != row.count.counted_qty
-        is_shared = row.count.counter_id is not None and any(
-            count.counted_qty == row.count.counted_qty and count.counter_id != row.count.counter_id for count in kept
-        )
-        overrules = contradicts and (row.count.confirmed or is_shared)
-        if finding is not None and finding.resolved and not overrules:
-            detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
-            hint = "; a mismatch overrules that with confirmed" if contradicts else ""
-            raise Reject(RejectReason.COUNTED_TWICE, detail + hint)
+        if finding is not None and finding.resolved:
+            # a mismatch that somebody refuted may still be found by a third person, and a typo may look like the record
+            contradicts = finding.qty == expected_qty != row.count.counted_qty
+            settled = Finding(row.count.counted_qty, resolved=True)
+            if not (contradicts and resolve_counts([*kept, row.count], expected_qty) == settled):
+                confirmed = resolve_counts([*kept, replace(row.count, confirmed=True)], expected_qty)
+                hint = "; with confirmed it is overruled" if contradicts and confirmed == settled else ""
+                detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces{hint}"
+                raise Reject(RejectReason.COUNTED_TWICE, detail)
         about = row.count.counted_qty, row.count.counter_id
         if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in kept):
             who = f"counter_id {about[1]!a}" if about[1] else "a count without counter_id"
             detail = f"{who} has found {about[0]} pieces already: a second count needs another counter_id, or confirmed"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
-        confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
-        counts[:] = [*kept, replace(row.count, confirmed=confirmed)]
+        is_confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
+        counts[:] = [*kept, replace(row.count, confirmed=is_confirmed)]
 
 
 def _is_same_sight(one: Count, other: Count) -> bool:

@@ -15,6 +15,9 @@ from schemas.arrow import MAX_QUANTITY
 from schemas.manifest import NIGHT_YEARS
 from schemas.recount import RejectReason
 
+SOON = timedelta(days=14)
+"""After its night a bin is counted within; only where a date can be two days does that tell which it is. Day and month
+the wrong way round make weeks of days."""
 CLOCK_SLACK = timedelta(minutes=10)
 """Clocks of handhelds may run so far ahead."""
 ZONE_SLACK = timedelta(hours=14)
@@ -54,14 +57,14 @@ class CountRow:
 
 
 def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -> CountRow:
-    """Raises Reject. A time without an offset is a time in `zone`; of a date that may be two days, as 11/12/2026 may,
-    the committed `nights` tell which it is, and so the order of the row's other date."""
+    """Raises Reject. A time without an offset is a time in `zone`. An `audit_date` that may be two days, as 11/12/2026 may,
+    is the one that is among the committed `nights` and SOON before the count, both dates being in one order."""
     if row.malformed is not None:
         raise Reject(RejectReason.MALFORMED_ROW, row.malformed)
     for name in REQUIRED:
         if not row.cells[name]:
             raise Reject(RejectReason.MISSING_VALUE, f"{name}: expected a value, found none")
-    night, orders = _parse_night(row.cells["audit_date"], nights)
+    night, orders = _parse_night(row.cells["audit_date"], row.cells["counted_at"], nights, zone)
     counted_at, latest = _parse_time(row.cells["counted_at"], orders, zone)
     if counted_at > now + CLOCK_SLACK:
         raise Reject(RejectReason.IN_FUTURE, f"counted_at: {_show(counted_at)} is yet to come; see --time-zone")
@@ -83,15 +86,21 @@ def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -
     )
 
 
-def _parse_night(text: str, nights: Set[str]) -> tuple[date, Set[bool]]:
+def _parse_night(text: str, counted_at: str, nights: Set[str], zone: ZoneInfo) -> tuple[date, Set[bool]]:
     """With the orders that make `text` this night, see `_read_moments`."""
     moments = _read_moments(text)
-    days = {moment.date().isoformat() for moment in moments.values()}
-    possible = days & nights if len(days) > 1 else days
-    orders = {order for order, moment in moments.items() if moment.date().isoformat() in possible}
+    days = {order: moment.date().isoformat() for order, moment in moments.items()}
+    orders: Set[bool] = days.keys()
+    if len(set(days.values())) > 1:
+        orders = {
+            order
+            for order, day in days.items()
+            if day in nights and _is_soon_after(date.fromisoformat(day), counted_at, order, zone)
+        }
+    possible = {days[order] for order in orders}
     if len(possible) != 1:
-        hint = f": {'both are committed nights' if possible else 'neither is a committed night'}" if days else ""
-        detail = f"audit_date: expected YYYY-MM-DD or DD.MM.YYYY, found {_show_found(text, days)}{hint}"
+        hint = f": {'both' if possible else 'neither'} may be the committed night of this count" if days else ""
+        detail = f"audit_date: expected YYYY-MM-DD or DD.MM.YYYY, found {_show_found(text, set(days.values()))}{hint}"
         raise Reject(RejectReason.BAD_DATE, detail)
     if any(moment.time() != time() for moment in moments.values()):
         detail = f"audit_date: expected a night without a time of day, found {text!a}"
@@ -101,6 +110,14 @@ def _parse_night(text: str, nights: Set[str]) -> tuple[date, Set[bool]]:
         years = f"{NIGHT_YEARS[0]} to {NIGHT_YEARS[-1]}"
         raise Reject(RejectReason.BAD_DATE, f"audit_date: expected a night of the years {years}, found {text!a}")
     return night, orders
+
+
+def _is_soon_after(night: date, counted_at: str, month_first: bool, zone: ZoneInfo) -> bool:
+    try:
+        counted, _ = _parse_time(counted_at, {month_first}, zone)
+    except Reject:
+        return False
+    return -ZONE_SLACK <= counted - datetime.combine(night, time(), UTC) <= SOON
 
 
 def _read_moments(text: str) -> dict[bool, datetime]:

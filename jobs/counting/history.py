@@ -153,7 +153,8 @@ class History:
     `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
     `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
     of the night of the last count `night`, `expected_qty`, `expected_as_of` and `finding` (RIGHT, WRONG, WAITING for a
-    second count, or null for a mismatch that nobody is asked to count again); `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
+    second count, or null for a mismatch that nobody is asked to count again) and `found_qty`, the quantity that it is about;
+    `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
     """
 
     nights: tuple[PlanRecounts, ...]
@@ -309,6 +310,7 @@ def _last_counts(
                 "expected_qty": about.expected_qty,
                 "expected_as_of": as_of[about],
                 "finding": _tell(finding, about, waiting),
+                "found_qty": None if finding is None else finding.qty,
                 "num_wrong": len(wrong),
             }
         )
@@ -331,6 +333,7 @@ LAST_COUNTS_SCHEMA = pa.schema(
         ("expected_qty", pa.int32()),
         ("expected_as_of", TIMESTAMP),
         ("finding", pa.string()),
+        ("found_qty", pa.int32()),
         ("num_wrong", pa.int32()),
     ]
 )

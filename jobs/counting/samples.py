@@ -37,6 +37,10 @@ class Sample:
         return self.counted_qty != self.expected_qty
 
     @property
+    def in_wrong_class(self) -> Mask:
+        return self.plan.in_wrong_class[self.rows]
+
+    @property
     def is_random(self) -> Mask:
         return self.plan.is_random[self.rows]
 
@@ -65,6 +69,10 @@ class Sample:
 
     def is_of_bundle(self, bundle_id: str) -> Mask:
         return pc.equal(self.plan.planned["bundle_id"], bundle_id).to_numpy()[self.rows]
+
+    def was_listable(self) -> Mask:
+        """Not kept off the priority list for having been counted not long before."""
+        return pc.is_null(self.plan.planned["reason"]).to_numpy()[self.rows]
 
     def probabilities(self, mask: Mask) -> Floats:
         """(k, K + 1) where the mask holds."""

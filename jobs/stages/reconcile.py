@@ -45,7 +45,7 @@ class Reconciler:
     max_photo_age_hours: float | None
     count_valid_nights: int
     last_counts: pd.DataFrame
-    """Index bin_id; last_counted_at, last_counted_qty, num_counted, finding, expected_qty (recorded then), night."""
+    """Index bin_id; last_counted_at, last_counted_qty, num_counted, finding, found_qty, expected_qty (recorded then), night."""
 
     def reconcile(self, staged: pa.Table) -> pa.Table:
         """Staged rows in, RECONCILED_SCHEMA out, in the same order. Camera columns are null where the image was not
@@ -70,8 +70,7 @@ class Reconciler:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
         unchanged = counts["expected_qty"].eq(expected).to_numpy()
-        # what was found last is what the record says now; not where somebody else has refuted it
-        corrected = (counts["last_counted_qty"].eq(expected) & counts["finding"].ne(RIGHT)).to_numpy() & ~unchanged
+        corrected = (counts["found_qty"].eq(expected) & counts["finding"].ne(RIGHT)).to_numpy() & ~unchanged
         recent = assessed & self._is_recent(counts)
         for finding, name in KNOWN.items():
             reason[recent & unchanged & counts["finding"].eq(finding).to_numpy()] = str(name)

@@ -300,12 +300,14 @@ def test_reference_scores_are_those_of_tonights_assessor_in_the_results_precisio
 
 def test_bins_kept_off_the_list_are_a_reference_too(output: str) -> None:
     """Without them, the false alarms that people have seen through would be certified once their counts are too old."""
-    plan = [*random_plan(19), plan_row("known", reason="counted")]
+    plan = [*random_plan(19), plan_row("known", reason="counted"), plan_row("waiting", reason="counted_wrong")]
     commit_night(output, "2026-03-02", plan, num_assessed=200)
-    count(output, "2026-03-02", plan, right(plan))
+    count(output, "2026-03-02", plan, right(plan) | {"waiting": 0, "r000": 1})
     belief = learn_belief(history_of(output), bundle_info(), SHARES)
-    assert belief.reference is not None and belief.reference.num_counted == 20
-    assert belief.estimates.num_random_window == 20
+    assert belief.reference is not None
+    # but for the one that waits for its correction, and is no candidate
+    assert (belief.reference.num_counted, len(belief.reference.right_scores)) == (20, 19)
+    assert belief.estimates.num_random_window == 21
 
 
 def test_the_calibration_id_names_record_model_noise_and_bundle(output: str) -> None:

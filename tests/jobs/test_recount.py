@@ -474,19 +474,37 @@ def test_dates_are_read_in_the_order_by_which_the_night_is_a_committed_one(
 
 def test_a_date_that_may_be_two_is_not_guessed(tmp_path: Path) -> None:
     output = str(tmp_path / "audits")
-    for night in ("2026-02-03", NIGHT, "2026-03-03"):
+    for night in ("2026-02-03", NIGHT, "2026-03-03", "2026-03-04"):
         commit_night(output, night, [plan_row("a")])
     lines = (
-        "a,03/02/2026,3,03/04/2026 8:15,,,",
+        "a,03/02/2026,3,03/02/2026 8:15,,,",
         "a,03/03/2026,3,03/04/2026 8:15,,,",
         "a,03/05/2026,3,03/06/2026 8:15,,,",
+        "a,04/03/2026,3,04/04/2026 8:15,,,",
     )
     assert take_in(output, *lines) == 1
     assert [(found["reason"], found["detail"].partition("found ")[2]) for found in rejects(output)] == [
-        ("bad_date", "'03/02/2026', which is 2026-02-03 or 2026-03-02: both are committed nights"),
+        ("bad_date", "'03/02/2026', which is 2026-02-03 or 2026-03-02: both may be the committed night of this count"),
         ("bad_date", "'03/04/2026 8:15', which is 2026-03-04 or 2026-04-03"),
-        ("bad_date", "'03/05/2026', which is 2026-03-05 or 2026-05-03: neither is a committed night"),
+        (
+            "bad_date",
+            "'03/05/2026', which is 2026-03-05 or 2026-05-03: neither may be the committed night of this count",
+        ),
+        # a month after 4 March, and the day after 3 April, which is no night here
+        (
+            "bad_date",
+            "'04/03/2026', which is 2026-03-04 or 2026-04-03: neither may be the committed night of this count",
+        ),
     ]
+
+
+def test_a_night_among_others_is_the_one_that_the_count_came_soon_after(output: str) -> None:
+    """So that what was taken in once is known again when the other day has become a night too."""
+    line = "a,3/2/2026,3,3/4/2026 8:15 PM,,,"
+    assert take_in(output, line) == 0
+    commit_night(output, "2026-02-03", [plan_row("a")])
+    assert take_in(output, line) == 0
+    assert read_counted(output)["audit_date"].to_pylist() == [NIGHT]
 
 
 def test_a_bin_of_the_night_keeps_its_own_name(tmp_path: Path) -> None:
@@ -567,10 +585,17 @@ def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
 def test_a_confirmed_mismatch_overrules_a_count_that_was_mistyped_as_the_record(output: str) -> None:
     assert take_in(output, f"a,{NIGHT},3,2026-03-03T08:00Z,anna,,") == 0
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:30Z,anna,,", name="corrected.csv") == 1
-    assert "3 pieces; a mismatch overrules that with confirmed" in rejects(output)[0]["detail"]
+    assert "3 pieces; with confirmed it is overruled" in rejects(output)[0]["detail"]
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:30Z,anna,true,", name="confirmed.csv") == 0
-    (night,) = read_history(output, "2026-03-03").nights
-    assert (night.counted_qty[0], night.num_random_resolved) == (1, 1)
+    history = read_history(output, "2026-03-03")
+    assert (history.nights[0].counted_qty[0], history.nights[0].num_random_resolved) == (1, 1)
+    assert history.last_counts.loc["a", ["finding", "found_qty"]].tolist() == ["wrong", 1]
+
+
+def test_a_confirmed_count_is_not_overruled_by_one_from_before_it(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T10:00Z,kim,true,") == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,anna,true,", name="earlier.csv") == 1
+    assert rejects(output)[0]["detail"].endswith("3 pieces")
 
 
 def test_a_confirmed_count_may_be_far_from_the_record(output: str) -> None:

@@ -76,11 +76,12 @@ SICK: dict[str, list[dict[str, Any]]] = {
         {"selection_nlls": [1.8, 1.6, 1.75, 1.9, 2.1]},
         {"selection_nlls": [1.8, 1.7, 1.6, 1.75, 1.9], "image_sizes": [64, 64, 112, 112, 112]},
     ],
-    # the entropy of the labels is 1.753
+    # guessing: 1.753
     "nothing_learned": [
-        {"selection_nlls": [1.9, 1.76, 1.749, 1.75, 1.749], "settled_epochs": 3},
+        {"selection_nlls": [1.9, 1.76, 1.749, 1.75, 1.749], "guess_nll": 1.753, "settled_epochs": 3},
         {
             "selection_nlls": [1.7, 1.7, 1.75, 1.75, 1.75],
+            "guess_nll": 1.753,
             "settled_epochs": 3,
             "image_sizes": [64, 64, 112, 112, 112],
         },
@@ -130,9 +131,10 @@ NEARLY: dict[str, list[dict[str, Any]]] = {
         {"selection_nlls": [1.8, 1.7, 1.4, 1.6, 1.6], "image_sizes": [64, 64, 64, 112, 112]},
     ],
     "nothing_learned": [
-        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.73], "settled_epochs": 3},
+        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.73], "guess_nll": 1.753, "settled_epochs": 3},
+        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.75], "settled_epochs": 3},  # of a checkpoint that lacks it
         # the learning rate is still high
-        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.75], "settled_epochs": 2},
+        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.75], "guess_nll": 1.753, "settled_epochs": 2},
     ],
     "class_imbalance": [{"label_histogram": [100, 1900]}],
     "stalled_on_data": [{"wait_shares": [0.6, 0.15]}],
