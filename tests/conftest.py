@@ -39,12 +39,7 @@ def ray_cluster(_isolated_environment: None) -> Iterator[None]:
     """One Ray cluster of this machine for all tests, with eight logical CPUs and no GPU whatever the machine has."""
     import ray
 
-    from jobs.platform.cluster import OWN_CLUSTER
-
-    with pytest.MonkeyPatch.context() as patch:  # its processes read it as they start; no other cluster shall
-        for name, value in OWN_CLUSTER.items():
-            patch.setenv(name, value)
-        ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -41,9 +41,9 @@ def set_summary(output: Path, **columns: Any) -> None:
 def test_shortage_and_surplus_stand_on_the_page_in_the_night_s_currency(tmp_path: Path) -> None:
     page = read_page(tmp_path)
     assert re.search(r"<dt>Shortage and surplus</dt>\s*<dd>EUR [\d,]+ short</dd>", page)
-    assert "net (95 %:" not in page
+    assert "random counts say" not in page
     set_summary(tmp_path, net_variance_value=-1234.0, net_variance_value_low=-2000.0, net_variance_value_high=-400.0)
-    assert "random counts say EUR -1,234 net (95 %: EUR -2,000 to EUR -400)" in render(tmp_path)
+    assert "random counts say EUR -1,234 net a night over the window (95 %: EUR -2,000 to EUR -400)" in render(tmp_path)
 
 
 def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
