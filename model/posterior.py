@@ -206,7 +206,8 @@ def fit_noise_rate(
 
     `probabilities` (n, K + 1) from the bundle whose labels are meant; quantities and `weights` (n,) as in
     `fit_record_model`. The prior is half-normal with the mean `assumed_rate`, so that few recounts change little (up to
-    0.05; the grid ends at 0.12): an overstated rate lets the list claim more than it finds. No recounts, or an assumed record model: `assumed_rate`.
+    0.05; the grid ends at 0.12): an overstated rate lets the list claim more than it finds. No recounts, or an assumed
+    record model: `assumed_rate`.
     Raises ValueError unless `assumed_rate` is positive.
     """
     if assumed_rate <= 0:

@@ -133,9 +133,10 @@ class _Ledger:
             contradicts = finding.qty == expected_qty != row.count.counted_qty
             settled = Finding(row.count.counted_qty, resolved=True)
             if not (contradicts and resolve_counts([*kept, row.count], expected_qty) == settled):
-                confirmed = resolve_counts([*kept, replace(row.count, confirmed=True)], expected_qty)
-                hint = "; with confirmed it is overruled" if contradicts and confirmed == settled else ""
-                detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces{hint}"
+                detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
+                confirmed = replace(row.count, confirmed=True)
+                if contradicts and resolve_counts([*kept, confirmed], expected_qty) == settled:
+                    detail += "; with confirmed it is overruled"
                 raise Reject(RejectReason.COUNTED_TWICE, detail)
         about = row.count.counted_qty, row.count.counter_id
         if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in kept):
