@@ -43,7 +43,8 @@ class AuditConfig(JobConfig):
     """Replace a night that is already committed."""
 
     replace_counted: bool = False
-    """Replace it even though counts against its plan have come in (they are kept)."""
+    """Replace it even though counts against its plan have come in (they are kept). Where records were corrected by those
+    counts, give another --seed as well: the same draw would judge all bins by those that were put right."""
 
     precision: PrecisionChoice = "auto"
     """Arithmetic of the network; auto is bf16 where the hardware gains by it, else fp32. int8 is for CPUs: evaluate the

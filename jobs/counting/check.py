@@ -127,10 +127,12 @@ class _Ledger:
         # of a count that came without a name it may be said now whose it was
         nameless = [count for count in counts if count.counter_id is None and _is_same_sight(count, row.count)]
         kept = [count for count in counts if row.count.counter_id is None or count not in nameless]
+        unconfirmed = replace(row.count, confirmed=False)
+        is_confirmed_since = row.count.confirmed and unconfirmed in kept
         finding = resolve_counts(kept, expected_qty)
-        if finding is not None and finding.resolved:
-            # a mismatch that somebody refuted may still be found by a third person, and a typo may look like the record
-            contradicts = finding.qty == expected_qty != row.count.counted_qty
+        if finding is not None and finding.resolved and not is_confirmed_since:
+            # what was refuted may still be found by a third person, and what was settled may have been a typo
+            contradicts = row.count.counted_qty != finding.qty
             settled = Finding(row.count.counted_qty, resolved=True)
             if not (contradicts and resolve_counts([*kept, row.count], expected_qty) == settled):
                 detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
@@ -144,7 +146,8 @@ class _Ledger:
             detail = f"{who} has found {about[0]} pieces already: a second count needs another counter_id, or confirmed"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
         is_confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
-        counts[:] = [*kept, replace(row.count, confirmed=is_confirmed)]
+        others = [count for count in kept if not is_confirmed_since or count != unconfirmed]
+        counts[:] = [*others, replace(row.count, confirmed=is_confirmed)]
 
 
 def _is_same_sight(one: Count, other: Count) -> bool:

@@ -15,9 +15,9 @@ from schemas.arrow import MAX_QUANTITY
 from schemas.manifest import NIGHT_YEARS
 from schemas.recount import RejectReason
 
-SOON = timedelta(days=14)
+SOON = timedelta(days=27)
 """After its night a bin is counted within; only where a date can be two days does that tell which it is. Day and month
-the wrong way round make weeks of days."""
+the wrong way round make at least 28 days of one."""
 CLOCK_SLACK = timedelta(minutes=10)
 """Clocks of handhelds may run so far ahead."""
 ZONE_SLACK = timedelta(hours=14)
@@ -155,7 +155,7 @@ def _parse_time(text: str, orders: Set[bool], zone: ZoneInfo) -> tuple[datetime,
     try:
         (moment,) = moments
         moment = moment if moment.tzinfo else moment.replace(tzinfo=zone)
-        is_day = len(text) <= len("2026-11-23")
+        is_day = moment.time() == time()  # a timestamp column holds a day so too
         latest = datetime.combine(moment, time.max, moment.tzinfo) if is_day else moment
         return moment.astimezone(UTC), latest.astimezone(UTC)
     except (ValueError, OverflowError):

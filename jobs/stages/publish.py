@@ -115,7 +115,8 @@ def publish_night(
     if refused:
         raise GateError(
             f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
-            "committed; pass --replace-counted as well to make a new plan (the counts are kept)"
+            "committed; pass --replace-counted as well to make a new plan (the counts are kept), and another --seed if "
+            "records were corrected by them"
         )
     _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
     lock.check()

@@ -138,5 +138,6 @@ def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str, co
     if has_counts(output_uri, audit_date) and not config.replace_counted:
         raise InputError(
             f"{output_uri}: counts against a plan of {audit_date} have come in; "
-            "pass --replace-counted as well to make a new plan (the counts are kept)"
+            "pass --replace-counted as well to make a new plan (the counts are kept), and another --seed if records were "
+            "corrected by them"
         )

@@ -240,6 +240,7 @@ def test_a_count_made_before_the_record_was_read_says_nothing_about_it(tmp_path:
     [
         ("dated", "2026-03-03", "bad_date"),  # its record was read at 2:00 that day
         ("dated", "03.03.2026", "bad_date"),
+        ("dated", "2026-03-03 00:00:00", "bad_date"),  # a day, as a column of timestamps holds it
         ("dated", "2026-03-02", "before_night"),
         ("dated", "2026-03-04", None),
         ("undated", "2026-03-03", None),
@@ -507,6 +508,11 @@ def test_a_night_among_others_is_the_one_that_the_count_came_soon_after(output: 
     assert read_counted(output)["audit_date"].to_pylist() == [NIGHT]
 
 
+def test_a_second_count_weeks_later_still_tells_which_night_was_meant(output: str) -> None:
+    assert take_in(output, "a,3/2/2026,3,3/20/2026 8:15 AM,,,") == 0
+    assert read_counted(output)["audit_date"].to_pylist() == [NIGHT]
+
+
 def test_a_bin_of_the_night_keeps_its_own_name(tmp_path: Path) -> None:
     output = str(tmp_path / "audits")
     commit_night(output, NIGHT, [plan_row("007")], other_bins=[plan_row("7")])
@@ -590,6 +596,28 @@ def test_a_confirmed_mismatch_overrules_a_count_that_was_mistyped_as_the_record(
     history = read_history(output, "2026-03-03")
     assert (history.nights[0].counted_qty[0], history.nights[0].num_random_resolved) == (1, 1)
     assert history.last_counts.loc["a", ["finding", "found_qty"]].tolist() == ["wrong", 1]
+
+
+def test_a_confirmed_typo_is_overruled_by_what_is_confirmed_later(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},30,2026-03-03T08:00Z,kim,true,") == 0
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T09:00Z,kim,,", name="corrected.csv") == 1
+    assert "30 pieces; with confirmed it is overruled" in rejects(output)[0]["detail"]
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T09:00Z,kim,true,", name="confirmed.csv") == 0
+    assert read_history(output, "2026-03-03").last_counts.loc["a", "finding"] == "right"
+
+
+@pytest.mark.parametrize("found", [3, 1])
+def test_a_count_of_a_resolved_bin_may_come_again_once_it_is_confirmed(output: str, found: int) -> None:
+    lines = [f"a,{NIGHT},{found},2026-03-03T08:00Z,{who},," for who in ("kim", "lee")[: 1 if found == 3 else 2]]
+    assert take_in(output, *lines) == 0
+    lines[0] = lines[0].replace("kim,,", "kim,true,")
+    for name in ("confirmed.csv", "again.csv"):
+        assert take_in(output, *lines, name=name) == 0
+    counts = read_counted(output).to_pylist()
+    assert sorted((row["counter_id"], row["confirmed"]) for row in counts if row["confirmed"]) == [("kim", True)]
+    assert (
+        take_in(output, lines[0].replace("08:00", "08:01"), lines[0].replace("08:00", "08:01"), name="twice.csv") == 1
+    )
 
 
 def test_a_confirmed_count_is_not_overruled_by_one_from_before_it(output: str) -> None:
