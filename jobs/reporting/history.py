@@ -16,6 +16,7 @@ import pandas as pd
 
 from jobs.counting.history import History, PlanRecounts
 from model.estimators import wilson_interval
+from model.record_model import recount_weights, scale_to_effective_size
 
 MAX_OFFENDERS = 25
 
@@ -88,32 +89,39 @@ def _promise(plan: PlanRecounts) -> Promise:
 
 @dataclass(frozen=True)
 class CertificatePromise:
-    """What became of the bins certified at `alpha` or better: `num_counted` of them on lists that are 90 % resolved, and
-    `num_right`, whose record was right after all. On average over nights at most alpha of them should be."""
+    """What became of the bins certified at `alpha` or better, by the `num_counted` of them that were counted on nights
+    whose plan is 90 % resolved: the share whose record was right after all, at most alpha on average over nights. The list
+    has the most doubtful of them, so the random ones count for all those that it could not hold."""
 
     alpha: float
     num_counted: int
-    num_right: int
+    share_right: float
+    effective_size: float
+    """Kish's, of these weights."""
 
     @property
     def right_interval(self) -> tuple[float, float]:
         """95 %, Wilson."""
-        return wilson_interval(self.num_right / self.num_counted, self.num_counted)
+        return wilson_interval(self.share_right, self.effective_size)
 
 
 def keep_certificates(history: History) -> list[CertificatePromise]:
     """One per false-discovery rate at which a bin of the window was certified and counted, the strictest first."""
-    level, right = [np.zeros(0)], [np.zeros(0, dtype=bool)]
+    level, right, weight = [np.zeros(0)], [np.zeros(0, dtype=bool)], [np.zeros(0)]
     for plan in history.nights:
-        if plan.has_priority_list:
+        if plan.has_priority_list and plan.has_random_sample:
             rows = plan.counted & ~np.isnan(plan.column("certified_at"))
             level.append(plan.column("certified_at")[rows])
             right.append(~plan.in_wrong_class[rows])
-    levels, is_right = np.concatenate(level), np.concatenate(right)
-    return [
-        CertificatePromise(round(alpha, 6), int((levels <= alpha).sum()), int(is_right[levels <= alpha].sum()))
-        for alpha in np.unique(levels).tolist()
-    ]
+            weight.append(recount_weights(plan.column("inclusion_probability")[rows], plan.in_reach[rows]))
+    levels, is_right, weights = np.concatenate(level), np.concatenate(right), np.concatenate(weight)
+    promises = []
+    for alpha in np.unique(levels).tolist():
+        among = levels <= alpha
+        share = float(np.average(is_right[among], weights=weights[among]))
+        size = float(scale_to_effective_size(weights[among]).sum())
+        promises.append(CertificatePromise(round(alpha, 6), int(among.sum()), share, size))
+    return promises
 
 
 def find_offenders(history: History) -> pd.DataFrame:

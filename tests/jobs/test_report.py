@@ -405,16 +405,26 @@ def test_certified_bins_that_were_counted_are_held_against_their_false_share(tmp
     """The record was right for p0, wrong for p1 and p2; of 12 pieces 11 are there in p3, which is the same class."""
     listed = [priority_row(f"p{number}", number + 1, certified_at=0.1 if number < 2 else 0.3) for number in range(3)]
     listed += [priority_row("p3", 4, 12, certified_at=0.3), priority_row("plain", 5)]
-    commit_night(str(tmp_path), DATES[0], listed)
+    commit_night(str(tmp_path), DATES[0], [*listed, plan_row("drawn")])
     found = [_counted("p0", 3, "ann"), _counted("plain", 3, "ann"), _counted("p3", 11, "ann", expected_qty=12)]
-    _take_in(tmp_path, *found)
+    _take_in(tmp_path, *found, _counted("drawn", 3, "ann"))
     assert keep_certificates(read_history(str(tmp_path), TONIGHT)) == [], "matches come in first"
     _take_in(tmp_path, *(_counted(name, 1, who) for name in ("p1", "p2") for who in ("ann", "bob")))
     _take_in(tmp_path, _counted("p3", 11, "bob", expected_qty=12))
     strict, usual = keep_certificates(read_history(str(tmp_path), TONIGHT))
-    assert strict == CertificatePromise(0.1, num_counted=2, num_right=1)
-    assert usual == CertificatePromise(0.3, num_counted=4, num_right=2)
+    assert strict == CertificatePromise(0.1, num_counted=2, share_right=0.5, effective_size=2)
+    assert usual == CertificatePromise(0.3, num_counted=4, share_right=0.5, effective_size=4)
     assert usual.right_interval[0] < 0.5 < usual.right_interval[1]
+
+
+def test_random_bins_stand_for_the_certified_ones_that_the_list_could_not_hold(tmp_path: Path) -> None:
+    """The list's only bin was wrong; the one drawn of ten as likely certified ones was right."""
+    listed = priority_row("listed", 1, certified_at=0.3, p_record_wrong=0.9)
+    commit_night(str(tmp_path), DATES[0], [listed, plan_row("drawn", certified_at=0.3, p_record_wrong=0.4)])
+    _take_in(tmp_path, _counted("listed", 1, "ann", confirmed=True), _counted("drawn", 3, "ann"))
+    (usual,) = keep_certificates(read_history(str(tmp_path), TONIGHT))
+    assert (usual.num_counted, usual.share_right) == (2, pytest.approx(10 / 11))
+    assert usual.effective_size == pytest.approx(11**2 / 101)
 
 
 def test_planned_bins_that_nobody_counted_are_pending_and_a_list_half_counted_is_not_compared(tmp_path: Path) -> None:
