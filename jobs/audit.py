@@ -16,6 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 
 import pandas as pd
@@ -280,7 +281,7 @@ def _facts_of_whole(
         hours = seconds / 3600 * tonight.resources.num_nodes
         price = tonight.config.node_price * hours / progress.num_fresh * 1000
     return {
-        **belief.estimates.summary_columns(),
+        **asdict(belief.estimates),
         "drill_recall": decisions.drill_recall,
         "drift_alarm": decisions.drift.alarm,
         "images_per_second": progress.images_per_second(),

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from model.prediction_sets import lac_quantile
 from schemas.bundle import Calibration
@@ -41,18 +42,12 @@ class FittedCalibration:
     num_calibration: int
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log probabilities (n, classes) of logits (n, classes), in nats."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 def apply_calibration(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
     """softmax(weight @ logits + bias), float64 (n, classes). Each row depends on nothing but its own logits."""
     weight = np.asarray(calibration.weight)
     # Not a matrix product: BLAS may sum in another order for another number of rows.
     scaled = (np.asarray(logits, np.float64)[:, None, :] * weight[None]).sum(axis=2)
-    return np.exp(log_softmax(scaled + np.asarray(calibration.bias)))
+    return softmax(scaled + np.asarray(calibration.bias), axis=1)
 
 
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -81,7 +76,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray, method: Method) -> C
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         change = parameters[: num_classes**2].reshape(num_classes, num_classes) * mask
         bias = parameters[num_classes**2 :]
-        log_p = log_softmax(scaled @ (identity + change).T + bias)
+        log_p = log_softmax(scaled @ (identity + change).T + bias, axis=1)
         residual = np.exp(log_p) - onehot  # (n, classes)
         weighted = penalty * change + (VECTOR_PENALTY - penalty) * np.diag(np.diag(change))
         value = -(log_p * onehot).sum() + 0.5 * (weighted * change).sum() + 0.5 * (bias @ bias)
@@ -103,7 +98,7 @@ def _minimise_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     rows = np.arange(len(labels))
 
     def objective(log_scale: np.ndarray) -> float:
-        return float(-log_softmax(np.exp(log_scale[0]) * logits)[rows, labels].sum())
+        return float(-log_softmax(np.exp(log_scale[0]) * logits, axis=1)[rows, labels].sum())
 
     found = minimize(objective, np.zeros(1), method="L-BFGS-B", bounds=[(np.log(0.05), np.log(20.0))])
     return float(np.exp(found.x[0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -142,8 +142,3 @@ def averaging_decay(recipe: Recipe, steps_per_epoch: int) -> float:
     if recipe.averaging_epochs == 0:
         return 0.0
     return math.exp(-1 / (recipe.averaging_epochs * steps_per_epoch))
-
-
-def float_buffers(network: nn.Module) -> Iterator[torch.Tensor]:
-    """Batch normalisation's running statistics."""
-    return (buffer for buffer in network.buffers() if buffer.is_floating_point())

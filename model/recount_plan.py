@@ -13,6 +13,7 @@ bins that score as high as the priority list would have been counted anyway; est
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,28 +42,20 @@ class RecountPlan:
     list from 1 and is 0 for random bins."""
 
     bin_id: NDArray[np.object_]
-    key: NDArray[np.uint64]
     recount: NDArray[np.object_]
     rank: NDArray[np.int32]
     inclusion_probability: Floats
 
     def __len__(self) -> int:
-        return len(self.key)
+        return len(self.bin_id)
 
-    def locate(self, bin_id: Sequence[str], key: NDArray[np.uint64]) -> NDArray[np.intp]:
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {bin_id: row for row, bin_id in enumerate(self.bin_id.tolist())}
+
+    def locate(self, bin_id: Sequence[str]) -> NDArray[np.intp]:
         """Row of this plan (m,) for each bin of a shard, -1 where the bin is not in it."""
-        place = np.full(len(key), -1, dtype=np.intp)
-        if not len(self):
-            return place
-        order = np.argsort(self.key, kind="stable")
-        slot = np.searchsorted(self.key[order], key)
-        slot[slot == len(order)] = 0
-        ids = np.asarray(bin_id, dtype=object)
-        for row in np.flatnonzero(self.key[order][slot] == key):  # as many as the plan is long
-            same_key = np.flatnonzero(self.key == key[row])
-            matching = same_key[self.bin_id[same_key] == ids[row]]
-            place[row] = matching[0] if matching.size else -1
-        return place
+        return np.array([self._row_of.get(name, -1) for name in bin_id], dtype=np.intp)
 
 
 def draw_keys(bin_id: Iterable[str], seed: int, night: str) -> NDArray[np.uint64]:
@@ -81,18 +74,7 @@ def best_candidates(bin_id: Sequence[str], key: NDArray[np.uint64], score: Array
     scores = np.asarray(score, dtype=np.float64)
     if np.isnan(scores).any():
         raise ValueError("a bin without a score cannot be ranked")
-    size = min(size, len(scores))
-    if size <= 0:
-        return Candidates(np.empty(0, dtype=object), np.empty(0), np.empty(0, dtype=np.uint64))
-    worst = np.partition(scores, len(scores) - size)[len(scores) - size]
-    better = np.flatnonzero(scores > worst)
-    tied = np.flatnonzero(scores == worst)
-    missing = size - len(better)
-    if missing < len(tied):
-        tied = tied[np.argpartition(key[tied], missing - 1)[:missing]]
-    chosen = np.concatenate([better, tied])
-    ids = np.array([bin_id[row] for row in chosen.tolist()], dtype=object)
-    return _sort_candidates(ids, scores[chosen], key[chosen])
+    return merge_candidates([Candidates(np.array(bin_id, dtype=object), scores, key)], size)
 
 
 def merge_candidates(parts: Sequence[Candidates], size: int) -> Candidates:
@@ -128,7 +110,6 @@ def plan_recounts(
     chance = num_random / max(num_assessed, 1)
     return RecountPlan(
         bin_id=np.concatenate([drawn, ranked.bin_id[chosen]]),
-        key=np.concatenate([random.key[:num_random], ranked.key[chosen]]),
         recount=np.array([str(Recount.RANDOM)] * num_random + [str(Recount.PRIORITY)] * len(chosen), dtype=object),
         rank=np.concatenate([np.zeros(num_random), np.arange(1, len(chosen) + 1)]).astype(np.int32),
         inclusion_probability=np.concatenate([np.full(num_random, chance), np.ones(len(chosen))]),

@@ -42,7 +42,6 @@ from model.optimisation import (
     CountingNetwork,
     WeightAverage,
     averaging_decay,
-    float_buffers,
     freeze,
     learning_rate_at,
     make_optimiser,
@@ -377,11 +376,10 @@ class _Loop:
     @torch.no_grad()
     def _average_statistics(self) -> None:
         """Batch normalisation saw other photos on every worker: their running statistics are averaged."""
-        for buffer in float_buffers(self.network):
-            self._sum(buffer).div_(self.num_workers)
-        for name, value in self.average.state.items():
-            if "running_" in name:
-                self._sum(value).div_(self.num_workers)
+        for state in (self.network.state_dict(), self.average.state):
+            for name, value in state.items():
+                if "running_" in name:
+                    self._sum(value).div_(self.num_workers)
 
     @torch.no_grad()
     def _evaluate(self, state: dict[str, torch.Tensor], split: str, *, image_size: int, mirror: bool) -> np.ndarray:

@@ -131,7 +131,7 @@ class History:
             budget=self.budget,
             random_share=self.random_share,
         )
-        rows = np.argsort(plan.locate(BIN_IDS, keys))[NUM_BINS - len(plan) :]
+        rows = np.argsort(plan.locate(BIN_IDS))[NUM_BINS - len(plan) :]
         is_random = plan.recount == "random"
         counted = bins.take(rows)
         in_reach = find_reach(objective[rows], ~is_random)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.counting.history import History, PlanRecounts
 from jobs.counting.samples import Sample, best_samples, counted_samples, samples_in_force, worst_samples
@@ -18,6 +20,7 @@ from model.estimators import (
     estimate_share,
     estimate_total,
 )
+from model.record_errors import Floats
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class Estimates:
     naive_precision_window: float | None
     ece_window: float | None
     """Above what binning alone shows for perfect calibration."""
-    ece_window_raw: float | None
     # None in a belief that was frozen before these were estimated
     gross_variance_units: float | None = None
     gross_variance_units_low: float | None = None
@@ -52,10 +54,6 @@ class Estimates:
     net_variance_value: float | None = None
     net_variance_value_low: float | None = None
     net_variance_value_high: float | None = None
-
-    def summary_columns(self) -> dict[str, float | int | str | None]:
-        """The values for the summary's row of the whole night."""
-        return {name: value for name, value in asdict(self).items() if name != "ece_window_raw"}
 
     def without_claims(self) -> Estimates:
         """Without what is said of bins that nobody counted; what became of past lists and past claims stands."""
@@ -85,21 +83,14 @@ def estimate_window(history: History) -> Estimates:
         low = min(estimate.low, guard.low - unknown) if signed else np.maximum(0.0, min(estimate.low, guard.low))
         return replace(estimate, low=float(low), high=max(estimate.high, guard.high + unknown))
 
-    lists = [plan for plan in history.nights if plan.has_priority_list]
     share = estimate_share([_wrong_sample(sample) for sample in samples])
     worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
     best = estimate_share([_wrong_sample(sample) for sample in best_samples(history)])
-    net = total(_net_sample, lambda _: True)
     gross = total(
         _gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None, signed=False
     )
     one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
     value = total(_value_sample, lambda sample: one_currency and _is_valued(sample))
-    found = _PriorityFindings(lists)
-    precision = estimate_precision(found.wrong)
-    random = _RandomFindings(samples)
-    # p_record_wrong of a record of K or more is a claim about the class, and accuracy one about the exact quantity
-    raw_error = expected_calibration_error(random.p_record_wrong, random.in_wrong_class)
     return Estimates(
         error_rate=_number(share.value),
         error_rate_low=_number(min(share.low, best.low)),
@@ -108,65 +99,62 @@ def estimate_window(history: History) -> Estimates:
         estimator=share.estimator,
         window_nights=len(samples),
         num_random_window=sum(sample.plan.num_random_resolved for sample in samples),
-        num_priority_window=sum(plan.num_priority_resolved for plan in lists),
         num_pending_window=history.num_pending,
-        net_variance_units=_number(net.value),
-        net_variance_units_low=_number(net.low),
-        net_variance_units_high=_number(net.high),
-        found_value_window=_number(found.total_value if _have_one_currency(lists) else np.nan),
-        claimed_over_found=_number(claimed_over_found(found.p_record_wrong, found.in_wrong_class)),
-        list_precision_window=_number(precision.value),
-        list_precision_window_low=_number(precision.low),
-        list_precision_window_high=_number(precision.high),
-        naive_precision_window=float(random.wrong[random.mismatch].mean()) if random.mismatch.any() else None,
-        ece_window=max(0.0, raw_error - calibration_errors_by_chance(random.p_record_wrong).mean())
-        if samples
-        else None,
-        ece_window_raw=_number(raw_error),
-        gross_variance_units=_number(gross.value),
-        gross_variance_units_low=_number(gross.low),
-        gross_variance_units_high=_number(gross.high),
-        net_variance_value=_number(value.value),
-        net_variance_value_low=_number(value.low),
-        net_variance_value_high=_number(value.high),
+        **_columns("net_variance_units", total(_net_sample, lambda _: True)),
+        **_columns("gross_variance_units", gross),
+        **_columns("net_variance_value", value),
+        **_survey_random(samples),
+        **_survey_lists([plan for plan in history.nights if plan.has_priority_list]),
     )
 
 
-class _PriorityFindings:
-    """Of every counted priority bin of these plans, arrays (m,): was the record wrong, was it in the wrong class (what
-    p_record_wrong claims), and what was claimed; and the value of all differences (NaN where no bin has a unit value)."""
+def _survey_lists(lists: Sequence[PlanRecounts]) -> dict[str, Any]:
+    """What the counted priority bins of these plans tell. `p_record_wrong` claims that the class is wrong, and a list's
+    precision is about the exact quantity."""
+    listed = [(plan, ~plan.is_random & plan.counted) for plan in lists]
+    differences = [(plan.counted_qty - plan.column("expected_qty"))[rows] for plan, rows in listed]
+    values = [
+        np.abs(found) * plan.column("unit_value")[rows] for (plan, rows), found in zip(listed, differences, strict=True)
+    ]
+    value = _joined(values)
+    is_valued = np.isfinite(value).any() and _have_one_currency(lists)
+    claimed = _joined([plan.column("p_record_wrong")[rows] for plan, rows in listed])
+    in_wrong_class = _joined([plan.in_wrong_class[rows] for plan, rows in listed]).astype(bool)
+    return {
+        "num_priority_window": sum(plan.num_priority_resolved for plan in lists),
+        "found_value_window": float(np.nansum(value)) if is_valued else None,
+        "claimed_over_found": _number(claimed_over_found(claimed, in_wrong_class)),
+        **_columns("list_precision_window", estimate_precision((_joined(differences) != 0).astype(np.float64))),
+    }
 
-    def __init__(self, lists: Sequence[PlanRecounts]) -> None:
-        wrong, claimed, value = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
-        in_wrong_class = [np.zeros(0, dtype=bool)]
-        for plan in lists:
-            rows = ~plan.is_random & plan.counted
-            in_wrong_class.append(plan.in_wrong_class[rows])
-            difference = (plan.counted_qty - plan.column("expected_qty"))[rows]
-            wrong.append((difference != 0).astype(np.float64))
-            claimed.append(plan.column("p_record_wrong")[rows])
-            value.append(np.abs(difference) * plan.column("unit_value")[rows])
-        self.wrong, self.p_record_wrong = np.concatenate(wrong), np.concatenate(claimed)
-        self.in_wrong_class = np.concatenate(in_wrong_class)
-        known = np.concatenate(value)
-        self.total_value = float(np.nansum(known)) if np.isfinite(known).any() else float("nan")
+
+def _survey_random(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Of the random bins of these samples: how far claims are off, and how precise it would be to doubt each record that
+    the camera's count differs from. The first is about the class, the second about the exact quantity."""
+    drawn = [(sample, sample.is_random) for sample in samples]
+    claimed = _joined([sample.column("p_record_wrong")[rows] for sample, rows in drawn])
+    in_wrong_class = _joined([sample.in_wrong_class[rows] for sample, rows in drawn]).astype(bool)
+    wrong = _joined([sample.wrong[rows] for sample, rows in drawn])
+    differs = [(sample.column("camera_qty") != sample.plan.recorded_class[sample.rows])[rows] for sample, rows in drawn]
+    mismatch = _joined(differs).astype(bool)
+    error = (
+        expected_calibration_error(claimed, in_wrong_class) - calibration_errors_by_chance(claimed).mean()
+        if samples
+        else None
+    )
+    return {
+        "naive_precision_window": float(wrong[mismatch].mean()) if mismatch.any() else None,
+        "ece_window": None if error is None else max(0.0, error),
+    }
 
 
-class _RandomFindings:
-    """Of every random bin of these samples, arrays (m,): was the record wrong, was it in the wrong class (K or more is
-    one), what was claimed, and did the camera's count differ from the record."""
+def _joined(parts: Sequence[NDArray[Any]]) -> Floats:
+    return np.concatenate([np.zeros(0), *parts])
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        wrong, claimed = [np.zeros(0)], [np.zeros(0)]
-        in_wrong_class, mismatch = [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=bool)]
-        for sample in samples:
-            rows = sample.is_random
-            in_wrong_class.append(sample.plan.in_wrong_class[sample.rows][rows])
-            wrong.append(sample.wrong[rows].astype(np.float64))
-            claimed.append(sample.column("p_record_wrong")[rows])
-            mismatch.append((sample.column("camera_qty") != sample.plan.recorded_class[sample.rows])[rows])
-        self.wrong, self.p_record_wrong = np.concatenate(wrong), np.concatenate(claimed)
-        self.in_wrong_class, self.mismatch = np.concatenate(in_wrong_class), np.concatenate(mismatch)
+
+def _columns(name: str, estimate: Estimate) -> dict[str, Any]:
+    ends = {"": estimate.value, "_low": estimate.low, "_high": estimate.high}
+    return {name + end: _number(value) for end, value in ends.items()}
 
 
 def _wrong_sample(sample: Sample) -> NightSample:

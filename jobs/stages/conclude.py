@@ -293,7 +293,7 @@ def _conclude(rows: pa.Table, reference: ReferenceScores | None, rules: Rules, d
     p_wrong = rows["p_record_wrong"].to_numpy(zero_copy_only=False).astype(np.float64)
     bin_ids = rows["bin_id"].to_pylist()
     plan = decisions.plan
-    place = plan.locate(bin_ids, draw_keys(bin_ids, rules.seed, rules.audit_date))
+    place = plan.locate(bin_ids)
     planned = place >= 0
     recount, rank, inclusion = np.full(n, None, dtype=object), np.zeros(n, np.int32), np.full(n, np.nan)
     recount[planned] = plan.recount[place[planned]]

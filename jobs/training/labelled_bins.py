@@ -6,9 +6,7 @@ import hashlib
 import io
 import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("bin_id", "image_uri", "expected_qty", "num_skus", "group")
 ROWS_PER_TASK = 256
-FETCHES_AT_ONCE = 16
 TASK_CPUS = 0.25
 """Of a task that reads photos: a part, so that some run beside a training that holds the rest of a small machine."""
 LEAST_TASKS = 4
@@ -161,19 +158,6 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
         )
     logger.warning("%s; their bins are left out", said)
     return replace(bins, table=usable, left_out=bins.left_out | left_out)
-
-
-def fetch_all(uris: list[str], *, anonymous: bool = False) -> list[bytes | None]:
-    """The bytes of photos that were checked, many requests at once; None for one that isn't there any more."""
-    with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
-        return list(pool.map(partial(_fetch, anonymous=anonymous), uris))
-
-
-def _fetch(uri: str, anonymous: bool) -> bytes | None:
-    try:
-        return storage.read_bytes(uri, anonymous=anonymous)
-    except FileNotFoundError:
-        return None
 
 
 def _check_batch(batch: pa.Table, plan: FetchPlan) -> pa.Table:

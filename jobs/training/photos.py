@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 
 import cv2
@@ -19,13 +19,14 @@ import ray
 import ray.data
 
 from jobs.platform import storage
-from jobs.training.labelled_bins import TASK_CPUS, fetch_all, task_pool
+from jobs.training.labelled_bins import TASK_CPUS, task_pool
 from model.images import read_pixels, resize_image
 from model.micro_batches import MicroBatch, PreparedBatch
 from model.splitting import id_hashes, keyed
 from model.transforms import augment
 from schemas.bundle import Preprocessing
 
+FETCHES_AT_ONCE = 16
 PHOTOS_PER_TASK = 256
 """Most photos of a task that prepares them; fewer where cores would have none."""
 FIRST_WINDOW = 8
@@ -128,22 +129,17 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
     for planned in block.to_pylist():
         rows, side, epoch = np.array(planned["rows"]), planned["side"], planned["epoch"]
         started = time.perf_counter()
-        photos = fetch_all([uris[row] for row in rows], anonymous=stream.anonymous)
+        with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+            photos = list(pool.map(partial(_fetch, anonymous=stream.anonymous), [uris[row] for row in rows]))
         fetched = time.perf_counter()
-        gone = [uris[row] for row, data in zip(rows, photos, strict=True) if data is None]
-        if gone:
-            raise FileNotFoundError(
-                f"{gone[0]}: the photo was there when training began and is gone; put it back to go on from the last "
-                "checkpoint: without it, the same command begins anew"
-            )
         for row, data in zip(rows, photos, strict=True):
-            if hashlib.sha256(data or b"").hexdigest() != digests[row]:
+            if hashlib.sha256(data).hexdigest() != digests[row]:
                 raise ValueError(
                     f"{uris[row]}: another photo than when training began; put the former back to go on from the last "
                     "checkpoint: with this one, the same command begins anew"
                 )
         preprocessing = stream.preprocessing.model_copy(update={"image_size": side})
-        pixels = [read_pixels(data) for data in photos if data is not None]
+        pixels = [read_pixels(data) for data in photos]
         decoded = time.perf_counter()
         if epoch is None:
             pixels = [resize_image(photo, preprocessing) for photo in pixels]
@@ -164,6 +160,16 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
                 "augment": [finished - decoded],
             }
         )
+
+
+def _fetch(uri: str, anonymous: bool) -> bytes:
+    try:
+        return storage.read_bytes(uri, anonymous=anonymous)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{uri}: the photo was there when training began and is gone; put it back to go on from the last "
+            "checkpoint: without it, the same command begins anew"
+        ) from error
 
 
 @lru_cache(maxsize=2)

@@ -86,14 +86,14 @@ def audit_shards(assessor: Assessor, reference: ReferenceScores, shards: list[Sh
         counts += p_value_histogram(score, reference)
         keys = draw_keys(ids, 0, "2026-11-22")
         parts.append((best_candidates(ids, keys, np.zeros(len(ids)), 100), best_candidates(ids, keys, score, 100)))
-        staged.append((score.astype(np.float32), keys))
+        staged.append(score.astype(np.float32))
     random_part, ranked = (merge_candidates(list(kind), 100) for kind in zip(*parts, strict=True))
     plan = plan_recounts(random_part, ranked, num_assessed=NUM_BINS, budget=100, random_share=0.3)
     thresholds = certificate_thresholds(counts, (0.1, 0.3), drift_alarm=False)
     located = 0
-    for (ids, _, _), (score, keys) in zip(shards, staged, strict=True):
+    for (ids, _, _), score in zip(shards, staged, strict=True):
         certified_at(conformal_p_values(score, reference), thresholds)
-        located += int((plan.locate(ids, keys) >= 0).sum())
+        located += int((plan.locate(ids) >= 0).sum())
     if located != len(plan):
         raise AssertionError(f"{located} bins found of a plan of {len(plan)}")
 

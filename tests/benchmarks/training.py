@@ -29,7 +29,7 @@ from safetensors.torch import save
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.cluster import connect
-from jobs.training.labelled_bins import check_photos, fetch_all, read_labelled_bins
+from jobs.training.labelled_bins import check_photos, read_labelled_bins
 from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs
 from jobs.training.start import read_start
 from jobs.training.workers import plan_workers, worker_environment
@@ -62,7 +62,7 @@ class LoadInMemory:
         bins, state, _ = self.inputs()
         uris = storage.read_table(self.inputs.bins_uri, columns=["image_uri"])["image_uri"].to_pylist()
         preprocessing = Preprocessing(image_size=self.inputs.recipe.image_size)
-        pixels = np.stack([decode_image(data, preprocessing) for data in fetch_all(uris) if data is not None])
+        pixels = np.stack([decode_image(storage.read_bytes(uri), preprocessing) for uri in uris])
         return bins, state, PhotosInMemory(pixels)
 
 

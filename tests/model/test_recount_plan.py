@@ -99,17 +99,13 @@ def test_a_budget_larger_than_the_warehouse_counts_every_bin_once() -> None:
     assert len(plan_over([np.arange(40)], scores_with_ties(), budget=0)) == 0
 
 
-def test_bins_find_their_row_in_the_plan_even_when_keys_collide() -> None:
+def test_bins_find_their_row_in_the_plan() -> None:
     plan = plan_over([np.arange(2000)], scores_with_ties())
-    keys = draw_keys(IDS, 7, "2026-11-22")
-    place = plan.locate(IDS, keys)
+    place = plan.locate(IDS)
     assert (place >= 0).sum() == 100
     for row in np.flatnonzero(place >= 0):
         assert plan.bin_id[place[row]] == IDS[row]
-    collided = RecountPlan(
-        np.array(["a", "b"], dtype=object), np.array([5, 5], dtype=np.uint64), *(np.zeros(2) for _ in range(3))
-    )
-    assert collided.locate(["b", "c", "a"], np.array([5, 5, 5], dtype=np.uint64)).tolist() == [1, -1, 0]
+    assert plan_over([np.arange(40)], scores_with_ties(), budget=0).locate(IDS[:2]).tolist() == [-1, -1]
 
 
 def test_reach_is_the_list_and_the_random_bins_that_score_higher() -> None:
