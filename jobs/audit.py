@@ -36,13 +36,13 @@ from jobs.platform.provenance import provenance
 from jobs.report import write_report
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
-from jobs.stages.manifest import write_worklist
 from jobs.stages.progress import Progress
 from jobs.stages.publish import check_committed, clean_up, publish_night, summarize
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night
 from jobs.stages.staging import stage_shards
 from jobs.stages.tonight import Tonight, settle_night
+from jobs.stages.worklist import write_worklist
 from model.posterior import build_assessor
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError

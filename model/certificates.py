@@ -29,7 +29,7 @@ class ReferenceScores:
     Scores are compared in single precision, as results hold them: both passes see the same ties.
     """
 
-    right_scores: NDArray[np.float32]
+    right_scores: tuple[float, ...]
     num_counted: int
 
 
@@ -49,7 +49,7 @@ def build_reference(
     if not (np.all(np.isfinite(score)) and np.all(np.isfinite(counted)) and np.all(counted >= 0)):
         raise ValueError("certificates need a score and a counted_qty of 0 or more for every random bin")
     right = np.minimum(counted, top_class) == np.minimum(expected, top_class)
-    return ReferenceScores(np.sort(score[right]), len(score))
+    return ReferenceScores(tuple(np.sort(score[right]).tolist()), len(score))
 
 
 def conformal_p_values(scores: ArrayLike, reference: ReferenceScores) -> Floats:

@@ -11,7 +11,7 @@ References: DeHoratius, Mersereau & Schrage 2008 (a distribution for every recor
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,6 @@ PRIOR_ERROR_COUNTS = 50.0
 PRIOR_SIZE_COUNTS = 50.0
 # how many bins in the top class its assumed shares are worth
 PRIOR_TOP_COUNTS = 5.0
-_SHARE_LISTS = ("sizes", "class_shares", "top_shares")
 _DIRECTION_GRID = (np.arange(40) + 0.5) / 40
 
 
@@ -74,14 +73,6 @@ class RecordModel:
         """P(true class | recorded class), shape (K + 1, K + 1)."""
         table, top = self.table(), self.top_class
         return np.vstack([table[:top], np.array(self.top_shares) @ table[top:]])
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RecordModel":
-        lists = {name: tuple(float(share) for share in values[name]) for name in _SHARE_LISTS}
-        return cls(**{**values, **lists})
 
 
 def assume_record_model(class_shares: ArrayLike, error_rate: float = PRIOR_ERROR_RATE) -> RecordModel:

@@ -69,7 +69,7 @@ class BundleInfo(Document):
 
     format_version: int = FORMAT_VERSION
     bundle_id: str
-    """First 12 hex digits of a SHA-256 over weights, architecture, classes, preprocessing, calibration, thresholds."""
+    """Its `content_id`: of all that changes a probability or a set."""
     architecture: str
     """A torchvision ResNet: resnet18, resnet34 or resnet50."""
     top_class: int = Field(ge=1)

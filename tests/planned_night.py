@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -69,12 +70,16 @@ def assumed_belief() -> dict[str, Any]:
     """As `run.json` holds it."""
     return {
         "state": "assumed",
-        "record_model": assume_record_model([1.0] * (TOP_CLASS + 1)).to_dict(),
+        "record_model": asdict(assume_record_model([1.0] * (TOP_CLASS + 1))),
         "noise_rate": 0.02,
         "bundle_id": BUNDLE_ID,
         "calibration_id": "0" * 12,
         "reference": None,
-        "estimates": dict.fromkeys(Estimates.__dataclass_fields__),
+        "estimates": {
+            **dict.fromkeys(Estimates.__dataclass_fields__),
+            **dict.fromkeys(("window_nights", "num_random_window", "num_priority_window", "num_pending_window"), 0),
+            "estimator": "none",
+        },
     }
 
 

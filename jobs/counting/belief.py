@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import TypeAdapter
 
 from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
@@ -44,20 +45,7 @@ class Belief:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; `from_dict` gives an equal belief."""
-        reference = None
-        if self.reference is not None:
-            scores = self.reference.right_scores.tolist()
-            reference = {"right_scores": scores, "num_counted": self.reference.num_counted}
-        return {
-            "state": self.state,
-            "record_model": self.record_model.to_dict(),
-            "noise_rate": self.noise_rate,
-            "bundle_id": self.bundle_id,
-            "calibration_id": self.calibration_id,
-            "reference": reference,
-            "estimates": asdict(self.estimates),
-            "drift_baseline": asdict(self.drift_baseline) if self.drift_baseline else None,
-        }
+        return TypeAdapter(Belief).dump_python(self, mode="json")
 
     def without_claims(self) -> Belief:
         """For a night that draws no random bins: it ranks by what was learned, and neither certifies nor estimates."""
@@ -65,19 +53,7 @@ class Belief:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Belief:
-        reference = values["reference"]
-        if reference is not None:
-            scores = np.array(reference["right_scores"], dtype=np.float32)
-            reference = ReferenceScores(scores, reference["num_counted"])
-        return cls(
-            **{
-                **values,
-                "record_model": RecordModel.from_dict(values["record_model"]),
-                "reference": reference,
-                "estimates": Estimates(**values["estimates"]),
-                "drift_baseline": Baseline(**values["drift_baseline"]) if values.get("drift_baseline") else None,
-            }
-        )
+        return TypeAdapter(Belief).validate_python(values)
 
 
 def true_shares(records: ArrayLike, error_rate: float = PRIOR_ERROR_RATE) -> Floats:
@@ -181,5 +157,5 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
 
 
 def _name_calibration(record_model: RecordModel, noise_rate: float, bundle_id: str) -> str:
-    facts = {"record_model": record_model.to_dict(), "noise_rate": noise_rate, "bundle_id": bundle_id}
+    facts = {"record_model": asdict(record_model), "noise_rate": noise_rate, "bundle_id": bundle_id}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.platform import storage
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
-from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.reconcile import probability_matrix
 from jobs.stages.resources import Resources
 from jobs.stages.score import score_shards, shard_table
+from jobs.stages.worklist import Shard
 from schemas.bundle import BundleInfo
 from schemas.manifest import stock_moved
 from schemas.results import ImageStatus
@@ -166,7 +167,7 @@ def compare_counts(found: Predictions, reference: Predictions) -> dict[str, Any]
 def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
     """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
     for item in items.to_pylist():
-        rows = fetch_rows(read_shard(item["uri"], item["row_group"]), plan)
+        rows = fetch_rows(storage.read_row_group(item["uri"], item["row_group"]), plan)
         meant = pc.and_(_kept(rows, keep), pc.invert(stock_moved(rows)))
         pixels = pc.if_else(meant, rows["pixels"], pa.scalar(None, pa.binary()))
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)

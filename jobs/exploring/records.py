@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.platform import storage
 from jobs.stages.duplicates import CHECK_CPUS
-from jobs.stages.manifest import Shard, read_shard, shard_dataset
+from jobs.stages.worklist import Shard, shard_dataset
 
 MAX_QUANTITY = 200
 """Larger quantities are counted together, so that the counts stay few."""
@@ -117,7 +118,7 @@ def count_groups(shards: list[Shard]) -> Counter[int]:
 
 
 def _count_shard_groups(items: pa.Table) -> pa.Table:
-    groups = [read_shard(item["uri"], item["row_group"])["group"].drop_null() for item in items.to_pylist()]
+    groups = [storage.read_row_group(item["uri"], item["row_group"])["group"].drop_null() for item in items.to_pylist()]
     found = pc.value_counts(pa.chunked_array([chunk for column in groups for chunk in column.chunks], pa.string()))
     return pa.table({"group": found.field("values"), "bins": found.field("counts")})
 

@@ -15,10 +15,11 @@ import ray.data
 
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
+from jobs.platform import storage
 from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
 from jobs.stages.images import FetchPlan
-from jobs.stages.manifest import Shard, read_shard, shard_dataset
 from jobs.stages.resources import Resources
+from jobs.stages.worklist import Shard, shard_dataset
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int
 def _survey_shard(items: pa.Table, plan: FetchPlan, share: float, seed: int) -> dict[str, list[str]]:
     reports = []
     for item in items.to_pylist():
-        rows = read_shard(item["uri"], item["row_group"])
+        rows = storage.read_row_group(item["uri"], item["row_group"])
         sample = rows.filter(pa.array(draw_sample(rows["bin_id"].to_pylist(), share, seed)))
         reports.append(json.dumps({"records": read_records(rows).to_dict(), "looks": look_at(sample, plan)}))
     return {"report": reports}
@@ -132,7 +133,7 @@ def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
 
 
 def _take_rows(items: pa.Table, column: str, values: list[str]) -> pa.Table:
-    shards = [read_shard(item["uri"], item["row_group"]) for item in items.to_pylist()]
+    shards = [storage.read_row_group(item["uri"], item["row_group"]) for item in items.to_pylist()]
     return _first_of_each(
         pa.concat_tables([rows.select(["bin_id", "image_uri", "image_etag"]) for rows in shards]), column, values
     )

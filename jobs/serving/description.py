@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from jobs.serving.answers import EXAMPLE
 from jobs.serving.problems import CAUSES, MEDIA_TYPE, Problem, ProblemDetails
 from jobs.serving.uploads import MAX_PHOTOS
 from schemas.arrow import MAX_QUANTITY
-from schemas.bundle import BundleInfo, class_names
+from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
 
 PHOTO = {"type": "string", "format": "binary", "description": "A JPEG, PNG or WebP photo of one bin."}
 QUANTITY = {"type": "integer", "minimum": 0, "maximum": MAX_QUANTITY, "description": "The recorded quantity."}
@@ -61,37 +63,19 @@ BATCH_EXAMPLE = {
         },
     ]
 }
-BUNDLE_EXAMPLE = {
-    "format_version": 1,
-    "bundle_id": EXAMPLE["bundle_id"],
-    "architecture": "resnet18",
-    "top_class": 6,
-    "classes": class_names(6),
-    "preprocessing": {
-        "image_size": 112,
-        "resampling": "supersampled",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    },
-    "test_time_flip": False,
-    "calibration": {
-        "method": "temperature",
-        "weight": [[0.9 if row == column else 0.0 for column in range(7)] for row in range(7)],
-        "bias": [0.0] * 7,
-        "held_out_nll": {"none": 1.44, "temperature": 1.41},
-    },
-    "prediction_set_threshold": 0.93,
-    "num_calibration": 650,
-    "record_outside_set_share": 0.1,
-    "label_histogram": [97, 612, 874, 902, 781, 590, 1545],
-    "label_noise": {"rate": 0.02, "assumed": True},
-    "metrics": {"exact": 0.43},
-    "training": {"max_epochs": 14},
-    "data_fingerprint": "9b1f…",
-    "git_commit": None,
-    "versions": {"python": "3.11.7"},
-    "weights_sha256": "5c0e…",
-}
+BUNDLE_EXAMPLE = BundleInfo(
+    bundle_id=str(EXAMPLE["bundle_id"]),
+    architecture="resnet18",
+    top_class=6,
+    classes=class_names(6),
+    preprocessing=Preprocessing(image_size=112),
+    calibration=Calibration(method="none", weight=np.eye(7).tolist(), bias=[0.0] * 7),
+    prediction_set_threshold=0.93,
+    num_calibration=650,
+    record_outside_set_share=0.1,
+    label_histogram=[97, 612, 874, 902, 781, 590, 1545],
+    weights_sha256="5c0e…",
+).model_dump(mode="json")
 METRICS_EXAMPLE = (
     '# TYPE ray_stock_audit_photos_total counter\nray_stock_audit_photos_total{outcome="counted"} 1041.0\n'
 )

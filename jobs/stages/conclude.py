@@ -7,13 +7,13 @@ final rows, part by part. Neither holds more than one group of shards in a proce
 from __future__ import annotations
 
 import pickle
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -104,15 +104,15 @@ class Decisions:
 
 @dataclass
 class Night:
-    """What pass 2b adds up: sums per (scope, value), and the planned bins with what learning from them will need."""
+    """What pass 2b adds up: sums as of `sum_scopes`, and the planned bins with what learning from them will need."""
 
-    sums: dict[tuple[str, str | None], np.ndarray]
+    sums: pd.DataFrame
     planned: pa.Table
     part_uris: list[str]
 
     @property
     def num_bins(self) -> int:
-        return round(self.sums["all", None][SUMS.index("num_bins")])
+        return round(float(self.sums["num_bins"].loc["all"].sum()))
 
 
 def decide_night(
@@ -174,17 +174,13 @@ def write_parts(
     """Pass 2b: one part of the results per group."""
     shared = ray.put((reconciler, reference, rules, decisions))
     options = {"shared": shared, "output_uri": output_uri}
-    sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
     written = [
         pickle.loads(row["written"])  # noqa: S301 - written by our own worker
         for row in _over_groups(groups, _write_group, options, task_cpus)
     ]
     written.sort(key=lambda found: found["uri"])  # they end in any order, and sums of floats depend on theirs
-    for found in written:
-        for scope, values in found["sums"].items():
-            sums[scope] += values
     table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *(found["planned"] for found in written)]).sort_by("bin_id")
-    return Night(dict(sums), table, [found["uri"] for found in written])
+    return Night(_add_up([found["sums"] for found in written]), table, [found["uri"] for found in written])
 
 
 def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
@@ -268,18 +264,17 @@ def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> 
 
 def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
     reconciler, reference, rules, decisions = ray.get(shared)
-    tables, planned = [], []
-    sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
+    tables, planned, sums = [], [], []
     for staged in _read_group(row):
         rows = reconciler.reconcile(staged)
         results = _conclude(rows, reference, rules, decisions)
         planned.append(_planned(rows, results))
         outside = pc.and_(rows["assessed"], pc.invert(pc.fill_null(rows["record_in_set"], True)))
-        _add_sums(sums, results, outside.to_numpy(), reconciler.assessor.top_class)
+        sums.append(sum_scopes(results, outside.to_numpy(), reconciler.assessor.top_class))
         tables.append(results)
     uri = part_uri(output_uri, "results", rules.audit_date, rules.run_id, row["group"])
     storage.write_table(uri, pa.concat_tables(tables), row_group_size=65536)
-    written = {"sums": dict(sums), "planned": pa.concat_tables(planned), "uri": uri}
+    written = {"sums": _add_up(sums), "planned": pa.concat_tables(planned), "uri": uri}
     return {"written": pickle.dumps(written)}
 
 
@@ -331,38 +326,9 @@ def _planned(rows: pa.Table, results: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=PLANNED_SCHEMA)
 
 
-SUMS = (
-    "num_bins",
-    "num_scored",
-    "num_missing_image",
-    "num_fetch_failed",
-    "num_unreadable_image",
-    "num_image_rejected",
-    "num_assessed",
-    "recorded_units",
-    "recorded_value",
-    "num_suspect",
-    "num_certified",
-    "num_priority",
-    "num_random",
-    "exp_wrong_in_list",
-    "num_mismatch",
-    "num_outside",
-    "expected_wrong",
-    "net_variance_predicted",
-    "gross_variance_predicted",
-    "num_valued",
-    "shortage_value",
-    "overage_value",
-    "value_at_risk",
-)
-"""What is summed per scope; the summary's columns, the numerators of its shares, and the bins with a unit_value."""
-
-
-def _add_sums(
-    sums: dict[tuple[str, str | None], np.ndarray], results: pa.Table, outside: np.ndarray, top_class: int
-) -> None:
-    """Adds a results table to the sums of its scopes: all, each zone, each class, each recorded quantity.
+def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.DataFrame:
+    """The summary's columns, the numerators of its shares, and the bins with a unit_value, summed over each scope: one row
+    each for ("all", ""), ("zone", its name), ("abc_class", …) and ("expected_qty", …).
 
     `outside` (n,): assessed, and the record lies outside the camera's 90 % set.
     """
@@ -401,17 +367,19 @@ def _add_sums(
         "overage_value": (gross + net) / 2 * value,
         "value_at_risk": column("value_at_risk"),
     }
-    matrix = np.stack([np.asarray(columns[name], dtype=np.float64) for name in SUMS])
-    sums["all", None] += matrix.sum(axis=1)
+    frame = pd.DataFrame(columns, dtype=np.float64)
     quantity = [str(int(qty)) if qty < top_class else f"{top_class}+" for qty in expected]
-    for scope, values in (
-        ("zone", results["zone"].to_pylist()),
-        ("abc_class", results["abc_class"].to_pylist()),
-        ("expected_qty", quantity),
-    ):
-        # not numpy's unique, which makes every text as wide as the longest
-        encoded = pa.array(values, pa.string()).dictionary_encode()
-        place = pc.fill_null(encoded.indices, -1).to_numpy()
-        for index, name in enumerate(encoded.dictionary.to_pylist()):
-            if name:
-                sums[scope, name] += matrix[:, place == index].sum(axis=1)
+    scopes = {
+        "all": [""] * results.num_rows,
+        "zone": [zone or None for zone in results["zone"].to_pylist()],
+        "abc_class": [name or None for name in results["abc_class"].to_pylist()],
+        "expected_qty": quantity,
+    }
+    parts = {scope: frame.groupby(np.array(names, dtype=object)).sum() for scope, names in scopes.items()}
+    return pd.concat(parts, names=["scope", "scope_value"])
+
+
+def _add_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The whole night's row first, then by name."""
+    sums = pd.concat(parts).groupby(["scope", "scope_value"]).sum()
+    return pd.concat([sums.loc[["all"]], sums.drop("all", level="scope")])

@@ -1,24 +1,18 @@
-"""The night's work list: checked whole before anything is scored, then cut into shards.
-
-A shard is a fixed range of rows (one row group of the run's own copy of the manifest). It is the unit of work and
-of resume: one staged file each. The copy is needed because a foreign manifest may be one row group of a million rows.
-"""
+"""The night's manifest, checked whole before anything is scored."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 import ray.data
 from numpy.typing import NDArray
 
@@ -29,15 +23,10 @@ from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, outside_calen
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE, NIGHT_YEARS
 
-logger = logging.getLogger(__name__)
-
 MOST_TOLD = 50
 """Quantities above it are told as one: no bundle counts further."""
 MAX_PROBLEMS = 10
 """So many problems are listed in one message; the rest are counted."""
-
-MAX_SHARD_BYTES = 2**30
-"""Of decoded photos: they are one Arrow array, whose 32-bit offsets end at 2 GiB, and each worker holds a shard."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +56,6 @@ class Manifest:
     def class_histogram(self, top_class: int) -> NDArray[np.int64]:
         """How many records say each class 0..K, (K + 1,)."""
         return np.append(self.records[:top_class], self.records[top_class:].sum())
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One row group of the run's copy of the manifest."""
-
-    index: int
-    uri: str
-    row_group: int
-    num_rows: int
 
 
 def settle_roots(uri: str, images_uri: str | None, allowed_root: tuple[str, ...]) -> tuple[str, ...]:
@@ -149,43 +128,6 @@ def _is_night(text: str) -> bool:
         return date.fromisoformat(text).isoformat() == text and int(text[:4]) in NIGHT_YEARS
     except ValueError:
         return False
-
-
-def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:
-    """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote whole are kept.
-
-    `image_size`: side of the decoded photos that a shard is to hold, 0 for none. Raises InputError where a file is not
-    the one that was checked any more.
-    """
-    rows = shard_rows(manifest.num_rows, image_size)
-    copies = [storage.join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
-    work = [
-        {"source": source, "sha256": sha256, "num_rows": num_rows, "target": target, "rows": rows}
-        for source, sha256, num_rows, target in zip(
-            manifest.files, manifest.sha256_per_file, manifest.rows_per_file, copies, strict=True
-        )
-    ]
-    ray.data.from_items(work, override_num_blocks=len(work)).map(_copy_file, num_cpus=CHECK_CPUS).materialize()
-    shards: list[Shard] = []
-    for target, num_rows in zip(copies, manifest.rows_per_file, strict=True):
-        for row_group, start in enumerate(range(0, num_rows, rows)):
-            shards.append(Shard(len(shards), target, row_group, min(rows, num_rows - start)))
-    return shards
-
-
-def shard_dataset(shards: Sequence[Shard]) -> ray.data.Dataset:
-    """One row and one block a shard: the fields of Shard."""
-    return ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
-
-
-def shard_rows(num_rows: int, image_size: int = 0) -> int:
-    """Rows of a shard: small ones give progress and cheap resume, large ones keep the staged files few."""
-    most = MAX_SHARD_BYTES // max(1, 3 * image_size**2)
-    return max(1, min(most, int(np.clip(2 ** np.ceil(np.log2(max(1, num_rows) / 4096)), 256, 2048))))
-
-
-def read_shard(uri: str, row_group: int) -> pa.Table:
-    return storage.read_row_group(uri, row_group)
 
 
 def _check_file(row: dict) -> dict:
@@ -321,44 +263,3 @@ def _agreed(key: str, metadata: list[dict[str, str]], uri: str, problems: list[s
     if len(values) > 1:
         problems.append(f"{uri}: the files disagree on {key}: {', '.join(values[:3])}; ingest into an empty place")
     return values[0] if values else None
-
-
-def _copy_file(row: dict) -> dict:
-    if _is_whole(row["target"], row["num_rows"]):
-        return {"target": row["target"]}
-    try:
-        data = storage.read_bytes(row["source"])
-    except FileNotFoundError:
-        data = b""
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise InputError(
-            f"{row['source']}: expected the file that was checked a moment ago, found another one or none; leave the "
-            "manifest alone while a job reads it, and run the same command again"
-        )
-    parquet = pq.ParquetFile(io.BytesIO(data))
-    present = [field.name for field in MANIFEST_SCHEMA if field.name in parquet.schema_arrow.names]
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, MANIFEST_SCHEMA, compression="zstd") as writer:
-        held: pa.Table | None = None
-        for batch in parquet.iter_batches(batch_size=65536, columns=present):
-            table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA).replace_schema_metadata(None)
-            held = table if held is None else pa.concat_tables([held, table])
-            whole = held.num_rows // row["rows"] * row["rows"]
-            if whole:
-                writer.write_table(held.slice(0, whole), row_group_size=row["rows"])
-                held = held.slice(whole)
-        if held is not None and held.num_rows:
-            writer.write_table(held, row_group_size=row["rows"])
-    storage.write_bytes(row["target"], sink.getvalue())
-    return {"target": row["target"]}
-
-
-def _is_whole(uri: str, num_rows: int) -> bool:
-    """Whether a former try's copy is there: a power cut can leave a file of any length under its final name."""
-    try:
-        return storage.open_parquet(uri).metadata.num_rows == num_rows
-    except FileNotFoundError:
-        return False
-    except InputError as error:
-        logger.warning("%s; it is written again", error)
-        return False

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,7 @@ from jobs.platform.layout import (
     run_uri,
     summary_uri,
 )
-from jobs.stages.conclude import SUMS, Night
+from jobs.stages.conclude import Night
 from jobs.stages.run import NightLock, hold_night
 from schemas.arrow import conform
 from schemas.errors import GateError
@@ -55,10 +56,10 @@ def summarize(
     `currencies` of the night's unit values. Money is null in a scope without any, and everywhere where there are several.
     """
     rows = []
-    for (scope, value), totals in sorted(night.sums.items(), key=lambda item: (item[0][0] != "all", str(item[0]))):
-        sums = dict(zip(SUMS, totals.tolist(), strict=True))
-        row = {
-            name: round(total) if name.startswith("num_") or name == "recorded_units" else total
+    for sums in night.sums.reset_index().to_dict("records"):
+        scope, value = sums.pop("scope"), sums.pop("scope_value") or None
+        row: dict[str, Any] = {
+            str(name): round(total) if str(name).startswith("num_") or name == "recorded_units" else total
             for name, total in sums.items()
         }
         row |= facts | {"scope": scope, "scope_value": value}

@@ -15,8 +15,8 @@ import ray.data
 from jobs.platform.bundles import load_scorer
 from jobs.platform.cluster import network_environment
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
-from jobs.stages.manifest import Shard, shard_dataset
 from jobs.stages.resources import Resources
+from jobs.stages.worklist import Shard, shard_dataset
 from schemas.errors import GateError, InputError
 
 SCORED_SCHEMA = pa.schema(

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_rows
-from jobs.stages.manifest import Shard, read_shard
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards, shard_table
+from jobs.stages.worklist import Shard
 from schemas.arrow import DAMAGED_PARQUET
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
@@ -109,7 +109,9 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
         shard = Shard(item["index"], item["uri"], item["row_group"], item["num_rows"])
         staged = _read_staged(staged_uri(folder_uri, shard.index))
         if staged is None:
-            yield shard_table(fetch_rows(read_shard(shard.uri, shard.row_group), plan), shard.index, fresh=True)
+            yield shard_table(
+                fetch_rows(storage.read_row_group(shard.uri, shard.row_group), plan), shard.index, fresh=True
+            )
             continue
         again = pc.not_equal(staged["status"], SCORED)
         if not pc.any(again).as_py():

@@ -1,20 +1,85 @@
-"""The audit's shards for jobs that keep nothing to resume from."""
+"""The manifest cut into shards: each a fixed range of rows, one row group of a run's own copy of the manifest.
+
+A shard is the unit of work and of resume: one staged file each. The copy is needed because a foreign manifest may be one
+row group of a million rows.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
 from jobs.platform import storage
-from jobs.stages.manifest import Manifest, Shard, write_worklist
+from jobs.stages.duplicates import CHECK_CPUS
+from jobs.stages.manifest import Manifest
+from schemas.arrow import conform
+from schemas.errors import InputError
+from schemas.manifest import MANIFEST_SCHEMA
+
+logger = logging.getLogger(__name__)
+
+MAX_SHARD_BYTES = 2**30
+"""Of decoded photos: they are one Arrow array, whose 32-bit offsets end at 2 GiB, and each worker holds a shard."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One row group of the run's copy of the manifest."""
+
+    index: int
+    uri: str
+    row_group: int
+    num_rows: int
+
+
+def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:
+    """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote whole are kept.
+
+    `image_size`: side of the decoded photos that a shard is to hold, 0 for none. Raises InputError where a file is not
+    the one that was checked any more.
+    """
+    rows = shard_rows(manifest.num_rows, image_size)
+    copies = [storage.join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
+    work = [
+        {"source": source, "sha256": sha256, "num_rows": num_rows, "target": target, "rows": rows}
+        for source, sha256, num_rows, target in zip(
+            manifest.files, manifest.sha256_per_file, manifest.rows_per_file, copies, strict=True
+        )
+    ]
+    ray.data.from_items(work, override_num_blocks=len(work)).map(_copy_file, num_cpus=CHECK_CPUS).materialize()
+    shards: list[Shard] = []
+    for target, num_rows in zip(copies, manifest.rows_per_file, strict=True):
+        for row_group, start in enumerate(range(0, num_rows, rows)):
+            shards.append(Shard(len(shards), target, row_group, min(rows, num_rows - start)))
+    return shards
+
+
+def shard_dataset(shards: Sequence[Shard]) -> ray.data.Dataset:
+    """One row and one block a shard: the fields of Shard."""
+    return ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
+
+
+def shard_rows(num_rows: int, image_size: int = 0) -> int:
+    """Rows of a shard: small ones give progress and cheap resume, large ones keep the staged files few."""
+    most = MAX_SHARD_BYTES // max(1, 3 * image_size**2)
+    return max(1, min(most, int(np.clip(2 ** np.ceil(np.log2(max(1, num_rows) / 4096)), 256, 2048))))
 
 
 @contextmanager
 def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int = 0) -> Iterator[list[Shard]]:
-    """The manifest's shards, copied to where all workers can read them and deleted at the end of the block.
-    `image_size`: as in write_worklist."""
+    """The manifest's shards for a job that keeps nothing to resume from, copied to where all workers can read them and
+    deleted at the end of the block. `image_size`: as in write_worklist."""
     # of this job alone: another one with the same output must not delete it
     folder_uri = storage.join(output_uri, f"worklist-{uuid.uuid4().hex}")
     try:
@@ -23,3 +88,44 @@ def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int = 0)
         storage.delete([entry.uri for entry in storage.list_objects(folder_uri)])
         if not storage.is_s3(folder_uri) and Path(folder_uri).is_dir():
             Path(folder_uri).rmdir()
+
+
+def _copy_file(row: dict) -> dict:
+    if _is_whole(row["target"], row["num_rows"]):
+        return {"target": row["target"]}
+    try:
+        data = storage.read_bytes(row["source"])
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise InputError(
+            f"{row['source']}: expected the file that was checked a moment ago, found another one or none; leave the "
+            "manifest alone while a job reads it, and run the same command again"
+        )
+    parquet = pq.ParquetFile(io.BytesIO(data))
+    present = [field.name for field in MANIFEST_SCHEMA if field.name in parquet.schema_arrow.names]
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, MANIFEST_SCHEMA, compression="zstd") as writer:
+        held: pa.Table | None = None
+        for batch in parquet.iter_batches(batch_size=65536, columns=present):
+            table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA).replace_schema_metadata(None)
+            held = table if held is None else pa.concat_tables([held, table])
+            whole = held.num_rows // row["rows"] * row["rows"]
+            if whole:
+                writer.write_table(held.slice(0, whole), row_group_size=row["rows"])
+                held = held.slice(whole)
+        if held is not None and held.num_rows:
+            writer.write_table(held, row_group_size=row["rows"])
+    storage.write_bytes(row["target"], sink.getvalue())
+    return {"target": row["target"]}
+
+
+def _is_whole(uri: str, num_rows: int) -> bool:
+    """Whether a former try's copy is there: a power cut can leave a file of any length under its final name."""
+    try:
+        return storage.open_parquet(uri).metadata.num_rows == num_rows
+    except FileNotFoundError:
+        return False
+    except InputError as error:
+        logger.warning("%s; it is written again", error)
+        return False

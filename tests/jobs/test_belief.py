@@ -293,7 +293,7 @@ def test_reference_scores_are_those_of_tonights_assessor_in_the_results_precisio
     count(output, "2026-03-02", plan, right(plan))
     belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert belief.reference is not None
-    scores = belief.reference.right_scores
+    scores = np.array(belief.reference.right_scores)
     assert (scores < 0.2).all(), "not the 0.5 that the night claimed"
     assert np.array_equal(scores, scores.astype(np.float32))
 

@@ -13,9 +13,9 @@ from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
-from jobs.stages.manifest import Shard
 from jobs.stages.resources import CPU_BATCH, Resources
 from jobs.stages.score import score_shards
+from jobs.stages.worklist import Shard
 from schemas.errors import GateError, InputError
 from tests.dump import write_bundle
 

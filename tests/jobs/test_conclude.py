@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 
 from jobs.counting.history import RIGHT, WAITING, WRONG
 from jobs.platform import storage
-from jobs.stages.conclude import SUMS, Rules, decide_night, write_parts
+from jobs.stages.conclude import Rules, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
 from model.certificates import ReferenceScores
@@ -127,7 +127,7 @@ def test_certificates_and_ranks_are_of_the_whole_night(
     assert open_bins["certified_at"].to_numpy() == pytest.approx(level, nan_ok=True)
     assert set(level[~np.isnan(level)]) == (set() if alarm else set(alphas)), "each rate certifies bins of its own"
     assert (rows["verdict"] == "certified").equals(rows["certified_at"].notna())
-    assert night.sums["all", None][SUMS.index("num_certified")] == (~np.isnan(level)).sum()
+    assert night.sums.loc[("all", ""), "num_certified"] == (~np.isnan(level)).sum()
 
     assert (rows["recount"] == "random").sum() == NUM_RANDOM
     ranked = open_bins[open_bins["recount"] == "priority"].sort_values("rank")

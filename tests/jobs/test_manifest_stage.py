@@ -6,8 +6,8 @@ import pytest
 
 from jobs.platform import storage
 from jobs.platform.cluster import connect
-from jobs.stages.manifest import check_manifest, read_shard, shard_rows, write_worklist
-from jobs.stages.worklist import temporary_worklist
+from jobs.stages.manifest import check_manifest
+from jobs.stages.worklist import shard_rows, temporary_worklist, write_worklist
 from schemas.errors import InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from tests.dump import NIGHT, manifest_table
@@ -118,7 +118,11 @@ def test_the_worklist_holds_every_row_once_in_shards_of_fixed_size(ray_cluster: 
     manifest = check_manifest(_write(tmp_path, first, wide), None)
     shards = write_worklist(manifest, str(tmp_path / "worklist"))
     assert [shard.num_rows for shard in shards] == [256, 44, 256, 144]
-    ids = [bin_id for shard in shards for bin_id in read_shard(shard.uri, shard.row_group)["bin_id"].to_pylist()]
+    ids = [
+        bin_id
+        for shard in shards
+        for bin_id in storage.read_row_group(shard.uri, shard.row_group)["bin_id"].to_pylist()
+    ]
     assert ids == [f"{number:05d}" for number in range(700)]
 
 
@@ -143,7 +147,7 @@ def test_two_jobs_with_one_output_keep_their_own_worklists(ray_cluster: None, tm
     with temporary_worklist(manifest, str(tmp_path / "out")) as shards:
         with temporary_worklist(manifest, str(tmp_path / "out")):
             pass
-        assert read_shard(shards[0].uri, shards[0].row_group).num_rows == 5
+        assert storage.read_row_group(shards[0].uri, shards[0].row_group).num_rows == 5
     assert not list((tmp_path / "out").iterdir())
 
 

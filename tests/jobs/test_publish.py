@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -19,8 +18,7 @@ from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, part_uri, part_uris
-from jobs.stages import conclude
-from jobs.stages.conclude import SUMS, Decisions, Night
+from jobs.stages.conclude import Decisions, Night, sum_scopes
 from jobs.stages.publish import MONEY, check_committed, publish_night, summarize
 from jobs.stages.run import hold_night
 from schemas.errors import GateError
@@ -41,10 +39,9 @@ def night_of(*bins: dict[str, Any]) -> Night:
     given = {"run_id": "r", "image_uri": "", "num_skus": 1, "skus": [], "status": "scored", "num_counted": 0}
     given |= {"verdict": "ok", "bundle_id": "b", "calibration_id": "c", "expected_qty": 2, "camera_qty": 2}
     rows = [{**given, "bin_id": f"b{place}", **row} for place, row in enumerate(bins)]
-    sums: dict[tuple[str, str | None], np.ndarray] = defaultdict(lambda: np.zeros(len(SUMS)))
     results = pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
-    conclude._add_sums(sums, results, np.zeros(len(rows), dtype=bool), 6)
-    return Night(dict(sums), PLANNED_SCHEMA.empty_table(), [])
+    sums = sum_scopes(results, np.zeros(len(rows), dtype=bool), 6)
+    return Night(sums, PLANNED_SCHEMA.empty_table(), [])
 
 
 def scopes(night: Night, currencies: list[str | None]) -> dict[str | None, dict[str, Any]]:
@@ -90,7 +87,7 @@ def test_the_summary_names_a_temperature_where_the_calibration_is_one(
     belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle, true_shares(bundle.label_histogram))
     facts = audit._facts_of_night(tonight, belief, Decisions(0, None, {}, None, 0))  # type: ignore[arg-type]
     assert facts["temperature"] == pytest.approx(temperature)
-    (row,) = summarize(Night({("all", None): np.ones(len(SUMS))}, None, []), facts, {}, []).to_pylist()  # type: ignore[arg-type]
+    row = summarize(night_of({}), facts, {}, []).to_pylist()[0]
     assert row["temperature"] == pytest.approx(temperature)
 
 
