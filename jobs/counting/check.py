@@ -127,10 +127,17 @@ class _Ledger:
         # of a count that came without a name it may be said now whose it was
         nameless = [count for count in counts if count.counter_id is None and _is_same_sight(count, row.count)]
         kept = [count for count in counts if row.count.counter_id is None or count not in nameless]
-        unconfirmed = replace(row.count, confirmed=False)
-        is_confirmed_since = row.count.confirmed and unconfirmed in kept
+        # taken in before, and confirmed since; by the same sheet without its column of names too
+        unconfirmed = [
+            count
+            for count in kept
+            if row.count.confirmed
+            and not count.confirmed
+            and _is_same_sight(count, row.count)
+            and row.count.counter_id in (None, count.counter_id)
+        ]
         finding = resolve_counts(kept, expected_qty)
-        if finding is not None and finding.resolved and not is_confirmed_since:
+        if finding is not None and finding.resolved and not unconfirmed:
             # what was refuted may still be found by a third person, and what was settled may have been a typo
             contradicts = row.count.counted_qty != finding.qty
             settled = Finding(row.count.counted_qty, resolved=True)
@@ -139,6 +146,8 @@ class _Ledger:
                 confirmed = replace(row.count, confirmed=True)
                 if contradicts and resolve_counts([*kept, confirmed], expected_qty) == settled:
                     detail += "; with confirmed it is overruled"
+                elif contradicts:
+                    detail += "; only what is confirmed and has a later counted_at overrules it"
                 raise Reject(RejectReason.COUNTED_TWICE, detail)
         about = row.count.counted_qty, row.count.counter_id
         if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in kept):
@@ -146,8 +155,8 @@ class _Ledger:
             detail = f"{who} has found {about[0]} pieces already: a second count needs another counter_id, or confirmed"
             raise Reject(RejectReason.COUNTED_TWICE, detail)
         is_confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
-        others = [count for count in kept if not is_confirmed_since or count != unconfirmed]
-        counts[:] = [*others, replace(row.count, confirmed=is_confirmed)]
+        others = [count for count in kept if count not in unconfirmed]
+        counts[:] = [*others, replace(unconfirmed[0] if unconfirmed else row.count, confirmed=is_confirmed)]
 
 
 def _is_same_sight(one: Count, other: Count) -> bool:

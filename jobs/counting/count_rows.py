@@ -15,9 +15,9 @@ from schemas.arrow import MAX_QUANTITY
 from schemas.manifest import NIGHT_YEARS
 from schemas.recount import RejectReason
 
-SOON = timedelta(days=27)
+SOON = timedelta(days=26)
 """After its night a bin is counted within; only where a date can be two days does that tell which it is. Day and month
-the wrong way round make at least 28 days of one."""
+the wrong way round make at least 27 days of the same day, less ZONE_SLACK."""
 CLOCK_SLACK = timedelta(minutes=10)
 """Clocks of handhelds may run so far ahead."""
 ZONE_SLACK = timedelta(hours=14)

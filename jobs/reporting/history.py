@@ -1,4 +1,4 @@
-"""Promises kept: what past nights claimed about their lists, against what people found; and who is wrong again.
+"""Promises kept: what past nights claimed about their lists, against what people found; and who is wrong repeatedly.
 
 Both come from `jobs.counting.history`, so that the page, the summary and the next audit's record model agree on what is
 resolved. Claims and finds are compared over the same bins, and only of lists that are 90 % resolved (statistics note,
@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from jobs.counting.history import History, PlanRecounts
+from jobs.counting.samples import samples_in_force
 from model.estimators import wilson_interval
-from model.record_model import recount_weights, scale_to_effective_size
+from model.record_model import scale_to_effective_size
 
 MAX_OFFENDERS = 25
 
@@ -90,7 +91,7 @@ def _promise(plan: PlanRecounts) -> Promise:
 @dataclass(frozen=True)
 class CertificatePromise:
     """What became of the bins certified at `alpha` or better, by the `num_counted` of them that were counted on nights
-    whose plan is 90 % resolved: the share whose record was right after all, at most alpha on average over nights. The list
+    whose random bins are 90 % resolved: the share whose record was right after all, at most alpha on average over nights. The list
     has the most doubtful of them, so the random ones count for all those that it could not hold."""
 
     alpha: float
@@ -108,12 +109,11 @@ class CertificatePromise:
 def keep_certificates(history: History) -> list[CertificatePromise]:
     """One per false-discovery rate at which a bin of the window was certified and counted, the strictest first."""
     level, right, weight = [np.zeros(0)], [np.zeros(0, dtype=bool)], [np.zeros(0)]
-    for plan in history.nights:
-        if plan.has_priority_list and plan.has_random_sample:
-            rows = plan.counted & ~np.isnan(plan.column("certified_at"))
-            level.append(plan.column("certified_at")[rows])
-            right.append(~plan.in_wrong_class[rows])
-            weight.append(recount_weights(plan.column("inclusion_probability")[rows], plan.in_reach[rows]))
+    for sample in samples_in_force(history):
+        rows = ~np.isnan(sample.column("certified_at"))
+        level.append(sample.column("certified_at")[rows])
+        right.append(~sample.in_wrong_class[rows])
+        weight.append(sample.weight[rows])
     levels, is_right, weights = np.concatenate(level), np.concatenate(right), np.concatenate(weight)
     promises = []
     for alpha in np.unique(levels).tolist():

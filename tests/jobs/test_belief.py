@@ -231,6 +231,14 @@ def test_the_frozen_belief_comes_back_equal_from_json(output: str) -> None:
     assert again.record_model == belief.record_model and again.estimates == belief.estimates
 
 
+def test_a_belief_of_another_version_still_loads(output: str) -> None:
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
+    old = belief.to_dict()
+    del old["record_model"]["zone_error_rates"], old["drift_baseline"]
+    old["estimates"]["a_figure_of_then"] = 0.1
+    assert Belief.from_dict(old) == belief
+
+
 def test_what_a_belief_says_fits_the_summary(output: str) -> None:
     belief = learn_belief(history_of(output), bundle_info(), SHARES)
     assert set(asdict(belief.estimates)) <= set(SUMMARY_SCHEMA.names)
@@ -362,6 +370,14 @@ def test_calibration_is_judged_by_classes_and_accuracy_by_pieces(output: str) ->
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == pytest.approx(0.5)
     assert estimates.ece_window == pytest.approx(0, abs=0.01)
+
+
+def test_claims_that_counts_belie_are_an_error_of_calibration(output: str) -> None:
+    plan = random_plan(40, p_record_wrong=0.5)
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    count(output, "2026-03-02", plan, right(plan))
+    error = learn_belief(history_of(output), bundle_info(), SHARES).estimates.ece_window
+    assert error is not None and 0.3 < error < 0.5
 
 
 def test_pieces_and_money_are_estimated_net_and_gross_with_their_intervals(output: str) -> None:

@@ -615,15 +615,23 @@ def test_a_count_of_a_resolved_bin_may_come_again_once_it_is_confirmed(output: s
         assert take_in(output, *lines, name=name) == 0
     counts = read_counted(output).to_pylist()
     assert sorted((row["counter_id"], row["confirmed"]) for row in counts if row["confirmed"]) == [("kim", True)]
-    assert (
-        take_in(output, lines[0].replace("08:00", "08:01"), lines[0].replace("08:00", "08:01"), name="twice.csv") == 1
-    )
+    later = lines[0].replace("08:00", "08:01")
+    assert take_in(output, later, later, name="twice.csv") == 1
+
+
+def test_a_count_of_a_resolved_bin_may_come_again_confirmed_without_its_name(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T08:00Z,kim,,") == 0
+    for name in ("nameless.csv", "again.csv"):
+        assert take_in(output, f"a,{NIGHT},3,2026-03-03T08:00Z,,true,", name=name) == 0
+    assert read_history(output, "2026-03-03").last_counts.loc["a", "finding"] == "right"
 
 
 def test_a_confirmed_count_is_not_overruled_by_one_from_before_it(output: str) -> None:
     assert take_in(output, f"a,{NIGHT},3,2026-03-03T10:00Z,kim,true,") == 0
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,anna,true,", name="earlier.csv") == 1
-    assert rejects(output)[0]["detail"].endswith("3 pieces")
+    assert rejects(output)[0]["detail"].endswith(
+        "3 pieces; only what is confirmed and has a later counted_at overrules it"
+    )
 
 
 def test_a_confirmed_count_may_be_far_from_the_record(output: str) -> None:

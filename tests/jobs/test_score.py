@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from jobs.platform import storage
 from jobs.platform.cluster import KEEP_MEMORY
-from jobs.stages import manifest, resources, staging
+from jobs.stages import resources, staging, worklist
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
@@ -149,7 +149,7 @@ def test_files_that_a_power_cut_left_cut_short_are_written_again(
     work = pa.table({"index": [0], "uri": [copy], "row_group": [0], "num_rows": [4]})
 
     def stage() -> int:
-        manifest._copy_file(row)
+        worklist._copy_file(row)
         (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
         staging._stage(without_pixels(shard), str(tmp_path))
         return storage.read_table(staged).num_rows
