@@ -31,9 +31,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint
-	# what needs Ray waits for its processes most of the time: the others run beside it
-	$(MAKE) --jobs 2 test-with-ray test-without-ray
+test: setup
+	# what needs Ray waits for its processes most of the time: the rest runs beside it
+	$(MAKE) --jobs 2 test-with-ray lint test-without-ray
 
 test-with-ray: setup
 	$(BIN)/pytest -m 'ray and not slow' --timeout 600 --durations 25
