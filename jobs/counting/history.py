@@ -174,7 +174,8 @@ class History:
     @property
     def repeat_offenders(self) -> pd.DataFrame:
         """`last_counts` of the bins found wrong in at least two ways, again after a correction or never corrected while stock
-        moved: the same finding twice is one error that nobody corrected. `repeat_offenders` in queries.sql follows the same rule."""
+        moved: the same finding twice is one error that nobody corrected. `repeat_offenders` in queries.sql follows the same
+        rule."""
         return self.last_counts[self.last_counts["num_wrong"] >= 2]
 
 

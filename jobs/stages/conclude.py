@@ -380,6 +380,4 @@ def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.Dat
 
 
 def _add_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The whole night's row first, then by name."""
-    sums = pd.concat(parts).groupby(["scope", "scope_value"]).sum()
-    return pd.concat([sums.loc[["all"]], sums.drop("all", level="scope")])
+    return pd.concat(parts).groupby(["scope", "scope_value"]).sum()

@@ -56,7 +56,8 @@ def summarize(
     `currencies` of the night's unit values. Money is null in a scope without any, and everywhere where there are several.
     """
     rows = []
-    for sums in night.sums.reset_index().to_dict("records"):
+    # the whole night's row first
+    for sums in sorted(night.sums.reset_index().to_dict("records"), key=lambda sums: sums["scope"] != "all"):
         scope, value = sums.pop("scope"), sums.pop("scope_value") or None
         row: dict[str, Any] = {
             str(name): round(total) if str(name).startswith("num_") or name == "recorded_units" else total

@@ -515,7 +515,7 @@ def test_a_batch_holds_what_came_while_the_last_one_was_scored() -> None:
                 started = time.monotonic()
                 await batcher.submit(np.array([number]))
                 waits.append(time.monotonic() - started)
-            assert min(waits) < 0.05 + 0.03  # nobody to wait for; the least of them, as this machine may be busy
+            assert sorted(waits)[2] < 0.05 + 0.03  # nobody to wait for; the middle one, as this machine may be busy
             gone = asyncio.create_task(batcher.submit(np.array([1])))
             busy = asyncio.create_task(batcher.submit(np.array([-1])))
             await asyncio.sleep(0.001)

@@ -1,5 +1,10 @@
+import json
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from model.record_errors import DEFAULT_SIZES, recorded_to_true, true_to_recorded
 from model.record_model import (
@@ -89,6 +94,16 @@ def test_effective_size_is_that_of_kish() -> None:
     assert scale_to_effective_size([100, 1e-9, 1e-9]).sum() == pytest.approx(1)
 
 
+def from_json(values: dict[str, Any]) -> RecordModel:
+    """As a belief reads it."""
+    return TypeAdapter(RecordModel).validate_python(json.loads(json.dumps(values)))
+
+
+def test_a_record_model_survives_json_exactly() -> None:
+    learned = fit(np.array([3, 4, 1000]), np.array([3, 2, 1000]))
+    assert from_json(asdict(learned)) == learned
+
+
 def test_bad_quantities_are_refused() -> None:
     with pytest.raises(ValueError, match="expected_qty must be 0 or more"):
         fit(np.array([-1, 2]), np.array([1, 2]))
@@ -116,6 +131,7 @@ def test_zones_that_differ_have_rates_of_their_own() -> None:
     assert learned.zone_error_rates["good"] < learned.error_rate < learned.zone_error_rates["bad"]
     assert learned.table("bad")[3, 3] < learned.table()[3, 3] < learned.table("good")[3, 3]
     assert np.array_equal(learned.table("elsewhere"), learned.table())
+    assert from_json(asdict(learned)) == learned
 
 
 def test_zones_that_are_alike_share_one_rate() -> None:
@@ -133,6 +149,12 @@ def fit_zones(rates: dict[str, float], size: int, seed: int) -> list[float]:
     expected, true, zones = draw_zones(rates, size, seed)
     learned = fit(expected, true, zones=zones)
     return [learned.zone_error_rates.get(zone, learned.error_rate) for zone in rates]
+
+
+def test_a_model_that_was_frozen_before_zones_had_rates_still_loads() -> None:
+    values = asdict(assume_record_model(SHARES))
+    del values["zone_error_rates"]
+    assert from_json(values) == assume_record_model(SHARES)
 
 
 @pytest.mark.parametrize(("large", "small"), [((300, 15), (1, 1)), ((2000, 100), (1, 1)), ((300, 0), (1, 1))], ids=str)
