@@ -18,7 +18,11 @@ import pyarrow.fs
 import ray
 import torch
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.constants import (
+    CHECKPOINT_MANAGER_SNAPSHOT_FILENAME,
+    ENABLE_PREEMPTION_WATCHER_ENV_VAR,
+    ENV_VARS_TO_PROPAGATE,
+)
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig
@@ -148,7 +152,7 @@ def train_network(
         ),
     )
     try:
-        with _cluster_named():
+        with _controller_environment():
             result = trainer.fit()
     except TrainingFailedError as error:
         raise GateError(f"training failed: {_reason(error)}; the same command continues from {run_uri}") from error
@@ -174,20 +178,21 @@ NOBODY = "http://127.0.0.1:9"
 
 
 @contextmanager
-def _cluster_named() -> Iterator[None]:
-    """Tells Ray Train's watchdog which cluster is its own.
+def _controller_environment() -> Iterator[None]:
+    """Tells Ray Train's watchdog which cluster is its own, and that nobody asks for notice of nodes that are to go: that
+    is a process of its own, which takes seconds to start beside every training.
 
-    It asks Ray's state API every second whether the controller lives. Where a second Ray runs on the machine, that asks
+    The watchdog asks Ray's state API every second whether the controller lives. Where a second Ray runs on the machine, that asks
     the wrong one, is told of no such controller, and removes the workers of a sound training. Even a cluster without a
     dashboard says that it has one at port 8265, where the other one's may be (both seen with Ray 2.60); the watchdog of
     a cluster that ends with this process has nothing to watch and is sent to nobody.
     """
-    named = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    settings = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
     if not os.environ.get("RAY_ADDRESS"):
-        named["RAY_API_SERVER_ADDRESS"] = NOBODY
-    before = {name: os.environ.get(name) for name in named}
-    os.environ.update(named)
-    ENV_VARS_TO_PROPAGATE.update(named)
+        settings["RAY_API_SERVER_ADDRESS"] = NOBODY
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    ENV_VARS_TO_PROPAGATE.update(settings)
     try:
         yield
     finally:

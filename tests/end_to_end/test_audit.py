@@ -22,7 +22,7 @@ from tests.dump import NIGHT, manifest_table, photo, write_bundle, write_night
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-PLACES = ["local", pytest.param("s3", marks=pytest.mark.s3)]
+PLACES = [pytest.param("local", marks=pytest.mark.slow), pytest.param("s3", marks=pytest.mark.s3)]
 
 
 @pytest.fixture(scope="module")
@@ -83,40 +83,75 @@ def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> N
     assert (summary["record_model"], summary["error_rate"], summary["ira"]) == ("assumed", None, None)
 
 
-def test_duckdb_and_polars_read_the_night_and_it_has_its_price(tmp_path: Path, bundle: str) -> None:
-    output = f"{tmp_path}/audits"
-    assert _audit(write_night(str(tmp_path), 20), bundle, output, "--node-price", "3.6") == 0
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The audits' folder with a night of 20 bins: the first has moved, of four the photo is too old or too new or of
+    unknown age (of the first too), of two the bundle has learned from it."""
+    folder = tmp_path_factory.mktemp("night")
+    digests = [hashlib.sha256(photo(number % 8, number)).hexdigest() for number in (8, 9)]
+    seen = pa.Table.from_pydict(
+        {"image_sha256": digests, "bin_id": ["00008", "00009"], "split": ["train", "test"]},
+        schema=TRAINING_IMAGES_SCHEMA,
+    )
+    bundle = str(write_bundle(folder / "bundle", seen=seen))
+    read = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    manifest = write_night(
+        str(folder),
+        20,
+        moves_since_photo=[2] + [0] * 19,
+        # too old, too new, of unknown age
+        photo_at=[datetime(2026, 11, 19, tzinfo=UTC)] * 2
+        + [datetime(2026, 11, 24, tzinfo=UTC), None]
+        + [datetime(2026, 11, 22, tzinfo=UTC)] * 16,
+        expected_as_of=[read] * 20,
+    )
+    flags = ["--max-photo-age-hours", "24", "--node-price", "3.6"]
+    assert _audit(manifest, bundle, f"{folder}/audits", *flags) == 0
+    return folder / "audits"
+
+
+def test_duckdb_and_polars_read_the_night_and_it_has_its_price(night: Path) -> None:
     database = duckdb.connect()
-    database.execute((tmp_path / "audits" / "views.sql").read_text())
+    database.execute((night / "views.sql").read_text())
     assert database.sql("SELECT count(*), count(DISTINCT bin_id) FROM results").fetchall() == [(20, 20)]
-    assert database.sql("SELECT count(*) FROM recount_plan").fetchall() == [(20,)]
+    assert database.sql("SELECT count(*) FROM recount_plan").fetchall() == [(15,)]  # all that are assessed
     database.close()
-    rows = polars.read_parquet(f"{output}/results/*/*.parquet", hive_partitioning=True)
+    rows = polars.read_parquet(f"{night}/results/*/*.parquet", hive_partitioning=True)
     assert rows["bin_id"].n_unique() == 20
     assert str(rows["audit_date"][0]) == NIGHT
-    summary = storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()
-    (document,) = tmp_path.glob("audits/runs/*/run.json")
+    summary = storage.read_table(f"{night}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()
+    (document,) = night.glob("runs/*/run.json")
     seconds = json.loads(document.read_text())["outcome"]["seconds"]
     # one node; the price is settled just before the commit, which the run's own seconds (rounded to tenths) include
     assert 0.5 * seconds < summary[0]["price_per_1000_images"] * 20 <= seconds + 0.05
     assert {row["price_per_1000_images"] for row in summary[1:]} == {None}
 
 
-def test_a_committed_night_is_finished_by_the_same_command_where_its_driver_died_and_replaced_only_on_demand(
-    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+def test_a_committed_night_is_finished_by_the_same_command_where_its_report_failed_or_its_driver_died_and_replaced_on_demand(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest, output = write_night(str(tmp_path), 30), f"{tmp_path}/audits"
-    assert _audit(manifest, bundle, output) == 0
+    def fail(config: object) -> None:
+        raise InputError("report: can't be written")
+
+    manifest, output, report = write_night(str(tmp_path), 30), f"{tmp_path}/audits", tmp_path / "report"
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "write_report", fail)
+        assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 1
+    said = capsys.readouterr()
+    assert f"night {NIGHT} is committed by run" in said.out
+    assert f"the night {NIGHT} is committed, but its report is not written (report: can't be written)" in said.err
+    assert f"python -m jobs.report --output-uri {output} --audit-date {NIGHT} --report-uri {report}" in said.err
     written = _read(output)
+    assert written.num_rows == 30
     assert _audit(manifest, bundle, output) == 2
     assert "already committed" in capsys.readouterr().err
     (document,) = Path(output).glob("runs/*/run.json")
     run = json.loads(document.read_text())
+    assert (run["outcome"]["config"]["report_uri"], "ray" in run["outcome"]["versions"]) == (str(report), True)
     # as it is between the commit and what follows it
     document.write_text(json.dumps({name: value for name, value in run.items() if name != "outcome"}))
     (document.parent / "staged").mkdir(exist_ok=True)
     (document.parent / "staged" / "00000.parquet").write_bytes(b"left")
-    report = tmp_path / "report"
     assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 0
     assert "30 scored" in capsys.readouterr().out
     assert _read(output).equals(written)
@@ -185,33 +220,13 @@ def test_bad_arguments_exit_2_before_anything_is_scored(
     assert not list(tmp_path.glob("audits/runs/*/staged/*"))
 
 
-def test_moved_and_stale_bins_and_photos_the_bundle_has_learned_from_are_scored_but_not_assessed(
-    tmp_path: Path,
-) -> None:
-    digests = [hashlib.sha256(photo(number % 8, number)).hexdigest() for number in (8, 9)]
-    seen = pa.Table.from_pydict(
-        {"image_sha256": digests, "bin_id": ["00008", "00009"], "split": ["train", "test"]},
-        schema=TRAINING_IMAGES_SCHEMA,
-    )
-    bundle = str(write_bundle(tmp_path / "bundle", seen=seen))
-    read = datetime(2026, 11, 22, 12, tzinfo=UTC)
-    manifest = write_night(
-        str(tmp_path),
-        10,
-        moves_since_photo=[2] + [0] * 9,
-        # too old, too new, of unknown age
-        photo_at=[datetime(2026, 11, 19, tzinfo=UTC)] * 2
-        + [datetime(2026, 11, 24, tzinfo=UTC), None]
-        + [datetime(2026, 11, 22, tzinfo=UTC)] * 6,
-        expected_as_of=[read] * 10,
-    )
-    assert _audit(manifest, bundle, f"{tmp_path}/audits", "--max-photo-age-hours", "24") == 0
-    rows = _read(f"{tmp_path}/audits")
-    assert rows["status"].to_pylist() == ["scored"] * 10
+def test_moved_and_stale_bins_and_photos_the_bundle_has_learned_from_are_scored_but_not_assessed(night: Path) -> None:
+    rows = _read(str(night))
+    assert rows["status"].to_pylist() == ["scored"] * 20
     left_out = dict(enumerate(["moved", "stale_photo", "stale_photo", "stale_photo"])) | {8: "training_photo"}
-    assert rows["reason"].to_pylist() == [left_out.get(number) for number in range(10)]
+    assert rows["reason"].to_pylist() == [left_out.get(number) for number in range(20)]
     not_assessed = [row["verdict"] == "not_assessed" for row in rows.to_pylist()]
-    assert not_assessed == [number in left_out for number in range(10)]
+    assert not_assessed == [number in left_out for number in range(20)]
 
 
 def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path, bundle: str) -> None:
@@ -252,22 +267,3 @@ def test_values_in_a_currency_and_in_none_have_no_sum_and_an_empty_budget_no_pla
     plan = list(Path(tmp_path).glob("audits/recount_plan/*/*.parquet"))
     assert [pq.read_table(path).num_rows for path in plan] == [0]
     assert summary["drill_recall"].null_count == summary.num_rows, "no list that could hold anything"
-
-
-def test_a_report_that_fails_leaves_a_committed_night_and_says_so(
-    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(config: object) -> None:
-        raise InputError("report: can't be written")
-
-    monkeypatch.setattr(audit, "write_report", fail)
-    output, report = f"{tmp_path}/audits", f"{tmp_path}/report"
-    assert _audit(write_night(str(tmp_path), 10), bundle, output, "--report-uri", report) == 1
-    said = capsys.readouterr()
-    assert f"night {NIGHT} is committed by run" in said.out
-    assert f"the night {NIGHT} is committed, but its report is not written (report: can't be written)" in said.err
-    assert f"python -m jobs.report --output-uri {output} --audit-date {NIGHT} --report-uri {report}" in said.err
-    assert _read(output).num_rows == 10
-    (document,) = tmp_path.glob("audits/runs/*/run.json")
-    outcome = json.loads(document.read_text())["outcome"]
-    assert (outcome["config"]["report_uri"], "ray" in outcome["versions"]) == (report, True)

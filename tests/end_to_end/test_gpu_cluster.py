@@ -9,6 +9,7 @@ from tests.dump import NIGHT, manifest_table, write_bundle, write_photos
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_audit_runs_on_a_cluster_with_a_gpu(tmp_path: Path) -> None:
     """Two files of different size, so that shards are: Ray must hand each of them over as it is."""
     images_uri = f"{tmp_path}/bin-images"

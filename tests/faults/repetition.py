@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 
-def times(count: int, *, quick: int = 1) -> pytest.MarkDecorator:
+def times(count: int, *, quick: int = 0) -> pytest.MarkDecorator:
     """Repeats a fault `count` times with `make faults`, and `quick` times in `make test`."""
     repeated = [pytest.param(n, marks=[pytest.mark.slow] if n >= quick else []) for n in range(count)]
     return pytest.mark.parametrize("attempt", repeated)

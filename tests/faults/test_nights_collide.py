@@ -18,7 +18,7 @@ from tests.faults.repetition import gets, puts, times
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 
-@times(3, quick=0)
+@times(3)
 def test_two_runs_at_once(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
     faults = site.network.faults
     faults.hold = puts("/locks/")
@@ -63,7 +63,7 @@ def test_a_run_that_waited_while_another_one_committed(site: Site, trial: Trial,
     record("a second run waits while the first commits", trial.judge())
 
 
-@times(3, quick=0)
+@times(3)
 def test_a_dead_holder_elsewhere(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
     def kill() -> None:
         trial.inject()
@@ -83,7 +83,7 @@ def test_a_dead_holder_elsewhere(site: Site, trial: Trial, record: Callable, att
     record("holder died on another machine (45 s of silence)", trial.judge())
 
 
-@times(3, quick=0)
+@times(3)
 def test_a_run_across_midnight(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
     before, started = 40, time.monotonic()
     evening = datetime.fromisoformat(f"{NIGHT}T23:59:59+00:00") - timedelta(seconds=before)

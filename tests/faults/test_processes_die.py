@@ -27,7 +27,7 @@ def test_a_killed_worker(site: Site, trial: Trial, record: Callable, attempt: in
     record("worker killed", trial.judge())
 
 
-@times(3, quick=0)
+@times(3)
 def test_a_killed_scoring_actor(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
     def kill() -> None:
         for actor in site.nodes.processes("ShardScorer"):
@@ -39,7 +39,7 @@ def test_a_killed_scoring_actor(site: Site, trial: Trial, record: Callable, atte
     record("scoring actor killed", trial.judge())
 
 
-@times(3, quick=0)
+@times(3)
 def test_a_killed_node(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
     node = site.nodes.add(num_cpus=2)
 
@@ -59,7 +59,7 @@ def test_a_killed_node(site: Site, trial: Trial, record: Callable, attempt: int)
     record("node killed", trial.judge())
 
 
-@times(20)
+@times(20, quick=1)
 def test_a_driver_killed_at_a_random_moment(site: Site, trial: Trial, record: Callable, attempt: int) -> None:
     # by requests and not by seconds: the moment then always lies within the run, however fast the machine is
     moment, counter = random.Random(attempt).randrange(site.num_requests), itertools.count()

@@ -19,9 +19,8 @@ from tests.faults.repetition import gets, puts, times
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
-THROTTLED = "503 to a third of the requests"
 FAULTS = {
-    THROTTLED: {"refuse_every": 3},
+    "503 to a third of the requests": {"refuse_every": 3},
     "a third of the bodies cut short": {"cut_every": 3},
     "every request 0.5 s slower": {"delay": 0.5},
 }
@@ -43,14 +42,8 @@ def test_a_server_that_is_away_for_a_minute(site: Site, trial: Trial, record: Ca
     record("S3 server stopped for a minute", trial.judge())
 
 
-@pytest.mark.parametrize(
-    ("fault", "change", "attempt"),
-    [
-        pytest.param(fault, change, attempt, marks=[] if fault == THROTTLED and attempt == 0 else [pytest.mark.slow])
-        for fault, change in FAULTS.items()
-        for attempt in range(3)
-    ],
-)
+@times(3)
+@pytest.mark.parametrize(("fault", "change"), FAULTS.items())
 def test_a_network_that_misbehaves(
     site: Site, trial: Trial, record: Callable, fault: str, change: dict, attempt: int
 ) -> None:
@@ -63,7 +56,7 @@ def test_a_network_that_misbehaves(
     record(fault, trial.judge())
 
 
-@times(3, quick=0)
+@times(3)
 def test_a_prefix_that_is_denied_fails_the_gate_with_its_findings(
     site: Site, trial: Trial, record: Callable, attempt: int
 ) -> None:
@@ -139,7 +132,7 @@ def small_disk(tmp_path: Path, record: Callable) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-@times(3, quick=0)
+@times(3)
 def test_a_disk_that_is_full_at_staging(site: Site, small_disk: Path, record: Callable, attempt: int) -> None:
     trial = Trial(site, f"{small_disk}/audits")
     trial.inject()

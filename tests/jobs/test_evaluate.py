@@ -83,8 +83,22 @@ def score_directly(dump: Path, numbers: list[int], *, bundle: str = "bundle", pr
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("split", "num_left_out", "num_missing", "num_damaged", "num_moved"),
+    [
+        ("unseen", len(LEARNED), 3, 2, 1),
+        pytest.param("test", NUM_BINS - len(HELD_OUT), 1, 1, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_too_many_photos_without_a_score_exit_1_with_all_written_and_moved_stock_is_not_compared(
-    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dump: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    split: str,
+    num_left_out: int,
+    num_missing: int,
+    num_damaged: int,
+    num_moved: int,
 ) -> None:
     images_uri = str(dump / "bin-images")
     gone = {LEARNED[3], HELD_OUT[4], 40}
@@ -94,21 +108,17 @@ def test_too_many_photos_without_a_score_exit_1_with_all_written_and_moved_stock
         Path(uris[number]).write_bytes(photo(QUANTITIES[number], number)[:300])
     moves = [int(number in (45, LEARNED[7])) for number in range(NUM_BINS)]
     write_manifest(tmp_path / "manifest", images_uri, [3] * NUM_BINS, image_uri=uris, moves_since_photo=moves)
-    for split, num_left_out, num_missing, num_damaged, num_moved in (
-        ("unseen", len(LEARNED), 3, 2, 1),
-        ("test", NUM_BINS - len(HELD_OUT), 1, 1, 0),
-    ):
-        output = tmp_path / split
-        assert run(dump, output, "--split", split, manifest=str(tmp_path / "manifest")) == 1
-        unscored = rf"\b{num_missing + num_damaged} of \d+ photos have no score"
-        assert re.search(unscored, capsys.readouterr().err)
-        assert (output / "index.html").exists()
-        found = read_metrics(output)
-        assert found["num_left_out"] == num_left_out
-        assert found["unscored"] == {"missing_image": num_missing, "unreadable_image": num_damaged}
-        assert found["num_moved"] == num_moved
-        assert found["num_bins"] == NUM_BINS - num_left_out - num_missing - num_damaged - num_moved
-        assert found["metrics"]["1..5"]["majority"]["exact"] == 1.0
+    output = tmp_path / "out"
+    assert run(dump, output, "--split", split, manifest=str(tmp_path / "manifest")) == 1
+    unscored = rf"\b{num_missing + num_damaged} of \d+ photos have no score"
+    assert re.search(unscored, capsys.readouterr().err)
+    assert (output / "index.html").exists()
+    found = read_metrics(output)
+    assert found["num_left_out"] == num_left_out
+    assert found["unscored"] == {"missing_image": num_missing, "unreadable_image": num_damaged}
+    assert found["num_moved"] == num_moved
+    assert found["num_bins"] == NUM_BINS - num_left_out - num_missing - num_damaged - num_moved
+    assert found["metrics"]["1..5"]["majority"]["exact"] == 1.0
 
 
 def test_a_bin_that_was_tested_on_too_does_not_tell_its_photos_apart(tmp_path: Path) -> None:
@@ -122,6 +132,7 @@ def test_a_bin_that_was_tested_on_too_does_not_tell_its_photos_apart(tmp_path: P
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_failures_of_another_nights_photos_of_known_bins_are_not_hidden(
     dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -181,6 +192,7 @@ def test_unseen_bins_are_measured_as_the_bundle_scores_them(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_split_all_says_that_it_flatters(dump: Path, tmp_path: Path) -> None:
     assert run(dump, tmp_path, "--split", "all") == 0
@@ -204,8 +216,9 @@ def test_a_manifest_that_training_has_seen_whole_exits_2(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.skipif(not multiplies_int8(), reason="this processor has no VNNI")
+@pytest.mark.parametrize(("name", "code"), [pytest.param("bundle", 0, marks=pytest.mark.slow), ("narrow", 1)])
 def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_otherwise(
-    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int
 ) -> None:
     bundle = load_bundle(dump / "bundle")
     computed = {"format_version", "classes", "weights_sha256", "bundle_id"}
@@ -217,18 +230,18 @@ def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_othe
         fields=bundle.info.model_dump(mode="json", exclude=computed) | {"activation_ranges": narrow},
         training_images=read_training_images(dump / "bundle"),
     )
-    for name, code in (("bundle", 0), ("narrow", 1)):
-        kept = [number for number in range(20, NUM_BINS) if number not in (MISSING, EMPTY)]
-        counts = [score_directly(dump, kept, bundle=name, precision=p).argmax(1) for p in ("int8", "fp32")]
-        share = float(np.mean(counts[0] == counts[1]))
-        assert (share < 0.99) == bool(code)
-        assert run(dump, tmp_path / name, "--precision", "int8", bundle=name) == code
-        found = read_metrics(tmp_path / name)
-        assert found["precision"] == "int8"
-        assert found["agreement"]["num_bins"] == len(kept)
-        if found["agreement"]["with"] == "fp32":
-            assert found["agreement"]["share"] == pytest.approx(share)
-    assert "fewer than 99%: don't audit with this bundle in int8" in capsys.readouterr().err
+    kept = [number for number in range(20, NUM_BINS) if number not in (MISSING, EMPTY)]
+    counts = [score_directly(dump, kept, bundle=name, precision=p).argmax(1) for p in ("int8", "fp32")]
+    share = float(np.mean(counts[0] == counts[1]))
+    assert (share < 0.99) == bool(code)
+    assert run(dump, tmp_path / name, "--precision", "int8", bundle=name) == code
+    found = read_metrics(tmp_path / name)
+    assert found["precision"] == "int8"
+    assert found["agreement"]["num_bins"] == len(kept)
+    if found["agreement"]["with"] == "fp32":
+        assert found["agreement"]["share"] == pytest.approx(share)
+    refused = "fewer than 99%: don't audit with this bundle in int8" in capsys.readouterr().err
+    assert refused == bool(code)
 
 
 @pytest.mark.ray

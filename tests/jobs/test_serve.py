@@ -387,6 +387,7 @@ def test_the_pages_load_nothing_from_elsewhere(client: Client) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_replica_costs_no_request(client: Client) -> None:
     import ray
     from ray.util import list_named_actors

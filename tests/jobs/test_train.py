@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import pickle
 import shutil
@@ -25,7 +26,15 @@ from jobs.train import main
 from jobs.training.bundle import all_photos
 from jobs.training.bundle import write_bundle as write_trained_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import Trained, TrainingStoppedError, ray_storage, remove_run, run_name, train_network
+from jobs.training.network import (
+    FINDINGS_FILE,
+    Trained,
+    TrainingStoppedError,
+    ray_storage,
+    remove_run,
+    run_name,
+    train_network,
+)
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import Start, read_start
 from model.bundle import load_bundle
@@ -148,14 +157,25 @@ def undisturbed(checked: LabelledBins, tmp_path_factory: pytest.TempPathFactory)
     return train(checked, folder, mixed_precision=False, trace_steps=1)
 
 
+class StopAfterFirstEpoch(UserCallback):
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        if checkpoint is not None:
+            raise RuntimeError("killed by the test")
+
+
 @pytest.mark.ray
-def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
+def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bundle_without_unreadable_photos(
     undisturbed: Trained,
+    checked: LabelledBins,
     manifest_uri: str,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    training = tmp_path / "bundle.training"
+    with pytest.raises(GateError, match="the same command continues"):
+        train(checked, training, mixed_precision=False, callbacks=[StopAfterFirstEpoch()])
+    first = first_epoch(training)
     concluded: list[Trained] = []
 
     def keep(labelled: LabelledBins, made: TrainConfig, start: Start, trained: Trained) -> None:
@@ -163,10 +183,13 @@ def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
         write_trained_bundle(labelled, made, start, trained)
 
     monkeypatch.setattr(train_job, "write_bundle", keep)
-    shutil.copytree(Path(undisturbed.run_uri).parent, tmp_path / "bundle.training")
-    with caplog.at_level(logging.WARNING):  # all epochs are done: what is left is the bundle
+    with caplog.at_level(logging.WARNING):
         assert main([*flags(manifest_uri, tmp_path / "bundle"), "--no-mixed-precision"]) == 0
-    assert [trained.outcome["history"] for trained in concluded] == [undisturbed.outcome["history"]]
+    (resumed,) = concluded
+    assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
+    assert resumed.outcome["history"][0] == first
+    assert resumed.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=1e-3)
+    assert set(resumed.outcome["logits"]) == set(undisturbed.outcome["logits"]) == {"selection", "test"}
     assert "2 of 200 photos can't be used (1 unreadable_image, 1 missing_image; the first, " in caplog.text
     assert "their bins are left out" in caplog.text
     bundle = load_bundle(tmp_path / "bundle")
@@ -174,7 +197,7 @@ def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
     assert bundle.info.preprocessing.image_size == 32
     assert sum(bundle.info.label_histogram) < NUM_BINS
     assert bundle.info.metrics["test"]["all"]["num_bins"] > 0
-    assert bundle.info.training["epochs"] == len(undisturbed.outcome["history"])
+    assert bundle.info.training["epochs"] == 2
     assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}
     images = read_training_images(tmp_path / "bundle")
     assert images.num_rows == NUM_BINS - 2
@@ -187,29 +210,18 @@ def test_a_bundle_is_written_that_scores_and_unreadable_photos_are_left_out(
     assert "Where the time went" in report
     assert "1 unreadable_image, 1 missing_image." in report
     assert "http://" not in report.replace("http://www.w3.org", "")
-    assert len(undisturbed.outcome["trace"]) > 1000
-    assert not (tmp_path / "bundle.training").exists()
-
-
-class StopAfterFirstEpoch(UserCallback):
-    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-        if checkpoint is not None:
-            raise RuntimeError("killed by the test")
+    assert not training.exists()
 
 
 @pytest.mark.ray
-def test_a_stopped_training_continues_and_ends_as_if_it_had_never_stopped(
+@pytest.mark.slow
+def test_a_training_whose_epochs_are_done_has_its_bundle_left_to_write(
     undisturbed: Trained, checked: LabelledBins, tmp_path: Path
 ) -> None:
-    with pytest.raises(GateError, match="the same command continues"):
-        train(checked, tmp_path, mixed_precision=False, callbacks=[StopAfterFirstEpoch()])
-    first = first_epoch(tmp_path)
-    resumed = train(checked, tmp_path, mixed_precision=False, conclude=())
-    assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
-    assert resumed.outcome["history"][0] == first
-    assert resumed.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=1e-3)
-    assert resumed.outcome["logits"] == resumed.outcome["rows"] == {}  # a trial of a search sees no test bins
-    assert set(undisturbed.outcome["logits"]) == {"selection", "test"}
+    shutil.copytree(Path(undisturbed.run_uri).parent, tmp_path / "t")
+    done = train(checked, tmp_path / "t", mixed_precision=False, conclude=())
+    assert done.outcome["history"] == undisturbed.outcome["history"]
+    assert done.outcome["logits"] == done.outcome["rows"] == {}  # a trial of a search sees no test bins
 
 
 @pytest.mark.ray
@@ -223,6 +235,7 @@ def test_two_workers_train_on_the_same_batches_as_one(
     assert ours[:6] == pytest.approx(theirs[:6], rel=0.01)
     assert ours == pytest.approx(theirs, rel=0.05)
     assert both.outcome["rows"]["test"].tolist() == undisturbed.outcome["rows"]["test"].tolist()
+    assert len(undisturbed.outcome["trace"]) > 1000
 
 
 @pytest.mark.ray
@@ -238,18 +251,29 @@ def test_a_loss_that_is_not_finite_stops_without_a_bundle(
     assert not (tmp_path / "bundle" / "bundle.json").exists()
 
 
-@pytest.mark.ray
-def test_an_unhealthy_training_stops_where_that_is_asked_for_and_goes_on_where_it_is_to_warn(
-    checked: LabelledBins, tmp_path: Path
-) -> None:
+@pytest.fixture
+def stopped(checked: LabelledBins, tmp_path: Path) -> str:
+    """The weights of a training in `tmp_path` that was stopped as unhealthy."""
     network = build_network("resnet18", 4)
     state = {name: torch.full_like(value, 0.01).contiguous() for name, value in network.state_dict().items()}
     save_file(state, tmp_path / "constant.safetensors")
     weights = str(tmp_path / "constant.safetensors")
     with pytest.raises(GateError, match=r"unhealthy in epoch 1: .*poor_initialisation"):
         train(checked, tmp_path / "t", weights=weights, on_unhealthy="stop")
+    return weights
+
+
+@pytest.mark.ray
+def test_an_unhealthy_training_stops_where_that_is_asked_for(stopped: str, tmp_path: Path) -> None:
+    (findings,) = (tmp_path / "t").glob(f"*/{FINDINGS_FILE}")
+    assert "poor_initialisation" in {finding["rule"] for finding in json.loads(findings.read_text())}
+
+
+@pytest.mark.ray
+@pytest.mark.slow  # it goes on as any training does that was stopped, which stands above
+def test_an_unhealthy_training_goes_on_where_it_is_to_warn(checked: LabelledBins, stopped: str, tmp_path: Path) -> None:
     first = first_epoch(tmp_path / "t")
-    resumed = train(checked, tmp_path / "t", weights=weights, on_unhealthy="warn", conclude=())
+    resumed = train(checked, tmp_path / "t", weights=stopped, on_unhealthy="warn", conclude=())
     assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
     assert resumed.outcome["history"][0] == first
     assert resumed.outcome["stopped"] is None
