@@ -71,7 +71,7 @@ def record(number: int, *nlls: float, **fields: Any) -> TrialRecord:
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")  # the trial that must fail is outside the space
+@pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")  # the trial that has failed is outside the space
 def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
     ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -79,8 +79,9 @@ def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
     (search / "trials").mkdir(parents=True)
     drawn = {"learning_rate": 1e12, "batch_size": 32, "max_epochs": 2}
     settings = trial_config(TuneConfig(manifest_uri="m", bundle_uri="b", image_size=32), drawn)
-    cut_short = TrialRecord(1, drawn, {name: getattr(settings, name) for name in SETTINGS})
-    (search / "trials" / "00001.json").write_text(json.dumps(asdict(cut_short)))
+    failed = TrialRecord(1, drawn, {name: getattr(settings, name) for name in SETTINGS})
+    failed.end(FAILED, "the loss is not a finite number in epoch 1")  # how one really fails stands below
+    (search / "trials" / "00001.json").write_text(json.dumps(asdict(failed)))
     arguments = flags(manifest_uri, tmp_path, optimiser="sgd")
 
     assert main(arguments) == 0
