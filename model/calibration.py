@@ -9,6 +9,7 @@ LAC sets: Sadinle, Lei and Wasserman 2019. numpy and scipy only.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from model.prediction_sets import lac_quantile
+from model.prediction_sets import SET_COVERAGE, lac_quantile
 from schemas.bundle import Calibration
 
 Method = Literal["none", "temperature", "vector", "matrix"]
@@ -146,5 +147,8 @@ def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarr
     outside = np.zeros(len(labels), bool)
     for fold in np.unique(folds):
         inside = folds == fold
-        outside[inside] = scores[inside] > lac_quantile(scores[~inside])
+        others = scores[~inside]
+        # so few others bound nothing: none would be outside, and every night's share a drift
+        told = len(others) >= math.ceil((len(others) + 1) * SET_COVERAGE)
+        outside[inside] = scores[inside] > lac_quantile(others if told else scores)
     return lac_quantile(scores), float(outside.mean())

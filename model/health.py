@@ -222,7 +222,7 @@ def overfitting(seen: Observations) -> Finding | None:
         "the best epoch on photos of the whole --image-size): add photos, raise --augmentation, raise --weight-decay, or "
         "train fewer epochs.",
         {
-            "best_epoch": best,
+            "best_epoch": best + 1,
             "selection_nll_at_best": nlls[best],
             "selection_nlls": nlls[-5:],
             "train_losses": losses[-5:],
@@ -265,8 +265,9 @@ def class_imbalance(seen: Observations) -> Finding | None:
 
 
 def stalled_on_data(seen: Observations) -> Finding | None:
-    """In the last epoch more than 20 % of the training time was spent waiting for photos."""
-    if not seen.wait_shares or seen.wait_shares[-1] <= 0.2:
+    """In the last epoch, not the first, more than 20 % of the training time was spent waiting for photos."""
+    # in the first one the tasks that prepare them still start
+    if len(seen.wait_shares) < 2 or seen.wait_shares[-1] <= 0.2:
         return None
     return Finding(
         "stalled_on_data",
@@ -294,11 +295,12 @@ NEVER_STOP = frozenset({"class_imbalance", "stalled_on_data"})
 
 def consequence(rules: Iterable[str], *, has_best_epoch: bool) -> Literal["go on", "end", "stop"]:
     """What the rules that fire mean for a training that is told to stop when it is unhealthy: `end` keeps the bundle of
-    the best epoch, which learning by heart spoils no more than where a training stops early by itself."""
+    the best epoch, which learning by heart spoils no more than where a training stops early by itself. Before there can be
+    one, larger photos are still to come."""
     serious = set(rules) - NEVER_STOP
-    if not serious:
-        return "go on"
-    return "end" if serious == {overfitting.__name__} and has_best_epoch else "stop"
+    if serious == {overfitting.__name__}:
+        return "end" if has_best_epoch else "go on"
+    return "stop" if serious else "go on"
 
 
 def check_health(seen: Observations) -> list[Finding]:

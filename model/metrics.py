@@ -63,7 +63,8 @@ def evaluate_scope(
 ) -> dict[str, Any] | None:
     """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias and nll,
     `num_bins`, and `majority` (the same of always saying the scope's commonest label). None where it has no bins, and where
-    it has one class, which any camera gets right; low and high are None where all its bins are of one group.
+    it has one class, which any camera gets right; low and high are None where all its bins are of one group, or where all
+    are counted alike.
 
     All are of the argmax, but `mae_median`: of the median of the probabilities, the count that minimises it.
     Intervals: expanded percentile bootstrap over groups (neighbouring bins hold the same products).
@@ -102,7 +103,7 @@ def with_intervals(
     names: Sequence[str], values: np.ndarray, groups: np.ndarray, *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, dict[str, float | None]]:
     """{name: {"value", "low", "high"}} of the column means of `values` (n, names): bootstrap over `groups` (n,), low and
-    high None (JSON has no NaN) for a single group."""
+    high None (JSON has no NaN) for a single group, and where all values are equal."""
     low, high = bootstrap_by_group(groups, values, seed=seed, num_resamples=num_resamples)
     ends = {"value": values.mean(axis=0), "low": low, "high": high}
     return {
@@ -131,7 +132,7 @@ def bootstrap_by_group(
     groups: np.ndarray, values: np.ndarray, *, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ends (m,) of the 95 % percentile intervals of the column means of `values` (n, m), resampling whole groups (n,);
-    NaN for one group.
+    NaN for one group, and where all values are equal: every resample is the same then, which bounds nothing.
 
     Of G groups percentiles are too narrow, as a normal distribution is for a mean of G: they are stretched by
     t(G - 1) / 1.96 sqrt(G / (G - 1)) (as Hesterberg's expanded percentile interval, 2015), but not beyond the values
@@ -152,7 +153,8 @@ def bootstrap_by_group(
     ends = np.percentile(totals[:, :-1] / totals[:, -1:], [2.5, 97.5], axis=0)
     stretch = stats.t.ppf(0.975, num_groups - 1) / stats.norm.ppf(0.975) * math.sqrt(num_groups / (num_groups - 1))
     mean = values.mean(axis=0)
-    low, high = np.clip(mean + stretch * (ends - mean), values.min(axis=0), values.max(axis=0))
+    least, most = values.min(axis=0), values.max(axis=0)
+    low, high = np.where(least < most, np.clip(mean + stretch * (ends - mean), least, most), np.nan)
     return low, high
 
 

@@ -438,6 +438,10 @@ class _Loop:
     def _profiler(self, epoch: int) -> Any:
         if not self.settings.trace_steps or epoch > self._first_epoch_here or self.rank != 0:
             return nullcontext(None)
+        if self.steps_per_epoch < 3:
+            print(
+                f"no trace: the first two steps are not recorded, and an epoch has {self.steps_per_epoch}", flush=True
+            )
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -115,14 +115,8 @@ def _group_plot(sizes: Counter[int]) -> Markup | None:
         ordered = sorted(sizes.items())
         names, groups = [f"{size:,}" for size, _ in ordered], [groups for _, groups in ordered]
         return bar_plot(names, groups, title="Sizes of groups", x="bins in the group", y="groups")
-    values = np.repeat(list(sizes.keys()), _at_most(list(sizes.values())))
-    return histogram_plot(values, title="Sizes of groups", x="bins in the group", y="groups")
-
-
-def _at_most(counts: list[int], total: int = 100_000) -> list[int]:
-    """Repetitions for a histogram of many values, scaled down where they are too many to hold."""
-    scale = max(1.0, sum(counts) / total)
-    return [max(1, round(count / scale)) for count in counts]
+    values, counts = np.array(sorted(sizes.items())).T
+    return histogram_plot(values, counts=counts, title="Sizes of groups", x="bins in the group", y="groups")
 
 
 def _spread(sizes: Counter[int]) -> dict[str, int] | None:

@@ -66,13 +66,17 @@ def bar_plot(
         return to_svg(figure, title)
 
 
-def histogram_plot(values: np.ndarray, *, title: str, x: str, y: str = "photos") -> Markup:
-    """How values (n,) are spread, over intervals of equal width; the median as a line."""
+def histogram_plot(
+    values: np.ndarray, *, title: str, x: str, y: str = "photos", counts: np.ndarray | None = None
+) -> Markup:
+    """How values (n,) are spread, over intervals of equal width; the median as a line. With `counts` (n,), the values are
+    ascending and each stands for so many."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(SIZE, x, y)
-        axes.hist(values, bins=40, color=SERIES[0])
+        axes.hist(values, bins=40, weights=counts, color=SERIES[0])
         if len(values):
-            median = float(np.median(values))
+            middle = np.median(values) if counts is None else values[np.searchsorted(counts.cumsum(), counts.sum() / 2)]
+            median = float(middle)
             axes.axvline(median, color=SERIES[1], linewidth=1.5)
             axes.margins(y=0.18)
             axes.annotate(

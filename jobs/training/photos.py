@@ -131,7 +131,7 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
         started = time.perf_counter()
         with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
             photos = list(pool.map(partial(_fetch, anonymous=stream.anonymous), [uris[row] for row in rows]))
-        fetched = time.perf_counter()
+        fetching = time.perf_counter() - started
         for row, data in zip(rows, photos, strict=True):
             if hashlib.sha256(data).hexdigest() != digests[row]:
                 raise ValueError(
@@ -139,25 +139,27 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
                     "checkpoint: with this one, the same command begins anew"
                 )
         preprocessing = stream.preprocessing.model_copy(update={"image_size": side})
-        pixels = [read_pixels(data) for data in photos]
-        decoded = time.perf_counter()
-        if epoch is None:
-            pixels = [resize_image(photo, preprocessing) for photo in pixels]
-        else:
-            keys = keyed(hashes[rows], stream.seed + 1, epoch)
-            pixels = [
-                augment(photo, int(key), stream.augmentation, preprocessing)
-                for photo, key in zip(pixels, keys, strict=True)
-            ]
-        finished = time.perf_counter()
+        keys = [None] * len(rows) if epoch is None else keyed(hashes[rows], stream.seed + 1, epoch).tolist()
+        pixels, decoding, augmenting = [], 0.0, 0.0
+        for data, key in zip(
+            photos, keys, strict=True
+        ):  # one by one: a telephone's photo takes 37 MB until it is shrunk
+            started = time.perf_counter()
+            photo = read_pixels(data)
+            decoded = time.perf_counter()
+            if key is None:
+                pixels.append(resize_image(photo, preprocessing))
+            else:
+                pixels.append(augment(photo, key, stream.augmentation, preprocessing))
+            decoding, augmenting = decoding + decoded - started, augmenting + time.perf_counter() - decoded
         yield pa.table(
             {
                 "pixels": pa.array([np.stack(pixels).tobytes()], pa.large_binary()),
                 "num_photos": [len(pixels)],
                 "side": [side],
-                "fetch": [fetched - started],
-                "decode": [decoded - fetched],
-                "augment": [finished - decoded],
+                "fetch": [fetching],
+                "decode": [decoding],
+                "augment": [augmenting],
             }
         )
 

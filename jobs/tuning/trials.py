@@ -31,6 +31,7 @@ NOT_COMPARED = (
     "max_failures",
     "max_unusable_share",
     "allowed_root",
+    "anonymous",
 )
 """Settings that may change when a search continues: places, resources, and how long it goes on. What photos they let in
 is in the fingerprint of the data."""

@@ -36,6 +36,17 @@ def test_every_plot_is_well_formed_named_and_coloured_by_the_page(plots: list[st
         assert not re.findall(r"#0[1-7]0[1-7]0[1-7]", svg)
 
 
+def test_counted_values_are_drawn_as_if_each_stood_there() -> None:
+    counts = np.array([2, 5, 1])
+    drawn = (
+        histogram_plot(np.array([1, 2, 7]), counts=counts, title="H", x="x"),
+        histogram_plot(np.repeat([1, 2, 7], counts), title="H", x="x"),
+    )
+    first, second = (re.sub(r'(id=|href=|url\()"?[^" )]+', "", svg) for svg in drawn)
+    assert "median 2" in first
+    assert first == second
+
+
 def test_ids_of_several_plots_on_one_page_do_not_clash(plots: list[str]) -> None:
     ids = [identifier for svg in plots for identifier in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))

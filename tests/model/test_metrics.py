@@ -80,6 +80,14 @@ def test_bins_of_one_group_have_figures_without_intervals() -> None:
         assert scope[name]["low"] is scope[name]["high"] is None
 
 
+def test_what_is_right_of_every_bin_has_no_interval_of_no_width() -> None:
+    labels = np.array([1, 2, 3] * 4)
+    scope = evaluate_scope(onehot(labels.tolist()), labels, np.repeat(["a", "b", "c", "d"], 3), "1..5")
+    assert scope is not None
+    assert scope["exact"] == {"value": 1.0, "low": None, "high": None}
+    assert scope["mae"] == {"value": 0.0, "low": None, "high": None}
+
+
 def test_intervals_widen_when_bins_of_a_group_agree() -> None:
     generator = np.random.default_rng(1)
     values = generator.random(400) < 0.4

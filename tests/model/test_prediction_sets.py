@@ -62,3 +62,12 @@ def test_the_share_outside_means_the_same_at_night_as_in_calibration_for_an_accu
 def test_the_class_that_keeps_a_set_from_being_empty_does_not_count_as_the_record() -> None:
     sets = build_prediction_sets([[0.3, 0.4, 0.3]], [1], 0.1)
     assert (sets.low[0], sets.high[0], sets.size[0], sets.has_record[0]) == (1, 1, 1, False)
+
+
+def test_a_fold_that_is_nearly_all_bins_is_no_drift_every_night() -> None:
+    """Of the 8 others none bounds a 90 % set."""
+    random, world = np.random.default_rng(0), World()
+    bins = draw_bins(train_camera(world, random), world, 108, random)
+    threshold, outside = set_threshold(bins.probabilities, bins.expected_qty, np.repeat([0, 1], [100, 8]))
+    assert threshold < 1
+    assert 0.05 < outside < 0.15
