@@ -34,7 +34,7 @@ from jobs.ingesting.matching import EXAMPLES, Matched, match_range
 from jobs.ingesting.parts import Target
 from jobs.ingesting.readable import check_readable, unfetched_error
 from jobs.platform import storage
-from jobs.platform.cluster import connect
+from jobs.platform.cluster import await_slot, connect
 from jobs.platform.command import run_command
 from jobs.platform.provenance import provenance
 from schemas.errors import GateError, InputError
@@ -54,6 +54,7 @@ def ingest(config: IngestConfig) -> None:
     )
     parts.check_target(target, replace=config.replace)
     with connect():
+        await_slot(1.0)  # of its tasks; on a cluster that others fill it would wait without a word
         images, records = list_inputs(config)
         num_images, num_records = images.num_rows, records.num_rows
         bounds = choose_bounds(images, records)

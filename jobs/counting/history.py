@@ -27,6 +27,7 @@ from jobs.platform.layout import FROZEN, list_nights, read_run, run_uri
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach
 from schemas.arrow import TIMESTAMP, conform
+from schemas.errors import InputError
 from schemas.results import Recount
 
 Floats = NDArray[np.float64]
@@ -231,7 +232,11 @@ def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
     uri = storage.join(run_uri, FROZEN, "last_counts.parquet")
     frame = last_counts.reset_index()
     table = pa.table({field.name: _as_arrow(frame[field.name], field.type) for field in LAST_COUNTS_SCHEMA})
-    storage.create_bytes(uri, storage.parquet_bytes(table))
+    if not storage.create_bytes(uri, storage.parquet_bytes(table)):
+        try:
+            storage.read_table(uri)
+        except InputError:  # a power cut may leave a file that is empty
+            storage.write_table(uri, table)
     # another release may have begun the run: what it kept otherwise is not known
     return conform(storage.read_table(uri), LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
 

@@ -10,7 +10,7 @@ import ray
 
 from jobs.ingesting.matching import EXAMPLES
 from jobs.ingesting.parts import Target
-from jobs.ingesting.records import REQUESTS_IN_FLIGHT, StorageOutage, UnfetchedRecord, read_records
+from jobs.ingesting.records import REQUESTS_IN_FLIGHT, RecordsDenied, StorageOutage, UnfetchedRecord, read_records
 from schemas.abid import BinRecord
 from schemas.errors import GateError, InputError
 
@@ -61,6 +61,11 @@ def probe(bins: pa.Table, anonymous: bool) -> Probe:
         some = uris[start : start + REQUESTS_IN_FLIGHT]
         try:
             records = read_records(some, anonymous=anonymous)
+        except RecordsDenied as error:
+            raise InputError(
+                f"{error}; nothing was written; let the job read the records (s3:GetObject, and kms:Decrypt where they are "
+                "encrypted)"
+            ) from error
         except StorageOutage as error:
             raise GateError(f"{error}; nothing was written, run the same command again") from error
         for uri, record in zip(some, records, strict=True):

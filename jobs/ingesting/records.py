@@ -27,6 +27,10 @@ class StorageOutage(RuntimeError):  # noqa: N818 - an outage, said as what it is
     """The storage stopped answering: what it holds can't be called unreadable."""
 
 
+class RecordsDenied(StorageOutage):
+    """The storage answers, and that these records may not be read: no later try of the same command changes that."""
+
+
 class UnfetchedRecord(RuntimeError):  # noqa: N818 - like UnreadableRecord
     """The storage did not deliver, or denied: what the record says, nobody knows."""
 
@@ -68,7 +72,9 @@ async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
             except UnfetchedRecord as reason:
                 num_failed_in_row += 1
                 if num_failed_in_row >= OUTAGE_FAILURES:
-                    raise StorageOutage(f"{uri}: {reason}, like {OUTAGE_FAILURES - 1} others before it") from reason
+                    denied = isinstance(reason.__cause__, NotFetched) and reason.__cause__.fault is Fault.DENIED
+                    kind = RecordsDenied if denied else StorageOutage
+                    raise kind(f"{uri}: {reason}, like {OUTAGE_FAILURES - 1} others before it") from reason
                 return reason
             except UnreadableRecord as reason:
                 num_failed_in_row = 0

@@ -22,7 +22,9 @@ from urllib.parse import unquote
 import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -140,13 +142,30 @@ def _local_store() -> LocalStore:
     return LocalStore()
 
 
+def _region_of(session: boto3.Session, bucket: str, anonymous: bool) -> str:
+    """Where AWS keeps the bucket: photos of a public one lie elsewhere than one's own. The region that is set where AWS
+    doesn't say."""
+    # not its usual minutes: who asks first must not wait longer than the transfers would
+    config = Config(
+        signature_version=UNSIGNED if anonymous else None, connect_timeout=5, retries={"total_max_attempts": 2}
+    )
+    try:
+        answer = session.client("s3", region_name=region(), config=config).head_bucket(Bucket=bucket)
+    except ClientError as error:  # of what is elsewhere or may not be read it says where that is, too
+        answer = error.response
+    except BotoCoreError:  # the first request of its own meets the same trouble, and says so
+        return region()
+    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", region())
+
+
 @lru_cache(maxsize=64)
 def _s3_store(bucket: str, anonymous: bool) -> S3Store:
     session = _session()
     server = endpoint()
     options: dict = {
-        "region": region(),
-        "virtual_hosted_style_request": server is None,
+        "region": region() if server else _region_of(session, bucket, anonymous),
+        # AWS's certificate names no bucket with a dot
+        "virtual_hosted_style_request": server is None and "." not in bucket,
     }
     if server is not None:
         options["endpoint"] = server
@@ -158,7 +177,9 @@ def _s3_store(bucket: str, anonymous: bool) -> S3Store:
             "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
         )
     else:
-        options["credential_provider"] = Boto3CredentialProvider(session)
+        # obstore keeps what it is given for its ttl less five minutes, whatever a role's own expiry; botocore, which is
+        # asked anew then, renews at the latest when ten are left
+        options["credential_provider"] = Boto3CredentialProvider(session, ttl=timedelta(minutes=10))
     client: ClientConfig = {
         "allow_http": server is not None and server.startswith("http://"),
         "timeout": "60s",
@@ -179,6 +200,11 @@ _WRONG_PLACE = (
     "file name too long",
     "nosuchbucket",
     "bucket does not exist",
+    "incorrectly configured region",
+    # of a file system without the hard links by which a file is created only where none is
+    "operation not permitted",
+    "operation not supported",
+    "function not implemented",
     # of a listing, obstore raises a GenericError whatever the status
     "status code: 401",
     "status code: 403",
@@ -238,6 +264,12 @@ def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
         store.put(key, data)
     except (BaseError, OSError) as error:
         raise _failure(uri, "written", error) from error
+
+
+def settle(uri: str) -> None:
+    """Returns when what this machine wrote to a local folder would outlive a power cut. S3 answers no sooner."""
+    if not is_s3(uri):
+        os.sync()
 
 
 def check_writable(uri: str) -> None:

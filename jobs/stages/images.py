@@ -128,8 +128,7 @@ def pixels_of(rows: pa.Table, preprocessing: Preprocessing) -> np.ndarray:
 def is_allowed(uri: str, roots: tuple[str, ...]) -> bool:
     """Whether `uri` lies below one of `roots`: no `..`, no other bucket, and no link that leads out of a folder."""
     if storage.is_s3(uri):
-        parts = uri.removeprefix("s3://").split("/")
-        if any(part in ("", ".", "..") for part in parts):
+        if _names_no_object(uri):
             return False
         return any(storage.is_s3(root) and uri.startswith(root.rstrip("/") + "/") for root in roots)
     if "\0" in uri:
@@ -139,6 +138,10 @@ def is_allowed(uri: str, roots: tuple[str, ...]) -> bool:
     except InputError:
         return False
     return any(not storage.is_s3(root) and real.startswith(_real_root(root)) for root in roots)
+
+
+def _names_no_object(uri: str) -> bool:
+    return not {"", ".", ".."}.isdisjoint(uri.removeprefix("s3://").split("/"))
 
 
 @lru_cache(maxsize=64)
@@ -176,6 +179,8 @@ def fetch_each(
 
 async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
     """The whole object, or what became of it instead. An ETag other than None must be that of the object still."""
+    if storage.is_s3(uri) and _names_no_object(uri):
+        return Photo(ImageStatus.IMAGE_REJECTED, "a key with an empty part, . or .. in it; rename the object")
     if not is_allowed(uri, plan.allowed_roots):
         return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")
     try:

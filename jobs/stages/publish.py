@@ -122,7 +122,9 @@ def publish_night(
         )
     _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
     lock.check()
+    storage.settle(output_uri)  # a power cut must not take parts of a night that is committed
     _commit(summary, output_uri, audit_date, run_id, replaces)
+    storage.settle(output_uri)  # nor the commit of one whose staged shards have gone
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
         _discard_abandoned(output_uri, audit_date)

@@ -78,7 +78,11 @@ def name_run(
 def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes `run.json` where none is yet, and returns what stands there: this try's facts or an earlier one's."""
     uri = storage.join(run_uri, RUN_RECORD)
-    storage.create_bytes(uri, _document(facts))
+    if not storage.create_bytes(uri, _document(facts)):
+        try:
+            json.loads(storage.read_bytes(uri))
+        except ValueError:  # a power cut may leave a file that is empty
+            storage.write_bytes(uri, _document(facts))
     return read_run(run_uri)
 
 

@@ -12,6 +12,7 @@ import pytest
 from jobs.counting.counted import add_counted, has_counts, read_counted
 from jobs.counting.history import freeze_last_counts, read_history
 from jobs.counting.resolution import Count, Finding, resolve_counts
+from jobs.platform.layout import FROZEN
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
 from tests.planned_night import commit_night, mark_run, plan_row, priority_row, write_run
@@ -260,3 +261,5 @@ def test_what_was_known_when_a_run_began_stays_known_to_its_next_try(output: str
     assert len(later) == 2
     pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), later), first)
     assert len(freeze_last_counts(str(tmp_path / "other"), later)) == 0
+    (tmp_path / "run" / FROZEN / "last_counts.parquet").write_bytes(b"")  # by a power cut
+    pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), later), later)

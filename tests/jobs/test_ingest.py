@@ -605,3 +605,8 @@ def test_a_manifest_stays_while_no_record_comes(
     assert run(bucket, *flags) == 1
     assert "2 records could not be fetched; nothing was written" in capsys.readouterr().err
     assert contents(str(tmp_path)) == before
+    put_bins(bucket, *(str(number) for number in range(1, 21)))
+    assert run(bucket, *flags) == 2
+    error = capsys.readouterr().err
+    assert "access denied, like 15 others before it; nothing was written; let the job read the records" in error
+    assert contents(str(tmp_path)) == before

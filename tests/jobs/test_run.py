@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config.audit import AuditConfig
+from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.provenance import provenance
 from jobs.stages import run, tonight
@@ -62,6 +63,12 @@ def test_every_input_is_part_of_the_name(name: str) -> None:
 def test_what_a_run_froze_first_stays(output_uri: str) -> None:
     assert freeze_run(output_uri, {"belief": 1}) == {"belief": 1}
     assert freeze_run(output_uri, {"belief": 2}) == {"belief": 1}
+
+
+def test_a_record_that_a_power_cut_emptied_is_written_anew(output_uri: str) -> None:
+    freeze_run(output_uri, {"belief": 1})
+    storage.write_bytes(f"{output_uri}/run.json", b"")
+    assert freeze_run(output_uri, {"belief": 2}) == {"belief": 2}
 
 
 def test_without_git_there_is_no_commit_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pytest
 from obstore.exceptions import BaseError
@@ -156,6 +159,37 @@ def test_without_credentials_the_message_says_what_to_set(bucket: str, monkeypat
     with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"{bucket}/key")
     storage._s3_store.cache_clear()
+
+
+class _Amazon(BaseHTTPRequestHandler):
+    """Says where the buckets are, as Amazon does of those that may not be read, too. No other server here knows regions."""
+
+    def do_HEAD(self) -> None:
+        found = {"/mine": (200, "eu-central-1"), "/theirs": (403, "us-east-1"), "/moved": (301, "ap-south-1")}
+        status, region = found.get(self.path, (404, None))
+        self.send_response(status)
+        if region:
+            self.send_header("x-amz-bucket-region", region)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_a_bucket_is_asked_for_where_it_lies(monkeypatch: pytest.MonkeyPatch, anonymous: bool) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Amazon) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            found = [
+                storage._region_of(boto3.Session(), name, anonymous) for name in ("mine", "theirs", "moved", "unknown")
+            ]
+        finally:
+            server.shutdown()
+    assert found == ["eu-central-1", "us-east-1", "ap-south-1", "eu-west-1"]
+    assert storage._region_of(boto3.Session(), "mine", anonymous) == "eu-west-1", "nobody answers"
 
 
 @pytest.mark.parametrize(
