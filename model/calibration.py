@@ -9,7 +9,6 @@ LAC sets: Sadinle, Lei and Wasserman 2019. numpy and scipy only.
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from model.prediction_sets import SET_COVERAGE, lac_quantile
+from model.prediction_sets import lac_quantile
 from schemas.bundle import Calibration
 
 Method = Literal["none", "temperature", "vector", "matrix"]
@@ -144,11 +143,11 @@ def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarr
     Outside by the rule of the nightly `prediction_sets.PredictionSets.has_record`: the two shares are compared.
     """
     scores = 1 - probabilities[np.arange(len(labels)), labels]
+    threshold = lac_quantile(scores)
     outside = np.zeros(len(labels), bool)
     for fold in np.unique(folds):
         inside = folds == fold
-        others = scores[~inside]
-        # so few others bound nothing: none would be outside, and every night's share a drift
-        told = len(others) >= math.ceil((len(others) + 1) * SET_COVERAGE)
-        outside[inside] = scores[inside] > lac_quantile(others if told else scores)
-    return lac_quantile(scores), float(outside.mean())
+        bound = lac_quantile(scores[~inside])
+        # 1 of too few others: none would be outside, and every night's share a drift
+        outside[inside] = scores[inside] > (threshold if bound == 1 else bound)
+    return threshold, float(outside.mean())

@@ -34,6 +34,10 @@ class RecordsDenied(StorageOutage):
 class UnfetchedRecord(RuntimeError):  # noqa: N818 - like UnreadableRecord
     """The storage did not deliver, or denied: what the record says, nobody knows."""
 
+    def __init__(self, reason: str, denied: bool = False) -> None:
+        super().__init__(reason)
+        self.denied = denied
+
 
 Found = BinRecord | UnreadableRecord | UnfetchedRecord
 
@@ -72,8 +76,7 @@ async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
             except UnfetchedRecord as reason:
                 num_failed_in_row += 1
                 if num_failed_in_row >= OUTAGE_FAILURES:
-                    denied = isinstance(reason.__cause__, NotFetched) and reason.__cause__.fault is Fault.DENIED
-                    kind = RecordsDenied if denied else StorageOutage
+                    kind = RecordsDenied if reason.denied else StorageOutage
                     raise kind(f"{uri}: {reason}, like {OUTAGE_FAILURES - 1} others before it") from reason
                 return reason
             except UnreadableRecord as reason:
@@ -90,4 +93,5 @@ async def _fetch(uri: str, anonymous: bool) -> bytes:
         if reason.fault in UNREADABLE:
             raise UnreadableRecord(UNREADABLE[reason.fault]) from reason
         denied = reason.fault is Fault.DENIED
-        raise UnfetchedRecord(str(reason) if denied else f"can't be fetched ({reason})") from reason
+        said = str(reason) if denied else f"can't be fetched ({reason})"
+        raise UnfetchedRecord(said, denied=denied) from reason

@@ -145,17 +145,18 @@ def _local_store() -> LocalStore:
 def _region_of(session: boto3.Session, bucket: str, anonymous: bool) -> str:
     """Where AWS keeps the bucket: photos of a public one lie elsewhere than one's own. The region that is set where AWS
     doesn't say."""
+    configured = region()
     # not its usual minutes: who asks first must not wait longer than the transfers would
     config = Config(
         signature_version=UNSIGNED if anonymous else None, connect_timeout=5, retries={"total_max_attempts": 2}
     )
     try:
-        answer = session.client("s3", region_name=region(), config=config).head_bucket(Bucket=bucket)
+        answer = session.client("s3", region_name=configured, config=config).head_bucket(Bucket=bucket)
     except ClientError as error:  # of what is elsewhere or may not be read it says where that is, too
         answer = error.response
     except BotoCoreError:  # the first request of its own meets the same trouble, and says so
-        return region()
-    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", region())
+        return configured
+    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", configured)
 
 
 @lru_cache(maxsize=64)

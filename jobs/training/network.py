@@ -182,10 +182,10 @@ def _controller_environment() -> Iterator[None]:
     """Tells Ray Train's watchdog which cluster is its own, and that nobody asks for notice of nodes that are to go: that
     is a process of its own, which takes seconds to start beside every training.
 
-    The watchdog asks Ray's state API every second whether the controller lives. Where a second Ray runs on the machine, that asks
-    the wrong one, is told of no such controller, and removes the workers of a sound training. Even a cluster without a
-    dashboard says that it has one at port 8265, where the other one's may be (both seen with Ray 2.60); the watchdog of
-    a cluster that ends with this process has nothing to watch and is sent to nobody.
+    The watchdog asks Ray's state API every second whether the controller lives. Where a second Ray runs on the machine,
+    that asks the wrong one, is told of no such controller, and removes the workers of a sound training. Even a cluster
+    without a dashboard says that it has one at port 8265, where the other one's may be (both seen with Ray 2.60); the
+    watchdog of a cluster that ends with this process has nothing to watch and is sent to nobody.
     """
     settings = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, ENABLE_PREEMPTION_WATCHER_ENV_VAR: "0"}
     if not os.environ.get("RAY_ADDRESS"):

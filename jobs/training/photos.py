@@ -141,9 +141,8 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
         preprocessing = stream.preprocessing.model_copy(update={"image_size": side})
         keys = [None] * len(rows) if epoch is None else keyed(hashes[rows], stream.seed + 1, epoch).tolist()
         pixels, decoding, augmenting = [], 0.0, 0.0
-        for data, key in zip(
-            photos, keys, strict=True
-        ):  # one by one: a telephone's photo takes 37 MB until it is shrunk
+        # one by one: a telephone's photo takes 37 MB until it is shrunk
+        for data, key in zip(photos, keys, strict=True):
             started = time.perf_counter()
             photo = read_pixels(data)
             decoded = time.perf_counter()

@@ -20,6 +20,7 @@ from model.bundle import load_bundle, save_bundle
 from model.bundle_files import read_training_images
 from model.images import decode_image
 from model.metrics import evaluate_counts
+from model.prediction_sets import build_prediction_sets
 from model.processor import multiplies_int8
 from model.scoring import Scorer
 from schemas.bundle import BundleInfo
@@ -179,10 +180,19 @@ def test_unseen_bins_are_measured_as_the_bundle_scores_them(
     right = probabilities[labels == 2].argmax(axis=1) == 2
     assert of_twos[0]["exact"]["value"] == pytest.approx(right.mean())
     sets = found["prediction_sets"]
-    assert (of_twos[0]["exact"]["low"] is None) == (right.min() == right.max())
-    for figure in (of_twos[0]["exact"], sets["coverage"], sets["mean_size"]):
-        # none where all bins are alike, as this bundle, which has learned nothing, may find them
-        assert figure["low"] is None or figure["low"] <= figure["value"] <= figure["high"]
+    found_sets = build_prediction_sets(
+        probabilities, labels, load_bundle(dump / "bundle").info.prediction_set_threshold
+    )
+    for figure, values in (
+        (of_twos[0]["exact"], right),
+        (sets["coverage"], found_sets.has_record),
+        (sets["mean_size"], found_sets.size),
+    ):
+        assert figure["value"] == pytest.approx(values.mean())
+        if values.min() == values.max():  # as a bundle that has learned nothing may find them
+            assert figure["low"] is figure["high"] is None
+        else:
+            assert figure["low"] <= figure["value"] <= figure["high"]
     assert "20 left out, 2 photos without a score" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "metrics.json"]
     page = (tmp_path / "index.html").read_text()
