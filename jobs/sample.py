@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from jobs.config.sample import SampleConfig
 from jobs.platform import storage
-from jobs.platform.cluster import connect
+from jobs.platform.cluster import await_slot, connect
 from jobs.platform.command import run_command
 from jobs.platform.provenance import provenance
 from jobs.sampling.dump import name_bin, write_all_bins
@@ -44,6 +44,7 @@ def run_sample(config: SampleConfig) -> None:
     true_qty = np.zeros(config.num_bins, np.int8)
     num_done = num_wrong = 0
     with connect():
+        await_slot(1.0)  # of one task; Ray would wait for it without a word
         for first, quantities, wrong in write_all_bins(
             output_uri, config.num_bins, config.seed, config.record_error_rate
         ):

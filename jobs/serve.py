@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ray import serve
+from ray.exceptions import RayActorError
 
 from jobs.config.serve import ServeConfig
 from jobs.platform.cluster import connect
@@ -51,6 +52,10 @@ FEWER_STEPS = {
 them in every process, so a cluster of your own must be started with them."""
 
 
+LOOK_SECONDS = 10.0
+"""How often to look whether the endpoint is still there."""
+
+
 def run_endpoint(config: ServeConfig) -> None:
     """Serves until a signal comes. Raises InputError before anything listens, GateError where work was left undone."""
     with connect(environment=FEWER_STEPS):
@@ -65,7 +70,8 @@ def run_endpoint(config: ServeConfig) -> None:
             start_endpoint(config)
         with _on_stop(lambda *_: stopped.set()):
             print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
-            stopped.wait()
+            while not stopped.wait(LOOK_SECONDS):
+                _check_running()
             print("shutting down: finishing the requests that were taken", flush=True)
             stop_endpoint()
 
@@ -94,6 +100,16 @@ def start_endpoint(config: ServeConfig) -> None:
     except RuntimeError as error:  # Serve's word for a deployment that doesn't come up
         serve.shutdown()
         raise GateError(f"the endpoint did not start: {error}") from error
+
+
+def _check_running() -> None:
+    """Raises GateError where the endpoint has gone (what looks after this command starts it again then)."""
+    try:
+        applications = serve.status().applications
+    except RayActorError:  # Serve's controller
+        applications = {}
+    if APP_NAME not in applications:
+        raise GateError("the endpoint was ended from elsewhere (`serve shutdown` or `serve deploy`)")
 
 
 def stop_endpoint() -> None:

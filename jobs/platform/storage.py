@@ -58,6 +58,8 @@ CUT_TRIES = 6
 MOST_DELETED = 1000
 """Objects in one request to delete them, S3's own limit."""
 
+UNPACKED_JOB = "/runtime_resources/working_dir_files/"
+
 INCOMPLETE = "_incomplete"
 """Stands in a folder of Parquet files from before its first file until after its last one is written."""
 
@@ -119,6 +121,16 @@ def locate(uri: str, *, anonymous: bool = False) -> tuple[ObjectStore, str]:
     return _s3_store(bucket, anonymous), key
 
 
+def _locate_lasting(uri: str) -> tuple[ObjectStore, str]:
+    """`locate`, for what is to be kept. Raises InputError for a place in the folder that Ray unpacks a submitted job into:
+    each node has its own, and it goes with the job."""
+    if not is_s3(uri) and UNPACKED_JOB in absolute(uri):
+        raise InputError(
+            f"{uri}: expected s3://… or an absolute path that every node has, found one in Ray's copy of the working directory"
+        )
+    return locate(uri)
+
+
 def endpoint() -> str | None:
     """The S3 server that is meant, None for AWS's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -142,7 +154,12 @@ def _local_store() -> LocalStore:
     return LocalStore()
 
 
-def _region_of(session: boto3.Session, bucket: str, anonymous: bool) -> str:
+def bucket_region(bucket: str, *, anonymous: bool = False) -> str:
+    """Where the bucket is to be asked for: on AWS where it lies, of another S3 server in the region that is set."""
+    return region() if endpoint() else _ask_region(bucket, anonymous)
+
+
+def _ask_region(bucket: str, anonymous: bool) -> str:
     """Where AWS keeps the bucket: photos of a public one lie elsewhere than one's own. The region that is set where AWS
     doesn't say."""
     configured = region()
@@ -151,7 +168,7 @@ def _region_of(session: boto3.Session, bucket: str, anonymous: bool) -> str:
         signature_version=UNSIGNED if anonymous else None, connect_timeout=5, retries={"total_max_attempts": 2}
     )
     try:
-        answer = session.client("s3", region_name=configured, config=config).head_bucket(Bucket=bucket)
+        answer = _session().client("s3", region_name=configured, config=config).head_bucket(Bucket=bucket)
     except ClientError as error:  # of what is elsewhere or may not be read it says where that is, too
         answer = error.response
     except BotoCoreError:  # the first request of its own meets the same trouble, and says so
@@ -164,7 +181,7 @@ def _s3_store(bucket: str, anonymous: bool) -> S3Store:
     session = _session()
     server = endpoint()
     options: dict = {
-        "region": region() if server else _region_of(session, bucket, anonymous),
+        "region": bucket_region(bucket, anonymous=anonymous),
         # AWS's certificate names no bucket with a dot
         "virtual_hosted_style_request": server is None and "." not in bucket,
     }
@@ -260,7 +277,7 @@ def explain(error: Exception) -> str:
 def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
     """Writes the object whole or not at all; a local file (Path) goes part by part, whatever its size. Raises InputError
     where the place can't be written, GateError where storage is away or full."""
-    store, key = locate(uri)
+    store, key = _locate_lasting(uri)
     try:
         store.put(key, data)
     except (BaseError, OSError) as error:
@@ -282,7 +299,7 @@ def check_writable(uri: str) -> None:
 
 def create_bytes(uri: str, data: bytes | memoryview) -> bool:
     """Writes the object only where none is (conditional PUT). Returns whether this call wrote it."""
-    store, key = locate(uri)
+    store, key = _locate_lasting(uri)
     try:
         store.put(key, data, mode="create", use_multipart=False)
     except (AlreadyExistsError, FileExistsError):

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -152,7 +154,7 @@ def train_network(
         ),
     )
     try:
-        with _controller_environment():
+        with _controller_environment(), _own_interrupt():
             result = trainer.fit()
     except TrainingFailedError as error:
         raise GateError(f"training failed: {_reason(error)}; the same command continues from {run_uri}") from error
@@ -203,6 +205,17 @@ def _controller_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ray Train leaves its handler of Ctrl-C behind, which ignores the first two once its controller has ended."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # it sets none in a trial's thread
+            signal.signal(signal.SIGINT, before)
+
+
 def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     """Path and file system for Ray Train's checkpoints, from the same AWS settings as everything else.
 
@@ -212,7 +225,7 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     """
     if not storage.is_s3(uri):
         return uri, None
-    options: dict[str, Any] = {"region": storage.region()}
+    options: dict[str, Any] = {"region": storage.bucket_region(uri.removeprefix("s3://").partition("/")[0])}
     if endpoint := storage.endpoint():
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}

@@ -8,7 +8,7 @@ import ray
 from ray.train import ScalingConfig
 
 from jobs.config.train import TrainConfig
-from jobs.platform.cluster import await_free, network_environment
+from jobs.platform.cluster import await_free, await_slot, network_environment
 from jobs.training.labelled_bins import TASK_CPUS
 from schemas.errors import InputError
 
@@ -67,6 +67,7 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
 def await_workers(config: TrainConfig, num_runs: int = 1) -> None:
     """Waits until the cluster has room for the workers and a task that decodes for them. Raises InputError where it is
     too small, GateError where other jobs don't leave enough of it."""
+    await_slot(TASK_CPUS)  # for a task that waits a cluster grows, from no workers too
     scaling, _ = plan_workers(config, num_runs)
     needed = {name: num_runs * amount for name, amount in scaling.total_resources.items()}
     await_free({**needed, "CPU": needed["CPU"] + TASK_CPUS})

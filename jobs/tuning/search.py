@@ -25,6 +25,7 @@ import ray
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -47,6 +48,7 @@ PROGRESS = "epochs_percent"
 REDUCTION = 2
 RANDOM_TRIALS = 4
 """Drawn at random before the proposals learn from what came of them."""
+CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 CONTROLLER, RUN, HISTORY, FAILURE, FINAL = "controller", "run", "history", "failure", "final"
 
 
@@ -68,6 +70,9 @@ def run_trials(bins: pa.Table, config: TuneConfig, start: Start, trials: Trials,
     The trials of earlier runs come first and in their order, so that Optuna and ASHA know them: one that has ended only
     reports again what it reported then, one that was cut short goes on from its last checkpoint.
     """
+    # what Tune hands on to a trial stands in Ray's logs: no keys, which every node has of its own; but whose cluster it is
+    ENV_VARS_TO_PROPAGATE.difference_update(CREDENTIALS)
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records are our own
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted search must not go on to choose

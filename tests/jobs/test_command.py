@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,11 @@ def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
 
     assert _exit_code(run) == code
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_what_leaves_with_0_before_it_is_done_is_not_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code(lambda: sys.exit(0)) == 1  # as Ray Train does when it is interrupted
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
 
 
 def test_a_bundle_that_changed_under_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

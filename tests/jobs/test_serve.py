@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,11 +23,14 @@ from jobs.serving import uploads
 from jobs.serving.app import APP_NAME, build_app, learn_current_belief
 from jobs.serving.batching import Batcher
 from jobs.serving.counter import Counter
+from jobs.serving.front import Front, FrontSettings
 from jobs.serving.gate import Room
 from jobs.serving.metrics import merge_pages
 from jobs.serving.problems import Problem
+from jobs.serving.uploads import Upload
 from jobs.stages.resources import CPU_BATCH, resolve_precision
-from schemas.errors import InputError
+from model.bundle_files import read_bundle_info
+from schemas.errors import GateError, InputError
 from tests.dump import NIGHT, photo, write_bundle
 from tests.night import write_nights
 
@@ -454,6 +458,28 @@ def test_shutting_down_finishes_what_was_taken(client: Client) -> None:
 # --- without one -------------------------------------------------------------------------------------------------
 
 
+def test_an_answer_that_is_no_number_is_not_taken_for_a_count(bundle: Path) -> None:
+    class NotANumber:
+        async def remote(self, pixels: np.ndarray) -> np.ndarray:
+            return np.full(7, np.nan, np.float32)
+
+    belief = learn_current_belief(None, read_bundle_info(bundle))
+    settings = FrontSettings(str(bundle), belief.to_dict(), None, 4, MAX_BODY, 60)
+    front = Front(SimpleNamespace(count=NotANumber()), settings)  # type: ignore[arg-type]
+    with pytest.raises(Problem, match="not a number: serve with --precision bf16") as raised:
+        asyncio.run(front.count(Upload(photo(3, 1), None, 3)))
+    assert raised.value.cause == "internal_error"
+
+
+def test_an_endpoint_that_was_ended_from_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = SimpleNamespace(applications={APP_NAME: "RUNNING"})
+    monkeypatch.setattr(serve_job.serve, "status", lambda: status)
+    serve_job._check_running()
+    status.applications = {}
+    with pytest.raises(GateError, match="ended from elsewhere"):
+        serve_job._check_running()
+
+
 def test_a_drain_that_fails_still_ends_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
 
@@ -530,8 +556,6 @@ def test_a_batch_holds_what_came_while_the_last_one_was_scored() -> None:
 
 
 def test_a_network_that_failed_once_is_replaced(bundle: Path) -> None:
-    from model.bundle_files import read_bundle_info
-
     info = read_bundle_info(bundle)
     counter = Counter(str(bundle), info.bundle_id, "cpu", "fp32", batch_size=1, threads=1)
 
@@ -589,8 +613,6 @@ def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_record_model_is_learned_from_the_audits_recounts(tmp_path: Path, bundle: Path, audits: Path) -> None:
-    from model.bundle_files import read_bundle_info
-
     info = read_bundle_info(bundle)
     with pytest.raises(InputError, match="no committed night"):
         learn_current_belief(str(tmp_path / "nothing"), info)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pytest
 from obstore.exceptions import BaseError
 
 from jobs.platform import storage
+from jobs.training.network import ray_storage
 from schemas.errors import InputError
 
 
@@ -182,14 +182,28 @@ def test_a_bucket_is_asked_for_where_it_lies(monkeypatch: pytest.MonkeyPatch, an
     with ThreadingHTTPServer(("127.0.0.1", 0), _Amazon) as server:
         threading.Thread(target=server.serve_forever).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "a server of one's own"
+        monkeypatch.setattr(storage, "endpoint", lambda: None)
         try:
-            found = [
-                storage._region_of(boto3.Session(), name, anonymous) for name in ("mine", "theirs", "moved", "unknown")
-            ]
+            names = ("mine", "theirs", "moved", "unknown")
+            found = [storage.bucket_region(name, anonymous=anonymous) for name in names]
+            _, checkpoints = ray_storage("s3://mine/bundle.training")
         finally:
             server.shutdown()
     assert found == ["eu-central-1", "us-east-1", "ap-south-1", "eu-west-1"]
-    assert storage._region_of(boto3.Session(), "mine", anonymous) == "eu-west-1", "nobody answers"
+    assert checkpoints.region == "eu-central-1"
+    assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "nobody answers"
+
+
+def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    unpacked.mkdir(parents=True)
+    monkeypatch.chdir(unpacked)
+    for write in (storage.write_bytes, storage.create_bytes):
+        with pytest.raises(InputError, match=r"audits/run: expected s3://… or an absolute path that every node has"):
+            write("audits/run", b"1")
+    assert list(unpacked.iterdir()) == []
+    storage.write_bytes(str(tmp_path / "audits" / "run"), b"1")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import save_file
 
@@ -36,6 +37,7 @@ from jobs.tuning.trials import (
 from model.bundle import load_bundle
 from model.network import build_network
 from schemas.errors import GateError, InputError
+from tests.conftest import S3_ENVIRONMENT
 from tests.dump import write_night
 
 NUM_BINS = 140
@@ -117,6 +119,11 @@ def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
     assert main(arguments) == 0  # nothing is left to do: no trial trains again, and the test bins stay unseen
     assert "stands in" in capsys.readouterr().out
     assert pq.read_table(search / "trials.parquet").to_pylist() == rows
+
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    secret = S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"].encode()
+    # Ray writes there what each process starts with
+    assert [path.name for path in logs.rglob("*") if path.is_file() and secret in path.read_bytes()] == []
 
     assert main(flags(manifest_uri, tmp_path, optimiser="sgd", seed=1)) == 2
     assert "other settings (seed)" in capsys.readouterr().err
