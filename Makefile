@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: setup audit test test-with-ray test-without-ray faults lint vulnerabilities clean
+.PHONY: setup audit test test-jobs-with-ray test-nights-with-ray test-without-ray faults lint vulnerabilities clean
 
 setup: $(VENV)/.ready
 
@@ -32,11 +32,15 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup
-	# what needs Ray waits for its processes most of the time: the rest runs beside it
-	$(MAKE) --jobs 2 test-with-ray lint test-without-ray
+	# what needs Ray waits for its processes most of the time: two clusters and what needs none run side by side
+	$(MAKE) --jobs 3 test-jobs-with-ray test-nights-with-ray test-without-ray lint
 
-test-with-ray: setup
-	$(BIN)/pytest -m 'ray and not slow' --timeout 600 --durations 25
+test-jobs-with-ray: setup
+	$(BIN)/pytest tests/jobs -m 'ray and not slow' --timeout 600 --durations 15
+
+# whole nights from outside: end to end, and with a fault
+test-nights-with-ray: setup
+	$(BIN)/pytest --ignore tests/jobs -m 'ray and not slow' --timeout 600 --durations 15
 
 test-without-ray: setup
 	$(BIN)/pytest -m 'not ray and not slow' --timeout 600 --durations 10
