@@ -31,7 +31,7 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
-from jobs.platform.layout import REPORT_FACTS
+from jobs.platform.layout import REPORT_FACTS, list_nights
 from jobs.platform.provenance import provenance
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.history import find_offenders, keep_certificates, keep_promises
@@ -65,10 +65,12 @@ def write_report(config: ReportConfig) -> None:
     history = read_history(night.output_uri, next_day.isoformat())
     with tempfile.TemporaryDirectory(prefix="report-") as name:
         folder = Path(name)
-        (folder / "report.html").write_text(_build_page(night, run, overview, history), encoding="utf-8")
+        waiting = _list_second_counts(night, history)
+        page = _build_page(night, run, overview, history, num_second_counts=len(waiting))
+        (folder / "report.html").write_text(page, encoding="utf-8")
         logger.info("page: %.1f s", time.monotonic() - started)
         places = walk_order(read_plan(night))
-        (folder / "second_counts.csv").write_bytes(second_counts_csv(history.second_counts))
+        (folder / "second_counts.csv").write_bytes(second_counts_csv(waiting))
         (folder / "recount_list.csv").write_bytes(recount_csv(places, night.audit_date))
         (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))
         (folder / "recount_list_planner.csv").write_bytes(planner_csv(places, overview.planned, night.audit_date))
@@ -102,7 +104,18 @@ def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Ov
     }
 
 
-def _build_page(night: Night, run: dict[str, Any], overview: Overview, history: History) -> str:
+def _list_second_counts(night: Night, history: History) -> list[tuple[str | None, str, str]]:
+    """The mismatches of this night and those before that still wait for a second count: where a later night has seen
+    another record, it would be refused."""
+    last = list_nights(night.output_uri)[-1]
+    if last != night.audit_date:
+        history = read_history(night.output_uri, (date.fromisoformat(last) + timedelta(days=1)).isoformat())
+    return [found for found in history.second_counts if found[2] <= night.audit_date]
+
+
+def _build_page(
+    night: Night, run: dict[str, Any], overview: Overview, history: History, *, num_second_counts: int
+) -> str:
     listed = overview.top.select(["image_uri", "status"]).to_pylist() if overview.top is not None else []
     anonymous = bool(settings_of(run).get("anonymous", False))
     return render_page(
@@ -116,7 +129,7 @@ def _build_page(night: Night, run: dict[str, Any], overview: Overview, history: 
             certificates=keep_certificates(history),
             offenders=find_offenders(history),
             so_far=estimate_window(history),
-            num_second_counts=len(history.second_counts),
+            num_second_counts=num_second_counts,
         )
     )
 

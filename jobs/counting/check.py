@@ -16,7 +16,7 @@ from jobs.counting.count_rows import CountRow, Reject, parse_row
 from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_marked_runs, read_plan
-from jobs.counting.records import NightRecord, find_records
+from jobs.counting.records import NightRecord, find_records, has_results
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts
 from jobs.platform.layout import read_run, run_in_force, run_uri
 from jobs.platform.texts import csv_text
@@ -72,18 +72,17 @@ def check_counts(
     as_numbers = [
         replace(count, bin_id=numbers.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts
     ]
-    records = find_records(output_uri, _wanted_records([*counts, *as_numbers], plans, nights))
-    # a bin of the night that no plan asked for has its own name, and not that of a planned one
-    counts = [
-        count if (count.audit_date, count.bin_id) in records else as_number
-        for count, as_number in zip(counts, as_numbers, strict=True)
-    ]
     ledger = _Ledger(output_uri, set(plans))
+    # what an earlier call took in needs no record, and the results of its nights may have been deleted since
+    pairs = [pair for pair in zip(counts, as_numbers, strict=True) if not any(map(ledger.knows, pair))]
+    pairs, gone = _part_from_gone(output_uri, pairs, plans, nights)
+    rejects += gone
+    records = find_records(output_uri, _wanted_records([count for pair in pairs for count in pair], plans, nights))
+    # a bin of the night that no plan asked for has its own name, and not that of a planned one
+    counts = [count if (count.audit_date, count.bin_id) in records else as_number for count, as_number in pairs]
     accepted = []
     # in the order of counting: of two counts that contradict each other the later one is one too many
     for count in sorted(counts, key=lambda count: (count.count.counted_at, count.source.number)):
-        if ledger.knows(count):
-            continue
         try:
             planned = _find_planned(count, plans, records)
             _check_unchanged(count, planned, nights, records)
@@ -141,7 +140,11 @@ class _Ledger:
             # what was refuted may still be found by a third person, and what was settled may have been a typo
             contradicts = row.count.counted_qty != finding.qty
             settled = Finding(row.count.counted_qty, resolved=True)
-            if not (contradicts and resolve_counts([*kept, row.count], expected_qty) == settled):
+            settles = resolve_counts([*kept, row.count], expected_qty) == settled
+            # what one person found right, another may doubt: it stays right until a third agrees with the second
+            people = [count.counter_id for count in (*kept, row.count)]
+            is_doubt = len(set(people)) == 2 == len(people) and None not in people and not kept[0].confirmed
+            if not (contradicts and (settles or is_doubt)):
                 detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
                 confirmed = replace(row.count, confirmed=True)
                 if contradicts and resolve_counts([*kept, confirmed], expected_qty) == settled:
@@ -216,20 +219,42 @@ def _list_numbers(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]
     return numbers
 
 
+def _part_from_gone(
+    output_uri: str,
+    pairs: Sequence[tuple[CountRow, CountRow]],
+    plans: Mapping[str, list[Plan]],
+    nights: Sequence[str],
+) -> tuple[list[tuple[CountRow, CountRow]], list[tuple[CountsRow, RejectReason, str]]]:
+    """The rows that can be judged, and the rejects of those that need a night whose results were deleted."""
+    needed = [{*_needed_nights(one, plans, nights), *_needed_nights(other, plans, nights)} for one, other in pairs]
+    gone = {night for night in set().union(*needed) if not has_results(output_uri, night)}
+    kept, rejects = [], []
+    for pair, of_pair in zip(pairs, needed, strict=True):
+        if missing := sorted(of_pair & gone):
+            detail = f"audit_date: the results of the night {missing[0]}, which say what was recorded then, are deleted"
+            rejects.append((pair[0].source, RejectReason.UNKNOWN_NIGHT, detail))
+        else:
+            kept.append(pair)
+    return kept, rejects
+
+
 def _wanted_records(
     counts: Sequence[CountRow], plans: Mapping[str, list[Plan]], nights: Sequence[str]
 ) -> dict[str, set[str]]:
-    """Of which bins the results of which nights are needed: of bins that no plan of their night knows, and of planned
-    ones in the later nights that were over before they were counted."""
+    """Of which bins the results of which nights are needed."""
     wanted: dict[str, set[str]] = {}
     for count in counts:
-        if not any(count.bin_id in plan for plan in plans.get(count.audit_date, [])):
-            if count.audit_date in plans:
-                wanted.setdefault(count.audit_date, set()).add(count.bin_id)
-            continue
-        for night in _later_nights(count, nights):
+        for night in _needed_nights(count, plans, nights):
             wanted.setdefault(night, set()).add(count.bin_id)
     return wanted
+
+
+def _needed_nights(count: CountRow, plans: Mapping[str, list[Plan]], nights: Sequence[str]) -> list[str]:
+    """The nights whose results a count needs: its own where no plan of it knows the bin, else the later ones that were
+    over before it was counted."""
+    if any(count.bin_id in plan for plan in plans.get(count.audit_date, [])):
+        return _later_nights(count, nights)
+    return [count.audit_date] if count.audit_date in plans else []
 
 
 def _later_nights(count: CountRow, nights: Sequence[str]) -> list[str]:

@@ -65,10 +65,12 @@ def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -
         if not row.cells[name]:
             raise Reject(RejectReason.MISSING_VALUE, f"{name}: expected a value, found none")
     night, orders = _parse_night(row.cells["audit_date"], row.cells["counted_at"], nights, zone)
+    # a plain audit_date leaves open how the other was written; of two days the one that would be refused is not meant
+    orders = {order for order in orders if _may_be(night, row.cells["counted_at"], order, zone, now)} or orders
     counted_at, latest = _parse_time(row.cells["counted_at"], orders, zone)
     if counted_at > now + CLOCK_SLACK:
         raise Reject(RejectReason.IN_FUTURE, f"counted_at: {_show(counted_at)} is yet to come; see --time-zone")
-    if counted_at < datetime.combine(night, time(), UTC) - ZONE_SLACK:
+    if counted_at < _first_moment(night):
         raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: {_show(counted_at)} is before the night {night}")
     flag = row.cells.get("confirmed", "").lower()
     if flag not in _FLAGS:
@@ -118,6 +120,19 @@ def _is_soon_after(night: date, counted_at: str, month_first: bool, zone: ZoneIn
     except Reject:
         return False
     return -ZONE_SLACK <= counted - datetime.combine(night, time(), UTC) <= SOON
+
+
+def _may_be(night: date, counted_at: str, month_first: bool, zone: ZoneInfo, now: datetime) -> bool:
+    try:
+        counted, _ = _parse_time(counted_at, {month_first}, zone)
+    except Reject:
+        return False
+    return _first_moment(night) <= counted <= now + CLOCK_SLACK
+
+
+def _first_moment(night: date) -> datetime:
+    """When a count for the night can have been made at the earliest."""
+    return datetime.combine(night, time(), UTC) - ZONE_SLACK
 
 
 def _read_moments(text: str) -> dict[bool, datetime]:

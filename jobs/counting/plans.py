@@ -27,7 +27,7 @@ class NightSummary:
     expected_wrong: float
     net_variance_predicted: float
     gross_variance_predicted: float | None
-    """None for a night of before this was summed."""
+    """None for a night of before this was summed, or of which nothing was assessed."""
     net_value_predicted: float | None
     """None for a night without unit values or with several currencies."""
 

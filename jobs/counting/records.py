@@ -37,6 +37,11 @@ def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[
     }
 
 
+def has_results(output_uri: str, night: str) -> bool:
+    """Whether the results of a committed night are there still; old ones may be deleted."""
+    return bool(part_uris(output_uri, "results", night, run_in_force(output_uri, night)))
+
+
 def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:
     values = pa.array(bin_ids, pa.string())
     run_id = run_in_force(output_uri, night)

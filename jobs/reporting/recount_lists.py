@@ -102,7 +102,9 @@ def recount_xlsx(places: list[tuple[str | None, str]], audit_date: str) -> bytes
     empty = book.add_format({"border": 2, "valign": "vcenter"})
     sheet.write_string(0, 0, f"Recount list for night {audit_date}: {len(places)} bins in walk order", title)
     sheet.write_string(
-        1, 0, "Count every piece in the bin. Write 0 for an empty bin. Counted by: ____________  Date: ________"
+        1,
+        0,
+        "Count every piece in the bin. Write 0 for an empty bin. Counted by: ____________  Day and time: ____________",
     )
     for column, (name, width) in enumerate((("Stop", 6), ("Zone", 14), ("Bin", 32), ("Count", 12), ("Remarks", 28))):
         sheet.write_string(3, column, name, head)

@@ -45,6 +45,13 @@ MONEY = ("recorded_value", "shortage_value", "overage_value", "value_at_risk")
 """Sums that need unit values of one currency."""
 
 
+PREDICTED = (
+    *("expected_wrong", "net_variance_predicted", "gross_variance_predicted"),
+    *("shortage_value", "overage_value", "value_at_risk"),
+)
+"""Sums over the assessed bins: of none they say nothing, which is not that nothing is wrong."""
+
+
 def summarize(
     night: Night,
     facts: dict[str, object],
@@ -53,7 +60,8 @@ def summarize(
 ) -> pa.Table:
     """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `facts_of` a scope and its value in that row.
 
-    `currencies` of the night's unit values. Money is null in a scope without any, and everywhere where there are several.
+    `currencies` of the night's unit values. Money is null in a scope without any, and everywhere where there are several;
+    what is predicted is null in a scope of which nothing was assessed.
     """
     rows = []
     # the whole night's row first
@@ -69,6 +77,8 @@ def summarize(
         row["record_outside_set_share"] = sums["num_outside"] / sums["num_assessed"] if sums["num_assessed"] else None
         if not sums["num_valued"] or len(currencies) > 1:
             row |= dict.fromkeys(MONEY)
+        if not sums["num_assessed"]:
+            row |= dict.fromkeys(PREDICTED)
         row |= facts_of.get((scope, value), {})
         rows.append({name: _plain(row.get(name)) for name in SUMMARY_SCHEMA.names})
     return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def test_a_bin_is_known_while_its_record_is_unchanged_or_once_it_says_what_was_f
     rows = reconciler(list(cases)).reconcile(storage.read_table(uri))
     assert rows["reason"].to_pylist()[: len(cases)] == list(cases.values())
     assert rows["reason"].null_count == rows.num_rows - 5 - 1, "the other one is a photo that tells nothing"
+
+
+def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night_that_asked(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    made = reconciler([(RECORDED, RECORDED, RIGHT)])
+    reasons = {}
+    for counted in ("2026-11-09", "2026-11-07"):
+        late = made.last_counts.assign(night="2026-10-30", last_counted_at=pd.Timestamp(f"{counted} 23:30", tz="UTC"))
+        rows = replace(made, last_counts=late).reconcile(storage.read_table(uri))
+        reasons[counted] = rows["reason"][rows["bin_id"].to_pylist().index(COUNTED[0])].as_py()
+    assert reasons == {"2026-11-09": "counted", "2026-11-07": None}
 
 
 @pytest.mark.ray

@@ -19,7 +19,7 @@ from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, part_uri, part_uris
 from jobs.stages.conclude import Decisions, Night, sum_scopes
-from jobs.stages.publish import MONEY, check_committed, publish_night, summarize
+from jobs.stages.publish import MONEY, PREDICTED, check_committed, publish_night, summarize
 from jobs.stages.run import hold_night
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA
@@ -69,6 +69,19 @@ def test_money_is_null_where_no_bin_has_a_unit_value() -> None:
     assert [found[name]["recorded_value"] for name in (None, "valued", "other")] == [4.0, 4.0, None]
     assert {found["other"][name] for name in MONEY} == {None}
     assert {scopes(night_of({}), [])[None][name] for name in MONEY} == {None}
+
+
+def test_of_a_zone_without_an_assessed_bin_nothing_is_predicted() -> None:
+    assessed = {"p_record_wrong": 0.2, "expected_variance_qty": 0.0, "expected_abs_variance_qty": 0.5}
+    night = night_of(
+        {"zone": "seen", "unit_value": 2.0, "value_at_risk": 1.0, **assessed},
+        {"zone": "unseen", "unit_value": 2.0, "verdict": "not_assessed", "status": "missing_image"},
+    )
+    found = scopes(night, ["EUR"])
+    assert {found["unseen"][name] for name in PREDICTED} == {None}
+    assert found["unseen"]["recorded_value"] == 4.0
+    assert [found[name]["expected_wrong"] for name in (None, "seen")] == pytest.approx([0.2, 0.2])
+    assert [found[name]["value_at_risk"] for name in (None, "seen")] == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize("currencies", [["EUR", "JPY"], [None, "EUR"]])

@@ -97,6 +97,20 @@ def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
     assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["a", "b"]
 
 
+def test_results_that_were_deleted_are_asked_for_by_new_counts_only(output: str) -> None:
+    old = f"a,{NIGHT},3,2026-03-04T08:00Z,,,"
+    commit_night(output, "2026-03-03", [plan_row("a"), plan_row("b")])
+    assert take_in(output, old) == 0
+    commit_night(output, "2026-03-04", [plan_row("c")])
+    storage.delete([entry.uri for entry in storage.list_objects(output + "/results/audit_date=2026-03-03")])
+    assert take_in(output, old, "c,2026-03-04,3,2026-03-05T08:00Z,,,") == 0
+    assert take_in(output, old, f"b,{NIGHT},3,2026-03-04T08:00Z,,,", "b,2026-03-03,3,2026-03-04T09:00Z,,,") == 1
+    (reject,) = rejects(output)
+    assert (reject["bin_id"], reject["audit_date"], reject["reason"]) == ("b", NIGHT, "unknown_night")
+    assert "the results of the night 2026-03-03, which say what was recorded then, are deleted" in reject["detail"]
+    assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -473,6 +487,11 @@ def test_dates_are_read_in_the_order_by_which_the_night_is_a_committed_one(
     assert (row["audit_date"], row["counted_at"]) == (NIGHT, datetime(2026, 3, 4, 20, 15, tzinfo=UTC))
 
 
+def test_of_two_days_the_one_before_the_night_is_not_meant(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},3,03/02/2026 8:15 PM,,,", f"b,{NIGHT},3,2/3/2026 20:15,,,") == 0
+    assert read_counted(output)["counted_at"].to_pylist() == [datetime(2026, 3, 2, 20, 15, tzinfo=UTC)] * 2
+
+
 def test_a_date_that_may_be_two_is_not_guessed(tmp_path: Path) -> None:
     output = str(tmp_path / "audits")
     for night in ("2026-02-03", NIGHT, "2026-03-03", "2026-03-04"):
@@ -586,6 +605,18 @@ def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
     found = dict(zip(night.planned["bin_id"].to_pylist(), night.counted_qty, strict=True))
     assert (found["a"], found["b"]) == (1, 3)
     assert night.num_random_resolved + night.num_priority_resolved == 2
+
+
+@pytest.mark.parametrize("order", [("anna", "bob", "carl"), ("bob", "anna", "carl"), ("bob", "carl", "anna")])
+def test_two_who_agree_are_believed_whenever_the_third_one_counted(output: str, order: tuple[str, ...]) -> None:
+    found = {"anna": 3, "bob": 1, "carl": 1}
+    lines = [f"a,{NIGHT},{found[name]},2026-03-03T0{8 + place}:00Z,{name},," for place, name in enumerate(order[:2])]
+    assert take_in(output, *lines) == 0
+    finding = read_history(output, "2026-03-04").last_counts.loc["a", "finding"]
+    assert finding == ("right" if "anna" in order[:2] else "wrong")
+    take_in(output, f"a,{NIGHT},{found[order[2]]},2026-03-03T10:00Z,{order[2]},,")
+    facts = read_history(output, "2026-03-04").last_counts.loc["a"]
+    assert (facts["finding"], facts["found_qty"]) == ("wrong", 1)
 
 
 def test_a_confirmed_mismatch_overrules_a_count_that_was_mistyped_as_the_record(output: str) -> None:

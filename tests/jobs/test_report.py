@@ -28,7 +28,7 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.provenance import provenance
-from jobs.report import main, write_report
+from jobs.report import _list_second_counts, main, write_report
 from jobs.reporting import discrepancies, ordering, pictures
 from jobs.reporting.history import (
     CertificatePromise,
@@ -464,6 +464,20 @@ def test_the_page_compares_only_lists_that_are_resolved(nights: Path, tmp_path: 
     compared = sum(promise.num_compared for promise in promises)
     assert f"{compared} priority bins were counted on lists that are at least 90 % resolved" in page
     assert f"<td>42</td><td>{promises[1].num_resolved}</td><td>{promises[1].num_pending}</td><td>–</td>" in page
+
+
+@pytest.mark.parametrize(("later", "asked"), [(3, [(None, "a", "2026-03-02")]), (4, [])])
+def test_nobody_is_asked_again_about_a_record_that_a_later_night_saw_changed(
+    tmp_path: Path, later: int, asked: list[tuple[str | None, str, str]]
+) -> None:
+    uri = str(tmp_path)
+    commit_night(uri, "2026-03-02", [plan_row("a")])
+    counted_at = datetime(2026, 3, 2, 15, tzinfo=UTC)
+    count = {**plan_row("a"), "audit_date": "2026-03-02", "run_id": "r", "counted_qty": 1, "counted_at": counted_at}
+    add_counted(uri, pa.Table.from_pylist([count], schema=COUNTED_SCHEMA))
+    commit_night(uri, "2026-03-03", [plan_row("a", later)])
+    night = read_night(uri, "2026-03-02")
+    assert _list_second_counts(night, read_history(uri, "2026-03-03")) == asked
 
 
 def test_repeat_offenders_were_wrong_again_after_a_correction(tmp_path: Path) -> None:
