@@ -7,6 +7,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from schemas.arrow import TIMESTAMP, column
+from schemas.manifest import SKU_LINE
 
 _ASSESSED_COLUMNS = [
     column("rank", pa.int32(), "Place in the priority list, 1 first; null for random."),
@@ -16,6 +17,7 @@ _ASSESSED_COLUMNS = [
     column("unit_value", pa.float64(), "Value of one piece that night."),
     column("camera_qty", pa.int32(), "The camera's most probable count that night.", required=True),
     column("expected_as_of", TIMESTAMP, "When that night's record was read from the inventory system."),
+    column("skus", pa.list_(SKU_LINE), "That night's record line by line."),
 ]
 
 PLANNED_SCHEMA = pa.schema(

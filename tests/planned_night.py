@@ -42,6 +42,7 @@ def plan_row(bin_id: str, expected_qty: int = 3, **values: Any) -> dict[str, Any
         "camera_qty": peak,
         "certified_at": None,
         "reason": None,
+        "skus": None,
         **values,
     }
 
@@ -167,7 +168,11 @@ def bundle_info(bundle_id: str = BUNDLE_ID) -> BundleInfo:
 
 def _results(rows: Sequence[dict[str, Any]], run_id: str) -> pa.Table:
     facts = [
-        {**{name: row[name] for name in RESULTS_SCHEMA.names if name in row}, "run_id": run_id, "skus": []}
+        {
+            **{name: row[name] for name in RESULTS_SCHEMA.names if name in row},
+            "run_id": run_id,
+            "skus": row["skus"] or [],
+        }
         for row in rows
     ]
     return _with_defaults(facts, RESULTS_SCHEMA)

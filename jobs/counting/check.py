@@ -16,7 +16,7 @@ from jobs.counting.count_rows import CountRow, Reject, parse_row
 from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_marked_runs, read_plan
-from jobs.counting.records import NightRecord, find_records, has_results
+from jobs.counting.records import NightRecord, find_records, has_results, lines_of
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts
 from jobs.platform.layout import read_run, run_in_force, run_uri
 from jobs.platform.texts import csv_text
@@ -301,18 +301,17 @@ def _check_unchanged(
     """Raises Reject where a later audit saw another record before the bin was counted."""
     for night in _later_nights(count, nights):
         record = records.get((night, count.bin_id))
-        if record is None or record.expected_qty == planned["expected_qty"]:
+        if record is None or not record.says_other_than(planned["expected_qty"], lines_of(planned["skus"])):
             continue
         # a record of unknown age is taken to be as old as its night, which is over a day later
         read_at = record.expected_as_of or datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
         if count.count.counted_at < read_at <= count.latest:
             raise Reject(RejectReason.BAD_DATE, NO_TIME)
         if read_at <= count.count.counted_at:
-            raise Reject(
-                RejectReason.RECORD_CHANGED,
-                f"the record changed from {planned['expected_qty']} to {record.expected_qty} pieces before the count "
-                f"(audit of {night})",
-            )
+            was, became = planned["expected_qty"], record.expected_qty
+            change = f"from {was} to {became} pieces" if was != became else "to pieces of other SKUs"
+            detail = f"the record changed {change} before the count (audit of {night})"
+            raise Reject(RejectReason.RECORD_CHANGED, detail)
 
 
 def _check_plausible(count: CountRow, planned: dict[str, Any]) -> None:

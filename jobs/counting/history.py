@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from jobs.counting.counted import read_counted
 from jobs.counting.plans import NightSummary, list_marked_runs, read_plan, read_summary
-from jobs.counting.records import find_records
+from jobs.counting.records import NightRecord, find_records, lines_of
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN, list_nights, read_run, run_uri
@@ -153,7 +154,7 @@ class History:
 
     `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
     `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
-    of the night of the last count `night`, `expected_qty`, `expected_as_of` and `finding` (RIGHT, WRONG, WAITING for a
+    of the night of the last count `night`, `expected_qty`, `expected_as_of`, `lines` (see `lines_of`) and `finding` (RIGHT, WRONG, WAITING for a
     second count, or null for a mismatch that nobody is asked to count again) and `found_qty`, the quantity that it is about;
     `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
     """
@@ -183,7 +184,7 @@ class History:
 def read_history(output_uri: str, audit_date: str) -> History:
     """What was counted by the plans of committed nights before `audit_date`; the window is WINDOW_NIGHTS days long."""
     output_uri = storage.absolute(output_uri)
-    counted = read_counted(output_uri, [*_COUNT_COLUMNS, "expected_as_of"])
+    counted = read_counted(output_uri, [*_COUNT_COLUMNS, "expected_as_of", "skus"])
     counted = counted.filter(pc.less(counted["audit_date"], audit_date))
     rows = counted.to_pylist()
     groups = group_counts(rows)
@@ -212,16 +213,20 @@ def _note_changes(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecou
         later.audit_date: {bin_id for plan in nights[:number] for _, bin_id, _ in plan.waiting}
         for number, later in enumerate(nights)
     }
-    later: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    later: dict[str, list[tuple[str, NightRecord]]] = defaultdict(list)
     for (night, bin_id), record in find_records(output_uri, wanted).items():
-        later[bin_id].append((night, record.expected_qty))
+        later[bin_id].append((night, record))
 
-    def is_changed(plan: PlanRecounts, bin_id: str, expected_qty: int) -> bool:
-        return any(night > plan.audit_date and qty != expected_qty for night, qty in later.get(bin_id, []))
+    def is_changed(plan: PlanRecounts, bin_id: str, expected_qty: int, skus: list[dict[str, Any]] | None) -> bool:
+        records = later.get(bin_id, [])
+        return any(
+            night > plan.audit_date and record.says_other_than(expected_qty, lines_of(skus))
+            for night, record in records
+        )
 
     noted = []
     for plan in nights:
-        bins = zip(plan.planned["bin_id"].to_pylist(), plan.planned["expected_qty"].to_pylist(), strict=True)
+        bins = zip(*(plan.planned[name].to_pylist() for name in ("bin_id", "expected_qty", "skus")), strict=True)
         noted.append(replace(plan, changed=np.array([is_changed(plan, *found) for found in bins], dtype=np.bool_)))
     return noted
 
@@ -291,7 +296,7 @@ def _reach(planned: pa.Table, objective: str) -> Mask:
 def _last_counts(
     groups: dict[Recorded, list[Count]], rows: Iterable[dict], waiting: set[tuple[str, str]]
 ) -> pd.DataFrame:
-    as_of = {Recorded(row["audit_date"], row["bin_id"], row["expected_qty"]): row["expected_as_of"] for row in rows}
+    recorded = {Recorded(row["audit_date"], row["bin_id"], row["expected_qty"]): row for row in rows}
     by_bin: dict[str, list[tuple[Count, Recorded]]] = {}
     for about, counts in groups.items():
         by_bin.setdefault(about.bin_id, []).append((sort_counts(counts)[-1], about))
@@ -314,7 +319,8 @@ def _last_counts(
                 "num_counted": sum(len(groups[entry]) for _, entry in latest),
                 "night": about.audit_date,
                 "expected_qty": about.expected_qty,
-                "expected_as_of": as_of[about],
+                "expected_as_of": recorded[about]["expected_as_of"],
+                "lines": lines_of(recorded[about]["skus"]),
                 "finding": _tell(finding, about, waiting),
                 "found_qty": None if finding is None else finding.qty,
                 "num_wrong": len(wrong),
@@ -338,6 +344,7 @@ LAST_COUNTS_SCHEMA = pa.schema(
         ("night", pa.string()),
         ("expected_qty", pa.int32()),
         ("expected_as_of", TIMESTAMP),
+        ("lines", pa.string()),
         ("finding", pa.string()),
         ("found_qty", pa.int32()),
         ("num_wrong", pa.int32()),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,12 +24,25 @@ class NightRecord:
 
     expected_qty: int
     expected_as_of: datetime | None
+    lines: str | None
+    """See `lines_of`."""
+
+    def says_other_than(self, expected_qty: int, lines: str | None) -> bool:
+        """Whether another night's record was another one. Unknown lines tell nothing."""
+        both = None not in (lines, self.lines)
+        return self.expected_qty != expected_qty or (both and self.lines != lines)
+
+
+def lines_of(skus: Iterable[Mapping[str, Any]] | None) -> str | None:
+    """A record's lines as a text that is the same where they name the same pieces: 2 of A and 2 of B are two records. None
+    for a plan of before its lines were kept."""
+    return None if skus is None else json.dumps(sorted([str(line["sku"]), line["quantity"]] for line in skus))
 
 
 def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[str, str], NightRecord]:
     """(night, bin_id) -> record, for the bins asked of each committed night; bins a night doesn't know are absent.
 
-    Reads three columns of that night's results, one row group at a time, without those that can't hold the bins.
+    Reads four columns of that night's results, one row group at a time, without those that can't hold the bins.
     """
     return {
         (night, bin_id): record
@@ -56,9 +71,12 @@ def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[
                 for group in range(parquet.metadata.num_row_groups):
                     if not _may_hold(parquet.metadata.row_group(group), bin_ids):
                         continue
-                    rows = parquet.read_row_group(group, columns=["bin_id", "expected_qty", "expected_as_of"])
+                    rows = parquet.read_row_group(group, columns=["bin_id", "expected_qty", "expected_as_of", "skus"])
                     for row in rows.filter(pc.is_in(rows["bin_id"], values)).to_pylist():
-                        yield row["bin_id"], NightRecord(row["expected_qty"], row["expected_as_of"])
+                        yield (
+                            row["bin_id"],
+                            NightRecord(row["expected_qty"], row["expected_as_of"], lines_of(row["skus"])),
+                        )
 
 
 def _may_hold(group: pq.RowGroupMetaData, bin_ids: list[str]) -> bool:

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from jobs.counting.history import RIGHT, WAITING, WRONG
+from jobs.counting.records import lines_of
 from model.posterior import Assessor, camera_columns
 from schemas.manifest import RECORD_COLUMNS, stock_moved
 from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, RESULTS_SCHEMA, ImageStatus, Reason
@@ -45,7 +47,8 @@ class Reconciler:
     max_photo_age_hours: float | None
     count_valid_nights: int
     last_counts: pd.DataFrame
-    """Index bin_id; last_counted_at, last_counted_qty, num_counted, finding, found_qty, expected_qty (recorded then), night."""
+    """Index bin_id; last_counted_at, last_counted_qty, num_counted, finding, found_qty, expected_qty and lines (recorded then),
+    night."""
 
     def reconcile(self, staged: pa.Table) -> pa.Table:
         """Staged rows in, RECONCILED_SCHEMA out, in the same order. Camera columns are null where the image was not
@@ -69,7 +72,7 @@ class Reconciler:
         for field in POSTERIOR_COLUMNS:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
-        unchanged = counts["expected_qty"].eq(expected).to_numpy()
+        unchanged = _is_unchanged(counts, expected, staged["skus"])
         corrected = (counts["found_qty"].eq(expected) & counts["finding"].ne(RIGHT)).to_numpy() & ~unchanged
         recent = assessed & self._is_recent(counts)
         for finding, name in KNOWN.items():
@@ -120,6 +123,16 @@ class Reconciler:
         asked, counted = pd.to_datetime(counts["night"]), counts["last_counted_at"].dt.tz_convert(None).dt.normalize()
         nights = (pd.Timestamp(self.audit_date) - asked.where(asked >= counted, counted)).dt.days
         return (nights <= self.count_valid_nights).to_numpy()
+
+
+def _is_unchanged(counts: pd.DataFrame, expected: NDArray[np.int64], skus: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Whether the record says tonight what it said when the bin was last counted: as many pieces, and of the same SKUs
+    (where the lines of then were kept)."""
+    unchanged = counts["expected_qty"].to_numpy() == expected
+    lines = counts["lines"].to_numpy()
+    for row in np.flatnonzero(unchanged & pd.notna(lines)):
+        unchanged[row] = lines[row] == lines_of(skus[row].as_py())
+    return unchanged
 
 
 def probability_matrix(column: pa.ChunkedArray, top_class: int) -> np.ndarray:

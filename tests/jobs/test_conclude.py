@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from jobs.counting.history import RIGHT, WAITING, WRONG
+from jobs.counting.records import lines_of
 from jobs.platform import storage
 from jobs.stages.conclude import Rules, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
@@ -63,7 +64,7 @@ def stage_night(folder: Path) -> list[list[str]]:
 def reconciler(then_found: list[tuple[int, int, str | None]]) -> Reconciler:
     """`then_found`: of the first bins what their records said last night, what was found and what that means."""
     last = {"last_counted_at": pd.Timestamp("2026-11-21", tz="UTC"), "last_counted_qty": 6, "num_counted": 1}
-    last |= {"night": "2026-11-21"}
+    last |= {"night": "2026-11-21", "lines": None}
     counts = [last | dict(zip(("expected_qty", "found_qty", "finding"), case, strict=True)) for case in then_found]
     return Reconciler(
         assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, assume_record_model([1.0] * (TOP_CLASS + 1))),
@@ -90,6 +91,17 @@ def test_a_bin_is_known_while_its_record_is_unchanged_or_once_it_says_what_was_f
     rows = reconciler(list(cases)).reconcile(storage.read_table(uri))
     assert rows["reason"].to_pylist()[: len(cases)] == list(cases.values())
     assert rows["reason"].null_count == rows.num_rows - 5 - 1, "the other one is a photo that tells nothing"
+
+
+def test_a_bin_that_holds_as_many_of_another_sku_is_not_known(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    staged = storage.read_table(uri)
+    skus = staged["skus"].to_pylist()
+    made = reconciler([(RECORDED, 6, WRONG)] * 3)
+    other = [[{**line, "sku": "another"} for line in skus[1]], [{**line, "name": "renamed"} for line in skus[2]]]
+    lines = [lines_of(each) for each in (skus[0], *other)]
+    rows = replace(made, last_counts=made.last_counts.assign(lines=lines)).reconcile(staged)
+    assert rows["reason"].to_pylist()[:3] == ["counted_wrong", None, "counted_wrong"]
 
 
 def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night_that_asked(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from jobs.counting.counted import read_counted
 from jobs.counting.history import read_history
+from jobs.counting.records import lines_of
 from jobs.platform import storage
 from jobs.platform.layout import read_run
 from jobs.recount import main
@@ -224,6 +225,21 @@ def test_a_count_after_the_record_changed_is_rejected(output: str) -> None:
         ("c", "record_changed"),
     ]
     assert "from 3 to 5" in rejects(output)[0]["detail"]
+
+
+def test_a_count_after_as_many_of_another_sku_were_recorded_is_rejected(tmp_path: Path) -> None:
+    uri = str(tmp_path / "audits")
+
+    def record(sku: str) -> list[dict[str, object]]:
+        return [{"sku": sku, "name": None, "quantity": 3}]
+
+    commit_night(uri, NIGHT, [plan_row("a", skus=record("A")), plan_row("b", skus=record("B")), plan_row("c")])
+    tonight = [plan_row("a", skus=record("other")), plan_row("b", skus=record("B")), plan_row("c", skus=record("C"))]
+    commit_night(uri, "2026-03-03", tonight)
+    assert take_in(uri, *(f"{name},{NIGHT},1,2026-03-05T08:00Z,kim,," for name in "abc")) == 1
+    assert [(row["bin_id"], row["reason"]) for row in rejects(uri)] == [("a", "record_changed")]
+    assert read_counted(uri)["skus"].to_pylist() == [record("B"), None]
+    assert read_history(uri, "2026-03-06").last_counts["lines"].dropna().to_dict() == {"b": lines_of(record("B"))}
 
 
 def test_a_count_before_the_record_changed_stands(output: str) -> None:
