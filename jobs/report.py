@@ -105,11 +105,13 @@ def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Ov
 
 
 def _list_second_counts(night: Night, history: History) -> list[tuple[str | None, str, str]]:
-    """The mismatches of this night and those before that still wait for a second count: where a later night has seen
-    another record, it would be refused."""
+    """The mismatches of the night's window that still wait for a second count: where a later night has seen another
+    record, it would be refused."""
     last = list_nights(night.output_uri)[-1]
     if last != night.audit_date:
-        history = read_history(night.output_uri, (date.fromisoformat(last) + timedelta(days=1)).isoformat())
+        first = date.fromisoformat(night.audit_date) - timedelta(days=WINDOW_NIGHTS - 1)
+        after_last = date.fromisoformat(last) + timedelta(days=1)
+        history = read_history(night.output_uri, after_last.isoformat(), first=first.isoformat())
     return [found for found in history.second_counts if found[2] <= night.audit_date]
 
 

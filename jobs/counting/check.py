@@ -141,9 +141,14 @@ class _Ledger:
             contradicts = row.count.counted_qty != finding.qty
             settled = Finding(row.count.counted_qty, resolved=True)
             settles = resolve_counts([*kept, row.count], expected_qty) == settled
-            # what one person found right, another may doubt: it stays right until a third agrees with the second
+            # what one person found right, others may doubt: it stays right until two of them agree
             people = [count.counter_id for count in (*kept, row.count)]
-            is_doubt = len(set(people)) == 2 == len(people) and None not in people and not kept[0].confirmed
+            is_doubt = (
+                finding.qty == expected_qty
+                and None not in people
+                and len(set(people)) == len(people)
+                and not any(count.confirmed for count in kept)
+            )
             if not (contradicts and (settles or is_doubt)):
                 detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
                 confirmed = replace(row.count, confirmed=True)

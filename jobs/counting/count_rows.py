@@ -58,19 +58,20 @@ class CountRow:
 
 def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -> CountRow:
     """Raises Reject. A time without an offset is a time in `zone`. An `audit_date` that may be two days, as 11/12/2026 may,
-    is the one that is among the committed `nights` and SOON before the count, both dates being in one order."""
+    is the one that is among the committed `nights` and SOON before the count, both dates being in one order; a
+    `counted_at` that may be two is the one SOON after its night."""
     if row.malformed is not None:
         raise Reject(RejectReason.MALFORMED_ROW, row.malformed)
     for name in REQUIRED:
         if not row.cells[name]:
             raise Reject(RejectReason.MISSING_VALUE, f"{name}: expected a value, found none")
     night, orders = _parse_night(row.cells["audit_date"], row.cells["counted_at"], nights, zone)
-    # a plain audit_date leaves open how the other was written; of two days the one that would be refused is not meant
-    orders = {order for order in orders if _may_be(night, row.cells["counted_at"], order, zone, now)} or orders
+    # a plain audit_date leaves open how the other one was written
+    orders = {order for order in orders if _is_soon_after(night, row.cells["counted_at"], order, zone)} or orders
     counted_at, latest = _parse_time(row.cells["counted_at"], orders, zone)
     if counted_at > now + CLOCK_SLACK:
         raise Reject(RejectReason.IN_FUTURE, f"counted_at: {_show(counted_at)} is yet to come; see --time-zone")
-    if counted_at < _first_moment(night):
+    if counted_at < datetime.combine(night, time(), UTC) - ZONE_SLACK:
         raise Reject(RejectReason.BEFORE_NIGHT, f"counted_at: {_show(counted_at)} is before the night {night}")
     flag = row.cells.get("confirmed", "").lower()
     if flag not in _FLAGS:
@@ -120,19 +121,6 @@ def _is_soon_after(night: date, counted_at: str, month_first: bool, zone: ZoneIn
     except Reject:
         return False
     return -ZONE_SLACK <= counted - datetime.combine(night, time(), UTC) <= SOON
-
-
-def _may_be(night: date, counted_at: str, month_first: bool, zone: ZoneInfo, now: datetime) -> bool:
-    try:
-        counted, _ = _parse_time(counted_at, {month_first}, zone)
-    except Reject:
-        return False
-    return _first_moment(night) <= counted <= now + CLOCK_SLACK
-
-
-def _first_moment(night: date) -> datetime:
-    """When a count for the night can have been made at the earliest."""
-    return datetime.combine(night, time(), UTC) - ZONE_SLACK
 
 
 def _read_moments(text: str) -> dict[bool, datetime]:

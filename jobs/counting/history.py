@@ -7,7 +7,7 @@ bins that wait for a second count are read, in the nights after theirs.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
@@ -181,14 +181,16 @@ class History:
         return self.last_counts[self.last_counts["num_wrong"] >= 2]
 
 
-def read_history(output_uri: str, audit_date: str) -> History:
-    """What was counted by the plans of committed nights before `audit_date`; the window is WINDOW_NIGHTS days long."""
+def read_history(output_uri: str, audit_date: str, *, first: str | None = None) -> History:
+    """What was counted by the plans of committed nights before `audit_date`; the window begins with the night `first`, else
+    WINDOW_NIGHTS days before."""
     output_uri = storage.absolute(output_uri)
     counted = read_counted(output_uri, [*_COUNT_COLUMNS, "expected_as_of", "skus"])
     counted = counted.filter(pc.less(counted["audit_date"], audit_date))
-    rows = counted.to_pylist()
+    skus = counted["skus"]
+    rows = counted.drop_columns(["skus"]).to_pylist()
     groups = group_counts(rows)
-    first = (date.fromisoformat(audit_date) - timedelta(days=WINDOW_NIGHTS)).isoformat()
+    first = first or (date.fromisoformat(audit_date) - timedelta(days=WINDOW_NIGHTS)).isoformat()
     marked = list_marked_runs(output_uri, first)
     nights, replaced = [], []
     for night in (name for name in list_nights(output_uri, first) if first <= name < audit_date):
@@ -201,7 +203,7 @@ def read_history(output_uri: str, audit_date: str) -> History:
         nights=tuple(nights),
         replaced=tuple(replaced),
         last_counts=_last_counts(
-            groups, rows, {(night, bin_id) for plan in nights for _, bin_id, night in plan.waiting}
+            groups, rows, skus, {(night, bin_id) for plan in nights for _, bin_id, night in plan.waiting}
         ),
     )
 
@@ -294,9 +296,15 @@ def _reach(planned: pa.Table, objective: str) -> Mask:
 
 
 def _last_counts(
-    groups: dict[Recorded, list[Count]], rows: Iterable[dict], waiting: set[tuple[str, str]]
+    groups: dict[Recorded, list[Count]], rows: Sequence[dict], skus: pa.ChunkedArray, waiting: set[tuple[str, str]]
 ) -> pd.DataFrame:
-    recorded = {Recorded(row["audit_date"], row["bin_id"], row["expected_qty"]): row for row in rows}
+    """`rows` of `counted`, and the lines that were recorded then."""
+    # of two plans of a night the one that the last count is about
+    in_order = sorted(range(len(rows)), key=lambda place: rows[place]["counted_at"])
+    place_of = {
+        Recorded(rows[place]["audit_date"], rows[place]["bin_id"], rows[place]["expected_qty"]): place
+        for place in in_order
+    }
     by_bin: dict[str, list[tuple[Count, Recorded]]] = {}
     for about, counts in groups.items():
         by_bin.setdefault(about.bin_id, []).append((sort_counts(counts)[-1], about))
@@ -319,8 +327,8 @@ def _last_counts(
                 "num_counted": sum(len(groups[entry]) for _, entry in latest),
                 "night": about.audit_date,
                 "expected_qty": about.expected_qty,
-                "expected_as_of": recorded[about]["expected_as_of"],
-                "lines": lines_of(recorded[about]["skus"]),
+                "expected_as_of": rows[place_of[about]]["expected_as_of"],
+                "lines": lines_of(skus[place_of[about]].as_py()),
                 "finding": _tell(finding, about, waiting),
                 "found_qty": None if finding is None else finding.qty,
                 "num_wrong": len(wrong),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,8 +36,11 @@ class NightRecord:
 
 def lines_of(skus: Iterable[Mapping[str, Any]] | None) -> str | None:
     """A record's lines as a text that is the same where they name the same pieces: 2 of A and 2 of B are two records. None
-    for a plan of before its lines were kept."""
-    return None if skus is None else json.dumps(sorted([str(line["sku"]), line["quantity"]] for line in skus))
+    where they name none, or for a plan of before they were kept."""
+    pieces: Counter[str] = Counter()
+    for line in skus or []:
+        pieces[line["sku"]] += line["quantity"]
+    return json.dumps(sorted((+pieces).items())) if +pieces else None
 
 
 def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[str, str], NightRecord]:
@@ -54,7 +58,9 @@ def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[
 
 def has_results(output_uri: str, night: str) -> bool:
     """Whether the results of a committed night are there still; old ones may be deleted."""
-    return bool(part_uris(output_uri, "results", night, run_in_force(output_uri, night)))
+    run_id = run_in_force(output_uri, night)
+    # of a night that was replaced meanwhile the other run's are there
+    return bool(part_uris(output_uri, "results", night, run_id)) or run_in_force(output_uri, night) != run_id
 
 
 def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:

@@ -10,6 +10,8 @@ from ray.serve.metrics import Histogram
 
 from jobs.platform.bundles import load_scorer
 from jobs.serving.batching import Batcher
+from jobs.stages.score import not_a_number
+from schemas.errors import GateError
 
 
 class Counter:
@@ -29,6 +31,7 @@ class Counter:
         executor = ThreadPoolExecutor(1, "scorer")
         if device == "cpu":
             executor.submit(torch.set_num_threads, width).result()
+        self._precision = precision
         side = preprocessing.image_size
         # the first batch of a process is slow: no caller should wait for it
         executor.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()
@@ -40,8 +43,11 @@ class Counter:
         )
 
     async def count(self, pixels: np.ndarray) -> np.ndarray:
-        """A photo, (S, S, 3) uint8, in; its (K + 1,) float32 probabilities out."""
-        return await self._batcher.submit(pixels)
+        """A photo, (S, S, 3) uint8, in; its (K + 1,) float32 probabilities out. Raises GateError where they are no numbers."""
+        probabilities = await self._batcher.submit(pixels)
+        if not np.isfinite(probabilities).all():
+            raise GateError(not_a_number(self._precision))
+        return probabilities
 
     async def ping(self) -> None:
         """Comes back once a replica is there."""

@@ -121,11 +121,6 @@ class Front:
                 probabilities = await self._score(pixels)
         except TimeoutError as error:
             raise Problem("timed_out", f"not counted within {timeout_s:g} s", retry_after_s=5) from error
-        if not np.isfinite(probabilities).all():
-            raise Problem(
-                "internal_error",
-                "the network's answer is not a number: serve with --precision bf16 or fp32, or another bundle",
-            )
         return self._judge.answer(
             probabilities, upload.expected_qty, pixels, seen_in_training=digest in self._training_photos
         )

@@ -119,8 +119,9 @@ class Reconciler:
         Assumed: it said so all the time between. A record that went from 5 to 4 and back to 5 counts as unchanged;
         telling would take every night's results since, and the bin is still in the random draw.
         """
-        # a count may come in days after the night that asked for it
-        asked, counted = pd.to_datetime(counts["night"]), counts["last_counted_at"].dt.tz_convert(None).dt.normalize()
+        # a list may be counted days after its night; on the next day it is counted for it
+        counted = counts["last_counted_at"].dt.tz_convert(None).dt.normalize() - pd.Timedelta(days=1)
+        asked = pd.to_datetime(counts["night"])
         nights = (pd.Timestamp(self.audit_date) - asked.where(asked >= counted, counted)).dt.days
         return (nights <= self.count_valid_nights).to_numpy()
 

@@ -92,8 +92,13 @@ def check_answers(rows: pa.Table, probabilities: np.ndarray, precision: str) -> 
     broken = ~np.isfinite(probabilities).all(axis=1)
     if broken.any():
         bin_id = rows["bin_id"].filter(pc.is_valid(rows["pixels"]))[int(broken.argmax())]
-        advice = "use --precision bf16 or fp32" if precision == "fp16" else "train the bundle again or use another one"
-        raise GateError(f"bin {bin_id}: the network's answer is not a number in {precision}; {advice}")
+        raise GateError(f"bin {bin_id}: {not_a_number(precision)}")
+
+
+def not_a_number(precision: str) -> str:
+    """What is wrong with such an answer, and what to do."""
+    advice = "use --precision bf16 or fp32" if precision == "fp16" else "train the bundle again or use another one"
+    return f"the network's answer is not a number in {precision}; {advice}"
 
 
 def with_probabilities(rows: pa.Table, probabilities: np.ndarray, began_at: float, scored_at: float) -> pa.Table:

@@ -108,11 +108,11 @@ def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night
     ((uri,), _) = stage_night(tmp_path)
     made = reconciler([(RECORDED, RECORDED, RIGHT)])
     reasons = {}
-    for counted in ("2026-11-09", "2026-11-07"):
+    for counted, valid in (("2026-11-09", 14), ("2026-11-08", 14), ("2026-11-22", 1), ("2026-11-22", 0)):
         late = made.last_counts.assign(night="2026-10-30", last_counted_at=pd.Timestamp(f"{counted} 23:30", tz="UTC"))
-        rows = replace(made, last_counts=late).reconcile(storage.read_table(uri))
-        reasons[counted] = rows["reason"][rows["bin_id"].to_pylist().index(COUNTED[0])].as_py()
-    assert reasons == {"2026-11-09": "counted", "2026-11-07": None}
+        rows = replace(made, last_counts=late, count_valid_nights=valid).reconcile(storage.read_table(uri))
+        reasons[counted, valid] = rows["reason"][rows["bin_id"].to_pylist().index(COUNTED[0])].as_py()
+    assert list(reasons.values()) == ["counted", None, "counted", None]
 
 
 @pytest.mark.ray

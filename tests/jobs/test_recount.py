@@ -144,7 +144,7 @@ def test_results_that_were_deleted_are_asked_for_by_new_counts_only(output: str)
         ("a,2026-03-02,3,2026-03-03T08:00Z,,,,more", "malformed_row"),
         ("a,2026-03-02,1.000,2026-03-03T08:00Z,,,", "bad_quantity"),
         ("a,2026-03-02,40170725,2026-03-03T08:00Z,,,", "implausible_quantity"),
-        ("a,2026-03-02,3,03/04/2026 08:00,,,", "bad_date"),
+        ("a,2026-03-02,3,05/06/2026 08:00,,,", "bad_date"),
         ("a,2026-03-02,3,31.02.2026 08:00,,,", "bad_date"),
         ("a,3/2/2026,3,13/3/2026 8:15,,,", "bad_date"),
         ("a,3/2/2026,3,3/3/2026 13:15 PM,,,", "bad_date"),
@@ -230,15 +230,17 @@ def test_a_count_after_the_record_changed_is_rejected(output: str) -> None:
 def test_a_count_after_as_many_of_another_sku_were_recorded_is_rejected(tmp_path: Path) -> None:
     uri = str(tmp_path / "audits")
 
-    def record(sku: str) -> list[dict[str, object]]:
-        return [{"sku": sku, "name": None, "quantity": 3}]
+    def record(sku: str, *quantities: int) -> list[dict[str, object]]:
+        return [{"sku": sku, "name": None, "quantity": quantity} for quantity in quantities or [3]]
 
-    commit_night(uri, NIGHT, [plan_row("a", skus=record("A")), plan_row("b", skus=record("B")), plan_row("c")])
+    # two lots of one SKU and a line of none are the same pieces
+    lots = [*record("B", 1, 2), *record("sold out", 0)]
+    commit_night(uri, NIGHT, [plan_row("a", skus=record("A")), plan_row("b", skus=lots), plan_row("c", skus=[])])
     tonight = [plan_row("a", skus=record("other")), plan_row("b", skus=record("B")), plan_row("c", skus=record("C"))]
     commit_night(uri, "2026-03-03", tonight)
     assert take_in(uri, *(f"{name},{NIGHT},1,2026-03-05T08:00Z,kim,," for name in "abc")) == 1
     assert [(row["bin_id"], row["reason"]) for row in rejects(uri)] == [("a", "record_changed")]
-    assert read_counted(uri)["skus"].to_pylist() == [record("B"), None]
+    assert read_counted(uri)["skus"].to_pylist() == [lots, []]
     assert read_history(uri, "2026-03-06").last_counts["lines"].dropna().to_dict() == {"b": lines_of(record("B"))}
 
 
@@ -503,9 +505,9 @@ def test_dates_are_read_in_the_order_by_which_the_night_is_a_committed_one(
     assert (row["audit_date"], row["counted_at"]) == (NIGHT, datetime(2026, 3, 4, 20, 15, tzinfo=UTC))
 
 
-def test_of_two_days_the_one_before_the_night_is_not_meant(output: str) -> None:
-    assert take_in(output, f"a,{NIGHT},3,03/02/2026 8:15 PM,,,", f"b,{NIGHT},3,2/3/2026 20:15,,,") == 0
-    assert read_counted(output)["counted_at"].to_pylist() == [datetime(2026, 3, 2, 20, 15, tzinfo=UTC)] * 2
+def test_of_two_days_the_one_soon_after_the_night_is_meant(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},3,03/04/2026 8:15 PM,,,", f"b,{NIGHT},3,4/3/2026 20:15,,,") == 0
+    assert read_counted(output)["counted_at"].to_pylist() == [datetime(2026, 3, 4, 20, 15, tzinfo=UTC)] * 2
 
 
 def test_a_date_that_may_be_two_is_not_guessed(tmp_path: Path) -> None:
@@ -514,14 +516,14 @@ def test_a_date_that_may_be_two_is_not_guessed(tmp_path: Path) -> None:
         commit_night(output, night, [plan_row("a")])
     lines = (
         "a,03/02/2026,3,03/02/2026 8:15,,,",
-        "a,03/03/2026,3,03/04/2026 8:15,,,",
+        "a,03/03/2026,3,05/06/2026 8:15,,,",
         "a,03/05/2026,3,03/06/2026 8:15,,,",
         "a,04/03/2026,3,04/04/2026 8:15,,,",
     )
     assert take_in(output, *lines) == 1
     assert [(found["reason"], found["detail"].partition("found ")[2]) for found in rejects(output)] == [
         ("bad_date", "'03/02/2026', which is 2026-02-03 or 2026-03-02: both may be the committed night of this count"),
-        ("bad_date", "'03/04/2026 8:15', which is 2026-03-04 or 2026-04-03"),
+        ("bad_date", "'05/06/2026 8:15', which is 2026-05-06 or 2026-06-05"),
         (
             "bad_date",
             "'03/05/2026', which is 2026-03-05 or 2026-05-03: neither may be the committed night of this count",
@@ -633,6 +635,14 @@ def test_two_who_agree_are_believed_whenever_the_third_one_counted(output: str, 
     take_in(output, f"a,{NIGHT},{found[order[2]]},2026-03-03T10:00Z,{order[2]},,")
     facts = read_history(output, "2026-03-04").last_counts.loc["a"]
     assert (facts["finding"], facts["found_qty"]) == ("wrong", 1)
+
+
+def test_two_who_agree_are_believed_though_two_others_did_not(output: str) -> None:
+    found = {"anna": 3, "bob": 1, "dave": 2, "erin": 2}
+    times = enumerate(found.items(), start=8)
+    assert take_in(output, *(f"a,{NIGHT},{qty},2026-03-03T{hour:02}:00Z,{name},," for hour, (name, qty) in times)) == 0
+    facts = read_history(output, "2026-03-04").last_counts.loc["a"]
+    assert (facts["finding"], facts["found_qty"]) == ("wrong", 2)
 
 
 def test_a_confirmed_mismatch_overrules_a_count_that_was_mistyped_as_the_record(output: str) -> None:

@@ -23,11 +23,9 @@ from jobs.serving import uploads
 from jobs.serving.app import APP_NAME, build_app, learn_current_belief
 from jobs.serving.batching import Batcher
 from jobs.serving.counter import Counter
-from jobs.serving.front import Front, FrontSettings
 from jobs.serving.gate import Room
 from jobs.serving.metrics import merge_pages
 from jobs.serving.problems import Problem
-from jobs.serving.uploads import Upload
 from jobs.stages.resources import CPU_BATCH, resolve_precision
 from model.bundle_files import read_bundle_info
 from schemas.errors import GateError, InputError
@@ -459,16 +457,15 @@ def test_shutting_down_finishes_what_was_taken(client: Client) -> None:
 
 
 def test_an_answer_that_is_no_number_is_not_taken_for_a_count(bundle: Path) -> None:
-    class NotANumber:
-        async def remote(self, pixels: np.ndarray) -> np.ndarray:
-            return np.full(7, np.nan, np.float32)
+    counter = Counter(str(bundle), read_bundle_info(bundle).bundle_id, "cpu", "fp32", batch_size=1, threads=1)
+    counter._scorer = SimpleNamespace(score=lambda pixels: np.full((len(pixels), 7), np.nan, np.float32))
 
-    belief = learn_current_belief(None, read_bundle_info(bundle))
-    settings = FrontSettings(str(bundle), belief.to_dict(), None, 4, MAX_BODY, 60)
-    front = Front(SimpleNamespace(count=NotANumber()), settings)  # type: ignore[arg-type]
-    with pytest.raises(Problem, match="not a number: serve with --precision bf16") as raised:
-        asyncio.run(front.count(Upload(photo(3, 1), None, 3)))
-    assert raised.value.cause == "internal_error"
+    async def live() -> None:
+        with pytest.raises(GateError, match="the network's answer is not a number in fp32; train the bundle again"):
+            await counter.count(np.zeros((32, 32, 3), np.uint8))
+        counter.check_health()  # another replica would say the same
+
+    asyncio.run(live())
 
 
 def test_an_endpoint_that_was_ended_from_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,8 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     monkeypatch.setattr(train_job, "write_bundle", keep)
     with caplog.at_level(logging.WARNING):
         assert main([*flags(manifest_uri, tmp_path / "bundle"), "--no-mixed-precision"]) == 0
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ray Train would swallow Ctrl-C from now on
+    left = signal.getsignal(signal.SIGINT)  # Ray Train's own would swallow Ctrl-C from now on
+    assert not getattr(left, "__module__", "").startswith("ray.train")
     (resumed,) = concluded
     assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
     assert resumed.outcome["history"][0] == first
