@@ -83,13 +83,13 @@ def render_training_report(
             size=PLOT_SIZE,
         ),
         step_plot=line_plot(
-            {
-                "loss": (steps, outcome["step_losses"]),
-                "gradient norm": (steps, [min(norm, MAX_NORM_SHOWN) for norm in outcome["gradient_norms"]]),
-            },
-            title="Every step",
+            {"loss": (steps, outcome["step_losses"])}, title="Loss by step", x="step", y="loss", size=PLOT_SIZE
+        ),
+        gradient_plot=line_plot(
+            {"gradient norm": (steps, [min(norm, MAX_NORM_SHOWN) for norm in outcome["gradient_norms"]])},
+            title="Gradient norm by step",
             x="step",
-            y="loss, gradient norm",
+            y="gradient norm",
             size=PLOT_SIZE,
         ),
         reliability=reliability_plot(reliability(probabilities, labels), title="Reliability on test bins"),
