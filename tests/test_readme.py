@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pytest
 
 from jobs.counting.counted import add_counted
+from jobs.platform.command import run_command
 from schemas.ddl import readme_tables
 from schemas.recount import COUNTED_SCHEMA
 from tests.night import write_nights
@@ -22,6 +26,18 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_column_tables_are_the_schemas() -> None:
     assert readme_tables().strip() in README, "run: python -m schemas.ddl readme, and paste it below its comment"
+
+
+SHOWN = re.findall(r"python -m jobs\.(\w+)((?:\\\n|[^\n`])*)", README + (ROOT / "Makefile").read_text())
+
+
+@pytest.mark.parametrize(("job", "flags"), SHOWN)
+def test_every_command_that_is_shown_parses(job: str, flags: str) -> None:
+    config = getattr(importlib.import_module(f"jobs.config.{job}"), f"{job.title()}Config")
+    text = flags.replace("\\\n", " ").replace("$D", "2026-11-22").split("&&")[0]
+    parsed = []
+    assert run_command(config, parsed.append, job=job, argv=shlex.split(text, comments=True)) == 0
+    assert len(parsed) == ("--help" not in text)
 
 
 def create_views(connection: duckdb.DuckDBPyConnection, output: Path) -> None:

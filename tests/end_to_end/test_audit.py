@@ -8,14 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs import audit, recount
+from jobs.counting.belief import Belief, true_shares
 from jobs.platform import storage
-from model.bundle_files import TRAINING_IMAGES_SCHEMA
+from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info
+from model.posterior import build_assessor
+from model.recount_plan import draw_keys
 from schemas.errors import InputError
 from schemas.results import RESULTS_SCHEMA
 from tests.dump import NIGHT, manifest_table, photo, write_bundle, write_night
@@ -55,7 +59,12 @@ def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> N
     storage.delete([f"{place}/bin-images/00007.jpg"])
     storage.write_bytes(f"{place}/bin-images/00008.jpg", b"")
     storage.write_bytes(f"{place}/bin-images/00009.jpg", photo(3, 3)[:-300])
-    assert _audit(manifest, bundle, f"{place}/audits", "--recount-budget", "40") == 0
+    (part,) = storage.list_objects(manifest)
+    table = storage.read_table(part.uri)
+    metadata = {**table.schema.metadata, b"images_uri": place.encode()}  # --allowed-root stands in its stead
+    storage.write_table(part.uri, table.replace_schema_metadata(metadata))
+    flags = ["--recount-budget", "40", "--allowed-root", f"{place}/bin-images"]
+    assert _audit(manifest, bundle, f"{place}/audits", *flags) == 0
     results = _read(f"{place}/audits")
     assert results.schema.equals(RESULTS_SCHEMA)
     assert results["bin_id"].to_pylist() == [f"{number:05d}" for number in range(300)]
@@ -252,6 +261,49 @@ def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path
     assert all((row["reason"], row["recount"]) == (None, "priority") for row in results[4:])
     (whole, *_) = storage.read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()
     assert 0.5 < whole["drill_recall"] <= 1, "nearly all bins are listed"
+
+
+def test_what_was_counted_is_learned_and_claimed_by_the_next_night(tmp_path: Path, bundle: str) -> None:
+    output, night = f"{tmp_path}/audits", "2026-11-23"
+    assert _audit(write_night(str(tmp_path), 60), bundle, output, "--recount-budget", "30") == 0
+    plan = _read(output, "recount_plan").to_pylist()
+    wrong = {row["bin_id"]: place % 5 == 0 for place, row in enumerate(plan)}
+    rows = [
+        f"{bin_id},{NIGHT},{int(bin_id) % 8 + is_wrong},{NIGHT}T23:00:00Z,true" for bin_id, is_wrong in wrong.items()
+    ]
+    counts = tmp_path / "counts.csv"
+    counts.write_text("\n".join(["bin_id,audit_date,counted_qty,counted_at,confirmed", *rows]))
+    assert recount.main(["--output-uri", output, "--counts-uri", str(counts)]) == 0
+
+    records = [number % 8 for number in range(60)]
+    table = manifest_table(f"{tmp_path}/bin-images", records, unit_value=[1.0 + number % 7 for number in range(60)])
+    metadata = {**table.schema.metadata, b"audit_date": night.encode()}
+    storage.write_table(f"{tmp_path}/next/part-0.parquet", table.replace_schema_metadata(metadata))
+    flags = ["--recount-budget", "20", "--objective", "value", "--seed", "5", "--count-valid-nights", "0"]
+    assert _audit(f"{tmp_path}/next", bundle, output, *flags) == 0
+    (document,) = Path(output).glob(f"runs/{night}-*/run.json")
+    belief = Belief.from_dict(json.loads(document.read_text())["belief"])
+    (whole, *_) = storage.read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()
+    drawn = [wrong[row["bin_id"]] for row in plan if row["recount"] == "random"]
+    assert whole["record_model"] == belief.state == "learned"
+    assert whole["error_rate"] == pytest.approx(np.mean(drawn))
+    shares = true_shares(np.bincount(np.minimum(records, 6), minlength=7))
+    assert belief.record_model.class_shares == pytest.approx(shares.tolist())
+
+    (part,) = storage.list_objects(f"{output}/results/audit_date={night}")
+    found = storage.read_table(part.uri).to_pylist()
+    info = read_bundle_info(Path(bundle))
+    assessor = build_assessor(info.label_histogram, belief.noise_rate, belief.record_model)
+    probabilities = np.array([row["probabilities"] for row in found], np.float32)
+    doubt = assessor.assess(probabilities, np.array([row["expected_qty"] for row in found]))["p_record_wrong"]
+    assert [row["p_record_wrong"] for row in found] == pytest.approx(doubt.tolist(), abs=1e-6)
+    assert all(row["certificate_p"] is not None and row["reason"] is None for row in found)
+    listed = sorted((row for row in found if row["rank"]), key=lambda row: row["rank"])
+    at_risk = [row["value_at_risk"] for row in listed]
+    assert at_risk == sorted(at_risk, reverse=True) and len(at_risk) == 10
+    bin_ids = np.array([row["bin_id"] for row in found])
+    first = set(bin_ids[np.argsort(draw_keys(bin_ids, 5, night))[:10]])
+    assert {row["bin_id"] for row in found if row["recount"] == "random"} == first
 
 
 def test_values_in_a_currency_and_in_none_have_no_sum_and_an_empty_budget_no_plan(

@@ -156,6 +156,25 @@ def test_a_mismatch_whose_record_moved_on_certifies_nothing_and_may_still_be_a_m
     assert belief.reference is not None and belief.reference.num_counted == 88
 
 
+def test_the_reference_holds_no_bin_of_the_list(output: str) -> None:
+    plan = [*random_plan(20), *(priority_row(f"p{place}", place + 1) for place in range(10))]
+    commit_night(output, "2026-03-02", plan, num_assessed=200)
+    count(output, "2026-03-02", plan, right(plan) | {f"p{place}": 1 for place in range(6)})
+    reference = learn_belief(history_of(output), bundle_info(), SHARES).reference
+    assert reference is not None
+    assert (reference.num_counted, len(reference.right_scores)) == (20, 20)
+
+
+def test_zones_that_differ_are_learned_and_referred_to_apart(output: str) -> None:
+    plan = [plan_row(f"{zone}{place:03d}", zone=zone) for zone in ("bad", "good") for place in range(200)]
+    commit_night(output, "2026-03-02", plan, num_assessed=4000)
+    count(output, "2026-03-02", plan, right(plan) | {f"bad{place:03d}": 2 for place in range(40)})
+    belief = learn_belief(history_of(output), bundle_info(), SHARES)
+    rates = belief.record_model.zone_error_rates
+    assert rates["bad"] > 3 * rates["good"]
+    assert belief.reference is not None and len(set(belief.reference.right_scores)) == 2
+
+
 def test_drift_is_measured_against_the_bundle_s_own_nights(output: str) -> None:
     for day in range(1, 13):
         bundle_id = "another" if day < 4 else BUNDLE_ID

@@ -15,13 +15,14 @@ from scipy.stats import false_discovery_control
 from jobs.counting.history import RIGHT, WAITING, WRONG
 from jobs.counting.records import lines_of
 from jobs.platform import storage
-from jobs.stages.conclude import Rules, decide_night, write_parts
+from jobs.stages.conclude import Decisions, Rules, _conclude, _drill, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
 from model.certificates import ReferenceScores
 from model.drift import Baseline
 from model.posterior import build_assessor
 from model.record_model import assume_record_model
+from model.recount_plan import RecountPlan, draw_keys
 from schemas.bundle import BundleInfo
 from tests.dump import NIGHT, manifest_table
 from tests.planned_night import TOP_CLASS, bundle_info
@@ -115,6 +116,39 @@ def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night
     assert list(reasons.values()) == ["counted", None, "counted", None]
 
 
+def test_a_bin_is_doubted_by_its_zone_s_rate(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    staged, plain = storage.read_table(uri), reconciler([(RECORDED, RECORDED, RIGHT)])
+    zones = pa.array(["bad", None] * (staged.num_rows // 2), pa.string())
+    staged = staged.set_column(staged.schema.get_field_index("zone"), STAGED_SCHEMA.field("zone"), zones)
+    model = replace(assume_record_model([1.0] * (TOP_CLASS + 1)), zone_error_rates={"bad": 0.4})
+    zoned = replace(plain, assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, model))
+    more, common = (each.reconcile(staged)["p_record_wrong"].to_numpy(zero_copy_only=False) for each in (zoned, plain))
+    assert np.mean(more[::2] > common[::2]) > 0.5
+    assert np.array_equal(more[1::2], common[1::2], equal_nan=True)
+
+
+def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    made = reconciler([(RECORDED, RECORDED, RIGHT)] * len(COUNTED))
+    rows = made.reconcile(storage.read_table(uri))
+    listed = rows["bin_id"].to_pylist()[140:143]
+    recount = np.array(["priority"] * 3, dtype=object)
+    plan = RecountPlan(np.array(listed, dtype=object), recount, np.arange(1, 4, dtype=np.int32), np.ones(3))
+    rules = Rules("r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
+    decisions = Decisions(NUM_BINS, plan, {}, None, None)  # type: ignore[arg-type]
+    found = _conclude(rows, None, rules, decisions).to_pandas().set_index("bin_id")
+    doubted = found["p_record_wrong"] >= 0.5
+    assert doubted[COUNTED].all() and not doubted[listed].any()
+    expected = pd.Series(np.where(doubted | found.index.isin(listed), "suspect", "ok"), found.index)
+    expected[COUNTED], expected[BLANK] = "ok", "not_assessed"
+    assert found["verdict"].to_dict() == expected.to_dict()
+
+    right = rows.filter(pa.array(np.arange(rows.num_rows) >= NUM_WRONG))
+    own = right["p_record_wrong"].to_numpy()
+    assert np.median(_drill(right, made.assessor, "p_record_wrong", rules).score) > 3 * np.median(own)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("objective", ["probability", "value"])
 @pytest.mark.parametrize(
@@ -126,8 +160,14 @@ def test_certificates_and_ranks_are_of_the_whole_night(
     ray_cluster: None, tmp_path: Path, objective: str, bundle: BundleInfo, baseline: Baseline | None, alarm: bool
 ) -> None:
     groups, alphas = stage_night(tmp_path), (0.3, 0.1)
+    drawable = np.array([f"{number:05d}" for number in range(NUM_BINS) if f"{number:05d}" != BLANK])
+
+    def draw(seed: int) -> set[str]:
+        return set(drawable[np.argsort(draw_keys(drawable, seed, NIGHT))[:NUM_RANDOM]])
+
+    seed = next(seed for seed in range(99) if draw(seed) & set(COUNTED))
     known_wrong = reconciler([(RECORDED, 6, WRONG)] * len(COUNTED))
-    rules = Rules("r", NIGHT, 0, BUDGET, NUM_RANDOM / BUDGET, objective, alphas, "b", "c")
+    rules = Rules("r", NIGHT, seed, BUDGET, NUM_RANDOM / BUDGET, objective, alphas, "b", "c")
     decisions = decide_night(groups, known_wrong, REFERENCE, baseline, rules, bundle, 1.0)
     night = write_parts(groups, known_wrong, REFERENCE, rules, decisions, str(tmp_path), 1.0)
     assert (decisions.drift.alarm, night.num_bins) == (alarm, NUM_BINS)
@@ -153,7 +193,13 @@ def test_certificates_and_ranks_are_of_the_whole_night(
     assert (rows["verdict"] == "certified").equals(rows["certified_at"].notna())
     assert night.sums.loc[("all", ""), "num_certified"] == (~np.isnan(level)).sum()
 
-    assert (rows["recount"] == "random").sum() == NUM_RANDOM
+    whole = night.sums.loc[("all", "")]
+    assert whole["num_outside"] / whole["num_assessed"] == pytest.approx(decisions.drift.record_outside_set_share)
+
+    assert set(rows.index[rows["recount"] == "random"]) == draw(seed), "of all assessed bins, the known ones too"
+    planned = rows[rows["recount"].notna()]
+    chance = np.where(planned["recount"] == "priority", 1, NUM_RANDOM / len(drawable))
+    assert planned["inclusion_probability"].to_numpy() == pytest.approx(chance)
     ranked = open_bins[open_bins["recount"] == "priority"].sort_values("rank")
     column = "p_record_wrong" if objective == "probability" else "value_at_risk"
     best = open_bins[open_bins["recount"] != "random"][column].nlargest(BUDGET - NUM_RANDOM)

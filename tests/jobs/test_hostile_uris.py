@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.platform import storage
 from jobs.stages.images import FetchPlan, fetch_rows, is_allowed
+from jobs.stages.manifest import settle_roots
 from schemas.bundle import Preprocessing
 from tests.dump import manifest_table, photo
 
@@ -98,3 +99,8 @@ def test_an_allowed_key_stays_in_its_folder(parts: list[str]) -> None:
     uri = "s3://bins/bin-images/" + "/".join(parts)
     if is_allowed(uri, ("s3://bins/bin-images",)):
         assert not {"", ".", ".."} & set(uri.removeprefix("s3://").split("/"))
+
+
+def test_given_roots_stand_instead_of_the_manifests_own() -> None:
+    assert settle_roots("m", "/photos", ("/given",)) == ("/given",)
+    assert settle_roots("m", "/photos", ()) == ("/photos",)

@@ -16,8 +16,10 @@ from jobs.config.audit import AuditConfig
 from jobs.counting.belief import learn_belief, true_shares
 from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
+from jobs.counting.plans import read_plan
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, part_uri, part_uris
+from jobs.stages import publish as publishing
 from jobs.stages.conclude import Decisions, Night, sum_scopes
 from jobs.stages.publish import MONEY, PREDICTED, check_committed, publish_night, summarize
 from jobs.stages.run import hold_night
@@ -84,6 +86,12 @@ def test_of_a_zone_without_an_assessed_bin_nothing_is_predicted() -> None:
     assert [found[name]["value_at_risk"] for name in (None, "seen")] == pytest.approx([1.0, 1.0])
 
 
+def test_counts_differ_by_class_and_only_where_a_photo_was_scored() -> None:
+    lost = {"status": "missing_image", "verdict": "not_assessed", "camera_qty": None}
+    night = night_of({"expected_qty": 9, "camera_qty": 6}, {"expected_qty": 5, "camera_qty": 6}, lost)
+    assert scopes(night, [])[None]["naive_mismatch_share"] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("currencies", [["EUR", "JPY"], [None, "EUR"]])
 def test_several_currencies_are_not_added_up(currencies: list[str | None]) -> None:
     found = scopes(night_of(*({"zone": "Z", "unit_value": 2.0, "currency": name} for name in currencies)), currencies)
@@ -108,6 +116,22 @@ def test_the_drift_alarm_is_the_night_s_and_no_zone_s() -> None:
     found = scopes(night_of({"zone": "Z"}), [])
     assert (found[None]["drift_alarm"], found["Z"]["drift_alarm"]) == (True, None)
     assert (found[None]["record_error_rate_used"], found["Z"]["record_error_rate_used"]) == (None, 0.5)
+
+
+def test_what_later_nights_read_is_there_when_a_night_is_committed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, commit = str(tmp_path), publishing._commit
+
+    def die(*given: Any) -> None:
+        commit(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publishing, "_commit", die)
+    with pytest.raises(KeyboardInterrupt):
+        publish(night_of({}), output, replaces=None)
+    assert read_plan(output, str(FACTS["run_id"])).num_rows == 0
+    assert storage.exists(f"{output}/views.sql") and storage.exists(f"{output}/counted/_schema.parquet")
 
 
 @pytest.mark.parametrize("counted_run", ["aaaaaaaaaaaa", "000000000000"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -148,18 +150,22 @@ def test_more_workers_than_fit_any_node_are_refused(monkeypatch: pytest.MonkeyPa
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_another_job_holds_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
+    done = tmp_path / "done"
+
     @ray.remote(num_cpus=7)
     def hold() -> None:
-        time.sleep(6.5)
+        while not done.exists():
+            time.sleep(0.1)
 
     holder = hold.remote()
     while ray.available_resources().get("CPU", 0) > 1:
         time.sleep(0.1)
+    threading.Timer(8.0, done.touch).start()
     with caplog.at_level("INFO"):
         await_free({"CPU": 4})
-    assert ray.wait([holder], timeout=0)[0] == [holder]
+    assert ray.wait([holder], timeout=10)[0] == [holder]
     assert "waiting for what other jobs hold: CPU 4 (free: 1)" in caplog.text
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.2)
     with pytest.raises(GateError, match=r"expected to have free, within 0 seconds: GPU 1 \(free: 0\)"):

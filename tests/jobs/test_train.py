@@ -40,6 +40,7 @@ from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import Start, read_start
 from model.bundle import load_bundle
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info, read_training_images
+from model.calibration import calibrate
 from model.metrics import format_interval
 from model.network import build_network
 from model.scoring import Scorer
@@ -177,10 +178,10 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     with pytest.raises(GateError, match="the same command continues"):
         train(checked, training, mixed_precision=False, callbacks=[StopAfterFirstEpoch()])
     first = first_epoch(training)
-    concluded: list[Trained] = []
+    concluded: list[tuple[LabelledBins, Trained]] = []
 
     def keep(labelled: LabelledBins, made: TrainConfig, start: Start, trained: Trained) -> None:
-        concluded.append(trained)
+        concluded.append((labelled, trained))
         write_trained_bundle(labelled, made, start, trained)
 
     monkeypatch.setattr(train_job, "write_bundle", keep)
@@ -188,7 +189,7 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
         assert main([*flags(manifest_uri, tmp_path / "bundle"), "--no-mixed-precision"]) == 0
     left = signal.getsignal(signal.SIGINT)  # Ray Train's own would swallow Ctrl-C from now on
     assert not getattr(left, "__module__", "").startswith("ray.train")
-    (resumed,) = concluded
+    ((labelled, resumed),) = concluded
     assert [entry["epoch"] for entry in resumed.outcome["history"]] == [0, 1]
     assert resumed.outcome["history"][0] == first
     assert resumed.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=1e-3)
@@ -198,8 +199,13 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.info.classes == ["0", "1", "2", "3+"]
     assert bundle.info.preprocessing.image_size == 32
-    assert sum(bundle.info.label_histogram) < NUM_BINS
-    assert bundle.info.metrics["test"]["all"]["num_bins"] > 0
+    chosen = resumed.outcome["rows"]["selection"]
+    labels = np.minimum(labelled.table["expected_qty"].to_numpy(), 3)
+    groups, splits = (np.array(labelled.table[name].to_pylist()) for name in ("group", "split"))
+    fitted = calibrate(resumed.outcome["logits"]["selection"], labels[chosen], groups[chosen])
+    assert (bundle.info.calibration, bundle.info.num_calibration) == (fitted.calibration, len(chosen))
+    assert bundle.info.label_histogram == np.bincount(labels[splits == "train"], minlength=4).tolist()
+    assert bundle.info.metrics["test"]["all"]["num_bins"] == (splits == "test").sum() > 0
     assert bundle.info.training["epochs"] == 2
     assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}
     images = read_training_images(tmp_path / "bundle")
