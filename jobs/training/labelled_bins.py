@@ -122,7 +122,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
         table.slice(start, ROWS_PER_TASK).select(["bin_id", "image_uri"])
         for start in range(0, table.num_rows, ROWS_PER_TASK)
     ]
-    checked = ray.data.from_arrow(blocks).map_batches(
+    checked = ray.data.from_blocks(blocks).map_batches(  # from_arrow's own tasks need a whole CPU
         _check_batch,  # type: ignore[arg-type]
         batch_size=ROWS_PER_TASK,
         batch_format="pyarrow",

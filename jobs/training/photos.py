@@ -70,7 +70,8 @@ class PhotoStream:
         # micro-batches arrive in the order that was planned, so that the same photos train together
         context.execution_options.preserve_order = True
         blocks = list(_blocks(micro_batches, num_cpus=ray.cluster_resources().get("CPU", 1.0)))
-        prepared = ray.data.from_arrow(blocks).map_batches(
+        # not from_arrow, whose own tasks need a whole CPU: where others leave less they would wait for ever, unheard
+        prepared = ray.data.from_blocks(blocks).map_batches(
             prepare_micro_batches,  # type: ignore[arg-type]
             batch_size=None,
             batch_format="pyarrow",
