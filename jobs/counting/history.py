@@ -154,9 +154,9 @@ class History:
 
     `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
     `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
-    of the night of the last count `night`, `expected_qty`, `expected_as_of`, `lines` (see `lines_of`) and `finding` (RIGHT, WRONG, WAITING for a
-    second count, or null for a mismatch that nobody is asked to count again) and `found_qty`, the quantity that it is about;
-    `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
+    of the night of the last count `night`, `expected_qty`, `expected_as_of`, `lines` (see `lines_of`) and `finding` (RIGHT,
+    WRONG, WAITING for a second count, or null for a mismatch that nobody is asked to count again) and `found_qty`, the
+    quantity that it is about; `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
     """
 
     nights: tuple[PlanRecounts, ...]

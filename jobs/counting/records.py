@@ -29,9 +29,13 @@ class NightRecord:
     """See `lines_of`."""
 
     def says_other_than(self, expected_qty: int, lines: str | None) -> bool:
-        """Whether another night's record was another one. Unknown lines tell nothing."""
-        both = None not in (lines, self.lines)
-        return self.expected_qty != expected_qty or (both and self.lines != lines)
+        """Whether another night's record was another one."""
+        return self.expected_qty != expected_qty or name_other_pieces(lines, self.lines)
+
+
+def name_other_pieces(lines: str | None, others: str | None) -> bool:
+    """Whether the lines of two records, see `lines_of`, differ; where one has none, that tells nothing."""
+    return None not in (lines, others) and lines != others
 
 
 def lines_of(skus: Iterable[Mapping[str, Any]] | None) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.counting.history import RIGHT, WAITING, WRONG
-from jobs.counting.records import lines_of
+from jobs.counting.records import lines_of, name_other_pieces
 from model.posterior import Assessor, camera_columns
 from schemas.manifest import RECORD_COLUMNS, stock_moved
 from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, RESULTS_SCHEMA, ImageStatus, Reason
@@ -128,11 +128,11 @@ class Reconciler:
 
 def _is_unchanged(counts: pd.DataFrame, expected: NDArray[np.int64], skus: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Whether the record says tonight what it said when the bin was last counted: as many pieces, and of the same SKUs
-    (where the lines of then were kept)."""
+    (where both name them)."""
     unchanged = counts["expected_qty"].to_numpy() == expected
     lines = counts["lines"].to_numpy()
     for row in np.flatnonzero(unchanged & pd.notna(lines)):
-        unchanged[row] = lines[row] == lines_of(skus[row].as_py())
+        unchanged[row] = not name_other_pieces(lines[row], lines_of(skus[row].as_py()))
     return unchanged
 
 

@@ -123,7 +123,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
         for start in range(0, table.num_rows, ROWS_PER_TASK)
     ]
     checked = ray.data.from_blocks(blocks).map_batches(  # from_arrow's own tasks need a whole CPU
-        _check_batch,  # type: ignore[arg-type]
+        _check_batch,
         batch_size=ROWS_PER_TASK,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS,

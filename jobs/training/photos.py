@@ -72,7 +72,7 @@ class PhotoStream:
         blocks = list(_blocks(micro_batches, num_cpus=ray.cluster_resources().get("CPU", 1.0)))
         # not from_arrow, whose own tasks need a whole CPU: where others leave less they would wait for ever, unheard
         prepared = ray.data.from_blocks(blocks).map_batches(
-            prepare_micro_batches,  # type: ignore[arg-type]
+            prepare_micro_batches,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,

@@ -97,12 +97,16 @@ def test_a_bin_is_known_while_its_record_is_unchanged_or_once_it_says_what_was_f
 def test_a_bin_that_holds_as_many_of_another_sku_is_not_known(tmp_path: Path) -> None:
     ((uri,), _) = stage_night(tmp_path)
     staged = storage.read_table(uri)
-    skus = staged["skus"].to_pylist()
+    skus, skus_type = staged["skus"].to_pylist(), staged["skus"].type
     made = reconciler([(RECORDED, 6, WRONG)] * 3)
     other = [[{**line, "sku": "another"} for line in skus[1]], [{**line, "name": "renamed"} for line in skus[2]]]
     lines = [lines_of(each) for each in (skus[0], *other)]
-    rows = replace(made, last_counts=made.last_counts.assign(lines=lines)).reconcile(staged)
-    assert rows["reason"].to_pylist()[:3] == ["counted_wrong", None, "counted_wrong"]
+    known = replace(made, last_counts=made.last_counts.assign(lines=lines))
+    assert known.reconcile(staged)["reason"].to_pylist()[:3] == ["counted_wrong", None, "counted_wrong"]
+    # a record that names no lines tonight tells by its total alone
+    place = staged.schema.get_field_index("skus")
+    totals = staged.set_column(place, STAGED_SCHEMA.field("skus"), pa.array([[]] * staged.num_rows, skus_type))
+    assert known.reconcile(totals)["reason"].to_pylist()[:3] == ["counted_wrong"] * 3
 
 
 def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night_that_asked(tmp_path: Path) -> None:
