@@ -154,7 +154,8 @@ def test_what_another_job_holds_is_waited_for(
 ) -> None:
     done = tmp_path / "done"
 
-    @ray.remote(num_cpus=7)
+    # an actor of a test before this one may still be there
+    @ray.remote(num_cpus=ray.available_resources()["CPU"] - 1)
     def hold() -> None:
         while not done.exists():
             time.sleep(0.1)
