@@ -67,6 +67,7 @@ def ingest(config: IngestConfig) -> None:
                 f"{images_uri}: no image has a readable record of its stem ({num_images:,} images, {num_records:,} "
                 f"records); nothing was written. The first of them:{describe_examples(matched)}"
             )
+        check_missing(sum(found.rejects.get("no_image", 0) for found in matched), num_records, config)
         check_readable(slices, target)
         # only now, when it is known that there will be bins, a former manifest makes way
         mark = parts.begin(target)
@@ -88,6 +89,15 @@ def ingest(config: IngestConfig) -> None:
         reasons or "none",
     )
     log.info("manifest of %s: %s; rejects: %s", target.audit_date, target.manifest_uri, target.rejects_uri)
+
+
+def check_missing(num_missing: int, num_records: int, config: IngestConfig) -> None:
+    """Raises GateError where too many of the records have no photo."""
+    if num_missing > config.max_missing_share * num_records:
+        raise GateError(
+            f"{config.images_uri}: {num_missing:,} of {num_records:,} records have no photo there, --max-missing-share "
+            f"allows {config.max_missing_share:.1%}; nothing was written, run the same command again when they are uploaded"
+        )
 
 
 def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:

@@ -141,4 +141,6 @@ def averaging_decay(recipe: Recipe, steps_per_epoch: int) -> float:
     """Decay per step of a time constant given in epochs; 0 (the average is the last weights) where it is off."""
     if recipe.averaging_epochs == 0:
         return 0.0
-    return math.exp(-1 / (recipe.averaging_epochs * steps_per_epoch))
+    # in a short training an epoch lies as far back as smaller photos and a high learning rate
+    epochs = min(recipe.averaging_epochs, recipe.max_epochs / 10)
+    return math.exp(-1 / (epochs * steps_per_epoch))

@@ -178,7 +178,7 @@ class _Loop:
 
     def run(self) -> dict[str, Any] | None:
         self._resume()
-        self._first_epoch_here = len(self.history)
+        self._first_epoch_here = self.seen.first_epoch = len(self.history)
         epochs = range(self._first_epoch_here, self.recipe.max_epochs)
         if self.stopped is None and epochs:
             train = self.bins.rows_of("train")

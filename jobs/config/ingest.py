@@ -36,6 +36,10 @@ class IngestConfig(JobConfig):
     anonymous: bool = False
     """Read images, records and an inventory in their bucket without credentials (public buckets)."""
 
+    max_missing_share: float = Field(default=1.0, ge=0, le=1)
+    """Write nothing and exit 1 where more of the records than this share have no photo (they are rejects, no bins of the
+    night, so that no gate of the audit counts them): in the night, when an upload may be late."""
+
     replace: bool = False
     """Replace the manifest that is already at --manifest-uri."""
 

@@ -23,7 +23,8 @@ class EndpointSettings(JobConfig):
     A batch costs the same however few photos wait, so on a CPU with few clients a smaller one answers sooner."""
 
     max_replicas: PositiveInt | None = None
-    """How many networks may run at once; they follow the length of the queue. By default one per GPU, else per node."""
+    """How many networks may run at once; they follow the length of the queue. By default one per GPU,
+    else one per so many CPUs as the smallest node has."""
 
     max_waiting: PositiveInt | None = None
     """Photos in flight at which a front replica answers 429; four batches by default, and at least 64. It does so too when

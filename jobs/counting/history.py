@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from jobs.counting.counted import read_counted
 from jobs.counting.plans import NightSummary, list_marked_runs, read_plan, read_summary
-from jobs.counting.records import NightRecord, find_records, lines_of
+from jobs.counting.records import NightRecord, find_records, has_results, lines_of
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN, list_nights, read_run, run_uri
@@ -210,11 +210,12 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
 
 def _note_changes(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecounts]:
     """`nights` with `changed` for the mismatches that wait for a second count, by the records of all later nights, as
-    `jobs.recount` judges them."""
+    `jobs.recount` judges them; of nights whose results were deleted nothing is known any more."""
     wanted = {
         later.audit_date: {bin_id for plan in nights[:number] for _, bin_id, _ in plan.waiting}
         for number, later in enumerate(nights)
     }
+    wanted = {night: bins for night, bins in wanted.items() if bins and has_results(output_uri, night)}
     later: dict[str, list[tuple[str, NightRecord]]] = defaultdict(list)
     for (night, bin_id), record in find_records(output_uri, wanted).items():
         later[bin_id].append((night, record))

@@ -72,7 +72,7 @@ def find_warnings(figures: dict[str, Any]) -> list[str]:
     unscored = sum(figures["unscored"].values())
     if unscored:
         found.append(f"{format_integer(unscored)} photos have no score and are not in the figures; see “Which bins”.")
-    if figures["num_groups"] < 20:
+    if figures["num_groups"] < 3:  # of as many `bootstrap_by_group` was tried
         found.append(
             f"Only {figures['num_groups']} groups of bins: the intervals rest on too few of them to be trusted."
         )

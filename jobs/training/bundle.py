@@ -88,7 +88,7 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
         if outcome["trace"] is not None:
             (folder / TRACE_FILE).write_bytes(outcome["trace"])
         # an older bundle there stops being one before its weights are overwritten
-        storage.delete([storage.join(bundle_uri, INFO_FILE)])
+        storage.delete([storage.join(bundle_uri, name) for name in (INFO_FILE, TRACE_FILE)])
         storage.upload_folder(folder, bundle_uri, last=INFO_FILE)
     _announce(info, metrics, fitted, bundle_uri)
     return info

@@ -84,7 +84,7 @@ class PhotoStream:
 
 def _windows(micro_batches: Sequence[MicroBatch]) -> list[Sequence[MicroBatch]]:
     """What is prepared at a time, all of one size: little at first, so that training starts soon, then twice as much each
-    time."""
+    time, as a window is prepared while the one before it trains."""
     windows: list[Sequence[MicroBatch]] = []
     count = FIRST_WINDOW
     for side, planned in groupby(micro_batches, key=lambda batch: batch.image_size):
@@ -93,7 +93,7 @@ def _windows(micro_batches: Sequence[MicroBatch]) -> list[Sequence[MicroBatch]]:
         while start < len(group):
             windows.append(group[start : start + min(count, most)])
             start += len(windows[-1])
-            count *= 2
+            count = max(FIRST_WINDOW, 2 * len(windows[-1]))
     return windows
 
 

@@ -22,6 +22,7 @@ FIGURES = (
     ("exact", "exact", "percent"),
     ("within_one", "within one", "percent"),
     ("mae", "MAE", "decimal"),
+    ("mae_median", "MAE of median", "decimal"),
     ("rmse", "RMSE", "decimal"),
     ("bias", "bias", "signed"),
     ("nll", "NLL", "decimal"),

@@ -4,13 +4,16 @@
 
 Each run is a process with a cluster of its own: seeds 0, 1 and 2 on one worker, seed 0 on two, and seed 0 with SIGKILL
 for the driver after its second epoch and the same command again. Batches of 64 in micro-batches of 32; all runs have one
-split. Prints the losses of the first 20 steps on one worker and on two, and every run's last selection figures.
+split. Every worker has half the CPUs' threads, also the one that is alone: another number of threads adds up in another
+order. Prints the losses of the first 20 steps on one worker and on two, and every run's last selection figures, with how
+many of the three seeds' standard deviations they lie from the seeds' mean.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,7 +51,12 @@ def train(options: argparse.Namespace) -> None:
         bins = read_labelled_bins(config)
         bins = check_photos(replace(bins, table=bins.table.slice(0, options.num_bins)), config)
         outcome = train_network(
-            split_bins(bins, config, start.seen).table, config, start, options.place, conclude=()
+            split_bins(bins, config, start.seen).table,
+            config,
+            start,
+            options.place,
+            num_runs=2 // options.num_workers,
+            conclude=(),
         ).outcome
     print(json.dumps({"step_losses": outcome["step_losses"], "history": outcome["history"]}))
 
@@ -96,8 +104,14 @@ def main() -> None:
     for step, (first, second) in enumerate(zip(one, two, strict=True), 1):
         print(f"{step:4}  {first:10.4f}  {second:11.4f}  {second / first - 1:+.2%}")
     print("".join(f"{title:>22}" for title in ("", *FIGURES)))
-    for name, outcome in found.items():
-        print(f"{name:>22}" + "".join(f"{outcome['history'][-1][figure]:22.4f}" for figure in FIGURES))
+    last = {name: outcome["history"][-1] for name, outcome in found.items()}
+    seeds = {figure: [last[name][figure] for name in RUNS if name.startswith("seed")] for figure in FIGURES}
+    for name, figures in last.items():
+        away = {
+            figure: (figures[figure] - statistics.mean(values)) / statistics.stdev(values)
+            for figure, values in seeds.items()
+        }
+        print(f"{name:>22}" + "".join(f"{figures[figure]:14.4f} ({away[figure]:+.2f})" for figure in FIGURES))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,16 @@ def test_a_record_has_changed_whichever_later_night_saw_it(output: str) -> None:
     take_in(output, counted("away", 2), counted("back", 2))
     commit_night(output, "2026-03-03", [plan_row("x")], other_bins=[plan_row("away", 2), plan_row("back", 2)])
     commit_night(output, "2026-03-04", [plan_row("x")], other_bins=[plan_row("back", 3)])
+    assert read_history(output, "2026-03-05").second_counts == []
+
+
+def test_nights_whose_results_were_deleted_say_nothing_of_a_record(output: str) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a")])
+    take_in(output, counted("a", 2))
+    commit_night(output, "2026-03-03", [plan_row("x")], other_bins=[plan_row("a", 2)])
+    shutil.rmtree(Path(output) / "results/audit_date=2026-03-03")
+    assert read_history(output, "2026-03-05").second_counts == [(None, "a", "2026-03-02")]
+    commit_night(output, "2026-03-04", [plan_row("x")], other_bins=[plan_row("a", 2)])
     assert read_history(output, "2026-03-05").second_counts == []
 
 

@@ -195,6 +195,16 @@ def test_a_manifest_is_replaced_only_when_asked_to(place: str, capsys: pytest.Ca
     assert rejects(place) == [("2", "record", "no_image")]
 
 
+def test_a_night_whose_photos_are_late_is_not_begun(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put_bins(place, "1", "2")
+    put(place, {"records/late.json": abid_record()})
+    assert run(place, "--max-missing-share", "0.33") == 1
+    assert "1 of 3 records have no photo there, --max-missing-share allows 33.0%" in capsys.readouterr().err
+    assert contents(place) == {}
+    assert run(place, "--max-missing-share", "0.34") == 0
+    assert rejects(place) == [("late", "record", "no_image")]
+
+
 def contents(place: str) -> dict[str, bytes]:
     """Of the manifest, its rejects and the facts beside it."""
     uris = [entry.uri for entry in storage.list_objects(place) if "/manifest" in entry.uri.removeprefix(place)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ def test_windows_are_small_at_first_and_never_too_large_where_photos_grow() -> N
     windows = _windows(planned)
     assert [batch for window in windows for batch in window] == planned
     assert len(windows[0]) == FIRST_WINDOW
+    sizes = [len(window) for window in windows]
+    assert all(later <= max(FIRST_WINDOW, 2 * size) for size, later in pairwise(sizes))
     assert max(sum(32 * batch.image_size**2 * 3 for batch in window) for window in windows) <= WINDOW_BYTES
 
 

@@ -75,6 +75,7 @@ SICK: dict[str, list[dict[str, Any]]] = {
     "overfitting": [
         {"selection_nlls": [1.8, 1.6, 1.75, 1.9, 2.1]},
         {"selection_nlls": [1.8, 1.7, 1.6, 1.75, 1.9], "image_sizes": [64, 64, 112, 112, 112]},
+        {"selection_nlls": [1.8, 1.699, 1.72, 1.75, 1.753], "settled_epochs": 2},  # 800 photos by heart
     ],
     # guessing: 1.753
     "nothing_learned": [
@@ -127,6 +128,7 @@ NEARLY: dict[str, list[dict[str, Any]]] = {
     ],
     "overfitting": [
         {"selection_nlls": [1.8, 1.6, 1.62, 1.65, 1.66]},
+        {"selection_nlls": [1.8, 1.6, 1.61, 1.61, 1.62], "settled_epochs": 2},
         {"selection_nlls": [1.8, 1.4, 1.6, 1.55, 1.5], "image_sizes": [64, 64, 112, 112, 112]},
         {"selection_nlls": [1.8, 1.7, 1.4, 1.6, 1.6], "image_sizes": [64, 64, 64, 112, 112]},
     ],
@@ -137,7 +139,12 @@ NEARLY: dict[str, list[dict[str, Any]]] = {
         {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.75], "guess_nll": 1.753, "settled_epochs": 2},
     ],
     "class_imbalance": [{"label_histogram": [100, 1900]}],
-    "stalled_on_data": [{"wait_shares": [0.6, 0.15]}, {"wait_shares": [0.5]}],
+    # of the last, a process that went on after a kill starts its tasks
+    "stalled_on_data": [
+        {"wait_shares": [0.6, 0.15]},
+        {"wait_shares": [0.5]},
+        {"wait_shares": [0.1, 0.1, 0.5], "first_epoch": 2},
+    ],
 }
 
 
