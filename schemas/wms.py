@@ -24,7 +24,7 @@ WMS_SCHEMA = pa.schema(
         column("unit_value", pa.float64(), "Value of one piece."),
         column("currency", pa.string(), "Currency of unit_value (ISO 4217)."),
         column("zone", pa.string(), "Part of the warehouse."),
-        column("abc_class", pa.string(), "Class by usage value (A, B, C)."),
+        column("abc_class", pa.string(), "Class by usage value (A, B, C); of a bin of several classes, none."),
         column("image_uri", pa.string(), "The photo, absolute or below the images' folder."),
         column("photo_at", TIMESTAMP, "When the photo was taken, with its UTC offset."),
         column("expected_as_of", TIMESTAMP, "When the record was read, with its UTC offset."),
@@ -34,7 +34,8 @@ WMS_SCHEMA = pa.schema(
 """What is `required` must be a column; cells may be empty where an empty bin needs it."""
 
 BIN_COLUMNS = ("currency", "zone", "abc_class", "image_uri", "photo_at", "expected_as_of", "moves_since_photo")
-"""What is said of the whole bin: its lines must agree on it; a line may leave it empty."""
+"""What is said of the whole bin: its lines must agree on it (but on abc_class, which is a SKU's); a line may leave it
+empty."""
 
 _THOUSAND = re.compile(r"\+?[1-9]\d{0,2}\.000", re.ASCII)
 _WHOLE = re.compile(r"\+?\d{1,12}(\.0*)?", re.ASCII)
@@ -42,8 +43,9 @@ _DECIMAL = re.compile(r"\+?\d{1,30}(\.\d*)?([eE][+-]?\d{1,2})?", re.ASCII)
 _NUMBER_RANGE = f"expected a whole number from 0 to {MAX_QUANTITY}"
 
 
-def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
-    """The columns of WMS_SCHEMA, `row` (counted from `first_row`) and `problem` (the first of the line, else null).
+def parse_lines(found: pa.Table, first_row: int, file: str | None = None) -> pa.Table:
+    """The columns of WMS_SCHEMA, `row` (counted from `first_row`), `place` (`row 7`, or `FILE, row 7` where `file` is one of
+    several) and `problem` (the first of the line, else null).
 
     `found` has those columns of WMS_SCHEMA that the export has: all text (CSV; texts are trimmed, empty is null), or of
     types that `schema_problems` lets pass, numbers of any type (Parquet).
@@ -74,8 +76,10 @@ def parse_lines(found: pa.Table, first_row: int) -> pa.Table:
             problems[index] = f"quantity: {_NUMBER_RANGE}, found nothing"
         elif problems[index] is None and quantity and sku is None:
             problems[index] = f"sku: expected one where quantity is {quantity}, found nothing"
-    rows = pa.array(range(first_row, first_row + found.num_rows), pa.int64())
-    return pa.table({**columns, "row": rows, "problem": pa.array(problems, pa.string())})
+    rows = range(first_row, first_row + found.num_rows)
+    places = [f"{file}, row {row}" if file else f"row {row}" for row in rows]
+    facts = {"row": pa.array(rows, pa.int64()), "place": pa.array(places, pa.string())}
+    return pa.table({**columns, **facts, "problem": pa.array(problems, pa.string())})
 
 
 def _checked_times(name: str, cells: pa.Array, problems: list[str | None]) -> pa.Array:
@@ -132,7 +136,7 @@ def _parse_time(cell: object) -> datetime:
 
 
 def group_lines(lines: pa.Table) -> pa.Table:
-    """One row per bin, sorted by bin_id: the manifest's record columns, `first_row`, and `problem` where it has one.
+    """One row per bin, sorted by bin_id: the manifest's record columns, `first_place`, and `problem` where it has one.
 
     `lines` are all lines of these bins from `parse_lines`, each with its bin_id. unit_value is the mean over the
     bin's pieces, null where one of its SKUs has none; of an empty bin over the lines that give one.
@@ -144,8 +148,8 @@ def group_lines(lines: pa.Table) -> pa.Table:
     sizes = np.diff(np.append(starts, len(ids)))
     bin_of_line = np.repeat(np.arange(len(starts)), sizes)
     problems: list[str | None] = [None] * len(starts)
-    for index, problem, row in _by_bin(bin_of_line, lines["problem"], lines["row"]):
-        problems[index] = problems[index] or f"row {row}: {problem}"
+    for index, problem, place in _by_bin(bin_of_line, lines["problem"], lines["place"]):
+        problems[index] = problems[index] or f"{place}: {problem}"
 
     quantity = pc.fill_null(lines["quantity"], 0).to_numpy().astype(np.int64)
     expected = np.bincount(bin_of_line, quantity, len(starts)).astype(np.int64)
@@ -153,7 +157,7 @@ def group_lines(lines: pa.Table) -> pa.Table:
         problems[index] = problems[index] or f"quantity: expected a sum up to {MAX_QUANTITY}, found {expected[index]}"
     columns: dict[str, pa.Array] = {
         "bin_id": ids.take(pa.array(starts)),
-        "first_row": lines["row"].take(pa.array(starts)).combine_chunks(),
+        "first_place": lines["place"].take(pa.array(starts)).combine_chunks(),
         "expected_qty": pa.array(np.minimum(expected, MAX_QUANTITY), pa.int32()),
         **_sku_columns(lines, bin_of_line, quantity, len(starts)),
         "unit_value": _mean_value(lines["unit_value"], bin_of_line, quantity, expected),
@@ -161,24 +165,28 @@ def group_lines(lines: pa.Table) -> pa.Table:
     }
     for name in BIN_COLUMNS:
         values: list[object] = [None] * len(starts)
-        for index, value, row in _by_bin(bin_of_line, lines[name], lines["row"]):
+        several: set[int] = set()
+        for index, value, place in _by_bin(bin_of_line, lines[name], lines["place"]):
             if values[index] is None:
                 values[index] = value
+            elif values[index] != value and name == "abc_class":
+                several.add(index)
             elif values[index] != value:
                 problems[index] = problems[index] or (
-                    f"row {row}: {name}: expected {ascii(values[index])[:60]} as in the bin's lines before, "
+                    f"{place}: {name}: expected {ascii(values[index])[:60]} as in the bin's lines before, "
                     f"found {ascii(value)[:60]}"
                 )
+        values = [None if index in several else value for index, value in enumerate(values)]
         columns[name] = pa.array(values, WMS_SCHEMA.field(name).type)
     return pa.table({**columns, "problem": pa.array(problems, pa.string())})
 
 
-def _by_bin(bin_of_line: np.ndarray, column: pa.ChunkedArray, rows: pa.ChunkedArray) -> Iterator[tuple]:
-    """(bin, value, row) of the lines that have a value."""
+def _by_bin(bin_of_line: np.ndarray, column: pa.ChunkedArray, places: pa.ChunkedArray) -> Iterator[tuple]:
+    """(bin, value, place) of the lines that have a value."""
     given = pc.is_valid(column)
     taken = given.to_numpy()
     return zip(
-        bin_of_line[taken].tolist(), column.filter(given).to_pylist(), rows.filter(given).to_pylist(), strict=True
+        bin_of_line[taken].tolist(), column.filter(given).to_pylist(), places.filter(given).to_pylist(), strict=True
     )
 
 

@@ -45,11 +45,10 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
     below = storage.absolute(uri) + "/"
     # a whole path may have such a folder in it
     folders = {file.removeprefix(below).rpartition("/")[0]: file for file in files if file.startswith(below)}
-    parted = next((file for folder, file in folders.items() if "=" in folder and len(folders) > 1), None)
-    if parted is not None:
+    if len(folders) > 1:
         raise InputError(
-            f"{uri}: expected the files of one export, found the partitions of a table ({parted}), which would be added up; "
-            "give one file, or a folder of the files of one"
+            f"{uri}: expected the files of one export, found several folders of them, such as days or the partitions of "
+            f"a table ({', '.join(sorted(folders.values())[-2:])}), which would be added up; give one file, or one folder"
         )
     naming = ["image_uri" in storage.open_parquet(file, anonymous=anonymous).schema_arrow.names for file in files]
     if len(set(naming)) > 1:
@@ -57,7 +56,9 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
             f"{uri}: column image_uri: expected in all files or in none, found it in {sum(naming)} of {len(files)} "
             f"(not in {files[naming.index(False)]}); add it there, or ingest the files apart"
         )
-    return [_read_parquet.remote(file, anonymous) for file in files], naming[0]
+    if len(files) == 1:
+        return [_read_parquet.remote(files[0], anonymous)], naming[0]
+    return [_read_parquet.remote(file, anonymous, file.removeprefix(below)) for file in files], naming[0]
 
 
 @ray.remote(num_returns="streaming")
@@ -79,13 +80,13 @@ def make_records(uri: str, images_uri: str | None, *pieces: pa.Table) -> Iterato
                 problems[index] = problems[index] or f"image_uri: {error}"
     records = records.drop_columns(["problem", "image_uri"]).append_column("problem", pa.array(problems, pa.string()))
     records = records.append_column("key", pa.array(keys, pa.string()))
-    places = [f"{uri}, row {row}" for row in records["first_row"].to_pylist()]
-    records = records.append_column("uri", pa.array(places, pa.string())).drop_columns(["first_row"])
-    lost = lines.filter(pc.invert(placed))["row"].to_pylist()
+    places = [f"{uri}, {place}" for place in records["first_place"].to_pylist()]
+    records = records.append_column("uri", pa.array(places, pa.string())).drop_columns(["first_place"])
+    lost = lines.filter(pc.invert(placed))["place"].to_pylist()
     stray = pa.table(
         {
-            "key": pa.array([f"row {row}" for row in lost], pa.string()),
-            "uri": pa.array([f"{uri}, row {row}" for row in lost], pa.string()),
+            "key": pa.array(lost, pa.string()),
+            "uri": pa.array([f"{uri}, {place}" for place in lost], pa.string()),
             "problem": pa.array(["bin_id: expected a value, found nothing"] * len(lost), pa.string()),
         }
     )
@@ -141,19 +142,20 @@ def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> 
 
 
 @ray.remote(num_returns="streaming")
-def _read_parquet(uri: str, anonymous: bool) -> Iterator[ChunkInfo | pa.Table]:
+def _read_parquet(uri: str, anonymous: bool, file: str | None = None) -> Iterator[ChunkInfo | pa.Table]:
+    """`file` is its name among several, whose rows are counted apart."""
     parquet = storage.open_parquet(uri, anonymous=anonymous)
     names = parquet.schema_arrow.names
     _check_columns(uri, parquet.schema_arrow)
     row = 1
     for found in read_chunks(uri, parquet, [name for name in names if name in WMS_SCHEMA.names]):
-        yield from _make_chunks(found, row)
+        yield from _make_chunks(found, row, file)
         row += found.num_rows
 
 
-def _make_chunks(found: pa.Table, row: int) -> Iterator[ChunkInfo | pa.Table]:
+def _make_chunks(found: pa.Table, row: int, file: str | None = None) -> Iterator[ChunkInfo | pa.Table]:
     for start in range(0, found.num_rows, CHUNK_ROWS):
-        lines = parse_lines(found.slice(start, CHUNK_ROWS), row + start)
+        lines = parse_lines(found.slice(start, CHUNK_ROWS), row + start, file)
         lines = lines.append_column("key", pc.fill_null(lines["bin_id"], "")).sort_by("key")
         yield describe_chunk(lines)
         yield lines

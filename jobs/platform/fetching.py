@@ -56,7 +56,7 @@ async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str |
         except (NotFoundError, FileNotFoundError) as error:
             raise NotFetched(Fault.MISSING, "not found") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise NotFetched(Fault.DENIED, "access denied") from error
+            raise NotFetched(Fault.DENIED, _denied(error)) from error
         except PreconditionError as error:
             raise NotFetched(Fault.REFUSED, "changed since it was listed; ingest again") from error
         except (InvalidPathError, ValueError) as error:  # a control character in a key is a ValueError
@@ -84,10 +84,17 @@ async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str |
     raise NotFetched(Fault.GAVE_UP, f"after {storage.CUT_TRIES} tries: {failure}")
 
 
+def _denied(error: Exception) -> str:
+    """S3 forbids also what is archived (InvalidObjectState), or whoever's clock is off (RequestTimeTooSkewed)."""
+    reason = re.search(r"<Code>([\w.]+)</Code>", str(error))
+    return f"access denied ({reason[1]})" if reason and reason[1] != "AccessDenied" else "access denied"
+
+
 def _kind(error: Exception) -> str:
     """Kind of a storage error in a few words that are the same for many objects (request ids would not be)."""
     text = str(error)
-    for sign in ("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"):
+    signs = ("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory")
+    for sign in (*signs, "incorrectly configured region"):
         if sign.lower() in text.lower():
             return f"{type(error).__name__}: {sign}"
     answer = [found[0] for sign in (r"status code: [\w ]+", r"<Code>[\w.]+</Code>") if (found := re.search(sign, text))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -132,13 +133,21 @@ def _locate_lasting(uri: str) -> tuple[ObjectStore, str]:
 
 
 def endpoint() -> str | None:
-    """The S3 server that is meant, None for AWS's own."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    """The S3 server that is meant, by the environment or the profile; None for AWS's own."""
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return named or _profile_endpoint(os.environ.get("AWS_PROFILE"))
+
+
+@lru_cache(maxsize=1)
+def _profile_endpoint(profile: str | None) -> str | None:  # noqa: ARG001 - boto3 finds it itself
+    url = _session().client("s3", region_name=region(), config=Config(signature_version=UNSIGNED)).meta.endpoint_url
+    return None if ".amazonaws.com" in url else url
 
 
 def region() -> str:
-    """The region of the S3 server that is meant: boto3's (AWS_DEFAULT_REGION, profile), else AWS_REGION."""
-    return _session().region_name or os.environ.get("AWS_REGION") or "us-east-1"
+    """The region of the S3 server that is meant: the environment's, else the profile's."""
+    named = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
+    return named or _session().region_name or "us-east-1"
 
 
 def _session() -> boto3.Session:
@@ -155,14 +164,20 @@ def _local_store() -> LocalStore:
 
 
 def bucket_region(bucket: str, *, anonymous: bool = False) -> str:
-    """Where the bucket is to be asked for: on AWS where it lies, of another S3 server in the region that is set."""
-    return region() if endpoint() else _ask_region(bucket, anonymous)
+    """Where the bucket is to be asked for: on AWS where it lies, of another S3 server in the region that is set; so too
+    where AWS can't be asked: the first request of the caller's own meets the same trouble, and says so."""
+    try:
+        return _ask_region(bucket, anonymous)
+    except (BotoCoreError, ClientError):
+        return region()
 
 
 def _ask_region(bucket: str, anonymous: bool) -> str:
     """Where AWS keeps the bucket: photos of a public one lie elsewhere than one's own. The region that is set where AWS
-    doesn't say."""
+    doesn't say, and of another server. Raises BotoCoreError or ClientError where AWS has trouble of its own."""
     configured = region()
+    if endpoint():
+        return configured
     # not its usual minutes: who asks first must not wait longer than the transfers would
     config = Config(
         signature_version=UNSIGNED if anonymous else None, connect_timeout=5, retries={"total_max_attempts": 2}
@@ -171,25 +186,40 @@ def _ask_region(bucket: str, anonymous: bool) -> str:
         answer = _session().client("s3", region_name=configured, config=config).head_bucket(Bucket=bucket)
     except ClientError as error:  # of what is elsewhere or may not be read it says where that is, too
         answer = error.response
-    except BotoCoreError:  # the first request of its own meets the same trouble, and says so
-        return configured
+        if answer["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+            raise
     return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", configured)
 
 
-@lru_cache(maxsize=64)
 def _s3_store(bucket: str, anonymous: bool) -> S3Store:
+    try:
+        return _known_store(bucket, anonymous)
+    except (BotoCoreError, ClientError):  # not kept: once the trouble has passed, another region may be the right one
+        return _open_store(bucket, anonymous, region())
+
+
+@lru_cache(maxsize=64)
+def _known_store(bucket: str, anonymous: bool) -> S3Store:
+    return _open_store(bucket, anonymous, _ask_region(bucket, anonymous))
+
+
+def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
     session = _session()
     server = endpoint()
     options: dict = {
-        "region": bucket_region(bucket, anonymous=anonymous),
+        "region": where,
         # AWS's certificate names no bucket with a dot
         "virtual_hosted_style_request": server is None and "." not in bucket,
     }
     if server is not None:
         options["endpoint"] = server
+    try:
+        found = None if anonymous else session.get_credentials()
+    except BotoCoreError as error:
+        raise InputError(f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used") from error
     if anonymous:
         options["skip_signature"] = True
-    elif session.get_credentials() is None:
+    elif found is None:
         raise InputError(
             f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
@@ -223,6 +253,9 @@ _WRONG_PLACE = (
     "operation not permitted",
     "operation not supported",
     "function not implemented",
+    "<code>expiredtoken",
+    "<code>invalidtoken",
+    "<code>authorizationheadermalformed",
     # of a listing, obstore raises a GenericError whatever the status
     "status code: 401",
     "status code: 403",
@@ -271,7 +304,10 @@ def explain(error: Exception) -> str:
     if not isinstance(error, BaseError):
         return f"{type(error).__name__}: {error}"
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return f"{type(error).__name__}: {first}"[:300]
+    line = f"{type(error).__name__}: {first.partition('<?xml')[0].rstrip(' :')}"[:300]
+    # S3's own reason stands below that first line
+    reason = re.search(r"<Code>[\w.]+</Code>", str(error))
+    return f"{line}: {reason[0]}" if reason and reason[0] not in line else line
 
 
 def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
@@ -337,6 +373,8 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
                 num_failed = 0
                 for entry in page:
                     start_after = entry["path"]
+                    if start_after == prefix:  # the marker of the folder itself, without its slash
+                        continue
                     yield StoredObject(uri=root + entry["path"], num_bytes=entry["size"], etag=entry["e_tag"])
             return
         except (NotFoundError, FileNotFoundError):
@@ -404,7 +442,9 @@ def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
     """A Parquet file that is read range by range. Raises InputError where it is no Parquet file."""
     ranges = open_ranges(uri, anonymous=anonymous)
     try:
-        return pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
+        parquet = pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
+        _ = parquet.schema_arrow.names  # names that are no UTF-8 are found damaged here, and not by who asks for them
+        return parquet
     except DAMAGED_PARQUET as error:
         raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
 

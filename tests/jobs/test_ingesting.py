@@ -209,7 +209,7 @@ def test_an_export_in_a_public_bucket_is_read_without_credentials(
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     boto3.client("s3").put_bucket_policy(Bucket=name, Policy=policy)
-    storage._s3_store.cache_clear()
+    storage._known_store.cache_clear()
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -339,6 +339,38 @@ def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(t
         storage.parquet_files(str(one))
     generators, _ = exports.read_export(str(folder / "dt=2026-11-21" / "0.parquet"), anonymous=False)
     assert len(generators) == 1
+
+
+def test_two_days_in_folders_are_not_added_up(tmp_path: Path) -> None:
+    folder = tmp_path / "export.parquet"
+    for day in ("30", "31"):
+        storage.write_table(str(folder / "2026" / "01" / day / "0.parquet"), LINES)
+    with pytest.raises(InputError, match=r"several folders of them, such as days .*2026/01/31/0\.parquet"):
+        exports.read_export(str(folder), anonymous=False)
+
+
+def test_a_column_name_that_is_no_utf8_is_a_damaged_file(tmp_path: Path) -> None:
+    storage.write_table(str(tmp_path / "x.parquet"), LINES.append_column("Groesse", pa.nulls(900, pa.int32())))
+    data = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data.replace(b"Groesse", b"Gr\xf6\xdfe:"))
+    with pytest.raises(InputError, match=r"x\.parquet: expected a Parquet file, found something else or a damaged one"):
+        exports.read_export(str(tmp_path / "x.parquet"), anonymous=False)
+
+
+def test_a_mixed_bin_may_hold_goods_of_several_classes() -> None:
+    lines = {"bin_id": list("aabb"), "sku": list("1212"), "quantity": ["1"] * 4, "abc_class": ["A", "B", "C", ""]}
+    bins = group_lines(parse_lines(pa.table(lines), 2))
+    assert bins["abc_class"].to_pylist() == [None, "C"]
+    assert bins["problem"].to_pylist() == [None, None]
+
+
+def test_a_line_of_several_files_is_named_by_its_file(tmp_path: Path) -> None:
+    wrong = pa.table({"bin_id": ["a"], "sku": ["S"], "quantity": [-1]})
+    pq.write_table(wrong, tmp_path / "x.parquet")
+    _, lines = exports._read_parquet._function(str(tmp_path / "x.parquet"), False, "part-7.parquet")
+    bins = group_lines(lines.drop_columns(["key"]))
+    assert bins["first_place"].to_pylist() == ["part-7.parquet, row 1"]
+    assert bins["problem"][0].as_py().startswith("part-7.parquet, row 1: quantity: expected a whole number")
 
 
 def test_files_of_an_export_that_differ_in_naming_photos_are_refused(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pytest
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, GenericError
 
 from jobs.platform import storage
 from jobs.training.network import ray_storage
@@ -155,10 +156,43 @@ def test_another_scheme_is_an_input_error() -> None:
 def test_without_credentials_the_message_says_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    storage._s3_store.cache_clear()
+    storage._known_store.cache_clear()
     with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"{bucket}/key")
-    storage._s3_store.cache_clear()
+    storage._known_store.cache_clear()
+
+
+def test_half_of_a_key_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(InputError, match="s3://half: AWS credentials: Partial credentials found in env"):
+        storage.locate("s3://half/key")
+
+
+def test_a_profile_s_own_server_is_the_one_that_is_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("[profile minio]\nregion = eu-west-1\nendpoint_url = http://minio:9000\n")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert storage.endpoint() is None
+    monkeypatch.setenv("AWS_PROFILE", "minio")
+    assert (storage.endpoint(), storage.region()) == ("http://minio:9000", "eu-west-1")
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    assert storage.region() == "eu-north-1"
+
+
+def test_s3_s_own_reason_is_told() -> None:
+    answer = "<?xml version='1.0'?>\n<Error><Code>ExpiredToken</Code><Message>The token has expired</Message></Error>"
+    told = storage.explain(GenericError(f"Server returned non-2xx status code: 400 Bad Request: {answer}"))
+    assert told == "GenericError: Server returned non-2xx status code: 400 Bad Request: <Code>ExpiredToken</Code>"
+
+
+@pytest.mark.s3
+def test_a_folder_s_own_marker_is_not_in_it(bucket: str) -> None:
+    boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key="export.parquet/", Body=b"")
+    storage.write_bytes(f"{bucket}/export.parquet/0.parquet", b"1")
+    assert [entry.uri for entry in storage.list_objects(f"{bucket}/export.parquet")] == [f"{bucket}/export.parquet/0.parquet"]
 
 
 class _Amazon(BaseHTTPRequestHandler):
@@ -181,10 +215,10 @@ def test_a_bucket_is_asked_for_where_it_lies(monkeypatch: pytest.MonkeyPatch, an
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     with ThreadingHTTPServer(("127.0.0.1", 0), _Amazon) as server:
         threading.Thread(target=server.serve_forever).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "a server of one's own"
-        monkeypatch.setattr(storage, "endpoint", lambda: None)
         try:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+            assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "a server of one's own"
+            monkeypatch.setattr(storage, "endpoint", lambda: None)
             names = ("mine", "theirs", "moved", "unknown")
             found = [storage.bucket_region(name, anonymous=anonymous) for name in names]
             _, checkpoints = ray_storage("s3://mine/bundle.training")
