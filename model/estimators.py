@@ -7,7 +7,7 @@ counted), B the rest, S the random sample in B, Y the counted outcome and f its 
     total = sum_A Y + sum_B f + N_B mean_S(Y - f)
 
 Unbiased for any f. Below 400 pooled random counts, or where they found fewer than 5 wrong records in B, the plain sample
-mean is shorter and safer, and shown instead. A night's random bins in reach of the list belong to A; by symmetry the
+mean is shorter and safer, and shown instead; of totals also where its variance is less than half. A night's random bins in reach of the list belong to A; by symmetry the
 others are a simple random sample of B. Where A is all there is, the total is known.
 
 Nights are pooled over a window (the operation is taken as steady). A bin not yet counted, or with an unconfirmed
@@ -120,7 +120,12 @@ def estimate_total(nights: Sequence[NightSample]) -> Estimate:
     if num_random < 2:
         return Estimate(np.nan, np.nan, np.nan, "none", num_random, num_priority)
     pool = _pool_as_fits(nights)
-    value, error = pool.total / pool.num_nights, float(np.sqrt(pool.variance + pool.variance_of_more)) / pool.num_nights
+    plain = _pool(nights, use_prediction=False)
+    # predictions of pieces can be far off in the few bins that hold many, and then add more noise than they take away; of
+    # two that are nearly alike, to take the one that looks the better would be a choice by chance
+    if not pool.is_census and 2 * plain.squared_error < pool.squared_error:
+        pool = plain
+    value, error = pool.total / pool.num_nights, float(np.sqrt(pool.squared_error)) / pool.num_nights
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(pool.effective_size - 1, 1))) * error
     name = "stratified_difference" if pool.use_prediction else "expansion"
     return Estimate(value, value - half, value + half, name, num_random, num_priority)
@@ -165,6 +170,10 @@ class _Pool:
     use_prediction: bool
     is_census: bool
     """Every bin was counted."""
+
+    @property
+    def squared_error(self) -> float:
+        return self.variance + self.variance_of_more
 
 
 def _pool_as_fits(nights: Sequence[NightSample]) -> _Pool:

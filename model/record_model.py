@@ -41,7 +41,7 @@ _DIRECTION_GRID = (np.arange(40) + 0.5) / 40
 class RecordModel:
     """A frozen, JSON-serialisable record model.
 
-    `error_rate`: share of records wrong. `sizes`: shares of d = true - recorded at -1, +1, -2, +2 and further,
+    `error_rate`: share of records wrong (of those below K + 2). `sizes`: shares of d = true - recorded at -1, +1, -2, +2 and further,
     among the wrong. `recorded_to_true_weight`: lambda. `class_shares` (K + 1): how common each quantity is;
     `top_shares`: within the top class, how common K, K + 1 and more are.
     `assumed`: no random recount stands behind it.
@@ -57,6 +57,9 @@ class RecordModel:
     assumed: bool
     zone_error_rates: dict[str, float] = field(default_factory=dict)
     """Of the zones that were counted in, drawn towards `error_rate`; elsewhere, and without a zone, that one holds."""
+    large_error_ratio: float | None = None
+    """Share of the records of K + 2 and more of which fewer than K are there, over `error_rate`; None: as `sizes` have it.
+    Ninety for a hundred is no error to the classes, and says little of what a record of three is worth."""
 
     @property
     def top_class(self) -> int:
@@ -67,7 +70,12 @@ class RecordModel:
         weight, rate = self.recorded_to_true_weight, self.zone_error_rates.get(zone or "", self.error_rate)
         moved = recorded_to_true(rate, self.sizes, self.class_shares, self.top_shares)
         mistaken = true_to_recorded(rate, self.sizes, self.class_shares, self.top_shares)
-        return weight * moved + (1 - weight) * mistaken
+        table: Floats = weight * moved + (1 - weight) * mistaken
+        if self.large_error_ratio is not None and rate > 0:
+            fewer = table[-1, : self.top_class]
+            below = min(self.large_error_ratio * rate, 0.99)
+            table[-1] = np.append(fewer * (below / fewer.sum()), 1 - below)
+        return table
 
     def class_table(self) -> Floats:
         """P(true class | recorded class), shape (K + 1, K + 1)."""
@@ -122,8 +130,9 @@ def fit_record_model(
 ) -> RecordModel:
     """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped).
 
-    error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w), and of each of the `zones` (n,) that differ;
-    sizes: Dirichlet-smoothed weighted counts;
+    error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w) over the records below K + 2, and of each of the
+    `zones` (n,) that differ; sizes: Dirichlet-smoothed weighted counts of the same; large_error_ratio:
+    from (n0 e + sum w [counted < K]) / (n0 + sum w) over the others, with the share e that those two have for them;
     lambda: posterior mean on a grid of the weighted likelihood of the counted classes. The weights
     (`recount_weights`) are scaled to the effective sample size first. Without a random recount the assumed
     model comes back: priority recounts alone say nothing about the rest. `class_shares` (K + 1,): true shares.
@@ -141,12 +150,13 @@ def fit_record_model(
     if counted.min() < 0:
         raise ValueError(f"counted_qty must be 0 or more, found {counted.min()}")
     weight = scale_to_effective_size(raw_weights)
-    wrong = counted != expected
-    error_rate = (PRIOR_ERROR_COUNTS * prior_error_rate + weight[wrong].sum()) / (PRIOR_ERROR_COUNTS + weight.sum())
+    top = assumed.top_class
+    is_large = expected >= top + 2
+    wrong = (counted != expected) & ~is_large
+    error_rate = _shrink(prior_error_rate, weight[wrong], weight[~is_large])
     sizes = np.array(DEFAULT_SIZES) * PRIOR_SIZE_COUNTS
     np.add.at(sizes, size_index(counted[wrong].astype(np.int64) - expected[wrong]), weight[wrong])
     # the top class is shaped by records, which are known for every bin, so each random bin counts in full
-    top = assumed.top_class
     top_shares = np.array(assumed.top_shares) * PRIOR_TOP_COUNTS
     in_top = random & (expected >= top)
     np.add.at(top_shares, record_rows(expected[in_top], top) - top, 1.0)
@@ -158,9 +168,22 @@ def fit_record_model(
         num_recounts=len(expected),
         num_random=int(random.sum()),
         assumed=False,
-        zone_error_rates=_fit_zones(zones, wrong, weight, error_rate),
+        zone_error_rates=_fit_zones(
+            [zone for zone, large in zip(zones, is_large, strict=False) if not large],
+            wrong[~is_large],
+            weight[~is_large],
+            error_rate,
+        ),
     )
+    fewer = float(fitted.table()[-1, :top].sum())
+    below = _shrink(fewer, weight[is_large & (counted < top)], weight[is_large])
+    fitted = replace(fitted, large_error_ratio=below / fitted.error_rate)
     return replace(fitted, recorded_to_true_weight=_fit_direction(fitted, expected, counted, weight))
+
+
+def _shrink(prior: float, wrong: Floats, weight: Floats) -> float:
+    """The share of weights (n,) that are those of `wrong` ones, drawn towards `prior`."""
+    return float((PRIOR_ERROR_COUNTS * prior + wrong.sum()) / (PRIOR_ERROR_COUNTS + weight.sum()))
 
 
 def _fit_zones(

@@ -80,8 +80,11 @@ def estimate_window(history: History) -> Estimates:
         guard = estimate_total([make(sample) for sample in known])
         unknown = float(np.mean([sample.num_unknown * make(sample).error_size for sample in known])) if known else 0.0
         # np.maximum: max(0.0, nan) would be 0
-        low = min(estimate.low, guard.low - unknown) if signed else np.maximum(0.0, min(estimate.low, guard.low))
-        return replace(estimate, low=float(low), high=max(estimate.high, guard.high + unknown))
+        low, high = min(estimate.low, guard.low - unknown), max(estimate.high, guard.high + unknown)
+        if signed:
+            return replace(estimate, low=low, high=high)
+        value, low, high = (float(np.maximum(0.0, each)) for each in (estimate.value, min(estimate.low, guard.low), high))
+        return replace(estimate, value=value, low=low, high=high)
 
     share = estimate_share([_wrong_sample(sample) for sample in samples])
     worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
@@ -90,7 +93,10 @@ def estimate_window(history: History) -> Estimates:
         _gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None, signed=False
     )
     one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
-    value = total(_value_sample, lambda sample: one_currency and _is_valued(sample))
+    # where nobody counted a bin with a price at random, nothing is known of money, not even that it is little
+    prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples])
+    has_prices = one_currency and bool(np.isfinite(prices).any())
+    value = total(_value_sample, lambda sample: has_prices and _is_valued(sample))
     return Estimates(
         error_rate=_number(share.value),
         error_rate_low=_number(min(share.low, best.low)),

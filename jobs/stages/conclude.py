@@ -327,7 +327,7 @@ def _planned(rows: pa.Table, results: pa.Table) -> pa.Table:
 
 
 def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.DataFrame:
-    """The summary's columns, the numerators of its shares, and the bins with a unit_value, summed over each scope: one row
+    """The summary's columns, the numerators of its shares, and the bins with a unit_value (and of them the assessed), summed over each scope: one row
     each for ("all", ""), ("zone", its name), ("abc_class", …) and ("expected_qty", …).
 
     `outside` (n,): assessed, and the record lies outside the camera's 90 % set.
@@ -340,6 +340,7 @@ def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.Dat
         return pc.fill_null(pc.equal(results[name], value), False).to_numpy()
 
     expected, value = column("expected_qty"), column("unit_value")
+    is_assessed, is_valued = ~equal("verdict", str(Verdict.NOT_ASSESSED)), pc.is_valid(results["unit_value"]).to_numpy()
     net, gross = column("expected_variance_qty"), column("expected_abs_variance_qty")
     scored = equal("status", str(ImageStatus.SCORED))
     priority = equal("recount", str(Recount.PRIORITY))
@@ -348,7 +349,7 @@ def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.Dat
     columns = {
         "num_bins": np.ones(results.num_rows),
         **{f"num_{status}": equal("status", str(status)) for status in ImageStatus},
-        "num_assessed": ~equal("verdict", str(Verdict.NOT_ASSESSED)),
+        "num_assessed": is_assessed,
         "recorded_units": expected,
         "recorded_value": expected * value,
         "num_suspect": equal("verdict", str(Verdict.SUSPECT)),
@@ -361,7 +362,8 @@ def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.Dat
         "expected_wrong": column("p_record_wrong"),
         "net_variance_predicted": net,
         "gross_variance_predicted": gross,
-        "num_valued": pc.is_valid(results["unit_value"]).to_numpy(),
+        "num_valued": is_valued,
+        "num_valued_assessed": is_valued & is_assessed,
         # E max(-d, 0) and E max(d, 0): a bin that may be short and may be over is both, they don't cancel
         "shortage_value": (gross - net) / 2 * value,
         "overage_value": (gross + net) / 2 * value,

@@ -41,13 +41,16 @@ from schemas.summary import SUMMARY_SCHEMA
 logger = logging.getLogger(__name__)
 
 
-MONEY = ("recorded_value", "shortage_value", "overage_value", "value_at_risk")
+AT_STAKE = ("shortage_value", "overage_value", "value_at_risk")
+"""Sums over the assessed bins that have a unit value."""
+
+MONEY = ("recorded_value", *AT_STAKE)
 """Sums that need unit values of one currency."""
 
 
 PREDICTED = (
     *("expected_wrong", "net_variance_predicted", "gross_variance_predicted"),
-    *("shortage_value", "overage_value", "value_at_risk"),
+    *AT_STAKE,
 )
 """Sums over the assessed bins: of none they say nothing, which is not that nothing is wrong."""
 
@@ -77,6 +80,8 @@ def summarize(
         row["record_outside_set_share"] = sums["num_outside"] / sums["num_assessed"] if sums["num_assessed"] else None
         if not sums["num_valued"] or len(currencies) > 1:
             row |= dict.fromkeys(MONEY)
+        if not sums["num_valued_assessed"]:
+            row |= dict.fromkeys(AT_STAKE)
         if not sums["num_assessed"]:
             row |= dict.fromkeys(PREDICTED)
         row |= facts_of.get((scope, value), {})

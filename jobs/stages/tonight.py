@@ -93,13 +93,22 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
     """Whether the try of this command that committed the run died before it said so, or before its report was written."""
     if "outcome" not in frozen:
         return frozen["config"]["replace"] == config.replace
-    if config.report_uri is None or config.replace:
+    if config.report_uri is None:
         return False
+    reported = _reported_run(config.report_uri)
+    if config.replace:  # asked for anew, unless this very command died before its report
+        same = frozen["outcome"].get("config") == config.model_dump(mode="json")
+        return same and reported in (None, frozen.get("replaces"))
+    return reported != frozen["run_id"]
+
+
+def _reported_run(report_uri: str) -> str | None:
+    """The run that the report there is of; None where there is none, or none of ours."""
     try:
-        report = json.loads(storage.read_bytes(storage.join(storage.absolute(config.report_uri), REPORT_FACTS)))
-    except (FileNotFoundError, ValueError):  # none, or no report of ours
-        return True
-    return not isinstance(report, dict) or report.get("run_id") != frozen["run_id"]
+        report = json.loads(storage.read_bytes(storage.join(storage.absolute(report_uri), REPORT_FACTS)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return report.get("run_id") if isinstance(report, dict) else None
 
 
 def _read_bundle(uri: str) -> tuple[BundleInfo, np.ndarray]:

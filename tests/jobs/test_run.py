@@ -197,3 +197,15 @@ def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> No
     ):  # fmt: skip
         (tmp_path / REPORT_FACTS).write_text(text)
         assert tonight._is_unfinished(config, frozen) is unfinished
+
+
+def test_a_replacement_that_died_before_its_report_is_finished_and_not_made_again(tmp_path: Path) -> None:
+    config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o", report_uri=str(tmp_path), replace=True)
+    frozen = {"outcome": {"config": config.model_dump(mode="json")}, "run_id": "run-b", "replaces": "run-a"}
+    assert tonight._is_unfinished(config, frozen)
+    (tmp_path / REPORT_FACTS).write_text('{"run_id": "run-a"}')  # of what it replaced
+    assert tonight._is_unfinished(config, frozen)
+    (tmp_path / REPORT_FACTS).write_text('{"run_id": "run-b"}')  # asked for anew
+    assert not tonight._is_unfinished(config, frozen)
+    (tmp_path / REPORT_FACTS).unlink()
+    assert not tonight._is_unfinished(config.model_copy(update={"recount_budget": 7}), frozen)

@@ -133,6 +133,24 @@ def test_predictions_help_only_where_their_error_is_known() -> None:
     assert np.mean(held) >= 0.93
 
 
+def test_predictions_that_are_far_off_in_a_few_bins_do_not_make_a_total_of_pieces() -> None:
+    """Bins of bulk stock whose count the camera can't tell: 2 of 420 have a prediction of 90 pieces, and are right."""
+    random = np.random.default_rng(0)
+    nights = []
+    for night in range(14):
+        outcome, prediction = np.zeros(30), random.exponential(0.3, 30)
+        if night < 5:
+            outcome[0] = 1.0
+        if night in (6, 7):
+            prediction[1] = 90.0
+        nothing = np.zeros(30, dtype=bool)
+        nights.append(NightSample(10_000, 3000.0, outcome, prediction, ~nothing, nothing))
+    estimate = estimate_total(nights)
+    assert estimate.estimator == "expansion"
+    assert estimate.value == pytest.approx(10_000 * 5 / 420)
+    assert estimate.low < estimate.value < estimate.high < 1000
+
+
 def test_a_priority_list_taken_as_a_sample_would_mislead_and_is_not() -> None:
     random = np.random.default_rng(2)
     outcome = np.r_[np.ones(500), np.zeros(9500)]

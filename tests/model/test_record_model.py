@@ -66,6 +66,21 @@ def test_the_tail_of_the_top_class_is_learned_from_the_records() -> None:
     assert np.allclose(fit(expected, true).top_shares, shares, atol=0.01)
 
 
+def test_bulk_stock_that_is_a_few_pieces_off_says_nothing_of_small_bins_nor_of_its_class() -> None:
+    random = np.random.default_rng(0)
+    small, large = random.integers(1, 6, 2000), random.integers(50, 200, 1000)
+    expected = np.concatenate([small, large])
+    counted = np.concatenate([small - (random.random(2000) < 0.03), large - 10 * (random.random(1000) < 0.33)])
+    learned = fit(expected, counted)
+    assert learned.error_rate == pytest.approx(0.03, abs=0.008)
+    assert learned.sizes[0] > 0.6 and learned.sizes[4] < 0.1
+    assert learned.table()[8, :6].sum() < 0.001
+    counted[2000:] = np.where(random.random(1000) < 0.2, 0, large)  # a fifth of it is gone
+    emptied = fit(expected, counted)
+    assert emptied.table()[8, :6].sum() == pytest.approx(0.2, abs=0.03)
+    assert emptied.error_rate == learned.error_rate
+
+
 def test_without_random_recounts_the_model_stays_assumed() -> None:
     expected, counted = np.array([3, 4, 5]), np.array([2, 4, 0])
     learned = fit(expected, counted, is_random=np.zeros(3, dtype=bool))
