@@ -83,7 +83,9 @@ def estimate_window(history: History) -> Estimates:
         low, high = min(estimate.low, guard.low - unknown), max(estimate.high, guard.high + unknown)
         if signed:
             return replace(estimate, low=low, high=high)
-        value, low, high = (float(np.maximum(0.0, each)) for each in (estimate.value, min(estimate.low, guard.low), high))
+        value, low, high = (
+            float(np.maximum(0.0, each)) for each in (estimate.value, min(estimate.low, guard.low), high)
+        )
         return replace(estimate, value=value, low=low, high=high)
 
     share = estimate_share([_wrong_sample(sample) for sample in samples])

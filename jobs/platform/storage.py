@@ -139,7 +139,7 @@ def endpoint() -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _profile_endpoint(profile: str | None) -> str | None:  # noqa: ARG001 - boto3 finds it itself
+def _profile_endpoint(profile: str | None) -> str | None:
     url = _session().client("s3", region_name=region(), config=Config(signature_version=UNSIGNED)).meta.endpoint_url
     return None if ".amazonaws.com" in url else url
 

@@ -428,6 +428,19 @@ def test_with_many_counts_the_night_s_predictions_carry_the_money(output: str) -
     assert estimates.gross_variance_units_high is not None and 1000 < estimates.gross_variance_units_high < 1015
 
 
+def test_where_no_bin_with_a_price_was_counted_nothing_is_said_of_money(output: str) -> None:
+    plan = random_plan(40)
+    commit_night(output, "2026-03-02", plan, other_bins=[plan_row("priced", unit_value=5.0, currency="EUR")])
+    count(output, "2026-03-02", plan, right(plan))
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.net_variance_units == 0
+    assert (estimates.net_variance_value, estimates.net_variance_value_low, estimates.net_variance_value_high) == (
+        None,
+        None,
+        None,
+    )
+
+
 @pytest.mark.parametrize("currencies", [("EUR", "JPY"), ("EUR", None)])
 def test_money_in_several_currencies_is_not_added_up(output: str, currencies: tuple[str | None, str | None]) -> None:
     for night, currency in zip(("2026-03-01", "2026-03-02"), currencies, strict=True):

@@ -86,6 +86,14 @@ def test_of_a_zone_without_an_assessed_bin_nothing_is_predicted() -> None:
     assert [found[name]["value_at_risk"] for name in (None, "seen")] == pytest.approx([1.0, 1.0])
 
 
+def test_a_zone_whose_one_priced_bin_was_not_assessed_has_no_value_at_risk() -> None:
+    seen = {"zone": "z", "expected_variance_qty": -0.6, "expected_abs_variance_qty": 0.6}
+    unseen = {"zone": "z", "unit_value": 2.0, "status": "unreadable_image", "verdict": "not_assessed"}
+    zone = scopes(night_of(seen, unseen), ["EUR"])["z"]
+    assert (zone["shortage_value"], zone["overage_value"], zone["value_at_risk"]) == (None, None, None)
+    assert (zone["recorded_value"], zone["net_variance_predicted"]) == pytest.approx((4.0, -0.6))
+
+
 def test_counts_differ_by_class_and_only_where_a_photo_was_scored() -> None:
     lost = {"status": "missing_image", "verdict": "not_assessed", "camera_qty": None}
     night = night_of({"expected_qty": 9, "camera_qty": 6}, {"expected_qty": 5, "camera_qty": 6}, lost)

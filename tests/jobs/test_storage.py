@@ -192,7 +192,9 @@ def test_s3_s_own_reason_is_told() -> None:
 def test_a_folder_s_own_marker_is_not_in_it(bucket: str) -> None:
     boto3.client("s3").put_object(Bucket=bucket.removeprefix("s3://"), Key="export.parquet/", Body=b"")
     storage.write_bytes(f"{bucket}/export.parquet/0.parquet", b"1")
-    assert [entry.uri for entry in storage.list_objects(f"{bucket}/export.parquet")] == [f"{bucket}/export.parquet/0.parquet"]
+    assert [entry.uri for entry in storage.list_objects(f"{bucket}/export.parquet")] == [
+        f"{bucket}/export.parquet/0.parquet"
+    ]
 
 
 class _Amazon(BaseHTTPRequestHandler):
