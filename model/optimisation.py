@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 MAX_GRADIENT_NORM = 5.0
+NORMALISATION_MOMENTUM = 0.1
+"""How far the running statistics of batch normalisation move in a step, torch's own."""
 
 
 class CountingNetwork(nn.Module):
@@ -81,6 +83,16 @@ def set_training_mode(network: CountingNetwork, unfreeze: str) -> None:
             module.eval()
 
 
+def set_momentum(network: nn.Module, index: int, number: int) -> None:
+    """Makes the running statistics move, over the `number` micro-batches that a worker has of a batch (this is the one at
+    `index`), NORMALISATION_MOMENTUM of the way to the mean of them all. One after the other they would move further on
+    one worker than on two that have one each, and the same batches would end in other statistics."""
+    share = NORMALISATION_MOMENTUM / number
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = share / (1 - share * (number - 1 - index))
+
+
 def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW or SGD with Nesterov momentum over what is not frozen; biases and normalisation, of one dimension, do not decay."""
     decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
@@ -141,6 +153,4 @@ def averaging_decay(recipe: Recipe, steps_per_epoch: int) -> float:
     """Decay per step of a time constant given in epochs; 0 (the average is the last weights) where it is off."""
     if recipe.averaging_epochs == 0:
         return 0.0
-    # in a short training an epoch lies as far back as smaller photos and a high learning rate
-    epochs = min(recipe.averaging_epochs, recipe.max_epochs / 10)
-    return math.exp(-1 / (epochs * steps_per_epoch))
+    return math.exp(-1 / (recipe.averaging_epochs * steps_per_epoch))

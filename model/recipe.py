@@ -59,7 +59,7 @@ class Recipe(BaseModel):
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
     """Warm-up over a quarter of all steps then cosine to zero, or a short warm-up then cosine."""
     averaging_epochs: float = Field(default=1.0, ge=0)
-    """Time constant of the moving average of the weights, in epochs, at most a tenth of --max-epochs; 0 averages nothing."""
+    """Time constant of the moving average of the weights, in epochs; 0 averages nothing."""
     test_time_flip: bool = True
     """The bundle averages its logits over the photo and its mirror image."""
     mixed_precision: bool = True

@@ -45,6 +45,7 @@ from model.optimisation import (
     freeze,
     learning_rate_at,
     make_optimiser,
+    set_momentum,
     set_training_mode,
 )
 from model.processor import gains_by_bfloat16
@@ -235,6 +236,8 @@ class _Loop:
                     for name, seconds in prepared.seconds.items():
                         watch.add(name, seconds)
                     last = index == own - 1
+                    if own > 1:
+                        set_momentum(self.network, index, own)
                     loss_sum += self._accumulate(next(planned), prepared.pixels, per_batch, synchronise=last)
                 with watch.phase("optimiser"):
                     norm = nn.utils.clip_grad_norm_(

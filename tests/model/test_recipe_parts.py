@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from model.images import resize_image
 from model.network import build_network
@@ -20,6 +21,7 @@ from model.optimisation import (
     initialise,
     learning_rate_at,
     make_optimiser,
+    set_momentum,
     set_training_mode,
 )
 from model.processor import gains_by_bfloat16
@@ -194,6 +196,23 @@ def test_initial_weights_are_drawn_from_the_seed(network: CountingNetwork, distr
     initialise(network, distribution)
     assert torch.equal(first, network.resnet.conv1.weight)
     assert not torch.equal(first, before)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_running_statistics_are_those_of_a_worker_for_each_micro_batch(number: int) -> None:
+    batches = [
+        torch.randn((8, 4, 5, 5), generator=torch.Generator().manual_seed(seed)) + seed for seed in range(number)
+    ]
+    together, apart = nn.BatchNorm2d(4), [nn.BatchNorm2d(4) for _ in batches]
+    for _ in range(3):
+        for index, batch in enumerate(batches):
+            set_momentum(together, index, number)
+            together(batch)
+        for norm, batch in zip(apart, batches, strict=True):
+            norm(batch)
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(norm, name) for norm in apart]).mean(dim=0)
+        assert torch.allclose(getattr(together, name), mean, atol=1e-6)
 
 
 def test_the_average_follows_the_weights(network: CountingNetwork) -> None:
