@@ -95,8 +95,9 @@ def check_missing(num_missing: int, num_records: int, config: IngestConfig) -> N
     """Raises GateError where too many of the records have no photo."""
     if num_missing > config.max_missing_share * num_records:
         raise GateError(
-            f"{config.images_uri}: {num_missing:,} of {num_records:,} records have no photo there, --max-missing-share "
-            f"allows {config.max_missing_share:.1%}; nothing was written, run the same command again when they are uploaded"
+            f"{config.images_uri}: {num_missing:,} of {num_records:,} records have no photo there, or several of one name, "
+            f"and --max-missing-share allows {config.max_missing_share:.1%}; nothing was written; where an upload is late, run "
+            "the same command again"
         )
 
 

@@ -123,7 +123,7 @@ def estimate_total(nights: Sequence[NightSample]) -> Estimate:
     plain = _pool(nights, use_prediction=False)
     # predictions of pieces can be far off in the few bins that hold many, and then add more noise than they take away; of
     # two that are nearly alike, to take the one that looks the better would be a choice by chance
-    if not pool.is_census and 2 * plain.squared_error < pool.squared_error:
+    if not pool.is_census and 2 * plain.squared_error / plain.num_nights**2 < pool.squared_error / pool.num_nights**2:
         pool = plain
     value, error = pool.total / pool.num_nights, float(np.sqrt(pool.squared_error)) / pool.num_nights
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(pool.effective_size - 1, 1))) * error

@@ -93,7 +93,12 @@ def label_noise(label_histogram: ArrayLike, noise_rate: float, record_model: Rec
     noise: Natarajan et al. 2013, Patrini et al. 2017.
     """
     label_shares = _label_shares(label_histogram)
-    there = replace(record_model, error_rate=noise_rate, class_shares=tuple(label_shares.tolist()))
+    large = record_model.large_error_rate
+    if large is not None and noise_rate < record_model.error_rate:
+        large *= noise_rate / record_model.error_rate
+    there = replace(
+        record_model, error_rate=noise_rate, large_error_rate=large, class_shares=tuple(label_shares.tolist())
+    )
     joint = label_shares[:, None] * there.class_table()
     shares = joint.sum(axis=0)
     return (joint / shares).T, shares

@@ -41,8 +41,8 @@ _DIRECTION_GRID = (np.arange(40) + 0.5) / 40
 class RecordModel:
     """A frozen, JSON-serialisable record model.
 
-    `error_rate`: share of records wrong (of those below K + 2). `sizes`: shares of d = true - recorded at -1, +1, -2, +2 and further,
-    among the wrong. `recorded_to_true_weight`: lambda. `class_shares` (K + 1): how common each quantity is;
+    `error_rate`: share of records wrong (of those below K + 2). `sizes`: shares of d = true - recorded at -1, +1, -2, +2
+    and further, among the wrong. `recorded_to_true_weight`: lambda. `class_shares` (K + 1): how common each quantity is;
     `top_shares`: within the top class, how common K, K + 1 and more are.
     `assumed`: no random recount stands behind it.
     """
@@ -57,9 +57,9 @@ class RecordModel:
     assumed: bool
     zone_error_rates: dict[str, float] = field(default_factory=dict)
     """Of the zones that were counted in, drawn towards `error_rate`; elsewhere, and without a zone, that one holds."""
-    large_error_ratio: float | None = None
-    """Share of the records of K + 2 and more of which fewer than K are there, over `error_rate`; None: as `sizes` have it.
-    Ninety for a hundred is no error to the classes, and says little of what a record of three is worth."""
+    large_error_rate: float | None = None
+    """Share of the records of K + 2 and more of which fewer than K are there, in every zone; None: as `error_rate` and
+    `sizes` have it. Ninety for a hundred is no error to the classes, and says little of what a record of three is worth."""
 
     @property
     def top_class(self) -> int:
@@ -71,10 +71,9 @@ class RecordModel:
         moved = recorded_to_true(rate, self.sizes, self.class_shares, self.top_shares)
         mistaken = true_to_recorded(rate, self.sizes, self.class_shares, self.top_shares)
         table: Floats = weight * moved + (1 - weight) * mistaken
-        if self.large_error_ratio is not None and rate > 0:
+        if self.large_error_rate is not None and rate > 0:
             fewer = table[-1, : self.top_class]
-            below = min(self.large_error_ratio * rate, 0.99)
-            table[-1] = np.append(fewer * (below / fewer.sum()), 1 - below)
+            table[-1] = np.append(fewer * (self.large_error_rate / fewer.sum()), 1 - self.large_error_rate)
         return table
 
     def class_table(self) -> Floats:
@@ -131,9 +130,9 @@ def fit_record_model(
     """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped).
 
     error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w) over the records below K + 2, and of each of the
-    `zones` (n,) that differ; sizes: Dirichlet-smoothed weighted counts of the same; large_error_ratio:
-    from (n0 e + sum w [counted < K]) / (n0 + sum w) over the others, with the share e that those two have for them;
-    lambda: posterior mean on a grid of the weighted likelihood of the counted classes. The weights
+    `zones` (n,) that differ; sizes: Dirichlet-smoothed weighted counts of the same; large_error_rate:
+    (n0 e + sum w [counted < K]) / (n0 + sum w) over the others, with the share e that those two have for them;
+    lambda: posterior mean on a grid of the weighted likelihood of the counted classes of the records below K + 2. The weights
     (`recount_weights`) are scaled to the effective sample size first. Without a random recount the assumed
     model comes back: priority recounts alone say nothing about the rest. `class_shares` (K + 1,): true shares.
     Raises ValueError for negative quantities or lengths that differ.
@@ -162,23 +161,25 @@ def fit_record_model(
     np.add.at(top_shares, record_rows(expected[in_top], top) - top, 1.0)
     fitted = replace(
         assumed,
-        error_rate=float(error_rate),
+        error_rate=error_rate,
         sizes=tuple((sizes / sizes.sum()).tolist()),
         top_shares=tuple((top_shares / top_shares.sum()).tolist()),
         num_recounts=len(expected),
         num_random=int(random.sum()),
         assumed=False,
         zone_error_rates=_fit_zones(
-            [zone for zone, large in zip(zones, is_large, strict=False) if not large],
+            [zone for zone, large in zip(zones, is_large, strict=bool(zones)) if not large],
             wrong[~is_large],
             weight[~is_large],
             error_rate,
         ),
     )
     fewer = float(fitted.table()[-1, :top].sum())
-    below = _shrink(fewer, weight[is_large & (counted < top)], weight[is_large])
-    fitted = replace(fitted, large_error_ratio=below / fitted.error_rate)
-    return replace(fitted, recorded_to_true_weight=_fit_direction(fitted, expected, counted, weight))
+    return replace(
+        fitted,
+        large_error_rate=_shrink(fewer, weight[is_large & (counted < top)], weight[is_large]),
+        recorded_to_true_weight=_fit_direction(fitted, expected[~is_large], counted[~is_large], weight[~is_large]),
+    )
 
 
 def _shrink(prior: float, wrong: Floats, weight: Floats) -> float:

@@ -108,7 +108,9 @@ SUMMARY_SCHEMA = pa.schema(
         ),
         column("drift_alarm", pa.bool_(), "Whether the night's share left its range; certificates are then suspended."),
         column(
-            "record_error_rate_used", _SHARE, "Error rate of the record model in force; in a zone's row the zone's."
+            "record_error_rate_used",
+            _SHARE,
+            "Error rate of the record model in force, of records below K + 2; in a zone's row the zone's.",
         ),
         column(
             "label_noise_used", _SHARE, "Share of training labels taken to be wrong: assumed, or learned from recounts."

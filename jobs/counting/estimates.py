@@ -79,13 +79,9 @@ def estimate_window(history: History) -> Estimates:
         known = [sample for sample in counted if of(sample)]
         guard = estimate_total([make(sample) for sample in known])
         unknown = float(np.mean([sample.num_unknown * make(sample).error_size for sample in known])) if known else 0.0
-        # np.maximum: max(0.0, nan) would be 0
-        low, high = min(estimate.low, guard.low - unknown), max(estimate.high, guard.high + unknown)
-        if signed:
-            return replace(estimate, low=low, high=high)
-        value, low, high = (
-            float(np.maximum(0.0, each)) for each in (estimate.value, min(estimate.low, guard.low), high)
-        )
+        low = min(estimate.low, guard.low - unknown if signed else guard.low)
+        ends = estimate.value, low, max(estimate.high, guard.high + unknown)
+        value, low, high = ends if signed else np.maximum(0.0, ends).tolist()  # max(0.0, nan) would be 0
         return replace(estimate, value=value, low=low, high=high)
 
     share = estimate_share([_wrong_sample(sample) for sample in samples])
@@ -96,7 +92,7 @@ def estimate_window(history: History) -> Estimates:
     )
     one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
     # where nobody counted a bin with a price at random, nothing is known of money, not even that it is little
-    prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples])
+    prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples if _is_valued(sample)])
     has_prices = one_currency and bool(np.isfinite(prices).any())
     value = total(_value_sample, lambda sample: has_prices and _is_valued(sample))
     return Estimates(

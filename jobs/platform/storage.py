@@ -59,6 +59,9 @@ CUT_TRIES = 6
 MOST_DELETED = 1000
 """Objects in one request to delete them, S3's own limit."""
 
+GUESS_SECONDS = 60.0
+"""How long a bucket's region that could not be asked for stays a guess."""
+
 UNPACKED_JOB = "/runtime_resources/working_dir_files/"
 
 INCOMPLETE = "_incomplete"
@@ -140,8 +143,15 @@ def endpoint() -> str | None:
 
 @lru_cache(maxsize=1)
 def _profile_endpoint(profile: str | None) -> str | None:
-    url = _session().client("s3", region_name=region(), config=Config(signature_version=UNSIGNED)).meta.endpoint_url
-    return None if ".amazonaws.com" in url else url
+    def resolve(*, ignore: bool) -> str:
+        config = Config(signature_version=UNSIGNED, ignore_configured_endpoint_urls=ignore)
+        return _session().client("s3", region_name=region(), config=config).meta.endpoint_url
+
+    try:
+        meant = resolve(ignore=False)
+        return None if meant == resolve(ignore=True) else meant
+    except (BotoCoreError, ValueError) as error:
+        raise _settings_error(error) from error
 
 
 def region() -> str:
@@ -155,7 +165,11 @@ def _session() -> boto3.Session:
     try:
         return boto3.Session()
     except BotoCoreError as error:
-        raise InputError(f"AWS settings: {error}; see AWS_PROFILE and the AWS configuration files") from error
+        raise _settings_error(error) from error
+
+
+def _settings_error(error: Exception) -> InputError:
+    return InputError(f"AWS settings: {error}; see AWS_PROFILE, AWS_REGION and the AWS configuration files")
 
 
 @lru_cache(maxsize=1)
@@ -191,11 +205,20 @@ def _ask_region(bucket: str, anonymous: bool) -> str:
     return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", configured)
 
 
+_guessed: dict[tuple[str, bool], tuple[float, S3Store]] = {}
+"""Stores whose region nobody could be asked for, and when to ask again."""
+
+
 def _s3_store(bucket: str, anonymous: bool) -> S3Store:
+    until, guessed = _guessed.get((bucket, anonymous), (0.0, None))
+    if guessed is not None and time.monotonic() < until:
+        return guessed
     try:
         return _known_store(bucket, anonymous)
-    except (BotoCoreError, ClientError):  # not kept: once the trouble has passed, another region may be the right one
-        return _open_store(bucket, anonymous, region())
+    except (BotoCoreError, ClientError):  # once the trouble has passed, another region may be the right one
+        guessed = guessed or _open_store(bucket, anonymous, region())
+        _guessed[bucket, anonymous] = time.monotonic() + GUESS_SECONDS, guessed
+        return guessed
 
 
 @lru_cache(maxsize=64)

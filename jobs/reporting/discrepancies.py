@@ -167,7 +167,7 @@ def _record_model(night: Night) -> str:
     """What every probability here rests on."""
     state, rate = night.whole["record_model"], night.whole["record_error_rate_used"]
     said = {"assumed": "assumed: too few random recounts yet", "learned": "learned from recounts"}.get(state, state)
-    return said if rate is None else f"{said}; {rate:.1%} of the records wrong"
+    return said if rate is None else f"{said}; apart from bulk stock {rate:.1%} of the records wrong"
 
 
 def _write_about(book: xlsxwriter.Workbook, night: Night, kept: int, num_rows: int) -> None:

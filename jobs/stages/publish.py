@@ -48,10 +48,7 @@ MONEY = ("recorded_value", *AT_STAKE)
 """Sums that need unit values of one currency."""
 
 
-PREDICTED = (
-    *("expected_wrong", "net_variance_predicted", "gross_variance_predicted"),
-    *AT_STAKE,
-)
+PREDICTED = ("expected_wrong", "net_variance_predicted", "gross_variance_predicted")
 """Sums over the assessed bins: of none they say nothing, which is not that nothing is wrong."""
 
 
@@ -63,7 +60,7 @@ def summarize(
 ) -> pa.Table:
     """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `facts_of` a scope and its value in that row.
 
-    `currencies` of the night's unit values. Money is null in a scope without any, and everywhere where there are several;
+    `currencies` of the night's unit values. Money is null in a scope without any (what is at stake, without any of an assessed bin), and everywhere where there are several;
     what is predicted is null in a scope of which nothing was assessed.
     """
     rows = []

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from obstore.exceptions import GenericError
+from obstore.exceptions import GenericError, PermissionDeniedError
 from PIL import Image
 
 from jobs.exploring.looks import look_at
-from jobs.platform import storage
+from jobs.platform import fetching, storage
 from jobs.stages.images import (
     OUTAGE_FAILURES,
     FetchPlan,
@@ -286,3 +286,11 @@ def test_pixels_reach_arrow_as_they_are(which: list[bool]) -> None:
     column = _pixels_column(photos)
     column.validate(full=True)
     assert column.to_pylist() == [None if photo is None else photo.tobytes() for photo in photos]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [("AccessDenied", "access denied"), ("InvalidObjectState", "access denied (InvalidObjectState)")]
+)
+def test_what_s3_forbids_for_another_reason_is_told(code: str, told: str) -> None:
+    """Such as a photo that was archived."""
+    assert fetching._denied(PermissionDeniedError(f"403 Forbidden: <Error><Code>{code}</Code></Error>")) == told

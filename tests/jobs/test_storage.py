@@ -7,6 +7,7 @@ from pathlib import Path
 import boto3
 import pyarrow as pa
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from obstore.exceptions import BaseError, GenericError
 
 from jobs.platform import storage
@@ -180,6 +181,11 @@ def test_a_profile_s_own_server_is_the_one_that_is_meant(monkeypatch: pytest.Mon
     assert (storage.endpoint(), storage.region()) == ("http://minio:9000", "eu-west-1")
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
     assert storage.region() == "eu-north-1"
+    (tmp_path / "config").write_text("[profile minio]\nendpoint_url = minio:9000\n")
+    storage._profile_endpoint.cache_clear()
+    with pytest.raises(InputError, match="AWS settings: Invalid endpoint: minio:9000"):
+        storage.endpoint()
+    storage._profile_endpoint.cache_clear()
 
 
 def test_s3_s_own_reason_is_told() -> None:
@@ -202,6 +208,7 @@ class _Amazon(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         found = {"/mine": (200, "eu-central-1"), "/theirs": (403, "us-east-1"), "/moved": (301, "ap-south-1")}
+        found |= {"/busy": (503, None)}
         status, region = found.get(self.path, (404, None))
         self.send_response(status)
         if region:
@@ -221,14 +228,31 @@ def test_a_bucket_is_asked_for_where_it_lies(monkeypatch: pytest.MonkeyPatch, an
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
             assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "a server of one's own"
             monkeypatch.setattr(storage, "endpoint", lambda: None)
-            names = ("mine", "theirs", "moved", "unknown")
+            names = ("mine", "theirs", "moved", "unknown", "busy")
             found = [storage.bucket_region(name, anonymous=anonymous) for name in names]
             _, checkpoints = ray_storage("s3://mine/bundle.training")
         finally:
             server.shutdown()
-    assert found == ["eu-central-1", "us-east-1", "ap-south-1", "eu-west-1"]
+    assert found == ["eu-central-1", "us-east-1", "ap-south-1", "eu-west-1", "eu-west-1"]
     assert checkpoints.region == "eu-central-1"
     assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "nobody answers"
+
+
+def test_a_region_that_could_not_be_asked_for_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setattr(storage, "_guessed", {})
+    monkeypatch.setattr(storage, "GUESS_SECONDS", 0.0)
+    monkeypatch.setattr(storage, "_ask_region", _refuse)
+    guess, _ = storage.locate("s3://asked-again/key", anonymous=True)
+    again, _ = storage.locate("s3://asked-again/key", anonymous=True)
+    assert again is guess
+    monkeypatch.setattr(storage, "_ask_region", lambda bucket, anonymous: "ap-south-1")
+    known, _ = storage.locate("s3://asked-again/key", anonymous=True)
+    assert (guess.config["region"], known.config["region"]) == ("eu-west-1", "ap-south-1")
+
+
+def _refuse(bucket: str, anonymous: bool) -> str:
+    raise EndpointConnectionError(endpoint_url=f"https://{bucket}")
 
 
 def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from model.posterior import label_noise
 from model.record_errors import DEFAULT_SIZES, recorded_to_true, true_to_recorded
 from model.record_model import (
     RecordModel,
@@ -79,6 +80,12 @@ def test_bulk_stock_that_is_a_few_pieces_off_says_nothing_of_small_bins_nor_of_i
     emptied = fit(expected, counted)
     assert emptied.table()[8, :6].sum() == pytest.approx(0.2, abs=0.03)
     assert emptied.error_rate == learned.error_rate
+    zoned = fit(expected, counted, zones=np.where(np.arange(3000) % 2, "A", "Z").tolist())
+    assert zoned.zone_error_rates["A"] != zoned.error_rate
+    assert zoned.table("A")[8, :6].sum() == pytest.approx(zoned.table()[8, :6].sum())
+    noise, _ = label_noise(np.full(7, 100), 0.02, emptied)
+    assert noise[0, 6] < 0.08, "labels are not taken to be worse than records are"
+    assert label_noise(np.full(7, 100), 0.0, emptied)[0] == pytest.approx(np.eye(7))
 
 
 def test_without_random_recounts_the_model_stays_assumed() -> None:
