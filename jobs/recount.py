@@ -106,7 +106,8 @@ def _tell(history: History, record_model: RecordModel) -> None:
     of_bulk = record_model.table()[-1, :-1].sum()
     print(
         f"record model ({state}): {record_model.error_rate:.1%} wrong; {sizes}; of records of "
-        f"{record_model.top_class + 2} and more {of_bulk:.1%} with fewer than {record_model.top_class} there; stock moved rather than record mistaken: {record_model.recorded_to_true_weight:.0%}"
+        f"{record_model.top_class + 2} and more {of_bulk:.1%} with fewer than {record_model.top_class} there; "
+        f"stock moved rather than record mistaken: {record_model.recorded_to_true_weight:.0%}"
     )
 
 

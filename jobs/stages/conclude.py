@@ -327,8 +327,8 @@ def _planned(rows: pa.Table, results: pa.Table) -> pa.Table:
 
 
 def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.DataFrame:
-    """The summary's columns, the numerators of its shares, and the bins with a unit_value (and of them the assessed), summed over each scope: one row
-    each for ("all", ""), ("zone", its name), ("abc_class", …) and ("expected_qty", …).
+    """The summary's columns, the numerators of its shares, and the bins with a unit_value and of them the assessed, summed
+    over each scope: one row each for ("all", ""), ("zone", its name), ("abc_class", …) and ("expected_qty", …).
 
     `outside` (n,): assessed, and the record lies outside the camera's 90 % set.
     """

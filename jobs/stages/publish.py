@@ -60,8 +60,8 @@ def summarize(
 ) -> pa.Table:
     """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `facts_of` a scope and its value in that row.
 
-    `currencies` of the night's unit values. Money is null in a scope without any (what is at stake, without any of an assessed bin), and everywhere where there are several;
-    what is predicted is null in a scope of which nothing was assessed.
+    `currencies` of the night's unit values. Money is null in a scope without any (what is at stake: without any of an
+    assessed bin), and everywhere where there are several; what is predicted is null in a scope of which nothing was assessed.
     """
     rows = []
     # the whole night's row first
