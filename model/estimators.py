@@ -121,11 +121,12 @@ def estimate_total(nights: Sequence[NightSample]) -> Estimate:
     if num_random < 2:
         return Estimate(np.nan, np.nan, np.nan, "none", num_random, num_priority)
     pool = _pool_as_fits(nights)
-    plain = _pool(nights, use_prediction=False)
-    # predictions of pieces can be far off in the few bins that hold many, and then add more noise than they take away; of
-    # two that are nearly alike, to take the one that looks the better would be a choice by chance
-    if not pool.is_census and 2 * plain.squared_error / plain.num_nights**2 < pool.squared_error / pool.num_nights**2:
-        pool = plain
+    if pool.use_prediction and not pool.is_census:
+        plain = _pool(nights, use_prediction=False)
+        # predictions of pieces can be far off in the few bins that hold many, and then add more noise than they take away;
+        # of two that are nearly alike, to take the one that looks the better would be a choice by chance
+        if 2 * plain.squared_error / plain.num_nights**2 < pool.squared_error / pool.num_nights**2:
+            pool = plain
     value, error = pool.total / pool.num_nights, float(np.sqrt(pool.squared_error)) / pool.num_nights
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, max(pool.effective_size - 1, 1))) * error
     name = "stratified_difference" if pool.use_prediction else "expansion"

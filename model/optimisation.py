@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,14 +83,13 @@ def set_training_mode(network: CountingNetwork, unfreeze: str) -> None:
             module.eval()
 
 
-def set_momentum(network: nn.Module, index: int, number: int) -> None:
+def set_momentum(normalisations: Sequence[nn.BatchNorm2d], index: int, number: int) -> None:
     """Makes the running statistics move, over the `number` micro-batches that a worker has of a batch (this is the one at
     `index`), NORMALISATION_MOMENTUM of the way to the mean of them all. One after the other they would move further on
     one worker than on two that have one each, and the same batches would end in other statistics."""
     share = NORMALISATION_MOMENTUM / number
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = share / (1 - share * (number - 1 - index))
+    for normalisation in normalisations:
+        normalisation.momentum = share / (1 - share * (number - 1 - index))
 
 
 def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -134,6 +134,8 @@ class _Loop:
         freeze(self.network, recipe.unfreeze)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.activations = ActivationWatch(self.network)
+        # listed once: to look for them takes time in every step
+        self.normalisations = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
         self.optimiser = make_optimiser(self.network, recipe)
         train = self.bins.rows_of("train")
         self.steps_per_epoch = len(train) // recipe.batch_size
@@ -237,7 +239,7 @@ class _Loop:
                         watch.add(name, seconds)
                     last = index == own - 1
                     if own > 1:
-                        set_momentum(self.network, index, own)
+                        set_momentum(self.normalisations, index, own)
                     loss_sum += self._accumulate(next(planned), prepared.pixels, per_batch, synchronise=last)
                 with watch.phase("optimiser"):
                     norm = nn.utils.clip_grad_norm_(

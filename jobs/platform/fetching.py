@@ -23,6 +23,13 @@ _LASTING = re.compile(r"\(os error (20|36|40)\)")
 """ENOTDIR, ENAMETOOLONG, ELOOP: a local path's own fault. What else a local read ends with is a disk or a mount that fails."""
 
 
+_SIGNS = (
+    *("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"),
+    "incorrectly configured region",
+)
+"""What says enough of an error where it stands in one."""
+
+
 class Fault(StrEnum):
     """Why an object did not come; GAVE_UP: not in all retries, as where the storage is away, or a disk or mount fails."""
 
@@ -86,16 +93,16 @@ async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str |
 
 def _denied(error: Exception) -> str:
     """S3 forbids also what is archived (InvalidObjectState), or whoever's clock is off (RequestTimeTooSkewed)."""
-    reason = re.search(r"<Code>([\w.]+)</Code>", str(error))
-    return f"access denied ({reason[1]})" if reason and reason[1] != "AccessDenied" else "access denied"
+    reason = storage.reason_of(error)
+    return "access denied" if reason in (None, "AccessDenied") else f"access denied ({reason})"
 
 
 def _kind(error: Exception) -> str:
     """Kind of a storage error in a few words that are the same for many objects (request ids would not be)."""
     text = str(error)
-    signs = ("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory")
-    for sign in (*signs, "incorrectly configured region"):
+    for sign in _SIGNS:
         if sign.lower() in text.lower():
             return f"{type(error).__name__}: {sign}"
-    answer = [found[0] for sign in (r"status code: [\w ]+", r"<Code>[\w.]+</Code>") if (found := re.search(sign, text))]
+    status, reason = re.search(r"status code: [\w ]+", text), storage.reason_of(error)
+    answer = [part for part in (status and status[0], reason and f"<Code>{reason}</Code>") if part]
     return f"{type(error).__name__}: {' '.join(answer)}" if answer else storage.explain(error)

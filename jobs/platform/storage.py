@@ -236,18 +236,10 @@ def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
     }
     if server is not None:
         options["endpoint"] = server
-    try:
-        found = None if anonymous else session.get_credentials()
-    except BotoCoreError as error:
-        raise InputError(f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used") from error
     if anonymous:
         options["skip_signature"] = True
-    elif found is None:
-        raise InputError(
-            f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
-        )
     else:
+        _check_credentials(bucket, session)
         # obstore keeps what it is given for its ttl less five minutes, whatever a role's own expiry; botocore, which is
         # asked anew then, renews at the latest when ten are left
         options["credential_provider"] = Boto3CredentialProvider(session, ttl=timedelta(minutes=10))
@@ -259,6 +251,19 @@ def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
         "pool_max_idle_per_host": "256",
     }
     return S3Store(bucket, client_options=client, retry_config=RETRIES, **options)
+
+
+def _check_credentials(bucket: str, session: boto3.Session) -> None:
+    """Raises InputError where there are none, or where AWS's chain can't make them out."""
+    try:
+        found = session.get_credentials()
+    except BotoCoreError as error:
+        raise InputError(f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used") from error
+    if found is None:
+        raise InputError(
+            f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
+        )
 
 
 # What mending the arguments or the permissions cures; all else is the storage's own trouble, and may pass.
@@ -329,8 +334,14 @@ def explain(error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     line = f"{type(error).__name__}: {first.partition('<?xml')[0].rstrip(' :')}"[:300]
     # S3's own reason stands below that first line
-    reason = re.search(r"<Code>[\w.]+</Code>", str(error))
-    return f"{line}: {reason[0]}" if reason and reason[0] not in line else line
+    reason = reason_of(error)
+    return line if reason is None or f"<Code>{reason}</Code>" in line else f"{line}: <Code>{reason}</Code>"
+
+
+def reason_of(error: Exception) -> str | None:
+    """The code that S3 gave as its reason, such as SlowDown; None where it gave none."""
+    found = re.search(r"<Code>([\w.]+)</Code>", str(error))
+    return found[1] if found else None
 
 
 def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:

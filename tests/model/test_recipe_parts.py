@@ -206,7 +206,7 @@ def test_running_statistics_are_those_of_a_worker_for_each_micro_batch(number: i
     together, apart = nn.BatchNorm2d(4), [nn.BatchNorm2d(4) for _ in batches]
     for _ in range(3):
         for index, batch in enumerate(batches):
-            set_momentum(together, index, number)
+            set_momentum([together], index, number)
             together(batch)
         for norm, batch in zip(apart, batches, strict=True):
             norm(batch)
