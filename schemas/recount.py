@@ -31,7 +31,9 @@ PLANNED_SCHEMA = pa.schema(
         column("bundle_id", pa.string(), "The bundle that scored the photo.", required=True),
         *_ASSESSED_COLUMNS,
         column("currency", pa.string(), "Of unit_value."),
-        column("certified_at", pa.float32(), "False-discovery rate at which the bin was certified; null for none."),
+        column(
+            "certified_at", pa.float32(), "Smallest false-discovery rate at which the bin was certified; null for none."
+        ),
         column(
             "reason",
             pa.string(),

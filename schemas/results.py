@@ -109,7 +109,11 @@ CONCLUSION_COLUMNS = [
     column("recount", pa.string(), "Whether a person is sent: priority or random."),
     column("inclusion_probability", pa.float32(), "Probability with which the plan took the bin in; 1 for priority."),
     column("certificate_p", pa.float32(), "Conformal p-value against the random recounts."),
-    column("certified_at", pa.float32(), "Smallest false-discovery rate at which the bin is certified."),
+    column(
+        "certified_at",
+        pa.float32(),
+        "Smallest false-discovery rate at which the bin is certified; a rate holds for all bins up to it together.",
+    ),
     column("last_counted_at", TIMESTAMP, "When a person last counted the bin."),
     column("last_counted_qty", pa.int32(), "What that person counted."),
     column("num_counted", pa.int32(), "How often the bin was counted so far.", required=True),

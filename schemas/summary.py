@@ -66,19 +66,21 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "net_variance_units",
             _VALUE,
-            "Estimated sum of true - recorded pieces a night, mean of the window's; null without random recounts.",
+            "Estimated sum of true - recorded pieces over the assessed bins of an average night of the window, a level; null without random recounts.",
         ),
         column("net_variance_units_low", _VALUE, "Lower end of its 95 % interval, also over nights not confirmed yet."),
         column("net_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
         column(
-            "gross_variance_units", _VALUE, "Estimated sum of |true - recorded| pieces a night, mean of the window's."
+            "gross_variance_units",
+            _VALUE,
+            "Estimated sum of |true - recorded| pieces over the assessed bins of an average night of the window.",
         ),
         column("gross_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
         column("gross_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
         column(
             "net_variance_value",
             _VALUE,
-            "Estimated sum of true - recorded pieces times unit_value a night, mean of the window's.",
+            "Estimated sum of true - recorded pieces times unit_value over the assessed bins of an average night of the window, a level.",
         ),
         column("net_variance_value_low", _VALUE, "Lower end of its 95 % interval."),
         column("net_variance_value_high", _VALUE, "Upper end of its 95 % interval."),

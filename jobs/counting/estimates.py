@@ -195,12 +195,14 @@ def _gross_sample(sample: Sample) -> NightSample:
 def _value_sample(sample: Sample) -> NightSample:
     """Bins without a unit value count as 0, in the night's prediction too."""
     net, value = _net_sample(sample), np.nan_to_num(sample.column("unit_value"))
+    # of the random bins, which stand for the others: a list by value holds the dearest
+    typical_value = float(np.sqrt(np.square(value[sample.is_random]).mean()))
     return replace(
         net,
         prediction_total=sample.plan.whole_night.net_value_predicted or 0.0,
         outcome=net.outcome * value,
         prediction=net.prediction * value,
-        error_size=net.error_size * float(np.sqrt(np.square(value).mean())),
+        error_size=net.error_size * typical_value,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.config.report import ReportConfig
 from jobs.platform.layout import committed_run, part_uris
-from jobs.report import write_report
+from jobs.reporting.files import write_report
 from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, one_currency_money
 from jobs.reporting.pictures import zone_picture
 from tests.night import write_nights
@@ -43,7 +43,10 @@ def test_shortage_and_surplus_stand_on_the_page_in_the_night_s_currency(tmp_path
     assert re.search(r"<dt>Shortage and surplus</dt>\s*<dd>EUR [\d,]+ short</dd>", page)
     assert "random counts say" not in page
     set_summary(tmp_path, net_variance_value=-1234.0, net_variance_value_low=-2000.0, net_variance_value_high=-400.0)
-    assert "random counts say EUR -1,234 net a night over the window (95 %: EUR -2,000 to EUR -400)" in render(tmp_path)
+    assert (
+        "random counts say that the records of an average night of the window are off by EUR -1,234 net (a level, not a loss a night; 95 %: EUR -2,000 to EUR -400)"
+        in render(tmp_path)
+    )
 
 
 def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
