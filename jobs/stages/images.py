@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from jobs.platform import fetching, storage
-from jobs.platform.fetching import Fault, NotFetched
+from jobs.platform import fetching, s3, storage
+from jobs.platform.fetching import OUTAGE_FAILURES, Fault, NotFetched
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
@@ -31,9 +31,6 @@ Used = TypeVar("Used")
 
 IN_FLIGHT = 32
 """Requests at once per worker process: enough to hide latency, and at most IN_FLIGHT * MAX_IMAGE_BYTES of memory."""
-
-OUTAGE_FAILURES = 16
-"""So many photos in a row given up on, each after its retries, and it is the storage that is away and not a photo."""
 
 STATUS_OF = dict.fromkeys(Fault, ImageStatus.FETCH_FAILED) | {
     Fault.MISSING: ImageStatus.MISSING_IMAGE,
@@ -94,7 +91,6 @@ def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
 def fetch_photos(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
     """What became of each photo, in the same order; many requests at a time. Raises GateError where the storage stopped
     answering."""
-    cv2.setNumThreads(1)  # the cores are shared out among tasks already
     return fetch_each(uris, etags, plan, partial(_decode, preprocessing=plan.preprocessing))
 
 
@@ -154,6 +150,7 @@ def fetch_each(
 ) -> list[Used]:
     """What `use` makes of each photo while other requests are under way, in the order of `uris`. Raises GateError where the
     storage stopped answering: waiting for its retries photo by photo would take hours."""
+    cv2.setNumThreads(1)  # the cores are shared out among tasks already
 
     async def fetch_all() -> list[Used]:
         slots = asyncio.Semaphore(IN_FLIGHT)
@@ -167,7 +164,7 @@ def fetch_each(
                     num_given_up = 0
                 elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:
                     raise GateError(
-                        f"{storage.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
+                        f"{s3.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
                         f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
                     )
                 return use(found)
@@ -195,10 +192,8 @@ def _decode(data: bytes | Photo, preprocessing: Preprocessing) -> Photo:
     digest = hashlib.sha256(data).digest()
     try:
         return Photo(ImageStatus.SCORED, None, decode_image(data, preprocessing), digest)
-    except UnreadableImage as error:
-        return Photo(ImageStatus.UNREADABLE_IMAGE, str(error), None, digest)
-    except RejectedImage as error:
-        return Photo(ImageStatus.IMAGE_REJECTED, str(error), None, digest)
+    except (UnreadableImage, RejectedImage) as error:
+        return Photo(error.status, str(error), None, digest)
 
 
 @lru_cache(maxsize=2)

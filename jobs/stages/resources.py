@@ -22,9 +22,15 @@ from schemas.errors import GateError, InputError
 if TYPE_CHECKING:
     from model.scoring import Precision
 
+CHECK_CPUS = 0.25
+"""Of each task that reads or copies a file of a manifest: a job that waits for its turn has checked it before."""
 GPU_BATCH, CPU_BATCH = 256, 32
 """Photos per padded batch, a GPU's at most (`fit_batch`): by the hardware, so that results don't depend on what is free."""
 
+UNKNOWN_MEMORY = 8 * 2**30
+"""Of a card that doesn't say, in bytes: the least that is common."""
+MIG_SLICES = 8
+"""Parts of a card's memory, of which the smallest MIG instance has one (docs.nvidia.com/datacenter/tesla/mig-user-guide)."""
 
 BYTES_PER_PIXEL = {"bf16": 150, "fp16": 150, "fp32": 250}
 """Of a photo in a ResNet50, where it needs most: the largest of the three, with the mirror image. A test traces it."""
@@ -105,10 +111,12 @@ def _plan_gpus(sizes: list[tuple[float, int]]) -> Resources:
 
 
 def _plan_cpus(sizes: list[float]) -> Resources:
-    """`sizes`: CPUs of each node. On CPUs the network needs thirty times what decoding needs. Scorers are of one size,
+    """`sizes`: CPUs of each node. On CPUs a ResNet50 in float32 needs thirty times what decoding needs, a small network in
+    int8 a tenth of that: a fetch task, which decodes on one core, for every four cores. Scorers are of one size,
     that of the smallest node, which has one; larger nodes have as many as fit. They use all cores; the logical CPUs that
     they don't hold only say how many fetch and staging tasks may run beside them."""
     unit = min(sizes)
+    fetchers_each = max(2, int(unit) // 4)
     num_scorers = sum(int(cpus / unit) for cpus in sizes)
     return Resources(
         device="cpu",
@@ -117,8 +125,8 @@ def _plan_cpus(sizes: list[float]) -> Resources:
         scorer_cpus=unit * (0.5 if num_scorers == 1 else 0.6),
         scorer_gpus=0,
         scorer_threads=max(1, int(unit)),
-        num_fetchers=2 * num_scorers,
-        fetcher_cpus=unit / 8,
+        num_fetchers=fetchers_each * num_scorers,
+        fetcher_cpus=unit / (4 * fetchers_each),
         small_task_cpus=unit / 16,
         batch_size=CPU_BATCH,
         num_nodes=len(sizes),
@@ -127,7 +135,8 @@ def _plan_cpus(sizes: list[float]) -> Resources:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its compute capability, and its memory in bytes (None where it doesn't say)."""
+    """A GPU: its compute capability, and its memory in bytes (None where it doesn't say; where MIG divides it, that of
+    the smallest part it can have)."""
 
     capability: float
     memory: int | None
@@ -137,9 +146,11 @@ def fit_batch(resources: Resources, precision: Precision, image_size: int, cards
     """`resources` with the batch of a GPU halved until its photos take a quarter of the smallest card; the rest is for
     weights, workspaces and whoever else is there. By what a card has and not by what is free: another batch gives other
     last bits."""
-    known = [card.memory for card in cards if card.memory is not None]
+    if resources.device == "cpu":
+        return resources
+    least = min((card.memory or UNKNOWN_MEMORY for card in cards), default=UNKNOWN_MEMORY)
     size = resources.batch_size
-    while known and size > 1 and 4 * size * image_size**2 * BYTES_PER_PIXEL[precision] > min(known):
+    while size > 1 and 4 * size * image_size**2 * BYTES_PER_PIXEL[precision] > least:
         size //= 2
     return replace(resources, batch_size=size)
 
@@ -181,15 +192,17 @@ def _cards() -> list[Card]:
 def read_cards() -> list[Card]:
     """Those of this machine, none where they can't be asked. By nvidia-smi, which comes with the driver and sees
     them whatever Ray hides from a task that holds no GPU."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "--query-gpu=compute_cap,memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
         facts = [line.split(",") for line in answer.splitlines() if line.strip()]
         # "[N/A]" where a card doesn't tell, in MiB where it does
-        return [Card(float(capability), _read_memory(memory)) for capability, memory in facts]
+        return [Card(float(capability), _read_memory(memory, mig)) for capability, memory, mig in facts]
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
 
 
-def _read_memory(text: str) -> int | None:
-    return int(text) * 2**20 if text.strip().isdigit() else None
+def _read_memory(text: str, mig: str) -> int | None:
+    if not text.strip().isdigit():
+        return None
+    return int(text) * 2**20 // (MIG_SLICES if mig.strip() == "Enabled" else 1)

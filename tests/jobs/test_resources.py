@@ -85,6 +85,15 @@ def _check_that_all_fit(plan: Resources, sizes: list[tuple[float, int]]) -> None
     assert sum(left) >= plan.num_fetchers * plan.fetcher_cpus + plan.small_task_cpus
 
 
+@pytest.mark.parametrize(
+    ("sizes", "num_fetchers"), [([4], 2), ([8], 2), ([16], 4), ([64], 16), ([2, 64], 66), ([16, 24], 8)], ids=str
+)
+def test_photos_are_decoded_on_one_core_of_four(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[float], num_fetchers: int
+) -> None:
+    assert _plan(monkeypatch, *({"CPU": size} for size in sizes)).num_fetchers == num_fetchers
+
+
 def test_small_nodes_hold_one_scorer_each(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(monkeypatch, {"CPU": 2}, {"CPU": 64})
     assert 2 * plan.scorer_cpus > 2
