@@ -88,6 +88,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
     scored_seconds = time.monotonic() - started
     figures = _describe(config, info, manifest, predictions) | {"device": resources.device, "precision": precision}
     figures["agreement"] = agreement
+    logger.info("figures and their intervals of %d bins", len(predictions))
     figures |= measure(predictions, info, seed=config.seed)
     thumbnails = read_thumbnails((error.image_uri for error in predictions.worst), plan)
     page = render_evaluation(figures, predictions.worst, thumbnails)

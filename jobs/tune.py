@@ -83,6 +83,7 @@ def finish_best(
         info = written_bundle(config.bundle_uri, record)
         if info is not None:
             print(f"bundle {info.bundle_id} of trial {record.number} stands in {config.bundle_uri} already")
+            _remove_checkpoints(record, trials, training_uri)  # an earlier run may have ended just before
             return record, info
         settings = trial_config(config, record.parameters)
         try:
@@ -95,15 +96,21 @@ def finish_best(
             record.end(COMPLETED, f"stopped early after {len(record.epochs)} epochs; as the best, trained to its end")
         for epoch in trained.outcome["history"]:
             record.add_epoch(epoch)
+        record.run = trained.run_uri.rpartition("/")[2]
         info = write_bundle(bins, settings, start, trained)
         for other in trials.records:
             other.bundle_id = info.bundle_id if other is record else None
             trials.save(other)
-        remove_run(trained.run_uri)
-        record.run = None  # a later search must not look for it
-        trials.save(record)
+        _remove_checkpoints(record, trials, training_uri)
         return record, info
     return None, None
+
+
+def _remove_checkpoints(record: TrialRecord, trials: Trials, training_uri: str) -> None:
+    if record.run is not None:
+        remove_run(storage.join(training_uri, record.run))
+        record.run = None  # a later search must not look for it
+        trials.save(record)
 
 
 def written_bundle(bundle_uri: str, record: TrialRecord) -> BundleInfo | None:

@@ -90,6 +90,7 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
         # an older bundle there stops being one before its weights are overwritten
         storage.delete([storage.join(bundle_uri, name) for name in (INFO_FILE, TRACE_FILE)])
         storage.upload_folder(folder, bundle_uri, last=INFO_FILE)
+    storage.settle(bundle_uri)  # the checkpoints go next: a power cut must not take both
     _announce(info, metrics, fitted, bundle_uri)
     return info
 

@@ -16,6 +16,7 @@ import ray.data
 
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
+from jobs.platform.parquet import parquet_files
 from jobs.stages.images import FetchPlan, fetch_photos
 from jobs.stages.manifest import problems_of_files, refuse, report_file, settle_roots
 from schemas.arrow import conform
@@ -54,7 +55,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     """
     uri = storage.absolute(config.manifest_uri)
     reports, tables = [], []
-    for entry in storage.parquet_files(uri):
+    for entry in parquet_files(uri):
         data = storage.read_bytes(entry.uri)
         reports.append(report_file(entry.uri, data))
         if not reports[-1]["problems"]:

@@ -32,8 +32,9 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from safetensors.torch import load, save
 
 from jobs.config.train import TrainConfig
-from jobs.platform import storage
+from jobs.platform import s3, storage
 from jobs.platform.command import message
+from jobs.platform.parquet import read_table, write_table
 from jobs.training.labelled_bins import fingerprint
 from jobs.training.photos import PhotoStream
 from jobs.training.splits import training_set
@@ -63,7 +64,7 @@ class LoadInputs:
     def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoStream]:
         preprocessing = Preprocessing(image_size=self.recipe.image_size)
         return (
-            training_set(storage.read_table(self.bins_uri)),
+            training_set(read_table(self.bins_uri)),
             load(storage.read_bytes(self.initial_uri)),
             PhotoStream(self.bins_uri, preprocessing, self.recipe.seed, self.recipe.augmentation, self.anonymous),
         )
@@ -125,9 +126,10 @@ def train_network(
     name = run_name(bins, config, start)
     run_uri = storage.join(storage.absolute(training_uri), name)
     bins_uri, initial_uri = (storage.join(run_uri, "inputs", file) for file in (BINS_FILE, INITIAL_FILE))
-    if not (storage.exists(bins_uri) and storage.exists(initial_uri)):
-        storage.write_table(bins_uri, bins)
-        storage.write_bytes(initial_uri, save(start.state))
+    # anew each time: what a power cut left of them stands there whatever it holds
+    write_table(bins_uri, bins)
+    storage.write_bytes(initial_uri, save(start.state))
+    _discard_damaged_snapshot(run_uri)
     settings = LoopSettings(
         recipe=recipe,
         load=LoadInputs(bins_uri, initial_uri, recipe, config.anonymous),
@@ -169,6 +171,19 @@ def train_network(
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
     return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)
+
+
+def _discard_damaged_snapshot(run_uri: str) -> None:
+    """Ray Train writes its list of checkpoints in place: what a power cut or a kill in that moment leaves would end every
+    later try before it starts."""
+    uri = storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    try:
+        json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        logger.warning("%s: damaged, as by a power cut; this training begins anew", uri)
+        storage.delete([uri])
 
 
 WATCHDOG = PlacementGroupCleaner.__module__
@@ -225,8 +240,8 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     """
     if not storage.is_s3(uri):
         return uri, None
-    options: dict[str, Any] = {"region": storage.bucket_region(uri.removeprefix("s3://").partition("/")[0])}
-    if endpoint := storage.endpoint():
+    options: dict[str, Any] = {"region": s3.bucket_region(uri.removeprefix("s3://").partition("/")[0])}
+    if endpoint := s3.endpoint():
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
     return uri.removeprefix("s3://"), pyarrow.fs.S3FileSystem(**options)

@@ -19,6 +19,7 @@ import ray
 import ray.data
 
 from jobs.platform import storage
+from jobs.platform.parquet import read_table
 from jobs.training.labelled_bins import TASK_CPUS, task_pool
 from model.images import read_pixels, resize_image
 from model.micro_batches import MicroBatch, PreparedBatch
@@ -176,5 +177,5 @@ def _fetch(uri: str, anonymous: bool) -> bytes:
 
 @lru_cache(maxsize=2)
 def _bins(uri: str) -> tuple[list[str], np.ndarray, list[str]]:
-    table = storage.read_table(uri, columns=["bin_id", "image_uri", "image_sha256"])
+    table = read_table(uri, columns=["bin_id", "image_uri", "image_sha256"])
     return table["image_uri"].to_pylist(), id_hashes(table["bin_id"].to_pylist()), table["image_sha256"].to_pylist()

@@ -11,6 +11,7 @@ from jobs.config.tune import TuneConfig
 from jobs.pages.document import render_page
 from jobs.pages.plots import curves_plot, line_plot
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from jobs.platform.provenance import provenance
 from jobs.tuning.space import search_space
 from jobs.tuning.trials import TABLE_FILE, TrialRecord, Trials, format_setting, median_nll, ranked, trials_table
@@ -21,7 +22,7 @@ PAGE_FILE = "search.html"
 
 def publish_search(config: TuneConfig, trials: Trials, info: BundleInfo | None) -> None:
     """Writes trials.parquet and search.html; `info` is of the best trial's bundle, once there is one."""
-    storage.write_table(storage.join(trials.output_uri, TABLE_FILE), trials_table(trials.records))
+    write_table(storage.join(trials.output_uri, TABLE_FILE), trials_table(trials.records))
     page = render_search(config, trials.records, info)
     storage.write_bytes(storage.join(trials.output_uri, PAGE_FILE), page.encode())
 
@@ -30,6 +31,8 @@ def render_search(config: TuneConfig, records: Sequence[TrialRecord], info: Bund
     """HTML."""
     order = ranked(records)
     best = order[0] if order and order[0].selection_nll is not None else None
+    if info is not None:  # the test figures are this trial's, whoever ranks first by now
+        best = next(record for record in records if record.bundle_id == info.bundle_id)
     compared = [record for record in records if record.selection_nll is not None]
     numbers = [record.number for record in compared]
     nlls = [record.selection_nll for record in compared if record.selection_nll is not None]

@@ -7,6 +7,7 @@ bucket could run code in a search that continues from them.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from jobs.config.tune import TuneConfig
 from jobs.platform import storage
 from jobs.tuning.space import SETTINGS, trial_config
 from schemas.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SEARCH_FILE, TABLE_FILE = "search.json", "trials.parquet"
 COMPLETED, STOPPED_EARLY, FAILED = "completed", "stopped early", "failed"
@@ -115,8 +118,12 @@ class Trials:
         settings = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
         settings |= {"data": fingerprint, "weights": weights}
         uri = storage.join(output_uri, SEARCH_FILE)
-        storage.create_bytes(uri, json.dumps(settings, indent=1).encode())
-        kept = json.loads(storage.read_bytes(uri))
+        document = json.dumps(settings, indent=1).encode()
+        storage.create_bytes(uri, document)
+        kept = _read_whole(uri)
+        if kept is None:
+            storage.write_bytes(uri, document)
+            kept = settings
         differing = [name for name in settings if kept.get(name) != settings[name]]
         if differing:
             raise InputError(
@@ -124,8 +131,9 @@ class Trials:
                 "choose another --output-uri, or delete it"
             )
         folder = storage.join(output_uri, "trials")
-        found = (json.loads(storage.read_bytes(entry.uri)) for entry in list(storage.list_objects(folder)))
-        self.records = sorted((TrialRecord(**fields) for fields in found), key=lambda record: record.number)
+        found = (_read_whole(entry.uri) for entry in list(storage.list_objects(folder)))
+        records = (TrialRecord(**fields) for fields in found if fields is not None)
+        self.records = sorted(records, key=lambda record: record.number)
 
     def of(self, parameters: dict[str, Any]) -> TrialRecord:
         """The record of the trial with these parameters, a new one where there is none."""
@@ -134,12 +142,22 @@ class Trials:
                 return record
         config = trial_config(self._config, parameters)
         settings = {name: getattr(config, name) for name in SETTINGS}
-        self.records.append(TrialRecord(len(self.records) + 1, parameters, settings))
+        number = max((record.number for record in self.records), default=0) + 1
+        self.records.append(TrialRecord(number, parameters, settings))
         return self.records[-1]
 
     def save(self, record: TrialRecord) -> None:
         uri = storage.join(self.output_uri, "trials", f"{record.number:05d}.json")
         storage.write_bytes(uri, json.dumps(asdict(record), indent=1).encode())
+
+
+def _read_whole(uri: str) -> dict[str, Any] | None:
+    """A JSON document; None where a power cut has left something else of it, which is as if it had not been written."""
+    try:
+        return json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        logger.warning("%s: damaged (%s); passed over", uri, error)
+        return None
 
 
 def ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:

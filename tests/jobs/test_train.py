@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 from jobs import train as train_job
 from jobs.config.train import TrainConfig
-from jobs.platform import storage
+from jobs.platform import s3, storage
+from jobs.platform.parquet import read_table
 from jobs.train import main
 from jobs.training.bundle import all_photos
 from jobs.training.bundle import write_bundle as write_trained_bundle
@@ -31,6 +32,7 @@ from jobs.training.network import (
     FINDINGS_FILE,
     Trained,
     TrainingStoppedError,
+    _discard_damaged_snapshot,
     ray_storage,
     remove_run,
     run_name,
@@ -124,6 +126,21 @@ def train(
     start = read_start(made)
     bins = split_bins(checked, made, start.seen).table
     return train_network(bins, made, start, str(training_uri), callbacks=callbacks, conclude=conclude)
+
+
+def test_a_list_of_checkpoints_that_a_power_cut_left_damaged_begins_the_training_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+    _discard_damaged_snapshot(str(tmp_path))
+    snapshot.write_text('{"checkpoint_results": []}')
+    _discard_damaged_snapshot(str(tmp_path))
+    assert snapshot.exists()
+    assert not caplog.text
+    snapshot.write_bytes(b"")
+    _discard_damaged_snapshot(str(tmp_path))
+    assert not snapshot.exists()
+    assert "damaged, as by a power cut; this training begins anew" in caplog.text
 
 
 def first_epoch(training_uri: Path) -> dict[str, Any]:
@@ -409,7 +426,7 @@ def test_checkpoints_go_to_the_region_of_everything_else_and_carry_no_credential
         monkeypatch.setenv(source, "eu-north-1")
     path, filesystem = ray_storage("s3://bucket/bundle.training")
     assert path == "bucket/bundle.training"
-    assert filesystem.region == storage.region() == "eu-north-1"
+    assert filesystem.region == s3.region() == "eu-north-1"
     assert b"tester-secret" not in pickle.dumps(filesystem)
 
 
@@ -593,7 +610,7 @@ def test_more_workers_than_micro_batches_are_refused(checked: LabelledBins, tmp_
 
 def test_the_fingerprint_covers_records_and_not_the_layout(tmp_path: Path, manifest_uri: str) -> None:
     bins = read_labelled_bins(config(manifest_uri)).table
-    table = storage.read_table(manifest_uri)
+    table = read_table(manifest_uri)
     (tmp_path / "parts").mkdir()
     pq.write_table(table.slice(120), tmp_path / "parts" / "a.parquet")
     pq.write_table(table.slice(0, 120), tmp_path / "parts" / "b.parquet")

@@ -11,7 +11,8 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ import ray
 import torch
 from safetensors.torch import save_file
 
+from jobs import tune
 from jobs.config.tune import TuneConfig
 from jobs.training.network import remove_run
 from jobs.tune import main, require_whole_search
@@ -265,6 +267,40 @@ def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
         Trials(config.model_copy(update={"space": "wide"}), str(tmp_path), "other data", "weights")
     with pytest.raises(InputError, match=r"other settings \(weights\)"):
         Trials(config, str(tmp_path), "data", "other weights")
+
+
+def test_what_a_power_cut_leaves_of_a_search_s_records_is_as_if_it_had_not_been_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TuneConfig(manifest_uri="m", bundle_uri="b")
+    trials = Trials(config, str(tmp_path), "data", "weights")
+    drawn = [{"learning_rate": rate, "batch_size": 32, "max_epochs": 2} for rate in (0.01, 0.02, 0.03, 0.04)]
+    for parameters in drawn[:3]:
+        trials.save(trials.of(parameters))
+    for name in ("search.json", "trials/00002.json"):
+        (tmp_path / name).write_bytes(b"")
+    again = Trials(config, str(tmp_path), "data", "weights")
+    assert [record.parameters for record in again.records] == [drawn[0], drawn[2]]
+    assert caplog.text.count("passed over") == 2
+    assert (again.of(drawn[3]).number, again.of(drawn[2]).number) == (4, 3)
+    with pytest.raises(InputError, match=r"other settings \(data\)"):
+        Trials(config, str(tmp_path), "other data", "weights")
+
+
+def test_the_checkpoints_of_a_bundle_that_stands_already_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trials = Trials(TuneConfig(manifest_uri="m", bundle_uri="b"), str(tmp_path), "data", "weights")
+    best = trials.of({"learning_rate": 0.01, "batch_size": 32, "max_epochs": 2})
+    best.end(COMPLETED)
+    best.run = "run"
+    (tmp_path / "training" / "run").mkdir(parents=True)
+    written = SimpleNamespace(bundle_id="b")
+    monkeypatch.setattr(tune, "written_bundle", lambda uri, found: written)
+    bins, config, start = (cast(Any, None), TuneConfig(manifest_uri="m", bundle_uri="b"), cast(Any, None))
+    assert tune.finish_best(bins, config, start, trials, str(tmp_path / "training")) == (best, written)
+    assert not (tmp_path / "training").exists()
+    assert Trials(config, str(tmp_path), "data", "weights").records[0].run is None
 
 
 def test_a_removal_that_is_cut_short_leaves_no_snapshot_of_checkpoints_that_have_gone(
