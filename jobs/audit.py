@@ -32,15 +32,17 @@ from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import message, run_command
 from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, summary_uri
+from jobs.platform.parquet import read_table
 from jobs.platform.provenance import provenance
-from jobs.report import write_report
+from jobs.reporting.files import write_report
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
-from jobs.stages.publish import check_committed, clean_up, publish_night, summarize
+from jobs.stages.publish import check_committed, clean_up, publish_night
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night
 from jobs.stages.staging import stage_shards
+from jobs.stages.summary import summarize
 from jobs.stages.tonight import Tonight, settle_night
 from jobs.stages.worklist import write_worklist
 from model.posterior import build_assessor
@@ -82,7 +84,7 @@ def run_audit(config: AuditConfig) -> None:
             facts = _facts_of_night(tonight, belief, decisions)
             of_whole = _facts_of_whole(tonight, belief, decisions, progress, seconds)
             facts_of = {("all", None): of_whole, **_facts_of_zones(belief)}
-            summary = summarize(night, facts, facts_of, tonight.manifest.currencies)
+            summary = summarize(night.sums, facts, facts_of, tonight.manifest.currencies)
             publish_night(
                 night,
                 summary,
@@ -114,7 +116,7 @@ def _finish(tonight: Tonight) -> None:
             if "outcome" not in known:
                 finish_run(tonight.run_uri, known, _outcome(tonight.config))
     check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
-    _report_and_tell(tonight, storage.read_table(summary_uri(tonight.output_uri, tonight.audit_date)))
+    _report_and_tell(tonight, read_table(summary_uri(tonight.output_uri, tonight.audit_date)))
 
 
 def _outcome(config: AuditConfig) -> dict[str, object]:

@@ -12,8 +12,8 @@ one of the two. `<manifest-uri>.json` names the settings and versions that made 
 
 from __future__ import annotations
 
-import json
 import logging
+import pickle
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -190,12 +190,13 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
     num_read = num_unfetched = 0
     unfetched: list[str] = []
     for row in dataset.iter_rows():
-        if row["outage"]:
-            raise GateError(f"{row['outage']}; the manifest is not complete, run the same command again")
+        report = pickle.loads(row["report"])  # noqa: S301 - written by our own worker
+        if report.outage is not None:
+            raise GateError(f"{report.outage}; the manifest is not complete, run the same command again")
         num_read += row["num_read"]
-        num_unfetched += row["num_unfetched"]
-        unfetched = (unfetched + row["unfetched"])[:EXAMPLES]
-        counts.update(json.loads(row["counts"]))
+        num_unfetched += report.num_unfetched
+        unfetched = (unfetched + report.unfetched)[:EXAMPLES]
+        counts.update({"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects})
         now = time.monotonic()
         if now - told > 5:
             told = now
@@ -208,17 +209,8 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
 
 
 def _write_part(bins: pa.Table, target: Target) -> pa.Table:
-    report = parts.write_part(bins, target)
-    counts = {"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects}
-    return pa.table(
-        {
-            "num_read": [bins.num_rows],
-            "counts": [json.dumps(counts)],
-            "outage": [report.outage or ""],
-            "num_unfetched": [len(report.unfetched)],
-            "unfetched": pa.array([report.unfetched[:EXAMPLES]], pa.list_(pa.string())),
-        }
-    )
+    report = pickle.dumps(parts.write_part(bins, target))
+    return pa.table({"num_read": [bins.num_rows], "report": pa.array([report], pa.binary())})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

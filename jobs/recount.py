@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from jobs.config.recount import RecountConfig
@@ -24,7 +24,7 @@ from jobs.counting.check import CheckedCounts, check_counts
 from jobs.counting.counted import add_counted
 from jobs.counting.counts_file import read_counts_file, write_rejects
 from jobs.counting.estimates import estimate_window
-from jobs.counting.history import History, read_history
+from jobs.counting.history import History, day_after, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.platform.layout import list_nights
@@ -70,7 +70,7 @@ def run_recount(config: RecountConfig) -> None:
 
 def _learn(output_uri: str, night: str) -> tuple[History, RecordModel]:
     """What is known after the latest night, the counts just taken in included."""
-    history = read_history(output_uri, (date.fromisoformat(night) + timedelta(days=1)).isoformat())
+    history = read_history(output_uri, day_after(night))
     return history, learn_record_model(history, read_class_shares(output_uri, night))
 
 

@@ -25,6 +25,7 @@ from jobs.config.sample import SampleConfig
 from jobs.platform import storage
 from jobs.platform.cluster import await_slot, connect
 from jobs.platform.command import run_command
+from jobs.platform.parquet import write_table
 from jobs.platform.provenance import provenance
 from jobs.sampling.dump import name_bin, write_all_bins
 from schemas.errors import InputError
@@ -65,7 +66,7 @@ def run_sample(config: SampleConfig) -> None:
             "true_qty": pa.array(true_qty, pa.int32()),
         }
     )
-    storage.write_table(storage.join(output_uri, "truth.parquet"), truth)
+    write_table(storage.join(output_uri, "truth.parquet"), truth)
     seconds = time.monotonic() - started
     print(
         f"{config.num_bins:,} photos and records written to {output_uri} in {seconds:.0f} s "

@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from schemas.bundle import Preprocessing
+from schemas.results import ImageStatus
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
 """A bin photo has 16 to 200 KB; a larger file than this is not one."""
@@ -38,12 +39,16 @@ XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 Image.MAX_IMAGE_PIXELS = None
 
 
-class UnreadableImage(ValueError):  # noqa: N818 - the name is the status `unreadable_image`
+class UnreadableImage(ValueError):  # noqa: N818 - the status' own name
     """Empty, truncated, damaged or not an image."""
 
+    status = ImageStatus.UNREADABLE_IMAGE
 
-class RejectedImage(ValueError):  # noqa: N818 - the name is the status `image_rejected`
+
+class RejectedImage(ValueError):  # noqa: N818 - as above
     """Beyond one of the limits above, or an animation."""
+
+    status = ImageStatus.IMAGE_REJECTED
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 if TYPE_CHECKING:
     from torchvision.models import ResNet
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")
+RESIDUAL_STAGES = ("layer1", "layer2", "layer3", "layer4")
 """The parts of a torchvision ResNet that are made of residual blocks."""
 
 
@@ -69,7 +69,7 @@ def can_fuse(dtype: torch.dtype) -> bool:
 def fuse_blocks(network: nn.Module) -> nn.Module:
     """Replaces the stem and the residual blocks of a ResNet without normalisation by fused ones. In place."""
     network.conv1, network.relu = FusedConvolution(network.conv1, "relu"), nn.Identity()  # type: ignore[arg-type]
-    for name in STAGES:
+    for name in RESIDUAL_STAGES:
         blocks: nn.Module = getattr(network, name)
         setattr(network, name, nn.Sequential(*(FusedBlock(block) for block in blocks.children())))
     return network

@@ -18,6 +18,7 @@ SCOPES: dict[str, tuple[int, int | None]] = {"1..5": (1, 5), "0..5": (0, 5), "al
 """Scope to (lowest, highest) label; None is the top class. Predictions are restricted to the scope's classes.
 Below K = 6 the first two end earlier and are named so in what is written: see `scope_name`."""
 NUM_RESAMPLES = 1000
+ERROR_FIGURES = ("exact", "within_one", "mae", "rmse", "bias")
 
 
 def scope_rows(labels: np.ndarray, scope: str, top_class: int) -> tuple[np.ndarray, range]:
@@ -42,14 +43,14 @@ def restrict(probabilities: np.ndarray, classes: range) -> np.ndarray:
 
 def count_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """exact, within_one (shares), mae, rmse, bias (predicted minus label, in pieces) of n >= 1 bins."""
-    error = predicted.astype(np.float64) - labels
-    return {
-        "exact": float((error == 0).mean()),
-        "within_one": float((np.abs(error) <= 1).mean()),
-        "mae": float(np.abs(error).mean()),
-        "rmse": float(np.sqrt((error**2).mean())),
-        "bias": float(error.mean()),
-    }
+    means = dict(zip(ERROR_FIGURES, _error_columns(predicted - labels).mean(axis=0).tolist(), strict=True))
+    return means | {"rmse": math.sqrt(means["rmse"])}
+
+
+def _error_columns(error: np.ndarray) -> np.ndarray:
+    """(n, 5) of errors in pieces (n,): each of ERROR_FIGURES is the mean of a column, rmse the root of one."""
+    size = np.abs(error)
+    return np.column_stack([size == 0, size <= 1, size, error.astype(np.float64) ** 2, error])
 
 
 def evaluate_scope(
@@ -78,21 +79,8 @@ def evaluate_scope(
     picked = restricted[np.arange(len(kept)), kept - classes.start]
     majority = np.bincount(kept).argmax()
     figures: dict[str, Any] = {"num_bins": int(rows.sum()), "classes": [classes.start, classes.stop - 1]}
-    names = ("exact", "within_one", "mae", "rmse", "bias", "nll", "mae_median")
-
-    at_mode, at_median = counts["mode"] - kept, counts["median"] - kept
-    # (bins, figures): each figure is the mean of a column, rmse the root of one
-    values = np.column_stack(
-        [
-            at_mode == 0,
-            np.abs(at_mode) <= 1,
-            np.abs(at_mode),
-            at_mode.astype(np.float64) ** 2,
-            at_mode,
-            -np.log(picked),
-            np.abs(at_median),
-        ]
-    )
+    names = (*ERROR_FIGURES, "nll", "mae_median")
+    values = np.column_stack([_error_columns(counts["mode"] - kept), -np.log(picked), np.abs(counts["median"] - kept)])
     figures |= with_intervals(names, values, kept_groups, seed=seed, num_resamples=num_resamples)
     figures["rmse"] = {end: None if found is None else math.sqrt(found) for end, found in figures["rmse"].items()}
     figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model.recipe import Recipe
-from model.targets import MAX_QUANTITY, MAX_SKUS
+from model.targets import LEARNED_QUANTITY, LEARNED_SKUS
 
 if TYPE_CHECKING:
     from torchvision.models import ResNet
@@ -27,7 +27,9 @@ class CountingNetwork(nn.Module):
     def __init__(self, resnet: ResNet, *, auxiliary: bool) -> None:
         super().__init__()
         self.resnet = resnet
-        self.auxiliary = nn.Linear(resnet.fc.in_features, MAX_QUANTITY + 1 + MAX_SKUS + 1) if auxiliary else None
+        self.auxiliary = (
+            nn.Linear(resnet.fc.in_features, LEARNED_QUANTITY + 1 + LEARNED_SKUS + 1) if auxiliary else None
+        )
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, 3, S, S) to logits (batch, K + 1) and auxiliary logits (batch, 16 + 9) or None."""
@@ -67,19 +69,22 @@ def stage_of(name: str) -> str:
     return part if part in STAGES else "head"
 
 
+def trains(name: str, unfreeze: str) -> bool:
+    """Whether a parameter or module of CountingNetwork, by its name, lies in the stage `unfreeze` or behind it."""
+    return unfreeze == "all" or STAGES.index(stage_of(name)) >= STAGES.index(unfreeze)
+
+
 def freeze(network: CountingNetwork, unfreeze: str) -> None:
     """Keeps what lies before the stage `unfreeze` as it is: no gradients."""
-    first = 0 if unfreeze == "all" else STAGES.index(unfreeze)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(STAGES.index(stage_of(name)) >= first)
+        parameter.requires_grad_(trains(name, unfreeze))
 
 
 def set_training_mode(network: CountingNetwork, unfreeze: str) -> None:
     """Training mode where it trains; the normalisation of frozen stages keeps its statistics."""
     network.train()
-    first = 0 if unfreeze == "all" else STAGES.index(unfreeze)
     for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and STAGES.index(stage_of(name)) < first:
+        if isinstance(module, nn.BatchNorm2d) and not trains(name, unfreeze):
             module.eval()
 
 

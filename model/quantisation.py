@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.inference import STAGES, FusedConvolution, convolutions, fold_normalisation
+from model.inference import RESIDUAL_STAGES, FusedConvolution, convolutions, fold_normalisation
 
 LEVELS = 255
 COVERED = 0.9999
@@ -61,7 +61,7 @@ def activation_ranges(network: nn.Module, inputs: Iterable[torch.Tensor]) -> dic
         module.register_forward_hook(note)
 
     watch("maxpool", ready.get_submodule("maxpool"))
-    for stage in STAGES:
+    for stage in RESIDUAL_STAGES:
         for number, block in ready.get_submodule(stage).named_children():
             name = f"{stage}.{number}"
             watch(name, block)
@@ -83,7 +83,7 @@ def quantise_network(network: nn.Module, ranges: Mapping[str, Range]) -> nn.Modu
     ready.conv1, ready.relu = FusedConvolution(ready.conv1, "relu"), nn.Identity()  # type: ignore[arg-type]
     grid = Grid.over(ranges["maxpool"])
     ready.maxpool = nn.Sequential(ready.maxpool, Quantise(grid))  # type: ignore[arg-type]
-    for stage in STAGES:
+    for stage in RESIDUAL_STAGES:
         blocks = []
         for number, block in ready.get_submodule(stage).named_children():
             blocks.append(QuantisedBlock(block, grid, ranges, f"{stage}.{number}"))

@@ -79,11 +79,15 @@ def best_candidates(bin_id: Sequence[str], key: NDArray[np.uint64], score: Array
 
 def merge_candidates(parts: Sequence[Candidates], size: int) -> Candidates:
     """The best `size` of several shards' candidates, each part made with at least this size."""
-    ids = np.concatenate([part.bin_id for part in parts]) if parts else np.empty(0, dtype=object)
-    score = np.concatenate([part.score for part in parts]) if parts else np.empty(0)
-    key = np.concatenate([part.key for part in parts]) if parts else np.empty(0, dtype=np.uint64)
-    merged = _sort_candidates(ids, score, key)
-    return Candidates(merged.bin_id[:size], merged.score[:size], merged.key[:size])
+    ids = np.concatenate([np.empty(0, dtype=object), *(part.bin_id for part in parts)])
+    score = np.concatenate([np.empty(0), *(part.score for part in parts)])
+    key = np.concatenate([np.empty(0, dtype=np.uint64), *(part.key for part in parts)])
+    order = np.lexsort((key, -score))
+    if ((np.diff(score[order]) == 0) & (np.diff(key[order]) == 0)).any():
+        # the id settles the (practically impossible) tie of both score and key; sorting by it always takes ten times as long
+        order = np.array(sorted(order.tolist(), key=lambda row: (-score[row], key[row], ids[row])), dtype=np.intp)
+    order = order[:size]
+    return Candidates(ids[order], score[order], key[order])
 
 
 def count_random(budget: int, random_share: float, num_assessed: int) -> int:
@@ -124,11 +128,3 @@ def find_reach(score: ArrayLike, is_priority: ArrayLike) -> NDArray[np.bool_]:
     if not priority.any():
         return priority.copy()
     return priority | (scores > scores[priority].min())
-
-
-def _sort_candidates(bin_id: NDArray[np.object_], score: Floats, key: NDArray[np.uint64]) -> Candidates:
-    order = np.lexsort((key, -score))
-    if ((np.diff(score[order]) == 0) & (np.diff(key[order]) == 0)).any():
-        # the id settles the (practically impossible) tie of both score and key; sorting by it always takes ten times as long
-        order = np.array(sorted(order.tolist(), key=lambda row: (-score[row], key[row], bin_id[row])), dtype=np.intp)
-    return Candidates(bin_id[order], score[order], key[order])

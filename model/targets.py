@@ -7,9 +7,9 @@ import numpy as np
 # Share of a target's mass on the record's own count, and the decay per piece of distance on either side.
 # Records are noisy labels and neighbouring counts look alike; soft targets say both.
 DECAY = 0.1
-MAX_QUANTITY = 15
+LEARNED_QUANTITY = 15
 """Quantities above are learnt as this one (auxiliary output)."""
-MAX_SKUS = 8
+LEARNED_SKUS = 8
 
 
 def classes_of(expected_qty: np.ndarray, top_class: int) -> np.ndarray:
@@ -19,17 +19,17 @@ def classes_of(expected_qty: np.ndarray, top_class: int) -> np.ndarray:
 
 def count_rows(expected_qty: np.ndarray, top_class: int) -> np.ndarray:
     """The row of `count_targets` for each record: its quantity, at most the last row's. int64 (n,)."""
-    return np.minimum(expected_qty, max(MAX_QUANTITY, top_class)).astype(np.int64)
+    return np.minimum(expected_qty, max(LEARNED_QUANTITY, top_class)).astype(np.int64)
 
 
 def count_targets(top_class: int, kind: str) -> np.ndarray:
-    """Target probabilities, float32 (max(MAX_QUANTITY, K) + 1, K + 1): row q for a record of q (its last row for more).
+    """Target probabilities, float32 (max(LEARNED_QUANTITY, K) + 1, K + 1): row q for a record of q (its last row for more).
 
     `classes`: all on the record's class. `ordinal`: proportional to DECAY ** |k - q| over the quantities up to three
     beyond the last row's, then those of K and more are added up: a record of 9 says "K or more" for certain,
     a record of K leaves some to K - 1.
     """
-    last = max(MAX_QUANTITY, top_class)
+    last = max(LEARNED_QUANTITY, top_class)
     quantities = np.arange(last + 4)
     rows = np.arange(last + 1)
     if kind == "classes":
@@ -42,7 +42,7 @@ def count_targets(top_class: int, kind: str) -> np.ndarray:
 
 
 def quantity_targets() -> np.ndarray:
-    """Soft targets of the auxiliary output for the exact quantity: float32 (MAX_QUANTITY + 1, MAX_QUANTITY + 1)."""
-    distance = np.abs(np.arange(MAX_QUANTITY + 1)[:, None] - np.arange(MAX_QUANTITY + 1)[None])
+    """Soft targets of the auxiliary output for the exact quantity: float32 (LEARNED_QUANTITY + 1, LEARNED_QUANTITY + 1)."""
+    distance = np.abs(np.arange(LEARNED_QUANTITY + 1)[:, None] - np.arange(LEARNED_QUANTITY + 1)[None])
     soft = DECAY**distance
     return (soft / soft.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -54,7 +54,7 @@ from model.quantisation import Range, activation_ranges
 from model.recipe import Recipe
 from model.scoring import keep_float32, normalisation, to_inputs
 from model.splitting import epoch_order, worker_micro_batches
-from model.targets import MAX_QUANTITY, MAX_SKUS, classes_of, count_rows, count_targets, quantity_targets
+from model.targets import LEARNED_QUANTITY, LEARNED_SKUS, classes_of, count_rows, count_targets, quantity_targets
 from schemas.bundle import Preprocessing
 
 STATE_FILE = "state.pt"
@@ -160,8 +160,8 @@ class _Loop:
             torch.from_numpy(values.astype(np.int64)).to(self.device)
             for values in (
                 count_rows(self.bins.expected_qty, recipe.top_class),
-                np.minimum(self.bins.expected_qty, MAX_QUANTITY),
-                np.minimum(self.bins.num_skus, MAX_SKUS),
+                np.minimum(self.bins.expected_qty, LEARNED_QUANTITY),
+                np.minimum(self.bins.num_skus, LEARNED_SKUS),
             )
         )
         self._scale, self._shift = normalisation(Preprocessing(image_size=recipe.image_size), self.device)
@@ -177,12 +177,11 @@ class _Loop:
         self._kept: list[np.ndarray] = []
         self._trace: bytes | None = None
         self._epoch_seconds = 0.0
-        self._first_epoch_here = 0
 
     def run(self) -> dict[str, Any] | None:
         self._resume()
-        self._first_epoch_here = self.seen.first_epoch = len(self.history)
-        epochs = range(self._first_epoch_here, self.recipe.max_epochs)
+        self.seen.first_epoch = len(self.history)
+        epochs = range(self.seen.first_epoch, self.recipe.max_epochs)
         if self.stopped is None and epochs:
             train = self.bins.rows_of("train")
             plan = [self._micro_batches(train, epoch) for epoch in epochs]
@@ -269,7 +268,7 @@ class _Loop:
         self.seen.settled_epochs += recipe.is_settled(epoch)
         # a run's first photos wait for Ray's workers to start; that is no stall
         waited = (
-            watch.seconds["wait for photos"] - wait_before - (first_wait if epoch == self._first_epoch_here else 0.0)
+            watch.seconds["wait for photos"] - wait_before - (first_wait if epoch == self.seen.first_epoch else 0.0)
         )
         self.seen.wait_shares.append(waited / max(elapsed, 1e-9))
         self._epoch_seconds = elapsed
@@ -288,7 +287,7 @@ class _Loop:
                 loss = F.cross_entropy(logits, self._targets[counts])
                 whole = loss
                 if auxiliary is not None:
-                    fine, lines = auxiliary.split([MAX_QUANTITY + 1, MAX_SKUS + 1], dim=1)
+                    fine, lines = auxiliary.split([LEARNED_QUANTITY + 1, LEARNED_SKUS + 1], dim=1)
                     extra = F.cross_entropy(fine, self._quantity_targets[quantity]) + F.cross_entropy(lines, skus)
                     whole = loss + AUXILIARY_WEIGHT * extra
             with watch.phase("backward"):
@@ -441,7 +440,7 @@ class _Loop:
         return activation_ranges(self.network.resnet, inputs)
 
     def _profiler(self, epoch: int) -> Any:
-        if not self.settings.trace_steps or epoch > self._first_epoch_here or self.rank != 0:
+        if not self.settings.trace_steps or epoch > self.seen.first_epoch or self.rank != 0:
             return nullcontext(None)
         if self.steps_per_epoch < 3:
             print(

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.abid import MAX_QUANTITY
-from schemas.arrow import TIMESTAMP, column, outside_calendar
+from schemas.arrow import MAX_QUANTITY, TIMESTAMP, column, outside_calendar
 from schemas.manifest import MAX_UNIT_VALUE, SKU_LINE
 
 WMS_SCHEMA = pa.schema(

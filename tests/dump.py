@@ -11,6 +11,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 
 NIGHT = "2026-11-22"
@@ -61,7 +62,7 @@ def write_night(folder: str, num_bins: int, **columns: list) -> str:
     quantities = [number % 8 for number in range(num_bins)]
     write_photos(storage.join(folder, "bin-images"), quantities)
     uri = storage.join(folder, "manifest")
-    storage.write_table(
+    write_table(
         storage.join(uri, "part-0.parquet"), manifest_table(storage.join(folder, "bin-images"), quantities, **columns)
     )
     return uri

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from jobs.counting.estimates import Estimates
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from model.record_model import assume_record_model
 from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
 from schemas.recount import PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
@@ -61,7 +62,7 @@ def write_run(
 ) -> None:
     """A run's private folder as it stands right before its commit."""
     private = storage.join(output_uri, "runs", run_id)
-    storage.write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
+    write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
     config = {"objective": objective}
     facts = {"run_id": run_id, "config": config, "belief": assumed_belief(), "started_at": started_at}
     storage.write_bytes(storage.join(private, "run.json"), json.dumps(facts).encode())
@@ -109,13 +110,11 @@ def commit_night(
     write_run(output_uri, run_id, plan, objective, started_at)
     results_uri = storage.join(output_uri, "results", f"audit_date={audit_date}")
     storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
-    storage.write_table(
-        storage.join(results_uri, f"part-{run_id}-00000.parquet"), _results(rows, run_id), row_group_size=3
-    )
+    write_table(storage.join(results_uri, f"part-{run_id}-00000.parquet"), _results(rows, run_id), row_group_size=3)
     listed = [
         {**{name: row[name] for name in RECOUNT_PLAN_SCHEMA.names if name in row}, "run_id": run_id} for row in plan
     ]
-    storage.write_table(
+    write_table(
         storage.join(output_uri, "recount_plan", f"audit_date={audit_date}", f"part-{run_id}-00000.parquet"),
         pa.Table.from_pylist(listed, schema=RECOUNT_PLAN_SCHEMA),
     )
@@ -134,7 +133,7 @@ def commit_night(
         totals |= {"shortage_value": _value(rows, sign=-1), "overage_value": _value(rows, sign=1)}
     summary = [totals, {**totals, "scope": "zone", "scope_value": "Z", "num_assessed": 1}]
     uri = storage.join(output_uri, "summary", f"audit_date={audit_date}", "summary.parquet")
-    storage.write_table(uri, _with_defaults(summary, SUMMARY_SCHEMA))
+    write_table(uri, _with_defaults(summary, SUMMARY_SCHEMA))
     if marked:
         mark_run(output_uri, run_id)
     return run_id

@@ -25,6 +25,7 @@ from jobs.counting.records import NightRecord, find_records, has_results, lines_
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN, list_nights, read_run, run_uri
+from jobs.platform.parquet import parquet_bytes, read_table, write_table
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach
 from schemas.arrow import TIMESTAMP, conform
@@ -208,6 +209,11 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
     )
 
 
+def day_after(night: str) -> str:
+    """What `read_history` is asked for to know what was counted by the night's own list too."""
+    return (date.fromisoformat(night) + timedelta(days=1)).isoformat()
+
+
 def _note_changes(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecounts]:
     """`nights` with `changed` for the mismatches that wait for a second count, by the records of all later nights, as
     `jobs.recount` judges them; of nights whose results were deleted nothing is known any more."""
@@ -240,13 +246,13 @@ def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
     uri = storage.join(run_uri, FROZEN, "last_counts.parquet")
     frame = last_counts.reset_index()
     table = pa.table({field.name: _as_arrow(frame[field.name], field.type) for field in LAST_COUNTS_SCHEMA})
-    if not storage.create_bytes(uri, storage.parquet_bytes(table)):
+    if not storage.create_bytes(uri, parquet_bytes(table)):
         try:
-            storage.read_table(uri)
+            read_table(uri)
         except InputError:  # a power cut may leave a file that is empty
-            storage.write_table(uri, table)
+            write_table(uri, table)
     # another release may have begun the run: what it kept otherwise is not known
-    return conform(storage.read_table(uri), LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
+    return conform(read_table(uri), LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
 
 
 def _as_arrow(column: pd.Series, kind: pa.DataType) -> pa.Array:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from jobs.platform import storage
 from jobs.platform.layout import COMMITTED_MARKER, RUN_PLAN, list_below, run_uri, summary_uri
+from jobs.platform.parquet import read_table
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import PLANNED_SCHEMA
@@ -34,7 +35,7 @@ class NightSummary:
 
 def read_summary(output_uri: str, audit_date: str) -> NightSummary:
     """Raises FileNotFoundError for a night that isn't committed."""
-    rows = conform(storage.read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA).to_pylist()
+    rows = conform(read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA).to_pylist()
     night = next(row for row in rows if row["scope"] == "all")
     valued = night["shortage_value"] is not None and night["overage_value"] is not None
     return NightSummary(
@@ -64,6 +65,6 @@ def read_plan(output_uri: str, run_id: str) -> pa.Table:
     """PLANNED_SCHEMA: every recount that a committed run planned. Raises InputError where it is gone."""
     uri = storage.join(run_uri(output_uri, run_id), RUN_PLAN)
     try:
-        return conform(storage.read_table(uri), PLANNED_SCHEMA)
+        return conform(read_table(uri), PLANNED_SCHEMA)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected the plan of a committed run, found nothing; restore it") from error

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.platform import storage
 from jobs.platform.layout import part_uris, run_in_force, unless_replaced
+from jobs.platform.parquet import open_parquet
 from schemas.errors import InputError
 
 
@@ -77,7 +77,7 @@ def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[
                 f"{output_uri}: night {night}: expected the parts of run {run_id}, found none; audit it again"
             )
         for part in parts:
-            with storage.open_parquet(part) as parquet:
+            with open_parquet(part) as parquet:
                 for group in range(parquet.metadata.num_row_groups):
                     if not _may_hold(parquet.metadata.row_group(group), bin_ids):
                         continue

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.platform import storage
+from jobs.platform.parquet import read_row_group
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.reconcile import probability_matrix
 from jobs.stages.resources import Resources
@@ -167,7 +167,7 @@ def compare_counts(found: Predictions, reference: Predictions) -> dict[str, Any]
 def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
     """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
     for item in items.to_pylist():
-        rows = fetch_rows(storage.read_row_group(item["uri"], item["row_group"]), plan)
+        rows = fetch_rows(read_row_group(item["uri"], item["row_group"]), plan)
         meant = pc.and_(_kept(rows, keep), pc.invert(stock_moved(rows)))
         pixels = pc.if_else(meant, rows["pixels"], pa.scalar(None, pa.binary()))
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)

@@ -41,10 +41,8 @@ def _describe(found: bytes | Photo) -> dict[str, Any]:
         return {"status": str(found.status), "error": found.error}
     try:
         pixels = read_pixels(found)
-    except UnreadableImage as error:
-        return {"status": str(ImageStatus.UNREADABLE_IMAGE), "error": str(error)}
-    except RejectedImage as error:
-        return {"status": str(ImageStatus.IMAGE_REJECTED), "error": str(error)}
+    except (UnreadableImage, RejectedImage) as error:
+        return {"status": str(error.status), "error": str(error)}
     grey = cv2.cvtColor(resize_image(pixels, LOOK), cv2.COLOR_RGB2GRAY)
     return {
         "status": str(ImageStatus.SCORED),

@@ -12,9 +12,11 @@ from markupsafe import Markup
 from jobs.exploring.survey import MAX_IDENTICAL, Survey
 from jobs.pages.document import render_page
 from jobs.pages.plots import bar_plot, box_plot, histogram_plot
+from schemas.bundle import class_names
 
 TOP_COUNT = 6
 """Photos are shown for each count below this, and for this or more: the default classes of `jobs.train`."""
+NAMES = class_names(TOP_COUNT)
 PHOTOS_PER_COUNT = 6
 PHOTOS_PER_LIST = 6
 SHOWN_QUANTITIES, SHOWN_SKUS = 20, 10
@@ -52,7 +54,9 @@ def render_exploration(survey: Survey, thumbnails: dict[str, str], about: dict[s
     records, photos = survey.records, survey.photos
     counts = _by_count(photos)
     chosen = choose_photos(survey)
-    bins_by_count = {name: _num_bins(records.quantities, name) for name in counts}
+    bins_by_count = dict.fromkeys(NAMES, 0)
+    for quantity, bins in records.quantities.items():
+        bins_by_count[_name(quantity)] += bins
     return render_page(
         "exploration.html",
         about=about,
@@ -84,18 +88,14 @@ def render_exploration(survey: Survey, thumbnails: dict[str, str], about: dict[s
 
 
 def _by_count(photos: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    names = [*(str(count) for count in range(TOP_COUNT)), f"{TOP_COUNT}+"]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     for photo in photos:
-        count = photo["expected_qty"]
-        found[str(count) if count < TOP_COUNT else f"{TOP_COUNT}+"].append(photo)
+        found[_name(photo["expected_qty"])].append(photo)
     return found
 
 
-def _num_bins(quantities: Counter[int], name: str) -> int:
-    if name.endswith("+"):
-        return sum(bins for quantity, bins in quantities.items() if quantity >= TOP_COUNT)
-    return quantities[int(name)]
+def _name(quantity: int) -> str:
+    return NAMES[min(quantity, TOP_COUNT)]
 
 
 def _counter_plot(counts: Counter[int], last: int, *, title: str, x: str, size: tuple[float, float]) -> Markup:

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.platform import storage
-from jobs.stages.duplicates import CHECK_CPUS
+from jobs.platform.parquet import read_row_group
+from jobs.stages.resources import CHECK_CPUS
 from jobs.stages.worklist import Shard, shard_dataset
 
-MAX_QUANTITY = 200
+MOST_PIECES = 200
 """Larger quantities are counted together, so that the counts stay few."""
-MAX_SKUS = 50
+MOST_SKUS = 50
 NUM_LISTED = 12
 GROUPS_PER_PARTITION = 1_000_000
 OPTIONAL_COLUMNS = (
@@ -31,9 +31,9 @@ class RecordFacts:
 
     num_bins: int = 0
     quantities: Counter[int] = field(default_factory=Counter)
-    """Bins by recorded quantity, MAX_QUANTITY and more together."""
+    """Bins by recorded quantity, MOST_PIECES and more together."""
     num_skus: Counter[int] = field(default_factory=Counter)
-    """Bins by number of SKUs, MAX_SKUS and more together."""
+    """Bins by number of SKUs, MOST_SKUS and more together."""
     filled: Counter[str] = field(default_factory=Counter)
     """Bins in which an optional column holds a value."""
     num_inconsistent: int = 0
@@ -58,18 +58,6 @@ class RecordFacts:
             NUM_LISTED, self.largest + other.largest, key=lambda row: (-row["expected_qty"], row["bin_id"])
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RecordFacts:
-        """From what JSON made of `to_dict` (whose keys are text)."""
-        counts = {
-            name: Counter({int(key): count for key, count in values[name].items()})
-            for name in ("quantities", "num_skus")
-        }
-        return cls(**{**values, **counts, "filled": Counter(values["filled"])})
-
 
 def read_records(rows: pa.Table) -> RecordFacts:
     """The facts of manifest rows (MANIFEST_SCHEMA)."""
@@ -77,8 +65,8 @@ def read_records(rows: pa.Table) -> RecordFacts:
     order = pc.sort_indices(rows, sort_keys=[("expected_qty", "descending"), ("bin_id", "ascending")])
     return RecordFacts(
         num_bins=rows.num_rows,
-        quantities=_count(rows["expected_qty"], MAX_QUANTITY),
-        num_skus=_count(rows["num_skus"], MAX_SKUS),
+        quantities=_count(rows["expected_qty"], MOST_PIECES),
+        num_skus=_count(rows["num_skus"], MOST_SKUS),
         filled=Counter({name: rows.num_rows - rows[name].null_count for name in OPTIONAL_COLUMNS}),
         num_inconsistent=pc.sum(rows["record_inconsistent"]).as_py() or 0,
         inconsistent=[_describe(row) for row in odd.to_pylist()],
@@ -118,7 +106,7 @@ def count_groups(shards: list[Shard]) -> Counter[int]:
 
 
 def _count_shard_groups(items: pa.Table) -> pa.Table:
-    groups = [storage.read_row_group(item["uri"], item["row_group"])["group"].drop_null() for item in items.to_pylist()]
+    groups = [read_row_group(item["uri"], item["row_group"])["group"].drop_null() for item in items.to_pylist()]
     found = pc.value_counts(pa.chunked_array([chunk for column in groups for chunk in column.chunks], pa.string()))
     return pa.table({"group": found.field("values"), "bins": found.field("counts")})
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import pickle
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ import ray.data
 
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
-from jobs.platform import storage
-from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
+from jobs.platform.parquet import read_row_group
+from jobs.stages.duplicates import find_duplicates
 from jobs.stages.images import FetchPlan
-from jobs.stages.resources import Resources
+from jobs.stages.resources import CHECK_CPUS, Resources
 from jobs.stages.worklist import Shard, shard_dataset
 from schemas.results import ImageStatus
 
@@ -56,9 +56,9 @@ def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int
     num_bins = sum(shard.num_rows for shard in shards)
     last_line = time.monotonic()
     for row in found.iter_rows():
-        report = json.loads(row["report"])
-        records.merge(RecordFacts.from_dict(report["records"]))
-        looks += report["looks"]
+        facts, found_looks = pickle.loads(row["report"])  # noqa: S301 - written by our own worker
+        records.merge(facts)
+        looks += found_looks
         if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or records.num_bins == num_bins:
             last_line = time.monotonic()
             logger.info("%d of %d bins, %d photos looked at", records.num_bins, num_bins, len(looks))
@@ -73,13 +73,13 @@ def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int
     )
 
 
-def _survey_shard(items: pa.Table, plan: FetchPlan, share: float, seed: int) -> dict[str, list[str]]:
+def _survey_shard(items: pa.Table, plan: FetchPlan, share: float, seed: int) -> pa.Table:
     reports = []
     for item in items.to_pylist():
-        rows = storage.read_row_group(item["uri"], item["row_group"])
+        rows = read_row_group(item["uri"], item["row_group"])
         sample = rows.filter(pa.array(draw_sample(rows["bin_id"].to_pylist(), share, seed)))
-        reports.append(json.dumps({"records": read_records(rows).to_dict(), "looks": look_at(sample, plan)}))
-    return {"report": reports}
+        reports.append(pickle.dumps((read_records(rows), look_at(sample, plan))))
+    return pa.table({"report": pa.array(reports, pa.binary())})
 
 
 def _find_identical(shards: list[Shard], photos: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
 
 
 def _take_rows(items: pa.Table, column: str, values: list[str]) -> pa.Table:
-    shards = [storage.read_row_group(item["uri"], item["row_group"]) for item in items.to_pylist()]
+    shards = [read_row_group(item["uri"], item["row_group"]) for item in items.to_pylist()]
     return _first_of_each(
         pa.concat_tables([rows.select(["bin_id", "image_uri", "image_etag"]) for rows in shards]), column, values
     )

@@ -15,6 +15,7 @@ from jobs.ingesting.exchange import merge
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, describe_chunk
 from jobs.ingesting.sources import open_csv, read_chunks
 from jobs.platform import storage
+from jobs.platform.parquet import open_parquet, parquet_files
 from jobs.platform.texts import holds_rows
 from schemas.arrow import schema_problems
 from schemas.errors import InputError
@@ -41,7 +42,7 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
         )
         _check_columns(uri, schema)
         return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
-    files = [entry.uri for entry in storage.parquet_files(uri, anonymous=anonymous)]
+    files = [entry.uri for entry in parquet_files(uri, anonymous=anonymous)]
     below = storage.absolute(uri) + "/"
     # a whole path may have such a folder in it
     folders = {file.removeprefix(below).rpartition("/")[0]: file for file in files if file.startswith(below)}
@@ -50,7 +51,7 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
             f"{uri}: expected the files of one export, found several folders of them, such as days or the partitions of "
             f"a table ({', '.join(sorted(folders.values())[-2:])}), which would be added up; give one file, or one folder"
         )
-    naming = ["image_uri" in storage.open_parquet(file, anonymous=anonymous).schema_arrow.names for file in files]
+    naming = ["image_uri" in open_parquet(file, anonymous=anonymous).schema_arrow.names for file in files]
     if len(set(naming)) > 1:
         raise InputError(
             f"{uri}: column image_uri: expected in all files or in none, found it in {sum(naming)} of {len(files)} "
@@ -144,7 +145,7 @@ def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> 
 @ray.remote(num_returns="streaming")
 def _read_parquet(uri: str, anonymous: bool, file: str | None = None) -> Iterator[ChunkInfo | pa.Table]:
     """`file` is its name among several, whose rows are counted apart."""
-    parquet = storage.open_parquet(uri, anonymous=anonymous)
+    parquet = open_parquet(uri, anonymous=anonymous)
     names = parquet.schema_arrow.names
     _check_columns(uri, parquet.schema_arrow)
     row = 1

@@ -19,6 +19,7 @@ import ray
 from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, Folder, make_chunk
 from jobs.ingesting.sources import open_csv, read_chunks
 from jobs.platform import storage
+from jobs.platform.parquet import open_parquet
 from schemas.errors import InputError
 
 _COLUMNS = {
@@ -87,7 +88,7 @@ def _read_manifest(uri: str, folder: Folder) -> list[Any]:
 @ray.remote(num_returns="streaming")
 def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     try:
-        parquet = storage.open_parquet(uri, anonymous=_is_public(uri, folder))
+        parquet = open_parquet(uri, anonymous=_is_public(uri, folder))
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
     names = {name: _our_name(name) for name in parquet.schema_arrow.names if _our_name(name) in _COLUMNS.values()}

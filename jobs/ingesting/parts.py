@@ -1,7 +1,7 @@
 """The manifest's files: claimed, written part by part, and declared whole at the end.
 
 A folder that holds `_incomplete` is no manifest: it stands there from before the first part until after the last one,
-readers refuse the folder for it (`storage.parquet_files`), and the same command writes it anew.
+readers refuse the folder for it (`parquet_files`), and the same command writes it anew.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from jobs.ingesting.matching import count_reasons, make_rejects
+from jobs.ingesting.matching import EXAMPLES, count_reasons, make_rejects
 from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records, record_columns
 from jobs.platform import storage
+from jobs.platform.parquet import INCOMPLETE, write_table
 from schemas.abid import BinRecord
 from schemas.arrow import conform
 from schemas.errors import GateError, InputError
@@ -50,8 +51,9 @@ class PartReport:
     rejects: dict[str, int]
     outage: str | None = None
     """Why the part is not there: the storage stopped answering."""
+    num_unfetched: int = 0
     unfetched: list[str] = field(default_factory=list)
-    """Records that did not come, and why: their bins are neither in the part nor among the rejects."""
+    """The first EXAMPLES records that did not come, and why: their bins are neither in the part nor among the rejects."""
 
 
 def check_target(target: Target, *, replace: bool) -> None:
@@ -62,7 +64,7 @@ def check_target(target: Target, *, replace: bool) -> None:
             raise InputError(
                 f"{uri}: expected a folder of this job's own, found {foreign[0]}; choose another --manifest-uri"
             )
-    incomplete = storage.exists(storage.join(target.manifest_uri, storage.INCOMPLETE))
+    incomplete = storage.exists(storage.join(target.manifest_uri, INCOMPLETE))
     if not replace and not incomplete and _parquet_below(target.manifest_uri):
         raise InputError(f"{target.manifest_uri}: a manifest is already there; choose another place or give --replace")
     for uri in (target.manifest_uri, target.rejects_uri):
@@ -72,7 +74,7 @@ def check_target(target: Target, *, replace: bool) -> None:
 def begin(target: Target) -> str:
     """Marks the folder as incomplete, then clears it of a former manifest. Returns the mark."""
     mark = uuid.uuid4().hex
-    storage.write_bytes(storage.join(target.manifest_uri, storage.INCOMPLETE), mark.encode())
+    storage.write_bytes(storage.join(target.manifest_uri, INCOMPLETE), mark.encode())
     for uri in (target.manifest_uri, target.rejects_uri):
         storage.delete(entry.uri for entry in _parquet_below(uri))
     return mark
@@ -80,7 +82,7 @@ def begin(target: Target) -> str:
 
 def write_rejects(target: Target, rejects: list[Any]) -> None:
     """Writes the rejects (references) of each range of keys."""
-    write = ray.remote(storage.write_table)
+    write = ray.remote(write_table)
     uris = [storage.join(target.rejects_uri, f"part-{index:05d}.parquet") for index in range(len(rejects))]
     ray.get([write.remote(uri, table) for uri, table in zip(uris, rejects, strict=True)])
 
@@ -88,7 +90,7 @@ def write_rejects(target: Target, rejects: list[Any]) -> None:
 def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
     """Declares the manifest whole, made as `facts` say. Raises GateError where another run began meanwhile in the same
     folder."""
-    uri = storage.join(target.manifest_uri, storage.INCOMPLETE)
+    uri = storage.join(target.manifest_uri, INCOMPLETE)
     if not storage.exists(uri) or storage.read_bytes(uri) != mark.encode():
         # the other may have finished already, and some of what lies there now is ours
         storage.write_bytes(uri, mark.encode())
@@ -122,11 +124,17 @@ def write_part(bins: pa.Table, target: Target) -> PartReport:
     )
     rejects = make_rejects(reject_rows)
     if rejects.num_rows:
-        storage.write_table(storage.join(target.rejects_uri, name), rejects)
+        write_table(storage.join(target.rejects_uri, name), rejects)
     if manifest.num_rows:
-        storage.write_table(storage.join(target.manifest_uri, name), manifest, row_group_size=ROW_GROUP_ROWS)
+        write_table(storage.join(target.manifest_uri, name), manifest, row_group_size=ROW_GROUP_ROWS)
     num_inconsistent = Counter(manifest["record_inconsistent"].to_pylist())[True]
-    return PartReport(manifest.num_rows, num_inconsistent, count_reasons(rejects), unfetched=unfetched)
+    return PartReport(
+        manifest.num_rows,
+        num_inconsistent,
+        count_reasons(rejects),
+        num_unfetched=len(unfetched),
+        unfetched=unfetched[:EXAMPLES],
+    )
 
 
 def _add_records(rows: pa.Table, anonymous: bool) -> tuple[pa.Table, list[tuple[str, str, str, str]], list[str]]:

@@ -6,14 +6,12 @@ import asyncio
 
 import pyarrow as pa
 
-from jobs.platform.fetching import Fault, NotFetched, fetch_bytes
+from jobs.platform.fetching import OUTAGE_FAILURES, Fault, NotFetched, fetch_bytes
 from schemas.abid import MAX_RECORD_BYTES, BinRecord, UnreadableRecord, parse_record
 from schemas.manifest import SKU_LINE
 
 REQUESTS_IN_FLIGHT = 64
 """Per task. A record is a few kB: the wait for its first byte is all that costs."""
-OUTAGE_FAILURES = 16
-"""So many failures in a row, each after its retries, and it is the storage that is away and not a record."""
 
 UNREADABLE = {
     Fault.MISSING: "expected the object that was listed, found it gone",
@@ -69,19 +67,17 @@ async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
     async def read(uri: str) -> Found:
         nonlocal num_failed_in_row
         async with slots:
+            found: Found
             try:
-                data = await _fetch(uri, anonymous)
+                found = parse_record(await _fetch(uri, anonymous))
+            except (UnreadableRecord, UnfetchedRecord) as reason:
+                found = reason
+            if not isinstance(found, UnfetchedRecord):
                 num_failed_in_row = 0
-                return parse_record(data)
-            except UnfetchedRecord as reason:
-                num_failed_in_row += 1
-                if num_failed_in_row >= OUTAGE_FAILURES:
-                    kind = RecordsDenied if reason.denied else StorageOutage
-                    raise kind(f"{uri}: {reason}, like {OUTAGE_FAILURES - 1} others before it") from reason
-                return reason
-            except UnreadableRecord as reason:
-                num_failed_in_row = 0
-                return reason
+            elif (num_failed_in_row := num_failed_in_row + 1) >= OUTAGE_FAILURES:
+                kind = RecordsDenied if found.denied else StorageOutage
+                raise kind(f"{uri}: {found}, like {OUTAGE_FAILURES - 1} others before it") from found
+            return found
 
     return await asyncio.gather(*(read(uri) for uri in uris))
 

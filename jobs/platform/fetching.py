@@ -17,11 +17,13 @@ from obstore.exceptions import (
 
 from jobs.platform import storage
 
+OUTAGE_FAILURES = 16
+"""So many objects in a row that did not come, each after its retries, and it is the storage that is away and not an object."""
+
 _RETRIED = re.compile(r"after \d+ retries")
 """Stands in obstore's errors for what it asked for again and again; one that was refused for good has none."""
 _LASTING = re.compile(r"\(os error (20|36|40)\)")
 """ENOTDIR, ENAMETOOLONG, ELOOP: a local path's own fault. What else a local read ends with is a disk or a mount that fails."""
-
 
 _SIGNS = (
     *("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"),
@@ -51,7 +53,7 @@ class NotFetched(Exception):  # noqa: N818 - what became of it, as UnreadableRec
 
 async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str | None = None) -> bytes:
     """The whole object of at most `most_bytes`; one in S3 must have the `etag` still. Connection errors and throttling are
-    retried by the storage layer, for storage.RETRIES, and then given up on.
+    retried by the storage layer, for s3.RETRIES, and then given up on.
 
     Raises NotFetched, and InputError for a store that can't be opened.
     """

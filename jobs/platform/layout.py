@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.platform import storage
+from jobs.platform.parquet import read_table
 from schemas.errors import GateError, InputError
 
 STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
@@ -70,7 +71,7 @@ def part_uris(output_uri: str, table: str, audit_date: str, run_id: str) -> list
 
 def run_in_force(output_uri: str, audit_date: str) -> str:
     """The run that the night is committed by. Raises FileNotFoundError for a night that isn't."""
-    return storage.read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
+    return read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
 
 
 def committed_run(output_uri: str, audit_date: str) -> str | None:

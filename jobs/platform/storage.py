@@ -1,6 +1,6 @@
 """Everything about a `-uri`: a local path, `file:///…` or `s3://bucket/key`, through obstore.
 
-S3 settings come from the usual AWS chain (`AWS_ENDPOINT_URL`, `AWS_REGION`, profile, role), which boto3 resolves;
+S3 settings come from the usual AWS chain (`AWS_ENDPOINT_URL`, `AWS_REGION`, profile, role), which boto3 resolves (`s3`);
 obstore does the transfers: it is four times faster here than boto3, streams listings, and has the conditional PUT
 for local folders as well as for S3, so that there is one code path.
 """
@@ -13,20 +13,12 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import boto3
-import pyarrow as pa
-import pyarrow.parquet as pq
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -36,22 +28,13 @@ from obstore.exceptions import (
     PreconditionError,
     UnauthenticatedError,
 )
-from obstore.store import LocalStore, ObjectStore, S3Store
+from obstore.store import LocalStore, ObjectStore
 
-from schemas.arrow import DAMAGED_PARQUET
+from jobs.platform.s3 import open_bucket
 from schemas.errors import GateError, InputError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
-
-# Outlasts a storage server that is away for a minute; throttling (503, SLOW_DOWN) backs off within it. The pauses are
-# drawn at random: 40 retries have been over after a minute, so only the time ends them.
-RETRIES: RetryConfig = {
-    "max_retries": 1000,
-    "retry_timeout": timedelta(minutes=2),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
-}
-
+    pass
 
 CUT_TRIES = 6
 """An answer that breaks off is asked for again so often; see is_cut_short."""
@@ -59,13 +42,7 @@ CUT_TRIES = 6
 MOST_DELETED = 1000
 """Objects in one request to delete them, S3's own limit."""
 
-GUESS_SECONDS = 60.0
-"""How long a bucket's region that could not be asked for stays a guess."""
-
 UNPACKED_JOB = "/runtime_resources/working_dir_files/"
-
-INCOMPLETE = "_incomplete"
-"""Stands in a folder of Parquet files from before its first file until after its last one is written."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +99,7 @@ def locate(uri: str, *, anonymous: bool = False) -> tuple[ObjectStore, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
-    return _s3_store(bucket, anonymous), key
+    return open_bucket(bucket, anonymous), key
 
 
 def _locate_lasting(uri: str) -> tuple[ObjectStore, str]:
@@ -135,135 +112,9 @@ def _locate_lasting(uri: str) -> tuple[ObjectStore, str]:
     return locate(uri)
 
 
-def endpoint() -> str | None:
-    """The S3 server that is meant, by the environment or the profile; None for AWS's own."""
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return named or _profile_endpoint(os.environ.get("AWS_PROFILE"))
-
-
-@lru_cache(maxsize=1)
-def _profile_endpoint(profile: str | None) -> str | None:
-    def resolve(*, ignore: bool) -> str:
-        config = Config(signature_version=UNSIGNED, ignore_configured_endpoint_urls=ignore)
-        return _session().client("s3", region_name=region(), config=config).meta.endpoint_url
-
-    try:
-        meant = resolve(ignore=False)
-        return None if meant == resolve(ignore=True) else meant
-    except (BotoCoreError, ValueError) as error:
-        raise _settings_error(error) from error
-
-
-def region() -> str:
-    """The region of the S3 server that is meant: the environment's, else the profile's."""
-    named = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
-    return named or _session().region_name or "us-east-1"
-
-
-def _session() -> boto3.Session:
-    """Raises InputError for AWS settings that contradict each other."""
-    try:
-        return boto3.Session()
-    except BotoCoreError as error:
-        raise _settings_error(error) from error
-
-
-def _settings_error(error: Exception) -> InputError:
-    return InputError(f"AWS settings: {error}; see AWS_PROFILE, AWS_REGION and the AWS configuration files")
-
-
 @lru_cache(maxsize=1)
 def _local_store() -> LocalStore:
     return LocalStore()
-
-
-def bucket_region(bucket: str, *, anonymous: bool = False) -> str:
-    """Where the bucket is to be asked for: on AWS where it lies, of another S3 server in the region that is set; so too
-    where AWS can't be asked: the first request of the caller's own meets the same trouble, and says so."""
-    try:
-        return _ask_region(bucket, anonymous)
-    except (BotoCoreError, ClientError):
-        return region()
-
-
-def _ask_region(bucket: str, anonymous: bool) -> str:
-    """Where AWS keeps the bucket: photos of a public one lie elsewhere than one's own. The region that is set where AWS
-    doesn't say, and of another server. Raises BotoCoreError or ClientError where AWS has trouble of its own."""
-    configured = region()
-    if endpoint():
-        return configured
-    # not its usual minutes: who asks first must not wait longer than the transfers would
-    config = Config(
-        signature_version=UNSIGNED if anonymous else None, connect_timeout=5, retries={"total_max_attempts": 2}
-    )
-    try:
-        answer = _session().client("s3", region_name=configured, config=config).head_bucket(Bucket=bucket)
-    except ClientError as error:  # of what is elsewhere or may not be read it says where that is, too
-        answer = error.response
-        if answer["ResponseMetadata"]["HTTPStatusCode"] >= 500:
-            raise
-    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", configured)
-
-
-_guessed: dict[tuple[str, bool], tuple[float, S3Store]] = {}
-"""Stores whose region nobody could be asked for, and when to ask again."""
-
-
-def _s3_store(bucket: str, anonymous: bool) -> S3Store:
-    until, guessed = _guessed.get((bucket, anonymous), (0.0, None))
-    if guessed is not None and time.monotonic() < until:
-        return guessed
-    try:
-        return _known_store(bucket, anonymous)
-    except (BotoCoreError, ClientError):  # once the trouble has passed, another region may be the right one
-        guessed = guessed or _open_store(bucket, anonymous, region())
-        _guessed[bucket, anonymous] = time.monotonic() + GUESS_SECONDS, guessed
-        return guessed
-
-
-@lru_cache(maxsize=64)
-def _known_store(bucket: str, anonymous: bool) -> S3Store:
-    return _open_store(bucket, anonymous, _ask_region(bucket, anonymous))
-
-
-def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
-    session = _session()
-    server = endpoint()
-    options: dict = {
-        "region": where,
-        # AWS's certificate names no bucket with a dot
-        "virtual_hosted_style_request": server is None and "." not in bucket,
-    }
-    if server is not None:
-        options["endpoint"] = server
-    if anonymous:
-        options["skip_signature"] = True
-    else:
-        _check_credentials(bucket, session)
-        # obstore keeps what it is given for its ttl less five minutes, whatever a role's own expiry; botocore, which is
-        # asked anew then, renews at the latest when ten are left
-        options["credential_provider"] = Boto3CredentialProvider(session, ttl=timedelta(minutes=10))
-    client: ClientConfig = {
-        "allow_http": server is not None and server.startswith("http://"),
-        "timeout": "60s",
-        "connect_timeout": "5s",
-        # Photos of many bins come from one host: let the pool keep their connections.
-        "pool_max_idle_per_host": "256",
-    }
-    return S3Store(bucket, client_options=client, retry_config=RETRIES, **options)
-
-
-def _check_credentials(bucket: str, session: boto3.Session) -> None:
-    """Raises InputError where there are none, or where AWS's chain can't make them out."""
-    try:
-        found = session.get_credentials()
-    except BotoCoreError as error:
-        raise InputError(f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used") from error
-    if found is None:
-        raise InputError(
-            f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
-        )
 
 
 # What mending the arguments or the permissions cures; all else is the storage's own trouble, and may pass.
@@ -382,10 +233,11 @@ def create_bytes(uri: str, data: bytes | memoryview) -> bool:
 def exists(uri: str) -> bool:
     """Whether one object is stored at exactly this URI. Raises InputError where it can't be asked for, GateError where
     storage is away."""
-    return _describe(uri) is not None
+    return describe(uri) is not None
 
 
-def _describe(uri: str, *, anonymous: bool = False) -> StoredObject | None:
+def describe(uri: str, *, anonymous: bool = False) -> StoredObject | None:
+    """What stands at exactly this URI, None where nothing does. Raises as `exists` does."""
     store, key = locate(uri, anonymous=anonymous)
     try:
         meta = store.head(key)
@@ -447,74 +299,23 @@ def _delete_from(store: ObjectStore, uris: list[str]) -> None:
             raise _failure(uri, "deleted", error) from error
 
 
-def parquet_files(uri: str, *, anonymous: bool = False) -> list[StoredObject]:
-    """The Parquet files of a data set (one file, or a folder of them), sorted by URI. Names with `_` or `.` in front, of
-    files and of folders (`_temporary`, `_delta_log`), are those of what wrote it.
-
-    Raises InputError where there is none, and where the folder is marked as not yet whole.
-    """
-    if uri.endswith(".parquet") and (one := _describe(uri, anonymous=anonymous)) is not None:
-        return [one]
-    listed = list(list_objects(uri, anonymous=anonymous))
-    below = join(absolute(uri), "")
-    if any(entry.uri == join(absolute(uri), INCOMPLETE) for entry in listed):
-        raise InputError(
-            f"{uri}: expected a whole data set, found one being written or cut short; run the job that writes it again"
-        )
-    found = [
-        entry
-        for entry in listed
-        if entry.uri.endswith(".parquet")
-        and not any(name.startswith(("_", ".")) for name in entry.uri.removeprefix(below).split("/"))
-    ]
-    if not found:
-        raise InputError(f"{uri}: expected a Parquet file or a folder of .parquet files, found none")
-    return sorted(found, key=lambda entry: entry.uri)
-
-
-def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
-    """A Parquet file that is read range by range. Raises InputError where it is no Parquet file."""
-    ranges = open_ranges(uri, anonymous=anonymous)
-    try:
-        parquet = pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
-        _ = parquet.schema_arrow.names  # names that are no UTF-8 are found damaged here, and not by who asks for them
-        return parquet
-    except DAMAGED_PARQUET as error:
-        raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
-
-
-def read_row_group(uri: str, row_group: int) -> pa.Table:
-    """One of the many row groups of a file: its footer, megabytes where there are thousands, is read once a process.
-
-    Raises FileNotFoundError where the file is not there, InputError where it is no Parquet file."""
-    found = _find(uri)
-    footer = _footer(found)
-    return pq.ParquetFile(pa.PythonFile(_RangeReader(found, False), mode="r"), metadata=footer).read_row_group(
-        row_group
-    )
-
-
-@lru_cache(maxsize=1)  # a worker goes through files one after the other, and a parsed footer takes up to 50 MB
-def _footer(found: StoredObject) -> pq.FileMetaData:
-    return open_parquet(found.uri).metadata
-
-
 def open_ranges(uri: str, *, anonymous: bool = False) -> io.RawIOBase:
     """A stored object as a seekable file: one range request a read. Raises FileNotFoundError where it is not there."""
-    return _RangeReader(_find(uri, anonymous=anonymous), anonymous)
+    return RangeReader(find_object(uri, anonymous=anonymous), anonymous=anonymous)
 
 
-def _find(uri: str, *, anonymous: bool = False) -> StoredObject:
-    found = _describe(uri, anonymous=anonymous)
+def find_object(uri: str, *, anonymous: bool = False) -> StoredObject:
+    """What stands at exactly this URI. Raises FileNotFoundError where nothing does."""
+    found = describe(uri, anonymous=anonymous)
     if found is None:
         raise FileNotFoundError(f"{uri}: not found")
     return found
 
 
-class _RangeReader(io.RawIOBase):
+class RangeReader(io.RawIOBase):
     """A stored object as the seekable file that pyarrow wants: one range request a read."""
 
-    def __init__(self, found: StoredObject, anonymous: bool) -> None:
+    def __init__(self, found: StoredObject, *, anonymous: bool = False) -> None:
         self._uri, self._size, self._position = found.uri, found.num_bytes, 0
         self._anonymous = anonymous
         # of an object that is overwritten meanwhile a reader would mix old ranges with new ones
@@ -548,27 +349,6 @@ class _RangeReader(io.RawIOBase):
             raise _failure(self._uri, "read", error) from error
         self._position = stop
         return data
-
-
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table. Raises InputError where it is none, or a damaged one."""
-    data = read_bytes(uri)
-    try:
-        return pq.ParquetFile(io.BytesIO(data)).read(columns)
-    except DAMAGED_PARQUET as error:
-        raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
-
-
-def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
-    """One Parquet file, written whole or not at all."""
-    write_bytes(uri, parquet_bytes(table, row_group_size=row_group_size))
-
-
-def parquet_bytes(table: pa.Table, *, row_group_size: int | None = None) -> memoryview:
-    """A table as the bytes of one Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
-    return sink.getbuffer()
 
 
 def download_folder(uri: str, folder: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.platform import layout, storage
+from jobs.platform import layout
 from jobs.platform.layout import list_nights, part_uris, partition_uri, run_uri, summary_uri, unless_replaced
+from jobs.platform.parquet import open_parquet, read_table
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import RECOUNT_PLAN_SCHEMA
@@ -42,7 +43,7 @@ class Night:
 def read_night(output_uri: str, audit_date: str) -> Night:
     """Raises InputError, naming the nights there are, where `audit_date` is not committed."""
     try:
-        summary = conform(storage.read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA)
+        summary = conform(read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA)
     except FileNotFoundError as error:
         raise InputError(f"{output_uri}: night {audit_date} is not committed; {_found(output_uri)}") from error
     return Night(output_uri, audit_date, summary["run_id"][0].as_py(), summary)
@@ -66,7 +67,7 @@ def read_results(night: Night) -> Iterator[pa.Table]:
             place = partition_uri(night.output_uri, "results", night.audit_date)
             raise InputError(f"{place}: expected the parts of run {night.run_id}, found none; audit the night again")
         for part in parts:
-            with storage.open_parquet(part) as file:
+            with open_parquet(part) as file:
                 present = [name for name in RESULTS_SCHEMA.names if name in file.schema_arrow.names]
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=present):
                     yield conform(pa.Table.from_batches([batch]), RESULTS_SCHEMA)
@@ -76,7 +77,7 @@ def read_plan(night: Night) -> pa.Table:
     """The night's recount plan, RECOUNT_PLAN_SCHEMA."""
     with unless_replaced(night.output_uri, night.audit_date, night.run_id):
         parts = part_uris(night.output_uri, "recount_plan", night.audit_date, night.run_id)
-        tables = [conform(storage.read_table(part), RECOUNT_PLAN_SCHEMA) for part in parts]
+        tables = [conform(read_table(part), RECOUNT_PLAN_SCHEMA) for part in parts]
     return pa.concat_tables([RECOUNT_PLAN_SCHEMA.empty_table(), *tables])
 
 

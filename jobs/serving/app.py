@@ -17,7 +17,7 @@ on every pod). Never name it in this file: `runtime_env` and `args` are shown in
 
 # No `from __future__ import annotations`: Serve reads the builder's annotation to turn `args` into settings.
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
@@ -25,7 +25,7 @@ from ray.serve.schema import LoggingConfig
 
 from jobs.config.serve import EndpointSettings
 from jobs.counting.belief import Belief, learn_belief, read_class_shares, true_shares
-from jobs.counting.history import LAST_COUNTS_SCHEMA, History, read_history
+from jobs.counting.history import LAST_COUNTS_SCHEMA, History, day_after, read_history
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.platform.cluster import network_environment
@@ -106,7 +106,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
 
 def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
     """What an audit would believe now: learned from the recounts below `output_uri`, assumed without one."""
-    today = datetime.now(UTC).date()
+    today = datetime.now(UTC).date().isoformat()
     if output_uri is None:
         no_counts = LAST_COUNTS_SCHEMA.empty_table().to_pandas().set_index("bin_id")
         shares = true_shares(bundle.label_histogram, bundle.label_noise.rate)
@@ -115,8 +115,7 @@ def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
     nights = list_nights(output_uri)
     if not nights:
         raise InputError(f"{output_uri}: expected the output of jobs.audit, found no committed night")
-    after_last = date.fromisoformat(nights[-1]) + timedelta(days=1)
-    history = read_history(output_uri, max(today, after_last).isoformat())
+    history = read_history(output_uri, max(today, day_after(nights[-1])))
     of_last_night = read_class_shares(output_uri, nights[-1])
     if len(of_last_night) != bundle.num_classes:
         raise InputError(

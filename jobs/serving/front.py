@@ -129,10 +129,8 @@ class Front:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._decoders, self._read, data)
-        except UnreadableImage as error:
-            raise Problem("unreadable_image", str(error)) from error
-        except RejectedImage as error:
-            raise Problem("image_rejected", str(error)) from error
+        except (UnreadableImage, RejectedImage) as error:
+            raise Problem(str(error.status), str(error)) from error
 
     def _read(self, data: bytes) -> tuple[np.ndarray, bytes]:
         return decode_image(data, self.bundle.preprocessing), hashlib.sha256(data).digest()

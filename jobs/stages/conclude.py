@@ -21,7 +21,9 @@ import ray.data
 
 from jobs.platform import storage
 from jobs.platform.layout import part_uri
+from jobs.platform.parquet import read_table, write_table
 from jobs.stages.reconcile import Reconciler, probability_matrix
+from jobs.stages.summary import add_up, sum_scopes
 from model.certificates import (
     ReferenceScores,
     certificate_thresholds,
@@ -42,7 +44,7 @@ from model.recount_plan import (
 )
 from schemas.bundle import BundleInfo
 from schemas.recount import PLANNED_SCHEMA
-from schemas.results import RESULTS_SCHEMA, ImageStatus, Reason, Recount, Verdict
+from schemas.results import RESULTS_SCHEMA, Reason, Recount, Verdict
 
 GROUP_BYTES = 96 * 1024 * 1024
 """Staged bytes that make one part of the results: parts of 64 to 512 MB where there is that much."""
@@ -180,7 +182,7 @@ def write_parts(
     ]
     written.sort(key=lambda found: found["uri"])  # they end in any order, and sums of floats depend on theirs
     table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *(found["planned"] for found in written)]).sort_by("bin_id")
-    return Night(_add_up([found["sums"] for found in written]), table, [found["uri"] for found in written])
+    return Night(add_up([found["sums"] for found in written]), table, [found["uri"] for found in written])
 
 
 def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
@@ -210,7 +212,7 @@ def _over_groups(
 
 
 def _read_group(row: dict) -> Iterator[pa.Table]:
-    return (storage.read_table(uri) for uri in row["uris"])
+    return (read_table(uri) for uri in row["uris"])
 
 
 def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
@@ -273,8 +275,8 @@ def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
         sums.append(sum_scopes(results, outside.to_numpy(), reconciler.assessor.top_class))
         tables.append(results)
     uri = part_uri(output_uri, "results", rules.audit_date, rules.run_id, row["group"])
-    storage.write_table(uri, pa.concat_tables(tables), row_group_size=65536)
-    written = {"sums": _add_up(sums), "planned": pa.concat_tables(planned), "uri": uri}
+    write_table(uri, pa.concat_tables(tables), row_group_size=65536)
+    written = {"sums": add_up(sums), "planned": pa.concat_tables(planned), "uri": uri}
     return {"written": pickle.dumps(written)}
 
 
@@ -324,62 +326,3 @@ def _planned(rows: pa.Table, results: pa.Table) -> pa.Table:
     chosen, from_rows = results.filter(mask), rows.filter(mask)
     columns = [chosen[name] if name in chosen.column_names else from_rows[name] for name in PLANNED_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=PLANNED_SCHEMA)
-
-
-def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.DataFrame:
-    """The summary's columns, the numerators of its shares, and the bins with a unit_value and of them the assessed, summed
-    over each scope: one row each for ("all", ""), ("zone", its name), ("abc_class", …) and ("expected_qty", …).
-
-    `outside` (n,): assessed, and the record lies outside the camera's 90 % set.
-    """
-
-    def column(name: str) -> np.ndarray:
-        return np.nan_to_num(results[name].to_numpy(zero_copy_only=False).astype(np.float64))
-
-    def equal(name: str, value: str) -> np.ndarray:
-        return pc.fill_null(pc.equal(results[name], value), False).to_numpy()
-
-    expected, value = column("expected_qty"), column("unit_value")
-    is_assessed, is_valued = ~equal("verdict", str(Verdict.NOT_ASSESSED)), pc.is_valid(results["unit_value"]).to_numpy()
-    net, gross = column("expected_variance_qty"), column("expected_abs_variance_qty")
-    scored = equal("status", str(ImageStatus.SCORED))
-    priority = equal("recount", str(Recount.PRIORITY))
-    # at K or more on both sides the counts can't be told apart
-    differs = scored & (np.minimum(expected, top_class) != column("camera_qty"))
-    columns = {
-        "num_bins": np.ones(results.num_rows),
-        **{f"num_{status}": equal("status", str(status)) for status in ImageStatus},
-        "num_assessed": is_assessed,
-        "recorded_units": expected,
-        "recorded_value": expected * value,
-        "num_suspect": equal("verdict", str(Verdict.SUSPECT)),
-        "num_certified": equal("verdict", str(Verdict.CERTIFIED)),
-        "num_priority": priority,
-        "num_random": equal("recount", str(Recount.RANDOM)),
-        "exp_wrong_in_list": np.where(priority, column("p_record_wrong"), 0.0),
-        "num_mismatch": differs,
-        "num_outside": outside,
-        "expected_wrong": column("p_record_wrong"),
-        "net_variance_predicted": net,
-        "gross_variance_predicted": gross,
-        "num_valued": is_valued,
-        "num_valued_assessed": is_valued & is_assessed,
-        # E max(-d, 0) and E max(d, 0): a bin that may be short and may be over is both, they don't cancel
-        "shortage_value": (gross - net) / 2 * value,
-        "overage_value": (gross + net) / 2 * value,
-        "value_at_risk": column("value_at_risk"),
-    }
-    frame = pd.DataFrame(columns, dtype=np.float64)
-    quantity = [str(int(qty)) if qty < top_class else f"{top_class}+" for qty in expected]
-    scopes = {
-        "all": [""] * results.num_rows,
-        "zone": [zone or None for zone in results["zone"].to_pylist()],
-        "abc_class": [name or None for name in results["abc_class"].to_pylist()],
-        "expected_qty": quantity,
-    }
-    parts = {scope: frame.groupby(np.array(names, dtype=object)).sum() for scope, names in scopes.items()}
-    return pd.concat(parts, names=["scope", "scope_value"])
-
-
-def _add_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(parts).groupby(["scope", "scope_value"]).sum()

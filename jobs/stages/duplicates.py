@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from jobs.platform import storage
+from jobs.platform.parquet import open_parquet
+from jobs.stages.resources import CHECK_CPUS
 
-CHECK_CPUS = 0.25
-"""Of each task that reads or copies a file of a manifest: a job that waits for its turn has checked it before."""
 PIECE_ROWS = 4_000_000
 """Ids that one task hashes (8 bytes each) and that one range of hashes holds on average."""
 SPARE_CANDIDATES = 100
@@ -65,7 +64,7 @@ def find_duplicates(manifest_files: list[str], column: str, limit: int = 10) -> 
 def _measure(uris: list[str]) -> list[_Piece]:
     pieces: list[_Piece] = []
     for uri in uris:
-        metadata = storage.open_parquet(uri).metadata
+        metadata = open_parquet(uri).metadata
         groups: list[int] = []
         num_rows = 0
         for index in range(metadata.num_row_groups):
@@ -107,7 +106,7 @@ def _count_ids(piece: _Piece, column: str, candidates: np.ndarray) -> dict[str, 
 
 
 def _read_ids(piece: _Piece, column: str) -> Iterator[pa.Array]:
-    parquet = storage.open_parquet(piece.uri)
+    parquet = open_parquet(piece.uri)
     for batch in parquet.iter_batches(batch_size=65536, row_groups=list(piece.row_groups), columns=[column]):
         yield batch.column(0).cast(pa.string()).drop_null()
 

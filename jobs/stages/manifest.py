@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from jobs.platform import storage
 from jobs.platform.cluster import await_slot
-from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
+from jobs.platform.parquet import parquet_files
+from jobs.stages.duplicates import find_duplicates
+from jobs.stages.resources import CHECK_CPUS
 from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, outside_calendar, schema_problems
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE, NIGHT_YEARS
@@ -79,7 +81,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     Without `needs_night` a manifest may name none (its `audit_date` is then empty).
     """
     uri = storage.absolute(uri)
-    files = [entry.uri for entry in storage.parquet_files(uri)]
+    files = [entry.uri for entry in parquet_files(uri)]
     await_slot(CHECK_CPUS)
     found = ray.data.from_items([{"uri": file} for file in files], override_num_blocks=len(files)).map(
         _check_file, num_cpus=CHECK_CPUS

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 import jobs
@@ -31,59 +29,14 @@ from jobs.platform.layout import (
     run_uri,
     summary_uri,
 )
+from jobs.platform.parquet import open_parquet, parquet_bytes, write_table
 from jobs.stages.conclude import Night
 from jobs.stages.run import NightLock, hold_night
 from schemas.arrow import conform
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
-from schemas.summary import SUMMARY_SCHEMA
 
 logger = logging.getLogger(__name__)
-
-
-AT_STAKE = ("shortage_value", "overage_value", "value_at_risk")
-"""Sums over the assessed bins that have a unit value."""
-
-MONEY = ("recorded_value", *AT_STAKE)
-"""Sums that need unit values of one currency."""
-
-
-PREDICTED = ("expected_wrong", "net_variance_predicted", "gross_variance_predicted")
-"""Sums over the assessed bins: of none they say nothing, which is not that nothing is wrong."""
-
-
-def summarize(
-    night: Night,
-    facts: dict[str, object],
-    facts_of: Mapping[tuple[str, str | None], dict[str, object]],
-    currencies: Sequence[str | None],
-) -> pa.Table:
-    """SUMMARY_SCHEMA, one row per scope: the sums, `facts` in every row, `facts_of` a scope and its value in that row.
-
-    `currencies` of the night's unit values. Money is null in a scope without any (what is at stake: without any of an
-    assessed bin), and everywhere where there are several; what is predicted is null in a scope of which nothing was assessed.
-    """
-    rows = []
-    # the whole night's row first
-    for sums in sorted(night.sums.reset_index().to_dict("records"), key=lambda sums: sums["scope"] != "all"):
-        scope, value = sums.pop("scope"), sums.pop("scope_value") or None
-        row: dict[str, Any] = {
-            str(name): round(total) if str(name).startswith("num_") or name == "recorded_units" else total
-            for name, total in sums.items()
-        }
-        row |= facts | {"scope": scope, "scope_value": value}
-        row["coverage"] = sums["num_assessed"] / sums["num_bins"]
-        row["naive_mismatch_share"] = sums["num_mismatch"] / sums["num_scored"] if sums["num_scored"] else None
-        row["record_outside_set_share"] = sums["num_outside"] / sums["num_assessed"] if sums["num_assessed"] else None
-        if not sums["num_valued"] or len(currencies) > 1:
-            row |= dict.fromkeys(MONEY)
-        if not sums["num_valued_assessed"]:
-            row |= dict.fromkeys(AT_STAKE)
-        if not sums["num_assessed"]:
-            row |= dict.fromkeys(PREDICTED)
-        row |= facts_of.get((scope, value), {})
-        rows.append({name: _plain(row.get(name)) for name in SUMMARY_SCHEMA.names})
-    return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
 
 
 def publish_night(
@@ -105,13 +58,13 @@ def publish_night(
     """
     lock.check()  # the plan that is written next has the name of whoever else runs this command
     private = run_uri(output_uri, run_id)
-    storage.write_table(storage.join(private, RUN_PLAN), night.planned)
+    write_table(storage.join(private, RUN_PLAN), night.planned)
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
     plan_uri = part_uri(output_uri, "recount_plan", audit_date, run_id, 0)
-    storage.write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
+    write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
     storage.create_bytes(
-        storage.join(output_uri, COUNTED, "_schema.parquet"), storage.parquet_bytes(COUNTED_SCHEMA.empty_table())
+        storage.join(output_uri, COUNTED, "_schema.parquet"), parquet_bytes(COUNTED_SCHEMA.empty_table())
     )
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
     # in DuckDB's patterns a bracket holds a sign that would mean something
@@ -147,8 +100,8 @@ def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, re
     lock and here finds the night taken, and not the lock alone stands between it and another run's parts."""
     uri = summary_uri(output_uri, audit_date)
     if replaces is not None:
-        storage.write_table(uri, summary)
-    elif not storage.create_bytes(uri, storage.parquet_bytes(summary)):
+        write_table(uri, summary)
+    elif not storage.create_bytes(uri, parquet_bytes(summary)):
         # an answer lost on its way makes the retry find this run's own commit
         committed = committed_run(output_uri, audit_date)
         if committed != run_id:
@@ -165,7 +118,7 @@ def check_committed(output_uri: str, audit_date: str, run_id: str, num_bins: int
         logger.info("the night %s has been replaced since run %s committed it", audit_date, run_id)
         return
     parts = part_uris(output_uri, "results", audit_date, run_id)
-    found = sum(storage.open_parquet(uri).metadata.num_rows for uri in parts)
+    found = sum(open_parquet(uri).metadata.num_rows for uri in parts)
     if found != num_bins:
         raise GateError(
             f"{output_uri}: the night {audit_date} is committed by run {run_id} with {found} of its {num_bins} rows, as another "
@@ -235,10 +188,3 @@ def _check_parts(expected: set[str], output_uri: str, audit_date: str) -> None:
             f"{len(gone)} of this run's {len(expected)} parts were deleted before the commit (such as {min(gone)}); "
             "nothing was committed, the same command writes them again"
         )
-
-
-def _plain(value: object) -> object:
-    """NaN, which an estimate without evidence is, as null."""
-    if isinstance(value, float | np.floating):
-        return None if np.isnan(value) else float(value)
-    return value

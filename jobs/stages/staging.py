@@ -7,8 +7,8 @@ score are tried again; so the same command after a crash loses at most the shard
 from __future__ import annotations
 
 import io
-import json
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.platform import storage
+from jobs.platform.parquet import read_row_group, write_table
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards, shard_table
@@ -99,9 +100,7 @@ def stage_shards(
         num_cpus=resources.small_task_cpus,
     )
     for row in staged.iter_rows():
-        report = json.loads(row["report"])
-        report["findings"] = Counter({tuple(key): count for key, count in report["findings"]})
-        yield StagedShard(**report)
+        yield pickle.loads(row["report"])  # noqa: S301 - written by our own worker
 
 
 def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Iterator[pa.Table]:
@@ -109,9 +108,7 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
         shard = Shard(item["index"], item["uri"], item["row_group"], item["num_rows"])
         staged = _read_staged(staged_uri(folder_uri, shard.index))
         if staged is None:
-            yield shard_table(
-                fetch_rows(storage.read_row_group(shard.uri, shard.row_group), plan), shard.index, fresh=True
-            )
+            yield shard_table(fetch_rows(read_row_group(shard.uri, shard.row_group), plan), shard.index, fresh=True)
             continue
         again = pc.not_equal(staged["status"], SCORED)
         if not pc.any(again).as_py():
@@ -142,11 +139,11 @@ def _read_staged(uri: str) -> pa.Table | None:
         return None
 
 
-def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
+def _stage(rows: pa.Table, folder_uri: str) -> pa.Table:
     shards = pc.unique(rows["shard"]).to_pylist()
     assert len(shards) == 1, f"a block holds one shard, found {shards}"
     if pc.any(rows["fresh"]).as_py():
-        storage.write_table(staged_uri(folder_uri, shards[0]), rows.select(STAGED_SCHEMA.names))
+        write_table(staged_uri(folder_uri, shards[0]), rows.select(STAGED_SCHEMA.names))
     statuses = Counter(rows["status"].to_pylist())
     failed = rows.filter(pc.not_equal(rows["status"], SCORED))
     findings: Counter = Counter(
@@ -155,12 +152,12 @@ def _stage(rows: pa.Table, folder_uri: str) -> dict[str, list[str]]:
             *(failed[name].to_pylist() for name in ("status", "error", "image_uri")), strict=True
         )
     )
-    report = {
-        "shard": shards[0],
-        "num_rows": rows.num_rows,
-        "num_fresh": pc.sum(pc.and_(rows["fresh"], pc.equal(rows["status"], SCORED))).as_py(),
+    report = StagedShard(
+        shard=shards[0],
+        num_rows=rows.num_rows,
+        num_fresh=pc.sum(pc.and_(rows["fresh"], pc.equal(rows["status"], SCORED))).as_py(),
         **{name: rows[name][0].as_py() for name in TIMES},
-        "statuses": dict(statuses),
-        "findings": [[list(kind), count] for kind, count in trim_findings(findings).items()],
-    }
-    return {"report": [json.dumps(report)]}
+        statuses=dict(statuses),
+        findings=trim_findings(findings),
+    )
+    return pa.table({"report": pa.array([pickle.dumps(report)], pa.binary())})

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import ray.data
 
 from jobs.platform import storage
-from jobs.stages.duplicates import CHECK_CPUS
+from jobs.platform.parquet import open_parquet
 from jobs.stages.manifest import Manifest
+from jobs.stages.resources import CHECK_CPUS
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.manifest import MANIFEST_SCHEMA
@@ -123,7 +124,7 @@ def _copy_file(row: dict) -> dict:
 def _is_whole(uri: str, num_rows: int) -> bool:
     """Whether a former try's copy is there: a power cut can leave a file of any length under its final name."""
     try:
-        return storage.open_parquet(uri).metadata.num_rows == num_rows
+        return open_parquet(uri).metadata.num_rows == num_rows
     except FileNotFoundError:
         return False
     except InputError as error:

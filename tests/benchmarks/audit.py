@@ -29,6 +29,7 @@ import torch
 
 from jobs.platform import storage
 from jobs.platform.cluster import KEEP_MEMORY
+from jobs.platform.parquet import read_table
 from tests.benchmarks.audit_growth import measure_growth
 from tests.benchmarks.audit_inputs import MANIFEST_URI, make_bundle, serve_photos
 from tests.benchmarks.audit_processes import Ended, run
@@ -145,7 +146,7 @@ def steady_rate(marks: list[tuple[float, int]], expected: int) -> float:
 
 def read_night(output_uri: str) -> tuple[float, float]:
     """Images per second in the steady state, and the seconds of the whole command."""
-    summary = storage.read_table(f"{output_uri}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
+    summary = read_table(f"{output_uri}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
     assert summary["num_scored"] == summary["num_bins"], "every photo of the benchmark can be scored"
     run_uri = f"{output_uri}/runs/{summary['run_id']}/run.json"
     return summary["images_per_second"], json.loads(storage.read_bytes(run_uri))["outcome"]["seconds"]

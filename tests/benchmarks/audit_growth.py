@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from schemas.arrow import conform
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 from tests.benchmarks.audit_processes import run
@@ -69,4 +70,4 @@ def write_manifest(place: Path, num_bins: int) -> None:
             }
         )
         uri = storage.join(str(place), "manifest", f"part-{start:09d}.parquet")
-        storage.write_table(uri, conform(table, MANIFEST_SCHEMA).replace_schema_metadata(metadata))
+        write_table(uri, conform(table, MANIFEST_SCHEMA).replace_schema_metadata(metadata))

@@ -10,6 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from tests.conftest import S3_ENVIRONMENT, start_s3_server
 from tests.dump import manifest_table, photo, write_bundle
 
@@ -41,7 +42,7 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
             storage.write_bytes(uri, data)
         uris = list(islice(cycle(objects), num_images))
         table = manifest_table(IMAGES_URI, [number % 6 for number in range(num_images)], image_uri=uris)
-        storage.write_table(storage.join(MANIFEST_URI, "part-0.parquet"), table)
+        write_table(storage.join(MANIFEST_URI, "part-0.parquet"), table)
         yield uris
     finally:
         server.terminate()

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
+from jobs.platform.parquet import parquet_files, read_table
 from model.bundle import load_bundle
 from model.bundle_files import read_training_images
 from model.images import decode_image
@@ -39,7 +40,7 @@ NUM_BOOTSTRAP = 500
 
 def score_test_photos(manifest_uri: str, bundle_uri: str) -> tuple[np.ndarray, np.ndarray, BundleInfo]:
     """Calibrated probabilities (n, K + 1), quantities (n,) of the bundle's test split, and what the bundle says."""
-    tables = [storage.read_table(entry.uri) for entry in storage.parquet_files(manifest_uri)]
+    tables = [read_table(entry.uri) for entry in parquet_files(manifest_uri)]
     bins = pa.concat_tables([table.select(["bin_id", "image_uri", "expected_qty"]) for table in tables])
     with local_bundle(bundle_uri) as folder:
         bundle = load_bundle(folder)

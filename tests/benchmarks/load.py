@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.platform import storage
+from jobs.platform.parquet import parquet_files, read_table, write_table
 from schemas.arrow import conform
 from schemas.manifest import MANIFEST_SCHEMA
 
@@ -38,7 +39,7 @@ KINDS = {"ShardScorer": "scorers", "ray::": "other workers", "gcs_server": "Ray 
 
 def write_manifest(source_uri: str, target_uri: str, num_bins: int) -> None:
     """`num_bins` rows in files of ROWS_PER_FILE; the photos of `source_uri` in turn."""
-    tables = [storage.read_table(entry.uri) for entry in storage.parquet_files(source_uri)]
+    tables = [read_table(entry.uri) for entry in parquet_files(source_uri)]
     source = pa.concat_tables([conform(table, MANIFEST_SCHEMA) for table in tables]).combine_chunks()
     for start in range(0, num_bins, ROWS_PER_FILE):
         number = np.arange(start, min(start + ROWS_PER_FILE, num_bins))
@@ -46,7 +47,7 @@ def write_manifest(source_uri: str, target_uri: str, num_bins: int) -> None:
         copy = pa.array(np.char.add("-", (number // source.num_rows).astype(str)).tolist())
         names = pc.binary_join_element_wise(rows["bin_id"], copy, "")
         rows = rows.set_column(0, MANIFEST_SCHEMA.field(0), names).replace_schema_metadata(tables[0].schema.metadata)
-        storage.write_table(storage.join(target_uri, f"part-{start:09d}.parquet"), rows)
+        write_table(storage.join(target_uri, f"part-{start:09d}.parquet"), rows)
 
 
 def audit(manifest_uri: str, bundle_uri: str, output_uri: str, precision: str) -> subprocess.Popen[bytes]:
@@ -59,8 +60,8 @@ def bins_for(minutes: float, source_uri: str, bundle_uri: str, precision: str, p
     """How many bins a run of so many minutes scores, by the rate of a pilot night of PILOT_BINS."""
     write_manifest(source_uri, f"{place}/manifest", PILOT_BINS)
     assert audit(f"{place}/manifest", bundle_uri, f"{place}/audits", precision).wait() == 0
-    (summary,) = storage.parquet_files(f"{place}/audits/summary")
-    rate = storage.read_table(summary.uri, ["images_per_second"])["images_per_second"].drop_null()[0].as_py()
+    (summary,) = parquet_files(f"{place}/audits/summary")
+    rate = read_table(summary.uri, ["images_per_second"])["images_per_second"].drop_null()[0].as_py()
     return round(SCORING_SHARE * rate * 60 * minutes)
 
 

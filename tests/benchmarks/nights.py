@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from jobs import audit, recount
 from jobs.platform import storage
 from jobs.platform.cluster import connect
+from jobs.platform.parquet import parquet_files, read_table, write_table
 from model.record_errors import DEFAULT_SIZES
 from schemas.arrow import conform
 from schemas.manifest import MANIFEST_SCHEMA
@@ -64,8 +65,8 @@ def with_records(manifest: pa.Table, recorded: np.ndarray, night: str) -> pa.Tab
 
 def answer_plan(output_uri: str, night: str, truth: dict[str, int], counts_uri: str) -> None:
     """The CSV that comes back: every planned bin counted; a mismatch was counted a second time."""
-    parts = storage.parquet_files(storage.join(output_uri, "recount_plan", f"audit_date={night}"))
-    plan = pd.concat([storage.read_table(part.uri).to_pandas() for part in parts])
+    parts = parquet_files(storage.join(output_uri, "recount_plan", f"audit_date={night}"))
+    plan = pd.concat([read_table(part.uri).to_pandas() for part in parts])
     counted = plan["bin_id"].map(truth)
     frame = pd.DataFrame(
         {
@@ -82,7 +83,7 @@ def answer_plan(output_uri: str, night: str, truth: dict[str, int], counts_uri: 
 
 def run_nights(manifest_uri: str, bundle_uri: str, output_uri: str, num_nights: int, seed: int) -> list[dict]:
     """One row of figures per night."""
-    tables = [storage.read_table(entry.uri) for entry in storage.parquet_files(manifest_uri)]
+    tables = [read_table(entry.uri) for entry in parquet_files(manifest_uri)]
     manifest = pa.concat_tables([conform(table, MANIFEST_SCHEMA) for table in tables]).combine_chunks()
     manifest = manifest.replace_schema_metadata(tables[0].schema.metadata)
     true_qty = manifest["expected_qty"].to_numpy().astype(np.int64)
@@ -93,7 +94,7 @@ def run_nights(manifest_uri: str, bundle_uri: str, output_uri: str, num_nights: 
         night = (date(2026, 9, 1) + timedelta(days=index)).isoformat()
         recorded = alter_records(true_qty, generator)
         place = storage.join(output_uri, "manifests", night)
-        storage.write_table(storage.join(place, "part-0.parquet"), with_records(manifest, recorded, night))
+        write_table(storage.join(place, "part-0.parquet"), with_records(manifest, recorded, night))
         audits = storage.join(output_uri, "audits")
         started = time.monotonic()
         code = audit.main(["--manifest-uri", place, "--bundle-uri", bundle_uri, "--output-uri", audits])
@@ -117,11 +118,9 @@ def run_nights(manifest_uri: str, bundle_uri: str, output_uri: str, num_nights: 
 
 def measure_night(audits: str, night: str, truth: dict[str, int], planted: float) -> dict:
     """What the night's results claim, beside the truth. The estimate is of the nights before this one."""
-    part = storage.parquet_files(storage.join(audits, "results", f"audit_date={night}"))
-    results = pa.concat_tables([storage.read_table(entry.uri) for entry in part])
-    summary = storage.read_table(storage.join(audits, "summary", f"audit_date={night}", "summary.parquet")).to_pylist()[
-        0
-    ]
+    part = parquet_files(storage.join(audits, "results", f"audit_date={night}"))
+    results = pa.concat_tables([read_table(entry.uri) for entry in part])
+    summary = read_table(storage.join(audits, "summary", f"audit_date={night}", "summary.parquet")).to_pylist()[0]
     wrong = np.array([truth[b] for b in results["bin_id"].to_pylist()]) != results["expected_qty"].to_numpy()
     priority = pc.fill_null(pc.equal(results["recount"], "priority"), False).to_numpy()
     certified = pc.equal(results["verdict"], "certified").to_numpy()

@@ -29,6 +29,7 @@ from safetensors.torch import save
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.cluster import connect
+from jobs.platform.parquet import read_table, write_table
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
 from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs
 from jobs.training.start import read_start
@@ -60,7 +61,7 @@ class LoadInMemory:
 
     def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoSource]:
         bins, state, _ = self.inputs()
-        uris = storage.read_table(self.inputs.bins_uri, columns=["image_uri"])["image_uri"].to_pylist()
+        uris = read_table(self.inputs.bins_uri, columns=["image_uri"])["image_uri"].to_pylist()
         preprocessing = Preprocessing(image_size=self.inputs.recipe.image_size)
         pixels = np.stack([decode_image(storage.read_bytes(uri), preprocessing) for uri in uris])
         return bins, state, PhotosInMemory(pixels)
@@ -93,7 +94,7 @@ def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, f
             ),
         ).fit()
     history = result.return_value["history"][1:]  # type: ignore[attr-defined]
-    trained = storage.read_table(inputs.bins_uri, columns=["split"])["split"].to_pylist().count("train")
+    trained = read_table(inputs.bins_uri, columns=["split"])["split"].to_pylist().count("train")
     photos = trained // recipe.batch_size * recipe.batch_size
     return {
         "photos_per_second": photos * len(history) / sum(epoch["seconds"] for epoch in history),
@@ -121,7 +122,7 @@ def main() -> None:
     figures: dict[str, list[dict[str, float]]] = {"streamed": [], "in memory": []}
     with connect(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        storage.write_table(str(folder / BINS_FILE), choose_bins(config, arguments.num_photos))
+        write_table(str(folder / BINS_FILE), choose_bins(config, arguments.num_photos))
         (folder / INITIAL_FILE).write_bytes(save(read_start(config).state))
         for _ in range(arguments.repeats):
             for kind, found in figures.items():

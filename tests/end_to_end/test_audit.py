@@ -17,6 +17,7 @@ import pytest
 from jobs import audit, recount
 from jobs.counting.belief import Belief, true_shares
 from jobs.platform import storage
+from jobs.platform.parquet import read_table, write_table
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info
 from model.posterior import build_assessor
 from model.recount_plan import draw_keys
@@ -45,8 +46,8 @@ def _audit(manifest: str, bundle: str, output: str, *flags: str) -> int:
 
 def _read(output: str, table: str = "results") -> pa.Table:
     """All committed rows of a table, as `views.sql` defines them, sorted by bin."""
-    parts = [storage.read_table(entry.uri) for entry in storage.list_objects(f"{output}/{table}")]
-    summary = storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")
+    parts = [read_table(entry.uri) for entry in storage.list_objects(f"{output}/{table}")]
+    summary = read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")
     rows = pa.concat_tables(parts)
     return rows.filter(pa.compute.equal(rows["run_id"], summary["run_id"][0])).sort_by("bin_id")
 
@@ -60,9 +61,9 @@ def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> N
     storage.write_bytes(f"{place}/bin-images/00008.jpg", b"")
     storage.write_bytes(f"{place}/bin-images/00009.jpg", photo(3, 3)[:-300])
     (part,) = storage.list_objects(manifest)
-    table = storage.read_table(part.uri)
+    table = read_table(part.uri)
     metadata = {**table.schema.metadata, b"images_uri": place.encode()}  # --allowed-root stands in its stead
-    storage.write_table(part.uri, table.replace_schema_metadata(metadata))
+    write_table(part.uri, table.replace_schema_metadata(metadata))
     flags = ["--recount-budget", "40", "--allowed-root", f"{place}/bin-images"]
     assert _audit(manifest, bundle, f"{place}/audits", *flags) == 0
     results = _read(f"{place}/audits")
@@ -87,7 +88,7 @@ def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> N
     plan = _read(f"{place}/audits", "recount_plan").to_pylist()
     assert sorted(row["recount"] for row in plan) == ["priority"] * 28 + ["random"] * 12
     assert {row["inclusion_probability"] for row in plan if row["recount"] == "priority"} == {1.0}
-    summary = storage.read_table(f"{place}/audits/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
+    summary = read_table(f"{place}/audits/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
     assert (summary["num_bins"], summary["num_assessed"]) == (300, len(assessed))
     assert (summary["record_model"], summary["error_rate"], summary["ira"]) == ("assumed", None, None)
 
@@ -128,7 +129,7 @@ def test_duckdb_and_polars_read_the_night_and_it_has_its_price(night: Path) -> N
     rows = polars.read_parquet(f"{night}/results/*/*.parquet", hive_partitioning=True)
     assert rows["bin_id"].n_unique() == 20
     assert str(rows["audit_date"][0]) == NIGHT
-    summary = storage.read_table(f"{night}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()
+    summary = read_table(f"{night}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()
     (document,) = night.glob("runs/*/run.json")
     seconds = json.loads(document.read_text())["outcome"]["seconds"]
     # one node; the price is settled just before the commit, which the run's own seconds (rounded to tenths) include
@@ -251,15 +252,15 @@ def test_nobody_is_sent_to_what_is_known_until_its_record_changes(tmp_path: Path
     corrected = [5 if number == 3 else number % 8 for number in range(40)]
     table = manifest_table(f"{tmp_path}/bin-images", corrected)
     metadata = {**table.schema.metadata, b"audit_date": night.encode()}
-    storage.write_table(f"{tmp_path}/next/part-0.parquet", table.replace_schema_metadata(metadata))
+    write_table(f"{tmp_path}/next/part-0.parquet", table.replace_schema_metadata(metadata))
     assert _audit(f"{tmp_path}/next", bundle, output, "--recount-budget", "36", "--random-share", "0") == 0
     parts = storage.list_objects(f"{output}/results/audit_date={night}")
-    results = pa.concat_tables([storage.read_table(part.uri) for part in parts]).sort_by("bin_id").to_pylist()
+    results = pa.concat_tables([read_table(part.uri) for part in parts]).sort_by("bin_id").to_pylist()
     found = [(row["reason"], row["verdict"], row["recount"]) for row in results[:4]]
     waiting = [("counted_wrong", "suspect", None), ("second_count", "suspect", None)]
     assert found == [("counted", "ok", None), *waiting, ("counted", "ok", None)]
     assert all((row["reason"], row["recount"]) == (None, "priority") for row in results[4:])
-    (whole, *_) = storage.read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()
+    (whole, *_) = read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()
     assert 0.5 < whole["drill_recall"] <= 1, "nearly all bins are listed"
 
 
@@ -278,12 +279,12 @@ def test_what_was_counted_is_learned_and_claimed_by_the_next_night(tmp_path: Pat
     records = [number % 8 for number in range(60)]
     table = manifest_table(f"{tmp_path}/bin-images", records, unit_value=[1.0 + number % 7 for number in range(60)])
     metadata = {**table.schema.metadata, b"audit_date": night.encode()}
-    storage.write_table(f"{tmp_path}/next/part-0.parquet", table.replace_schema_metadata(metadata))
+    write_table(f"{tmp_path}/next/part-0.parquet", table.replace_schema_metadata(metadata))
     flags = ["--recount-budget", "20", "--objective", "value", "--seed", "5", "--count-valid-nights", "0"]
     assert _audit(f"{tmp_path}/next", bundle, output, *flags) == 0
     (document,) = Path(output).glob(f"runs/{night}-*/run.json")
     belief = Belief.from_dict(json.loads(document.read_text())["belief"])
-    (whole, *_) = storage.read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()
+    (whole, *_) = read_table(f"{output}/summary/audit_date={night}/summary.parquet").to_pylist()
     drawn = [wrong[row["bin_id"]] for row in plan if row["recount"] == "random"]
     assert whole["record_model"] == belief.state == "learned"
     assert whole["error_rate"] == pytest.approx(np.mean(drawn))
@@ -291,7 +292,7 @@ def test_what_was_counted_is_learned_and_claimed_by_the_next_night(tmp_path: Pat
     assert belief.record_model.class_shares == pytest.approx(shares.tolist())
 
     (part,) = storage.list_objects(f"{output}/results/audit_date={night}")
-    found = storage.read_table(part.uri).to_pylist()
+    found = read_table(part.uri).to_pylist()
     info = read_bundle_info(Path(bundle))
     assessor = build_assessor(info.label_histogram, belief.noise_rate, belief.record_model)
     probabilities = np.array([row["probabilities"] for row in found], np.float32)
@@ -314,7 +315,7 @@ def test_values_in_a_currency_and_in_none_have_no_sum_and_an_empty_budget_no_pla
     assert _audit(manifest, bundle, output, "--objective", "value") == 2
     assert "expected one currency, found none, EUR" in capsys.readouterr().err
     assert _audit(manifest, bundle, output, "--recount-budget", "0") == 0
-    summary = storage.read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")
+    summary = read_table(f"{output}/summary/audit_date={NIGHT}/summary.parquet")
     assert summary["value_at_risk"].null_count == summary["recorded_value"].null_count == summary.num_rows
     plan = list(Path(tmp_path).glob("audits/recount_plan/*/*.parquet"))
     assert [pq.read_table(path).num_rows for path in plan] == [0]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.platform import storage
+from jobs.platform.parquet import read_table, write_table
 from tests.dump import NIGHT, manifest_table, write_bundle, write_photos
 
 
@@ -17,7 +17,7 @@ def test_an_audit_runs_on_a_cluster_with_a_gpu(tmp_path: Path) -> None:
     write_photos(images_uri, quantities)
     whole = manifest_table(images_uri, quantities)
     for name, part in (("a", whole.slice(0, 270)), ("b", whole.slice(270))):
-        storage.write_table(f"{tmp_path}/manifest/{name}.parquet", part)
+        write_table(f"{tmp_path}/manifest/{name}.parquet", part)
     command = ["--manifest-uri", f"{tmp_path}/manifest", "--output-uri", f"{tmp_path}/audits", "--precision", "fp32"]
     ended = subprocess.run(
         [sys.executable, "-m", "tests.gpu_cluster", *command, "--bundle-uri", str(write_bundle(tmp_path / "bundle"))],
@@ -27,5 +27,5 @@ def test_an_audit_runs_on_a_cluster_with_a_gpu(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "fp32 on cuda" in ended.stderr
-    summary = storage.read_table(f"{tmp_path}/audits/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
+    summary = read_table(f"{tmp_path}/audits/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
     assert (summary["num_bins"], summary["num_scored"]) == (300, 300)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs.config.report import ReportConfig
-from jobs.report import write_report
+from jobs.reporting.files import write_report
 from tests.browser import CHROMIUM, Tab
 from tests.browser import in_browser as open_in_browser
 from tests.night import NASTY_TEXTS, write_nights

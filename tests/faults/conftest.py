@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from tests.conftest import S3_ENVIRONMENT, free_port
 from tests.dump import manifest_table, write_bundle, write_photos
 from tests.faults.disturbed_runs import ROOT, Site, Trial, read_views
@@ -100,7 +101,7 @@ def write_small_night(images_uri: str, manifest_uri: str) -> None:
     table = manifest_table(images_uri, quantities, image_etag=[etags[uri] for uri in table["image_uri"].to_pylist()])
     for start in range(0, NUM_BINS, ROWS_PER_FILE):
         uri = storage.join(manifest_uri, f"part-{start:05d}.parquet")
-        storage.write_table(uri, table.slice(start, ROWS_PER_FILE))
+        write_table(uri, table.slice(start, ROWS_PER_FILE))
 
 
 def make_bucket() -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, partition_uri, run_uri, summary_uri
+from jobs.platform.parquet import write_table
 from jobs.stages.conclude import Night
 from jobs.stages.publish import publish_night, tidy_up
 from jobs.stages.run import hold_night
@@ -21,14 +22,14 @@ OLD, NEW = f"{NIGHT}-aaaaaaaaaaaa", f"{NIGHT}-bbbbbbbbbbbb"
 @pytest.fixture
 def output_uri(tmp_path: Path) -> str:
     """A night that OLD has committed."""
-    storage.write_table(summary_uri(str(tmp_path), NIGHT), pa.table({"run_id": [OLD]}))
+    write_table(summary_uri(str(tmp_path), NIGHT), pa.table({"run_id": [OLD]}))
     _write_part(str(tmp_path), OLD)
     return str(tmp_path)
 
 
 def _write_part(output_uri: str, run_id: str) -> str:
     uri = storage.join(partition_uri(output_uri, "results", NIGHT), f"part-{run_id}-00000.parquet")
-    storage.write_table(uri, pa.table({"bin_id": ["a"]}))
+    write_table(uri, pa.table({"bin_id": ["a"]}))
     return uri
 
 
@@ -74,7 +75,7 @@ def test_a_replacement_under_way_keeps_its_parts_from_whoever_asks_for_the_commi
 
 def test_a_night_that_was_replaced_meanwhile_is_not_tidied_up_for_the_run_before(output_uri: str) -> None:
     part = _write_part(output_uri, NEW)
-    storage.write_table(summary_uri(output_uri, NIGHT), pa.table({"run_id": [NEW]}))
+    write_table(summary_uri(output_uri, NIGHT), pa.table({"run_id": [NEW]}))
     tidy_up(output_uri, NIGHT, OLD)
     assert storage.exists(part)
 

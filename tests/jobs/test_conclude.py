@@ -14,7 +14,7 @@ from scipy.stats import false_discovery_control
 
 from jobs.counting.history import RIGHT, WAITING, WRONG
 from jobs.counting.records import lines_of
-from jobs.platform import storage
+from jobs.platform.parquet import read_table, write_table
 from jobs.stages.conclude import Decisions, Rules, _conclude, _drill, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
@@ -58,7 +58,7 @@ def stage_night(folder: Path) -> list[list[str]]:
     rows = pa.Table.from_pydict(columns, schema=STAGED_SCHEMA)
     groups = [[f"{folder}/staged/{name}.parquet"] for name in "ab"]
     for (uri,), part in zip(groups, (rows.slice(0, 150), rows.slice(150)), strict=True):
-        storage.write_table(uri, part)
+        write_table(uri, part)
     return groups
 
 
@@ -89,14 +89,14 @@ def test_a_bin_is_known_while_its_record_is_unchanged_or_once_it_says_what_was_f
         (5, 5, RIGHT): None,
     }
     ((uri,), _) = stage_night(tmp_path)
-    rows = reconciler(list(cases)).reconcile(storage.read_table(uri))
+    rows = reconciler(list(cases)).reconcile(read_table(uri))
     assert rows["reason"].to_pylist()[: len(cases)] == list(cases.values())
     assert rows["reason"].null_count == rows.num_rows - 5 - 1, "the other one is a photo that tells nothing"
 
 
 def test_a_bin_that_holds_as_many_of_another_sku_is_not_known(tmp_path: Path) -> None:
     ((uri,), _) = stage_night(tmp_path)
-    staged = storage.read_table(uri)
+    staged = read_table(uri)
     skus, skus_type = staged["skus"].to_pylist(), staged["skus"].type
     made = reconciler([(RECORDED, 6, WRONG)] * 3)
     other = [[{**line, "sku": "another"} for line in skus[1]], [{**line, "name": "renamed"} for line in skus[2]]]
@@ -115,14 +115,14 @@ def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night
     reasons = {}
     for counted, valid in (("2026-11-09", 14), ("2026-11-08", 14), ("2026-11-22", 1), ("2026-11-22", 0)):
         late = made.last_counts.assign(night="2026-10-30", last_counted_at=pd.Timestamp(f"{counted} 23:30", tz="UTC"))
-        rows = replace(made, last_counts=late, count_valid_nights=valid).reconcile(storage.read_table(uri))
+        rows = replace(made, last_counts=late, count_valid_nights=valid).reconcile(read_table(uri))
         reasons[counted, valid] = rows["reason"][rows["bin_id"].to_pylist().index(COUNTED[0])].as_py()
     assert list(reasons.values()) == ["counted", None, "counted", None]
 
 
 def test_a_bin_is_doubted_by_its_zone_s_rate(tmp_path: Path) -> None:
     ((uri,), _) = stage_night(tmp_path)
-    staged, plain = storage.read_table(uri), reconciler([(RECORDED, RECORDED, RIGHT)])
+    staged, plain = read_table(uri), reconciler([(RECORDED, RECORDED, RIGHT)])
     zones = pa.array(["bad", None] * (staged.num_rows // 2), pa.string())
     staged = staged.set_column(staged.schema.get_field_index("zone"), STAGED_SCHEMA.field("zone"), zones)
     model = replace(assume_record_model([1.0] * (TOP_CLASS + 1)), zone_error_rates={"bad": 0.4})
@@ -135,7 +135,7 @@ def test_a_bin_is_doubted_by_its_zone_s_rate(tmp_path: Path) -> None:
 def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(tmp_path: Path) -> None:
     ((uri,), _) = stage_night(tmp_path)
     made = reconciler([(RECORDED, RECORDED, RIGHT)] * len(COUNTED))
-    rows = made.reconcile(storage.read_table(uri))
+    rows = made.reconcile(read_table(uri))
     listed = rows["bin_id"].to_pylist()[140:143]
     recount = np.array(["priority"] * 3, dtype=object)
     plan = RecountPlan(np.array(listed, dtype=object), recount, np.arange(1, 4, dtype=np.int32), np.ones(3))
@@ -175,7 +175,7 @@ def test_certificates_and_ranks_are_of_the_whole_night(
     decisions = decide_night(groups, known_wrong, REFERENCE, baseline, rules, bundle, 1.0)
     night = write_parts(groups, known_wrong, REFERENCE, rules, decisions, str(tmp_path), 1.0)
     assert (decisions.drift.alarm, night.num_bins) == (alarm, NUM_BINS)
-    rows = pa.concat_tables([storage.read_table(uri) for uri in night.part_uris]).to_pandas().set_index("bin_id")
+    rows = pa.concat_tables([read_table(uri) for uri in night.part_uris]).to_pandas().set_index("bin_id")
 
     assert list(rows.index[rows["verdict"] == "not_assessed"]) == [BLANK]
     assert rows.loc[BLANK, "reason"] == "poor_photo"

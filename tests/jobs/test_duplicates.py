@@ -5,8 +5,10 @@ import pytest
 import ray
 
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from jobs.stages import duplicates
-from jobs.stages.duplicates import CHECK_CPUS, find_duplicates
+from jobs.stages.duplicates import find_duplicates
+from jobs.stages.resources import CHECK_CPUS
 
 pytestmark = pytest.mark.ray
 
@@ -16,7 +18,7 @@ def write_ids(folder: str, *files: list[str | None]) -> list[str]:
     for index, ids in enumerate(files):
         uris.append(storage.join(folder, f"part-{index}.parquet"))
         table = pa.table({"bin_id": pa.array(ids, pa.string()), "other": pa.nulls(len(ids), pa.int32())})
-        storage.write_table(uris[-1], table, row_group_size=1000)
+        write_table(uris[-1], table, row_group_size=1000)
     return uris
 
 

@@ -16,6 +16,7 @@ from jobs import evaluate
 from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.doubt import measure_doubt
 from jobs.platform import storage
+from jobs.platform.parquet import write_table
 from model.bundle import load_bundle, save_bundle
 from model.bundle_files import read_training_images
 from model.images import decode_image
@@ -51,7 +52,7 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_manifest(folder: Path, images_uri: str, quantities: list[int], **columns: list) -> None:
-    storage.write_table(str(folder / "part-0.parquet"), manifest_table(images_uri, quantities, **columns))
+    write_table(str(folder / "part-0.parquet"), manifest_table(images_uri, quantities, **columns))
 
 
 def sha256(number: int) -> str:

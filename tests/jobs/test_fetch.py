@@ -17,9 +17,9 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from PIL import Image
 
 from jobs.exploring.looks import look_at
-from jobs.platform import fetching, storage
+from jobs.platform import fetching, s3, storage
+from jobs.platform.fetching import OUTAGE_FAILURES
 from jobs.stages.images import (
-    OUTAGE_FAILURES,
     FetchPlan,
     Photo,
     _pixels_column,
@@ -133,7 +133,7 @@ def test_s3_roots_are_whole_folders(uri: str, allowed: bool) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(storage.RETRIES, "retry_timeout", timedelta(seconds=0.5))
+    monkeypatch.setitem(s3.RETRIES, "retry_timeout", timedelta(seconds=0.5))
 
 
 def _fetch_from(port: int, monkeypatch: pytest.MonkeyPatch, num_photos: int) -> list[str]:

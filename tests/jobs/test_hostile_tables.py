@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.counting.counts_file import read_counts_file
-from jobs.platform import storage
+from jobs.platform.parquet import open_parquet, read_table
 from jobs.stages.manifest import report_file
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA
@@ -57,7 +57,7 @@ def problems(folder: Path, data: bytes) -> list[str]:
 def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
     data = GOOD.replace(b"bin_id", b"\x80in_id")
     assert "expected a Parquet file" in problems(tmp_path, data)[0]
-    for read in (storage.read_table, storage.open_parquet):
+    for read in (read_table, open_parquet):
         with pytest.raises(InputError, match=r"part\.parquet: expected a Parquet file"):
             read(str(tmp_path / "part.parquet"))
 

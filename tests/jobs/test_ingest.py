@@ -14,6 +14,7 @@ import pytest
 from jobs import ingest
 from jobs.ingesting import exchange
 from jobs.platform import storage
+from jobs.platform.parquet import open_parquet, parquet_files, read_table, write_table
 from schemas.abid import MAX_RECORD_BYTES
 from schemas.arrow import file_metadata
 from schemas.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
@@ -52,8 +53,8 @@ def run(place: str, *flags: str, records: str = "records", manifest: str = "mani
 
 
 def read(place: str, name: str = "manifest") -> list[dict]:
-    files = [entry.uri for entry in storage.parquet_files(storage.join(place, name))]
-    return [row for uri in files for row in storage.read_table(uri).to_pylist()]
+    files = [entry.uri for entry in parquet_files(storage.join(place, name))]
+    return [row for uri in files for row in read_table(uri).to_pylist()]
 
 
 def rejects(place: str) -> list[tuple[str, str, str]]:
@@ -129,8 +130,8 @@ def test_every_image_and_record_is_a_bin_or_a_reject(place: str) -> None:
 def test_the_files_conform_and_say_which_night_they_are_of(place: str) -> None:
     put_bins(place, "1", "2")
     assert run(place) == 0
-    (file,) = storage.parquet_files(storage.join(place, "manifest"))
-    schema = storage.open_parquet(file.uri).schema_arrow
+    (file,) = parquet_files(storage.join(place, "manifest"))
+    schema = open_parquet(file.uri).schema_arrow
     assert schema.equals(MANIFEST_SCHEMA)
     assert schema.field("bin_id").metadata == MANIFEST_SCHEMA.field("bin_id").metadata
     assert file_metadata(schema) == {
@@ -138,8 +139,8 @@ def test_the_files_conform_and_say_which_night_they_are_of(place: str) -> None:
         "images_uri": storage.join(place, "images"),
         "format_version": "1",
     }
-    (file,) = storage.parquet_files(storage.join(place, "manifest.rejects"))
-    assert storage.open_parquet(file.uri).schema_arrow.equals(REJECTS_SCHEMA)
+    (file,) = parquet_files(storage.join(place, "manifest.rejects"))
+    assert open_parquet(file.uri).schema_arrow.equals(REJECTS_SCHEMA)
 
 
 def test_many_bins_in_many_ranges_and_files_come_out_sorted_and_each_once(
@@ -154,7 +155,7 @@ def test_many_bins_in_many_ranges_and_files_come_out_sorted_and_each_once(
     bins = read(str(tmp_path))
     assert [row["bin_id"] for row in bins] == stems
     assert rejects(str(tmp_path)) == [("04000", "image", "no_record"), ("08500", "record", "no_image")]
-    files = storage.parquet_files(str(tmp_path / "manifest"))
+    files = parquet_files(str(tmp_path / "manifest"))
     assert len(files) > 2
     assert all(entry.uri.endswith(".parquet") for entry in storage.list_objects(str(tmp_path / "manifest")))
     assert all(pq.ParquetFile(entry.uri).metadata.row_group(0).num_rows <= 1024 for entry in files)
@@ -177,9 +178,9 @@ def test_settings_and_versions_lie_beside_the_manifest_and_not_in_it(place: str)
     assert (facts["audit_date"], facts["counts"]["bins"]) == ("2026-01-31", 1)
     assert facts["versions"]["ray"]
     assert "git_commit" in facts
-    first = [storage.read_bytes(entry.uri) for entry in storage.parquet_files(storage.join(place, "manifest"))]
+    first = [storage.read_bytes(entry.uri) for entry in parquet_files(storage.join(place, "manifest"))]
     assert run(place, "--replace") == 0
-    assert [storage.read_bytes(entry.uri) for entry in storage.parquet_files(storage.join(place, "manifest"))] == first
+    assert [storage.read_bytes(entry.uri) for entry in parquet_files(storage.join(place, "manifest"))] == first
 
 
 def test_a_manifest_is_replaced_only_when_asked_to(place: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,7 +242,7 @@ def test_a_manifest_cut_short_is_refused_by_readers_and_written_anew_by_the_same
     assert run(place) == 0
     put(place, {"manifest/_incomplete": b"of a run that was killed", "manifest/part-00007-00000.parquet": b"PAR1"})
     with pytest.raises(storage.InputError, match="being written or cut short"):
-        storage.parquet_files(storage.join(place, "manifest"))
+        parquet_files(storage.join(place, "manifest"))
     assert run(place) == 0
     assert [row["bin_id"] for row in read(place)] == ["1", "2"]
 
@@ -291,7 +292,7 @@ def test_exports_come_in_several_forms(tmp_path: Path, form: str) -> None:
         pq.write_table(table, tmp_path / name)
     elif form == "folder.parquet":
         for index in range(2):
-            storage.write_table(str(tmp_path / name / f"{index}.parquet"), table.slice(index, 1))
+            write_table(str(tmp_path / name / f"{index}.parquet"), table.slice(index, 1))
     elif form == "csv.gz":
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
     else:
@@ -398,7 +399,7 @@ def test_an_inventory_stands_in_for_listing(bucket: str, form: str) -> None:
             {"bucket": [name] * 6, "key": keys, "is_latest": latest, "size": [5] * 6, "e_tag": ["abc"] * 6}
         )
         files.append("inventory/data/0.parquet")
-        storage.write_table(storage.join(bucket, files[0]), table)
+        write_table(storage.join(bucket, files[0]), table)
     document = {
         "destinationBucket": f"arn:aws:s3:::{name}",
         "fileFormat": form,
@@ -490,7 +491,7 @@ def test_inputs_that_can_not_be_used_are_named(
     assert message in error
     assert "Traceback" not in error
     with pytest.raises(storage.InputError):
-        storage.parquet_files(str(tmp_path / "manifest"))
+        parquet_files(str(tmp_path / "manifest"))
 
 
 def test_all_columns_that_do_not_fit_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -576,7 +577,7 @@ def test_an_inventory_too_is_read_without_credentials(
     document["files"] = [{"key": "inventory.csv"}]
     put(bucket, {"inventory.csv": "\n".join(f'"{of}","{key}"' for key in keys).encode()})
     put(bucket, {"manifest.json": json.dumps(document).encode()})
-    storage.write_table(f"{bucket}/inventory.parquet", pa.table({"bucket": [of] * 2, "key": keys}))
+    write_table(f"{bucket}/inventory.parquet", pa.table({"bucket": [of] * 2, "key": keys}))
     flags = ["--anonymous", "--manifest-uri", str(tmp_path / "manifest"), "--inventory-uri", f"{bucket}/{name}"]
     allow_all(bucket, "s3:GetObject", only="[ir]*s/*")  # images and records
     assert run(bucket, *flags) == 2
@@ -599,7 +600,7 @@ def test_a_manifest_without_records_that_did_not_come_is_not_complete(
     assert f"{bucket}/records/2.json: access denied" in error
     assert "Traceback" not in error
     with pytest.raises(storage.InputError, match="being written or cut short"):
-        storage.parquet_files(str(tmp_path / "manifest"))
+        parquet_files(str(tmp_path / "manifest"))
     allow_all(bucket, "s3:GetObject", "s3:ListBucket")
     assert run(bucket, *flags) == 0
     assert [row["bin_id"] for row in read(str(tmp_path))] == ["1", "2", "3"]

@@ -23,7 +23,8 @@ from jobs.ingesting.matching import match
 from jobs.ingesting.parts import Target, begin, finish, write_part
 from jobs.ingesting.readable import probe, unfetched_error
 from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records
-from jobs.platform import storage
+from jobs.platform import s3, storage
+from jobs.platform.parquet import INCOMPLETE, parquet_files, read_table, write_table
 from schemas.abid import UnreadableRecord
 from schemas.errors import GateError, InputError
 from schemas.wms import group_lines, parse_lines
@@ -110,7 +111,7 @@ def test_a_part_tells_of_records_that_did_not_come_and_rejects_those_that_are_no
     assert report.rejects == {"no_record": 2, "unreadable_record": 2}
     (line,) = report.unfetched
     assert line.startswith(f"{folder}/loop.json: can't be fetched")
-    rejects = storage.read_table(f"{target.rejects_uri}/part-00000-00000.parquet")
+    rejects = read_table(f"{target.rejects_uri}/part-00000-00000.parquet")
     assert set(rejects["key"].to_pylist()) == {"bad", "gone"}
 
 
@@ -198,8 +199,8 @@ def test_an_export_in_a_public_bucket_is_read_without_credentials(
     table, text = LINES.slice(0, 1), b"bin_id,sku,quantity\nb0,S,1\n"
     storage.write_bytes(f"{bucket}/export.csv", text)
     storage.write_bytes(f"{bucket}/export.csv.gz", gzip.compress(text))
-    storage.write_table(f"{bucket}/export.parquet", table)
-    storage.write_table(f"{bucket}/folder.parquet/0.parquet", table)
+    write_table(f"{bucket}/export.parquet", table)
+    write_table(f"{bucket}/folder.parquet/0.parquet", table)
     name = bucket.removeprefix("s3://")
     statement = {
         "Effect": "Allow",
@@ -209,7 +210,7 @@ def test_an_export_in_a_public_bucket_is_read_without_credentials(
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     boto3.client("s3").put_bucket_policy(Bucket=name, Policy=policy)
-    storage._known_store.cache_clear()
+    s3._known_store.cache_clear()
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -328,15 +329,15 @@ def test_a_column_that_stands_twice_is_named_once_and_matters_only_where_it_is_r
 def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(tmp_path: Path) -> None:
     folder = tmp_path / "export.parquet"
     for name in ("0", "_temporary/0/task/0", "_delta_log/1", ".spark/2"):
-        storage.write_table(str(folder / f"{name}.parquet"), LINES)
-    assert [entry.uri for entry in storage.parquet_files(str(folder))] == [str(folder / "0.parquet")]
-    storage.write_table(str(folder / "dt=2026-11-21" / "0.parquet"), LINES)
+        write_table(str(folder / f"{name}.parquet"), LINES)
+    assert [entry.uri for entry in parquet_files(str(folder))] == [str(folder / "0.parquet")]
+    write_table(str(folder / "dt=2026-11-21" / "0.parquet"), LINES)
     with pytest.raises(
         InputError, match=r"partitions of a table \(.*dt=2026-11-21/0\.parquet\), which would be added up"
     ):
         exports.read_export(str(folder), anonymous=False)
     for one in (folder / "dt=2026-11-21" / "0.parquet", folder / "dt=2026-11-21"):  # one day's
-        storage.parquet_files(str(one))
+        parquet_files(str(one))
     generators, _ = exports.read_export(str(folder / "dt=2026-11-21" / "0.parquet"), anonymous=False)
     assert len(generators) == 1
 
@@ -344,13 +345,13 @@ def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(t
 def test_two_days_in_folders_are_not_added_up(tmp_path: Path) -> None:
     folder = tmp_path / "export.parquet"
     for day in ("30", "31"):
-        storage.write_table(str(folder / "2026" / "01" / day / "0.parquet"), LINES)
+        write_table(str(folder / "2026" / "01" / day / "0.parquet"), LINES)
     with pytest.raises(InputError, match=r"several folders of them, such as days .*2026/01/31/0\.parquet"):
         exports.read_export(str(folder), anonymous=False)
 
 
 def test_a_column_name_that_is_no_utf8_is_a_damaged_file(tmp_path: Path) -> None:
-    storage.write_table(str(tmp_path / "x.parquet"), LINES.append_column("Groesse", pa.nulls(900, pa.int32())))
+    write_table(str(tmp_path / "x.parquet"), LINES.append_column("Groesse", pa.nulls(900, pa.int32())))
     data = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(data.replace(b"Groesse", b"Gr\xf6\xdfe:"))
     with pytest.raises(InputError, match=r"x\.parquet: expected a Parquet file, found something else or a damaged one"):
@@ -375,8 +376,8 @@ def test_a_line_of_several_files_is_named_by_its_file(tmp_path: Path) -> None:
 
 def test_files_of_an_export_that_differ_in_naming_photos_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "export.parquet"
-    storage.write_table(str(folder / "0.parquet"), LINES)
-    storage.write_table(str(folder / "1.parquet"), LINES.append_column("image_uri", pa.array(["x"] * LINES.num_rows)))
+    write_table(str(folder / "0.parquet"), LINES)
+    write_table(str(folder / "1.parquet"), LINES.append_column("image_uri", pa.array(["x"] * LINES.num_rows)))
     with pytest.raises(
         InputError, match=r"image_uri: expected in all files or in none, found it in 1 of 2 .*0\.parquet"
     ):
@@ -395,7 +396,7 @@ def test_an_ingest_that_was_overtaken_leaves_the_folder_marked_as_incomplete(tar
     finish(target, second, {})
     with pytest.raises(GateError, match="another ingest"):
         finish(target, first, {})
-    assert storage.exists(f"{target.manifest_uri}/{storage.INCOMPLETE}")
+    assert storage.exists(f"{target.manifest_uri}/{INCOMPLETE}")
 
 
 def test_a_column_of_times_may_hold_nothing_or_be_a_dictionary() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from jobs.platform import storage
 from jobs.platform.cluster import connect
+from jobs.platform.parquet import read_row_group, write_table
 from jobs.stages.manifest import check_manifest
 from jobs.stages.worklist import shard_rows, temporary_worklist, write_worklist
 from schemas.errors import InputError
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ray
 def _write(folder: Path, *tables: pa.Table) -> str:
     uri = str(folder / "manifest")
     for index, table in enumerate(tables):
-        storage.write_table(f"{uri}/part-{index}.parquet", table)
+        write_table(f"{uri}/part-{index}.parquet", table)
     return uri
 
 
@@ -118,11 +118,7 @@ def test_the_worklist_holds_every_row_once_in_shards_of_fixed_size(ray_cluster: 
     manifest = check_manifest(_write(tmp_path, first, wide), None)
     shards = write_worklist(manifest, str(tmp_path / "worklist"))
     assert [shard.num_rows for shard in shards] == [256, 44, 256, 144]
-    ids = [
-        bin_id
-        for shard in shards
-        for bin_id in storage.read_row_group(shard.uri, shard.row_group)["bin_id"].to_pylist()
-    ]
+    ids = [bin_id for shard in shards for bin_id in read_row_group(shard.uri, shard.row_group)["bin_id"].to_pylist()]
     assert ids == [f"{number:05d}" for number in range(700)]
 
 
@@ -147,7 +143,7 @@ def test_two_jobs_with_one_output_keep_their_own_worklists(ray_cluster: None, tm
     with temporary_worklist(manifest, str(tmp_path / "out")) as shards:
         with temporary_worklist(manifest, str(tmp_path / "out")):
             pass
-        assert storage.read_row_group(shards[0].uri, shards[0].row_group).num_rows == 5
+        assert read_row_group(shards[0].uri, shards[0].row_group).num_rows == 5
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -19,10 +19,12 @@ from jobs.counting.history import read_history
 from jobs.counting.plans import read_plan
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, part_uri, part_uris
+from jobs.platform.parquet import write_table
 from jobs.stages import publish as publishing
-from jobs.stages.conclude import Decisions, Night, sum_scopes
-from jobs.stages.publish import MONEY, PREDICTED, check_committed, publish_night, summarize
+from jobs.stages.conclude import Decisions, Night
+from jobs.stages.publish import check_committed, publish_night
 from jobs.stages.run import hold_night
+from jobs.stages.summary import MONEY, PREDICTED, sum_scopes, summarize
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
@@ -49,7 +51,7 @@ def night_of(*bins: dict[str, Any]) -> Night:
 def scopes(night: Night, currencies: list[str | None]) -> dict[str | None, dict[str, Any]]:
     """The summary's rows of the whole night (None) and of each zone."""
     facts_of = {("all", None): {"drift_alarm": True}, ("zone", "Z"): {"record_error_rate_used": 0.5}}
-    rows = summarize(night, FACTS, facts_of, currencies).to_pylist()
+    rows = summarize(night.sums, FACTS, facts_of, currencies).to_pylist()
     return {row["scope_value"]: row for row in rows if row["scope"] in ("all", "zone")}
 
 
@@ -116,7 +118,7 @@ def test_the_summary_names_a_temperature_where_the_calibration_is_one(
     belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle, true_shares(bundle.label_histogram))
     facts = audit._facts_of_night(tonight, belief, Decisions(0, None, {}, None, 0))  # type: ignore[arg-type]
     assert facts["temperature"] == pytest.approx(temperature)
-    row = summarize(night_of({}), facts, {}, []).to_pylist()[0]
+    row = summarize(night_of({}).sums, facts, {}, []).to_pylist()[0]
     assert row["temperature"] == pytest.approx(temperature)
 
 
@@ -153,13 +155,13 @@ def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: 
     run_id = str(FACTS["run_id"])
     part = part_uri(output, "results", NIGHT, run_id, 0)
     night = replace(night_of({}), part_uris=[part])
-    storage.write_table(part, RESULTS_SCHEMA.empty_table())
+    write_table(part, RESULTS_SCHEMA.empty_table())
     with pytest.raises(GateError, match=r"counts against a plan of 2026-03-02 have come in.*--replace-counted"):
         publish(night, output, replaces=in_force)
     assert committed_run(output, NIGHT) == in_force
     # the same command is refused at once from now on, and would take nothing away
     assert [part_uris(output, table, NIGHT, run_id) for table in ("results", "recount_plan")] == [[], []]
-    storage.write_table(part, RESULTS_SCHEMA.empty_table())
+    write_table(part, RESULTS_SCHEMA.empty_table())
     publish(night, output, replaces=in_force, replace_counted=True)
     assert committed_run(output, NIGHT) == run_id
     check_committed(output, NIGHT, run_id, 0)
@@ -213,7 +215,7 @@ def publish(night: Night, output: str, *, replaces: str | None, replace_counted:
     with hold_night(output, NIGHT, str(FACTS["run_id"])) as lock:
         publish_night(
             night,
-            summarize(night, FACTS, {}, []),
+            summarize(night.sums, FACTS, {}, []),
             output_uri=output,
             audit_date=NIGHT,
             run_id=str(FACTS["run_id"]),

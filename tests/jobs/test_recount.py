@@ -16,6 +16,7 @@ from jobs.counting.history import read_history
 from jobs.counting.records import lines_of
 from jobs.platform import storage
 from jobs.platform.layout import read_run
+from jobs.platform.parquet import read_table, write_table
 from jobs.recount import main
 from jobs.reporting.recount_lists import recount_csv, recount_xlsx, second_counts_csv
 from schemas.errors import InputError
@@ -77,7 +78,7 @@ def test_a_count_is_kept_with_what_the_plan_knew(output: str) -> None:
     }
     assert len(row["probabilities"]) == 7
     (entry,) = storage.list_objects(storage.join(output, "counted"))
-    made = json.loads(storage.read_table(entry.uri).schema.metadata[b"made"])
+    made = json.loads(read_table(entry.uri).schema.metadata[b"made"])
     assert made["config"]["time_zone"] == "UTC" and "pyarrow" in made["versions"]
 
 
@@ -561,7 +562,7 @@ def test_a_parquet_file_may_hold_decimals(output: str, tmp_path: Path) -> None:
     counts = {"bin_id": ["a"], "audit_date": [NIGHT], "counted_at": [at(8)]}
     table = pa.table(counts).append_column("counted_qty", pa.array([Decimal("3.000")], pa.decimal128(12, 3)))
     uri = str(tmp_path / "counts.parquet")
-    storage.write_table(uri, table)
+    write_table(uri, table)
     assert main(["--output-uri", output, "--counts-uri", uri]) == 0
     assert read_counted(output)["counted_qty"].to_pylist() == [3]
 

@@ -28,8 +28,9 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.provenance import provenance
-from jobs.report import _list_second_counts, main, write_report
+from jobs.report import main
 from jobs.reporting import discrepancies, ordering, pictures
+from jobs.reporting.files import _list_second_counts, write_report
 from jobs.reporting.history import (
     CertificatePromise,
     Promise,
@@ -524,7 +525,7 @@ def test_photos_are_read_as_the_try_that_committed_read_them(tmp_path: Path, mon
         asked.append(anonymous)
         return [Thumbnail(None, "not asked for")] * len(rows)
 
-    monkeypatch.setattr("jobs.report.fetch_thumbnails", fetch)
+    monkeypatch.setattr("jobs.reporting.files.fetch_thumbnails", fetch)
     write_nights(tmp_path, [TONIGHT], num_bins=60)
     began = {"config": {"anonymous": False, "objective": "probability"}}
     _set_run(tmp_path, **began, outcome={"config": {"anonymous": True}})

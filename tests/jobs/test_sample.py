@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jobs.platform import storage
+from jobs.platform.parquet import read_table
 from jobs.sample import main
 from jobs.sampling.contents import DIFFERENCE_SHARES, DIFFERENCES, draw_contents, render_record
 from jobs.sampling.dump import write_bins
@@ -36,7 +37,7 @@ def dump(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_truth(folder: Path) -> dict[str, int]:
-    table = storage.read_table(str(folder / "truth.parquet"))
+    table = read_table(str(folder / "truth.parquet"))
     assert table.column_names == ["bin_id", "true_qty"]
     return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
 

@@ -1,6 +1,6 @@
 import hashlib
-import json
 import os
+import pickle
 import platform
 import subprocess
 import sys
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from jobs.platform import storage
 from jobs.platform.cluster import KEEP_MEMORY
+from jobs.platform.parquet import read_table, write_table
 from jobs.stages import resources, staging, worklist
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
@@ -121,18 +122,20 @@ def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(
         "probabilities": [[0.5, 0.5]] * 3 + [None],
     }
     rows = manifest_table(str(tmp_path), [1] * 4).to_pydict() | added
-    storage.write_table(staging.staged_uri(str(tmp_path), 0), pa.Table.from_pydict(rows, schema=staging.STAGED_SCHEMA))
+    write_table(staging.staged_uri(str(tmp_path), 0), pa.Table.from_pydict(rows, schema=staging.STAGED_SCHEMA))
     plan = FetchPlan(Preprocessing(image_size=32), (str(tmp_path),), False, None)
     work = pa.table({"index": [0], "uri": ["not read"], "row_group": [0], "num_rows": [4]})
     (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
     (report,) = staging._stage(
         with_probabilities(shard, np.array([[0.1, 0.9]], np.float32), 11.0, 12.5), str(tmp_path)
     )["report"]
-    assert (json.loads(report)["num_fresh"], json.loads(report)["statuses"]) == (1, {"scored": 4})
-    found = storage.read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
+    first = pickle.loads(report.as_py())  # noqa: S301 - of the line above
+    assert (first.num_fresh, first.statuses) == (1, {"scored": 4})
+    found = read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
     assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
     (again,) = staging._fetch_or_resume(work, str(tmp_path), plan)
-    assert json.loads(staging._stage(again, str(tmp_path))["report"][0])["num_fresh"] == 0
+    (report,) = staging._stage(again, str(tmp_path))["report"]
+    assert pickle.loads(report.as_py()).num_fresh == 0  # noqa: S301 - of the line above
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])
@@ -142,7 +145,7 @@ def test_files_that_a_power_cut_left_cut_short_are_written_again(
     source, copy, staged = (
         str(tmp_path / name) for name in ("manifest.parquet", "worklist.parquet", "0000000.parquet")
     )
-    storage.write_table(source, manifest_table(str(tmp_path), [1] * 4))
+    write_table(source, manifest_table(str(tmp_path), [1] * 4))
     sha256 = hashlib.sha256(storage.read_bytes(source)).hexdigest()
     row = {"source": source, "sha256": sha256, "num_rows": 4, "target": copy, "rows": 256}
     plan = FetchPlan(Preprocessing(image_size=32), (str(tmp_path),), False, None)
@@ -152,7 +155,7 @@ def test_files_that_a_power_cut_left_cut_short_are_written_again(
         worklist._copy_file(row)
         (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
         staging._stage(without_pixels(shard), str(tmp_path))
-        return storage.read_table(staged).num_rows
+        return read_table(staged).num_rows
 
     assert stage() == 4
     for uri in (copy, staged):
@@ -218,9 +221,9 @@ def test_cards_are_asked_for_by_the_driver_s_own_tool(tmp_path: Path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     assert resources.read_cards() == []
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '7.5, 15360'\necho '9.0, [N/A]'\n")
+    tool.write_text("#!/bin/sh\necho '7.5, 15360, [N/A]'\necho '9.0, [N/A], Disabled'\necho '8.0, 40960, Enabled'\n")
     tool.chmod(0o755)
-    assert resources.read_cards() == [Card(7.5, 15 * 2**30), Card(9.0, None)]
+    assert resources.read_cards() == [Card(7.5, 15 * 2**30), Card(9.0, None), Card(8.0, 5 * 2**30)]
 
 
 GIB = 2**30
@@ -233,8 +236,10 @@ GIB = 2**30
         ([80 * GIB, 8 * GIB], "fp32", 224, 128),
         ([16 * GIB], "bf16", 1024, 16),
         ([4 * GIB], "fp32", 1024, 4),
-        ([None, None], "bf16", 1024, 256),
+        ([None, None], "bf16", 1024, 8),
         ([2**20], "fp32", 1024, 1),
+        ([], "bf16", 224, 256),
+        ([], "fp32", 224, 128),
     ],
 )
 def test_a_gpu_s_batch_is_what_its_memory_holds(

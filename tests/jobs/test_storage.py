@@ -10,7 +10,8 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from obstore.exceptions import BaseError, GenericError
 
-from jobs.platform import storage
+from jobs.platform import s3, storage
+from jobs.platform.parquet import open_parquet, parquet_files, read_row_group, read_table, write_table
 from jobs.training.network import ray_storage
 from schemas.errors import InputError
 
@@ -90,33 +91,33 @@ def test_many_are_deleted_at_once_whichever_is_gone_already(folder: str, monkeyp
 def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
     uri = storage.join(folder, "t", "part.parquet")
     table = pa.table({"bin_id": [str(n) for n in range(1000)]})
-    storage.write_table(uri, table, row_group_size=100)
-    assert storage.read_table(uri).equals(table)
-    parquet = storage.open_parquet(uri)
+    write_table(uri, table, row_group_size=100)
+    assert read_table(uri).equals(table)
+    parquet = open_parquet(uri)
     assert parquet.metadata.num_row_groups == 10
     assert parquet.read_row_group(9).equals(table.slice(900))
-    assert [entry.uri for entry in storage.parquet_files(storage.join(folder, "t"))] == [uri]
+    assert [entry.uri for entry in parquet_files(storage.join(folder, "t"))] == [uri]
 
 
 def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = storage.join(folder, "worklist.parquet")
     numbers = pa.table({"number": range(1000)})
-    storage.write_table(uri, numbers, row_group_size=1)
-    read, sizes = storage._RangeReader.read, []
+    write_table(uri, numbers, row_group_size=1)
+    read, sizes = storage.RangeReader.read, []
 
-    def measured(self: storage._RangeReader, size: int = -1) -> bytes:
+    def measured(self: storage.RangeReader, size: int = -1) -> bytes:
         data = read(self, size)
         sizes.append(len(data))
         return data
 
-    monkeypatch.setattr(storage._RangeReader, "read", measured)
-    assert storage.read_row_group(uri, 7).equals(numbers.slice(7, 1))
+    monkeypatch.setattr(storage.RangeReader, "read", measured)
+    assert read_row_group(uri, 7).equals(numbers.slice(7, 1))
     assert sum(sizes) > 10_000
     sizes.clear()
-    assert storage.read_row_group(uri, 990).equals(numbers.slice(990, 1))
+    assert read_row_group(uri, 990).equals(numbers.slice(990, 1))
     assert sum(sizes) < 1_000
-    storage.write_table(uri, numbers.slice(500), row_group_size=2)
-    assert storage.read_row_group(uri, 7).equals(numbers.slice(514, 2))
+    write_table(uri, numbers.slice(500), row_group_size=2)
+    assert read_row_group(uri, 7).equals(numbers.slice(514, 2))
 
 
 @pytest.mark.s3
@@ -134,7 +135,7 @@ def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:
     uri = storage.join(folder, "t.parquet")
     storage.write_bytes(uri, b"bin_id,sku\n1,2\n")
     with pytest.raises(InputError, match=r"t\.parquet.*expected a Parquet file"):
-        storage.open_parquet(uri)
+        open_parquet(uri)
 
 
 def test_folders_are_copied_both_ways(folder: str, tmp_path: Path) -> None:
@@ -157,10 +158,10 @@ def test_another_scheme_is_an_input_error() -> None:
 def test_without_credentials_the_message_says_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    storage._known_store.cache_clear()
+    s3._known_store.cache_clear()
     with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"{bucket}/key")
-    storage._known_store.cache_clear()
+    s3._known_store.cache_clear()
 
 
 def test_half_of_a_key_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,16 +177,16 @@ def test_a_profile_s_own_server_is_the_one_that_is_meant(monkeypatch: pytest.Mon
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    assert storage.endpoint() is None
+    assert s3.endpoint() is None
     monkeypatch.setenv("AWS_PROFILE", "minio")
-    assert (storage.endpoint(), storage.region()) == ("http://minio:9000", "eu-west-1")
+    assert (s3.endpoint(), s3.region()) == ("http://minio:9000", "eu-west-1")
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
-    assert storage.region() == "eu-north-1"
+    assert s3.region() == "eu-north-1"
     (tmp_path / "config").write_text("[profile minio]\nendpoint_url = minio:9000\n")
-    storage._profile_endpoint.cache_clear()
+    s3._profile_endpoint.cache_clear()
     with pytest.raises(InputError, match="AWS settings: Invalid endpoint: minio:9000"):
-        storage.endpoint()
-    storage._profile_endpoint.cache_clear()
+        s3.endpoint()
+    s3._profile_endpoint.cache_clear()
 
 
 def test_s3_s_own_reason_is_told() -> None:
@@ -226,27 +227,27 @@ def test_a_bucket_is_asked_for_where_it_lies(monkeypatch: pytest.MonkeyPatch, an
         threading.Thread(target=server.serve_forever).start()
         try:
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-            assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "a server of one's own"
-            monkeypatch.setattr(storage, "endpoint", lambda: None)
+            assert s3.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "a server of one's own"
+            monkeypatch.setattr(s3, "endpoint", lambda: None)
             names = ("mine", "theirs", "moved", "unknown", "busy")
-            found = [storage.bucket_region(name, anonymous=anonymous) for name in names]
+            found = [s3.bucket_region(name, anonymous=anonymous) for name in names]
             _, checkpoints = ray_storage("s3://mine/bundle.training")
         finally:
             server.shutdown()
     assert found == ["eu-central-1", "us-east-1", "ap-south-1", "eu-west-1", "eu-west-1"]
     assert checkpoints.region == "eu-central-1"
-    assert storage.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "nobody answers"
+    assert s3.bucket_region("mine", anonymous=anonymous) == "eu-west-1", "nobody answers"
 
 
 def test_a_region_that_could_not_be_asked_for_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    monkeypatch.setattr(storage, "_guessed", {})
-    monkeypatch.setattr(storage, "GUESS_SECONDS", 0.0)
-    monkeypatch.setattr(storage, "_ask_region", _refuse)
+    monkeypatch.setattr(s3, "_guessed", {})
+    monkeypatch.setattr(s3, "GUESS_SECONDS", 0.0)
+    monkeypatch.setattr(s3, "_ask_region", _refuse)
     guess, _ = storage.locate("s3://asked-again/key", anonymous=True)
     again, _ = storage.locate("s3://asked-again/key", anonymous=True)
     assert again is guess
-    monkeypatch.setattr(storage, "_ask_region", lambda bucket, anonymous: "ap-south-1")
+    monkeypatch.setattr(s3, "_ask_region", lambda bucket, anonymous: "ap-south-1")
     known, _ = storage.locate("s3://asked-again/key", anonymous=True)
     assert (guess.config["region"], known.config["region"]) == ("eu-west-1", "ap-south-1")
 
@@ -293,16 +294,16 @@ def test_listings_name_objects_as_absolute_does(tmp_path: Path) -> None:
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     uri = str(tmp_path / "table.parquet")
-    storage.write_table(uri, pa.table({"number": list(range(100_000))}))
+    write_table(uri, pa.table({"number": list(range(100_000))}))
     data = bytearray(storage.read_bytes(uri))
     data[4:2000] = bytes(1996)
     storage.write_bytes(uri, bytes(data))
     with pytest.raises(InputError, match=r"table\.parquet: expected a Parquet file"):
-        storage.read_table(uri)
+        read_table(uri)
     data[-200:-8] = b"\xff" * 192
     storage.write_bytes(uri, bytes(data))
     with pytest.raises(InputError, match=r"table\.parquet: expected a Parquet file"):
-        storage.open_parquet(uri)
+        open_parquet(uri)
 
 
 def test_a_misspelt_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.abid import MAX_QUANTITY, MAX_RECORD_BYTES, BinRecord, SkuLine, UnreadableRecord, parse_record
+from schemas.abid import MAX_RECORD_BYTES, BinRecord, SkuLine, UnreadableRecord, parse_record
+from schemas.arrow import MAX_QUANTITY
 from schemas.manifest import SKU_LINE
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.abid import MAX_QUANTITY, MAX_RECORD_BYTES, UnreadableRecord, parse_record
+from schemas.abid import MAX_RECORD_BYTES, UnreadableRecord, parse_record
+from schemas.arrow import MAX_QUANTITY
 from schemas.wms import WMS_SCHEMA, group_lines, parse_lines
 
 unhurried = settings(deadline=None)

@@ -1,0 +1,159 @@
+"""S3 as the usual AWS chain has it: which server, which region a bucket lies in, whose credentials, how long to retry."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.store import S3Store
+
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+# Outlasts a storage server that is away for a minute; throttling (503, SLOW_DOWN) backs off within it. The pauses are
+# drawn at random: 40 retries have been over after a minute, so only the time ends them.
+RETRIES: RetryConfig = {
+    "max_retries": 1000,
+    "retry_timeout": timedelta(minutes=2),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
+}
+
+GUESS_SECONDS = 60.0
+"""How long a bucket's region that could not be asked for stays a guess."""
+
+
+def endpoint() -> str | None:
+    """The S3 server that is meant, by the environment or the profile; None for AWS's own."""
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return named or _profile_endpoint(os.environ.get("AWS_PROFILE"))
+
+
+@lru_cache(maxsize=1)
+def _profile_endpoint(profile: str | None) -> str | None:
+    def resolve(*, ignore: bool) -> str:
+        config = Config(signature_version=UNSIGNED, ignore_configured_endpoint_urls=ignore)
+        return _session().client("s3", region_name=region(), config=config).meta.endpoint_url
+
+    try:
+        meant = resolve(ignore=False)
+        return None if meant == resolve(ignore=True) else meant
+    except (BotoCoreError, ValueError) as error:
+        raise _settings_error(error) from error
+
+
+def region() -> str:
+    """The region of the S3 server that is meant: the environment's, else the profile's."""
+    named = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
+    return named or _session().region_name or "us-east-1"
+
+
+def _session() -> boto3.Session:
+    """Raises InputError for AWS settings that contradict each other."""
+    try:
+        return boto3.Session()
+    except BotoCoreError as error:
+        raise _settings_error(error) from error
+
+
+def _settings_error(error: Exception) -> InputError:
+    return InputError(f"AWS settings: {error}; see AWS_PROFILE, AWS_REGION and the AWS configuration files")
+
+
+def bucket_region(bucket: str, *, anonymous: bool = False) -> str:
+    """Where the bucket is to be asked for: on AWS where it lies, of another S3 server in the region that is set; so too
+    where AWS can't be asked: the first request of the caller's own meets the same trouble, and says so."""
+    try:
+        return _ask_region(bucket, anonymous)
+    except (BotoCoreError, ClientError):
+        return region()
+
+
+def _ask_region(bucket: str, anonymous: bool) -> str:
+    """Where AWS keeps the bucket: photos of a public one lie elsewhere than one's own. The region that is set where AWS
+    doesn't say, and of another server. Raises BotoCoreError or ClientError where AWS has trouble of its own."""
+    configured = region()
+    if endpoint():
+        return configured
+    # not its usual minutes: who asks first must not wait longer than the transfers would
+    config = Config(
+        signature_version=UNSIGNED if anonymous else None, connect_timeout=5, retries={"total_max_attempts": 2}
+    )
+    try:
+        answer = _session().client("s3", region_name=configured, config=config).head_bucket(Bucket=bucket)
+    except ClientError as error:  # of what is elsewhere or may not be read it says where that is, too
+        answer = error.response
+        if answer["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+            raise
+    return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", configured)
+
+
+_guessed: dict[tuple[str, bool], tuple[float, S3Store]] = {}
+"""Stores whose region nobody could be asked for, and when to ask again."""
+
+
+def open_bucket(bucket: str, anonymous: bool) -> S3Store:
+    """The bucket's store, kept. Raises InputError for AWS settings or credentials that don't do."""
+    until, guessed = _guessed.get((bucket, anonymous), (0.0, None))
+    if guessed is not None and time.monotonic() < until:
+        return guessed
+    try:
+        return _known_store(bucket, anonymous)
+    except (BotoCoreError, ClientError):  # once the trouble has passed, another region may be the right one
+        guessed = guessed or _open_store(bucket, anonymous, region())
+        _guessed[bucket, anonymous] = time.monotonic() + GUESS_SECONDS, guessed
+        return guessed
+
+
+@lru_cache(maxsize=64)
+def _known_store(bucket: str, anonymous: bool) -> S3Store:
+    return _open_store(bucket, anonymous, _ask_region(bucket, anonymous))
+
+
+def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
+    session = _session()
+    server = endpoint()
+    options: dict = {
+        "region": where,
+        # AWS's certificate names no bucket with a dot
+        "virtual_hosted_style_request": server is None and "." not in bucket,
+    }
+    if server is not None:
+        options["endpoint"] = server
+    if anonymous:
+        options["skip_signature"] = True
+    else:
+        _check_credentials(bucket, session)
+        # obstore keeps what it is given for its ttl less five minutes, whatever a role's own expiry; botocore, which is
+        # asked anew then, renews at the latest when ten are left
+        options["credential_provider"] = Boto3CredentialProvider(session, ttl=timedelta(minutes=10))
+    client: ClientConfig = {
+        "allow_http": server is not None and server.startswith("http://"),
+        "timeout": "60s",
+        "connect_timeout": "5s",
+        # Photos of many bins come from one host: let the pool keep their connections.
+        "pool_max_idle_per_host": "256",
+    }
+    return S3Store(bucket, client_options=client, retry_config=RETRIES, **options)
+
+
+def _check_credentials(bucket: str, session: boto3.Session) -> None:
+    """Raises InputError where there are none, or where AWS's chain can't make them out."""
+    try:
+        found = session.get_credentials()
+    except BotoCoreError as error:
+        raise InputError(f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used") from error
+    if found is None:
+        raise InputError(
+            f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
+        )

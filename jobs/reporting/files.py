@@ -1,0 +1,119 @@
+"""All files of a night's report, made from its committed results; written by `jobs.report` and at the end of an audit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from datetime import date, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jobs
+from jobs.config.report import ReportConfig
+from jobs.counting.estimates import estimate_window
+from jobs.counting.history import History, day_after, read_history
+from jobs.platform import storage
+from jobs.platform.layout import REPORT_FACTS, list_nights
+from jobs.platform.provenance import provenance
+from jobs.reporting.discrepancies import write_discrepancies
+from jobs.reporting.history import find_offenders, keep_certificates, keep_promises
+from jobs.reporting.nights import (
+    Night,
+    read_night,
+    read_nights,
+    read_plan,
+    read_results,
+    read_run,
+    settings_of,
+)
+from jobs.reporting.ordering import rows_by_doubt
+from jobs.reporting.overview import Overview, survey_night
+from jobs.reporting.page import PageParts, render_page
+from jobs.reporting.photos import fetch_thumbnails
+from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, second_counts_csv, walk_order
+from model.estimators import WINDOW_NIGHTS
+
+logger = logging.getLogger("jobs.report")
+
+
+def write_report(config: ReportConfig) -> None:
+    """Writes all files of a committed night. Raises InputError where it is not committed, naming those that are."""
+    started = time.monotonic()
+    night = read_night(storage.absolute(config.output_uri), config.audit_date.isoformat())
+    run = read_run(night)
+    overview = survey_night(night)
+    # the night's own list belongs to it: what was counted of it by now
+    history = read_history(night.output_uri, day_after(night.audit_date))
+    with tempfile.TemporaryDirectory(prefix="report-") as name:
+        folder = Path(name)
+        waiting = _list_second_counts(night, history)
+        page = _build_page(night, run, overview, history, num_second_counts=len(waiting))
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        logger.info("page: %.1f s", time.monotonic() - started)
+        places = walk_order(read_plan(night))
+        (folder / "second_counts.csv").write_bytes(second_counts_csv(waiting))
+        (folder / "recount_list.csv").write_bytes(recount_csv(places, night.audit_date))
+        (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))
+        (folder / "recount_list_planner.csv").write_bytes(planner_csv(places, overview.planned, night.audit_date))
+        rows = rows_by_doubt(read_results(night), overview.histogram)
+        write_discrepancies(rows, folder, night, overview.num_rows)
+        (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
+        facts = _facts(config, night, run, overview)
+        (folder / REPORT_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        storage.upload_folder(folder, storage.absolute(config.report_uri), last=REPORT_FACTS)
+    logger.info(
+        "night %s: report of %s bins in %s (%.1f s)",
+        night.audit_date,
+        f"{overview.num_rows:,}",
+        config.report_uri,
+        time.monotonic() - started,
+    )
+
+
+def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Overview) -> dict[str, Any]:
+    """What made the report. Settings, versions and commit are its own; those of the audit stand in the run's record."""
+    made = provenance()
+    made["versions"] |= {library: version(library) for library in ("jinja2", "matplotlib", "xlsxwriter")}
+    return {
+        "config": config.model_dump(mode="json"),
+        "audit_date": night.audit_date,
+        "run_id": night.run_id,
+        "bundle_id": night.whole["bundle_id"],
+        "weights_sha256": run.get("bundle", {}).get("weights_sha256"),
+        "bins": overview.num_rows,
+        **made,
+    }
+
+
+def _list_second_counts(night: Night, history: History) -> list[tuple[str | None, str, str]]:
+    """The mismatches of the night's window that still wait for a second count: where a later night has seen another
+    record, it would be refused."""
+    last = list_nights(night.output_uri)[-1]
+    if last != night.audit_date:
+        first = date.fromisoformat(night.audit_date) - timedelta(days=WINDOW_NIGHTS - 1)
+        history = read_history(night.output_uri, day_after(last), first=first.isoformat())
+    return [found for found in history.second_counts if found[2] <= night.audit_date]
+
+
+def _build_page(
+    night: Night, run: dict[str, Any], overview: Overview, history: History, *, num_second_counts: int
+) -> str:
+    listed = overview.top.select(["image_uri", "status"]).to_pylist() if overview.top is not None else []
+    anonymous = bool(settings_of(run).get("anonymous", False))
+    return render_page(
+        PageParts(
+            night=night,
+            run=run,
+            overview=overview,
+            thumbnails=fetch_thumbnails(listed, anonymous=anonymous),
+            nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
+            promises=keep_promises(history),
+            certificates=keep_certificates(history),
+            offenders=find_offenders(history),
+            so_far=estimate_window(history),
+            num_second_counts=num_second_counts,
+        )
+    )
