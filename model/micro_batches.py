@@ -10,6 +10,22 @@ from typing import Protocol
 import numpy as np
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """What training knows of its bins beside the photos; arrays of one length, sorted by bin_id."""
+
+    hashes: np.ndarray
+    """uint64: `model.splitting.id_hashes` of the bin_ids."""
+    expected_qty: np.ndarray
+    num_skus: np.ndarray
+    groups: np.ndarray
+    splits: np.ndarray
+    """train, selection or test."""
+
+    def rows_of(self, split: str) -> np.ndarray:
+        return np.flatnonzero(self.splits == split)
+
+
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """Photos that go through the network together: row numbers of the training set, and how they are prepared."""

@@ -17,13 +17,13 @@ import numpy as np
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.v2._internal.execution.context import logger as report_logger
 from torch import nn
 
 from model.calibration import apply_calibration, fit_calibration, negative_log_likelihood
+from model.evaluation import Evaluation
 from model.health import (
     NEVER_STOP,
     SAMPLE_EVERY,
@@ -35,7 +35,7 @@ from model.health import (
     layer_ratios,
 )
 from model.metrics import evaluate_scope, scope_name
-from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch
+from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch, TrainingSet
 from model.network import build_network
 from model.optimisation import (
     MAX_GRADIENT_NORM,
@@ -48,39 +48,18 @@ from model.optimisation import (
     set_momentum,
     set_training_mode,
 )
-from model.processor import gains_by_bfloat16
 from model.profile import Stopwatch
-from model.quantisation import Range, activation_ranges
 from model.recipe import Recipe
-from model.scoring import keep_float32, normalisation, to_inputs
+from model.scoring import keep_float32
 from model.splitting import epoch_order, worker_micro_batches
 from model.targets import LEARNED_QUANTITY, LEARNED_SKUS, classes_of, count_rows, count_targets, quantity_targets
+from model.train_worker import TrainWorker, gains_in_bfloat16
 from schemas.bundle import Preprocessing
 
 STATE_FILE = "state.pt"
 AUXILIARY_WEIGHT = 0.3
-NUM_RANGE_PHOTOS = 256
-"""Training photos that tell the ranges of the activations."""
-KEPT_BYTES = 1 << 30
-"""Most bytes of photos that a worker keeps from one evaluation to the next."""
 UNHEALTHY = "unhealthy"
 NOT_FINITE = "the loss is not a finite number"
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What training knows of its bins beside the photos; arrays of one length, sorted by bin_id."""
-
-    hashes: np.ndarray
-    """uint64: `model.splitting.id_hashes` of the bin_ids."""
-    expected_qty: np.ndarray
-    num_skus: np.ndarray
-    groups: np.ndarray
-    splits: np.ndarray
-    """train, selection or test."""
-
-    def rows_of(self, split: str) -> np.ndarray:
-        return np.flatnonzero(self.splits == split)
 
 
 @dataclass(frozen=True)
@@ -119,8 +98,17 @@ class _Loop:
     def __init__(self, settings: LoopSettings) -> None:
         self.settings, self.recipe = settings, settings.recipe
         context = ray.train.get_context()
-        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        mixed = self.recipe.mixed_precision and gains_in_bfloat16(self.device)
+        if not mixed:
+            keep_float32()
+        self.worker = TrainWorker(
+            self.device,
+            context.get_world_rank(),
+            context.get_world_size(),
+            mixed=mixed,
+            preprocessing=Preprocessing(image_size=self.recipe.image_size),
+        )
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
         self.watch = Stopwatch(self.device)
@@ -164,17 +152,12 @@ class _Loop:
                 np.minimum(self.bins.num_skus, LEARNED_SKUS),
             )
         )
-        self._scale, self._shift = normalisation(Preprocessing(image_size=recipe.image_size), self.device)
-        self._mixed = recipe.mixed_precision and gains_in_bfloat16(self.device)
-        if not self._mixed:
-            keep_float32()
+        self.evaluation = Evaluation(self.network, self.bins, self.photos, recipe, self.worker)
         self.history: list[dict[str, float]] = []
         self.best_epoch, self.best_nll = -1, math.inf
         self.best_state: dict[str, torch.Tensor] = {}
         self.stopped: str | None = None
         self.findings: list[dict[str, Any]] = []
-        self._kept_of: tuple[str, int] | None = None
-        self._kept: list[np.ndarray] = []
         self._trace: bytes | None = None
         self._epoch_seconds = 0.0
 
@@ -201,8 +184,8 @@ class _Loop:
             order,
             batch_size=recipe.batch_size,
             micro_batch=recipe.micro_batch,
-            worker=self.rank,
-            num_workers=self.num_workers,
+            worker=self.worker.rank,
+            num_workers=self.worker.num_workers,
         )
         size, key = recipe.image_size_of(epoch), epoch if recipe.augmentation > 0 else None
         return [MicroBatch(rows, size, key) for rows in chosen]
@@ -250,7 +233,7 @@ class _Loop:
                     self.optimiser.step()
                     self.optimiser.zero_grad(set_to_none=True)
                     self.average.update()
-                losses.append(torch.stack([loss_sum.detach(), norm.detach() / self.num_workers]))
+                losses.append(torch.stack([loss_sum.detach(), norm.detach() / self.worker.num_workers]))
                 if profiler is not None:
                     profiler.step()
                 # the norm is of the averaged gradients, so all workers see the same and leave together
@@ -259,7 +242,7 @@ class _Loop:
                     self.stopped = self._not_finite(epoch)
                     break
         self.activations.watching, watch.sampled = False, True
-        summed = self._sum(torch.stack(losses)).cpu()
+        summed = self.worker.sum(torch.stack(losses)).cpu()
         elapsed = time.perf_counter() - started  # by now a GPU is through with the epoch
         self.seen.step_losses += summed[:, 0].tolist()
         self.seen.gradient_norms += summed[:, 1].tolist()
@@ -277,12 +260,12 @@ class _Loop:
         """Adds a micro-batch's gradients; returns its share of the batch's loss on counts."""
         watch = self.watch
         with watch.phase("transfer"):
-            inputs = to_inputs(self._send(torch.from_numpy(pixels)), self._scale, self._shift)
-            rows = self._send(torch.from_numpy(batch.rows))
+            inputs = self.worker.inputs(pixels)
+            rows = self.worker.send(torch.from_numpy(batch.rows))
             counts, quantity, skus = self._count_rows[rows], self._quantities[rows], self._skus[rows]
-        quiet = self.num_workers > 1 and not synchronise
+        quiet = self.worker.num_workers > 1 and not synchronise
         with self.distributed.no_sync() if quiet else nullcontext():  # type: ignore[operator]
-            with watch.phase("forward"), self._autocast():
+            with watch.phase("forward"), self.worker.autocast():
                 logits, auxiliary = self.distributed(inputs)
                 loss = F.cross_entropy(logits, self._targets[counts])
                 whole = loss
@@ -292,23 +275,14 @@ class _Loop:
                     whole = loss + AUXILIARY_WEIGHT * extra
             with watch.phase("backward"):
                 # DDP averages over workers; a batch's gradient is the mean over its micro-batches, wherever they ran
-                (whole * (self.num_workers / per_batch)).backward()
+                (whole * (self.worker.num_workers / per_batch)).backward()
         return loss.detach() / per_batch
-
-    def _send(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` on the device; from pinned memory, as from any other a GPU's copy blocks whatever was asked for."""
-        if self.device.type == "cuda":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._mixed)
 
     def _finish_epoch(self, epoch: int) -> None:
         with self.watch.phase("validation"):
             self._average_statistics()
             size = self.recipe.image_size_of(epoch)
-            logits = self._evaluate(self.average.state, "selection", image_size=size, mirror=False)
+            logits = self.evaluation.logits(self.average.state, "selection", image_size=size, mirror=False)
         selection = self.bins.rows_of("selection")
         labels, groups = self.labels[selection], self.bins.groups[selection]
         entry = {
@@ -350,32 +324,19 @@ class _Loop:
         # a rule's first finding stands, with the epoch in which it was seen
         new = [finding for finding in findings if finding["rule"] not in known]
         self.findings += new
-        if self.rank == 0:
+        if self.worker.rank == 0:
             for finding in new:
                 print(f"unhealthy in epoch {epoch + 1}: {finding['rule']}: {finding['message']}", flush=True)
         if self.settings.on_unhealthy != "stop":
             return
         rules = sorted({finding["rule"] for finding in findings} - NEVER_STOP)
         what = consequence(rules, has_best_epoch=self.best_epoch >= 0)
-        stop, end = self._agreed(what == "stop"), self._agreed(what == "end")
+        stop, end = self.worker.agreed(what == "stop"), self.worker.agreed(what == "end")
         # a loss that is not finite stays the reason: --on-unhealthy warn must not go on from such weights
         if stop and not (self.stopped or "").startswith(NOT_FINITE):
             self.stopped = f"{UNHEALTHY} in epoch {epoch + 1}: {', '.join(rules)}"
         elif end and self.stopped is None:
             self.stopped = f"early: {', '.join(rules)} in epoch {epoch + 1}"
-
-    def _agreed(self, decision: bool) -> bool:
-        """Rank 0's decision, so that all workers leave the loop together."""
-        if self.num_workers == 1:
-            return decision
-        flag = torch.tensor([float(decision)], device=self.device)
-        dist.broadcast(flag, src=0)
-        return bool(flag.item())
-
-    def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        if self.num_workers > 1:
-            dist.all_reduce(values)
-        return values
 
     @torch.no_grad()
     def _average_statistics(self) -> None:
@@ -383,64 +344,10 @@ class _Loop:
         for state in (self.network.state_dict(), self.average.state):
             for name, value in state.items():
                 if "running_" in name:
-                    self._sum(value).div_(self.num_workers)
-
-    @torch.no_grad()
-    def _evaluate(self, state: dict[str, torch.Tensor], split: str, *, image_size: int, mirror: bool) -> np.ndarray:
-        """Logits, float64 (rows of the split, K + 1), of a state of CountingNetwork; the work is shared by all workers."""
-        recipe, num_rows = self.recipe, len(self.bins.rows_of(split))
-        kept = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-        self.network.load_state_dict(state)
-        self.network.eval()
-        found = torch.zeros((num_rows, recipe.num_classes), dtype=torch.float64, device=self.device)
-        for start, pixels in self._plain_batches(split, image_size):
-            num_photos = len(pixels)
-            if num_photos < recipe.micro_batch:  # one fixed shape, as in the audit
-                missing = (recipe.micro_batch - num_photos, *pixels.shape[1:])
-                pixels = np.concatenate([pixels, np.zeros(missing, np.uint8)])
-            inputs = to_inputs(self._send(torch.from_numpy(pixels)), self._scale, self._shift)
-            with self._autocast():
-                logits = self.network(inputs)[0].double()
-                if mirror:
-                    logits = (logits + self.network(inputs.flip(3))[0].double()) / 2
-            found[start : start + num_photos] = logits[:num_photos]
-        self.network.load_state_dict(kept)
-        return self._sum(found).cpu().numpy()
-
-    def _plain_batches(self, split: str, image_size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """This worker's share of a split, not augmented, in micro-batches: the place of the first row, and the pixels.
-
-        The selection comes again after every epoch, so its photos are kept while the image size stays, unless they are more
-        than KEPT_BYTES: to fetch and decode them each time took as long as the training itself beside an H200."""
-        rows, size = self.bins.rows_of(split), self.recipe.micro_batch
-        mine = range(self.rank * size, len(rows), self.num_workers * size)
-        if self._kept_of != (split, image_size):
-            plan = [MicroBatch(rows[start : start + size], image_size, None) for start in mine]
-            batches = (prepared.pixels for prepared in self.photos(plan))
-            if split != "selection" or sum(len(batch.rows) for batch in plan) * image_size**2 * 3 > KEPT_BYTES:
-                yield from zip(mine, batches, strict=True)
-                return
-            self._kept = []  # those of another size go before these come
-            self._kept_of, self._kept = (split, image_size), list(batches)
-        yield from zip(mine, self._kept, strict=True)
-
-    def _activation_ranges(self, state: dict[str, torch.Tensor]) -> dict[str, Range]:
-        """Those of the network that ends in the bundle, on NUM_RANGE_PHOTOS training photos as the audit prepares them.
-        Leaves `state` in the network."""
-        recipe = self.recipe
-        train = self.bins.rows_of("train")
-        chosen = train[epoch_order(self.bins.hashes[train], recipe.seed, 0)][:NUM_RANGE_PHOTOS]
-        plan = [
-            MicroBatch(chosen[start : start + recipe.micro_batch], recipe.image_size, None)
-            for start in range(0, len(chosen), recipe.micro_batch)
-        ]
-        self.network.load_state_dict(state)
-        batches = (torch.from_numpy(prepared.pixels) for prepared in self.photos(plan))
-        inputs = (to_inputs(self._send(pixels), self._scale, self._shift) for pixels in batches)
-        return activation_ranges(self.network.resnet, inputs)
+                    self.worker.sum(value).div_(self.worker.num_workers)
 
     def _profiler(self, epoch: int) -> Any:
-        if not self.settings.trace_steps or epoch > self.seen.first_epoch or self.rank != 0:
+        if not self.settings.trace_steps or epoch > self.seen.first_epoch or self.worker.rank != 0:
             return nullcontext(None)
         if self.steps_per_epoch < 3:
             print(
@@ -462,9 +369,9 @@ class _Loop:
             self._trace = gzip.compress(path.read_bytes())
 
     def _report(self, entry: dict[str, float]) -> None:
-        if self.rank == 0:
+        if self.worker.rank == 0:
             print(_progress_line(entry, self.recipe, self.best_epoch), flush=True)
-        if self.rank != 0:
+        if self.worker.rank != 0:
             ray.train.report(dict(entry))
             return
         # waits for the last one: uploads slower than epochs would fill the disk
@@ -518,7 +425,7 @@ class _Loop:
             setattr(self.seen, name, value)
         for name, seconds in state["profile"].items():
             self.watch.add_earlier(name, seconds)
-        if self.rank == 0:
+        if self.worker.rank == 0:
             print(f"continues after epoch {len(self.history)}", flush=True)
 
     def _conclude(self) -> dict[str, Any] | None:
@@ -527,18 +434,18 @@ class _Loop:
             with self.watch.phase("validation"):
                 for split in self.settings.conclude:
                     rows[split] = self.bins.rows_of(split)
-                    logits[split] = self._evaluate(
+                    logits[split] = self.evaluation.logits(
                         self.best_state,
                         split,
                         image_size=self.recipe.image_size,
                         mirror=self.recipe.test_time_flip,
                     )
-        if self.rank != 0:
+        if self.worker.rank != 0:
             return None
         ranges = None
         if self.best_state and self.settings.conclude:
             with self.watch.phase("validation"):
-                ranges = self._activation_ranges(self.best_state)
+                ranges = self.evaluation.activation_ranges(self.best_state)
         return {
             "history": self.history,
             "step_losses": self.seen.step_losses,
@@ -547,7 +454,7 @@ class _Loop:
             "profile": self.watch.table(),
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,
-            "precision": "bfloat16" if self._mixed else "float32",
+            "precision": "bfloat16" if self.worker.mixed else "float32",
             "rows": rows,
             "logits": logits,
             "activation_ranges": ranges,
@@ -559,13 +466,6 @@ def _guess_nll(train: np.ndarray, selection: np.ndarray, num_classes: int) -> fl
     """NLL of the `selection` classes (m,) by the shares of the `train` ones (n,), each seen once more than it was."""
     counts = np.bincount(train, minlength=num_classes) + 1
     return float(-np.log(counts / counts.sum())[selection].mean())
-
-
-def gains_in_bfloat16(device: torch.device) -> bool:
-    """Whether the device is faster in bfloat16; where it is emulated (cards before Ampere), float32 is."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return gains_by_bfloat16()
 
 
 def _progress_line(entry: dict[str, float], recipe: Recipe, best_epoch: int) -> str:

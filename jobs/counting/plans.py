@@ -19,7 +19,6 @@ from schemas.summary import SUMMARY_SCHEMA
 class NightSummary:
     """What a night's commit says about the whole night."""
 
-    audit_date: str
     run_id: str
     bundle_id: str
     num_assessed: int
@@ -39,7 +38,6 @@ def read_summary(output_uri: str, audit_date: str) -> NightSummary:
     night = next(row for row in rows if row["scope"] == "all")
     valued = night["shortage_value"] is not None and night["overage_value"] is not None
     return NightSummary(
-        audit_date,
         night["run_id"],
         night["bundle_id"],
         night["num_assessed"],

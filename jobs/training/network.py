@@ -40,8 +40,9 @@ from jobs.training.photos import PhotoStream
 from jobs.training.splits import training_set
 from jobs.training.start import Start
 from jobs.training.workers import plan_workers, worker_environment
+from model.micro_batches import TrainingSet
 from model.recipe import Recipe
-from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, TrainingSet, train_loop_per_worker
+from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, train_loop_per_worker
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError
 

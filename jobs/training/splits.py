@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from jobs.config.train import TrainConfig
 from jobs.training.labelled_bins import LabelledBins
+from model.micro_batches import TrainingSet
 from model.splitting import SPLITS, find_asked_again, id_hashes, split_groups
 from model.targets import classes_of
-from model.training import TrainingSet
 from schemas.errors import InputError
 
 logger = logging.getLogger(__name__)

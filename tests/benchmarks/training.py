@@ -35,8 +35,8 @@ from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs
 from jobs.training.start import read_start
 from jobs.training.workers import plan_workers, worker_environment
 from model.images import decode_image
-from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch
-from model.training import LoopSettings, TrainingSet, train_loop_per_worker
+from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch, TrainingSet
+from model.training import LoopSettings, train_loop_per_worker
 from schemas.bundle import Preprocessing
 
 EPOCHS = 3

@@ -28,7 +28,7 @@ from model.processor import gains_by_bfloat16
 from model.profile import PHASES, Stopwatch
 from model.recipe import Recipe
 from model.targets import classes_of, count_rows, count_targets, quantity_targets
-from model.training import gains_in_bfloat16
+from model.train_worker import gains_in_bfloat16
 from model.transforms import augment
 from schemas.bundle import Preprocessing
 
