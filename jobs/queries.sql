@@ -29,9 +29,9 @@ ORDER BY audit_date;
 
 -- name: repeat_offenders
 -- Bins found wrong in at least two ways, as recorded and found quantity: wrong again after a correction, or never corrected
--- while stock moved. The same finding twice counts once, as one error that nobody corrected. Of all counts of a bin for one night a
--- quantity stands once it is confirmed or two people (counter_id) have found it, and of several such quantities the one
--- that was counted last.
+-- while stock moved. The same finding twice counts once, as one error that nobody corrected. Of all counts of a bin for
+-- one night a quantity stands once it is confirmed or two people (counter_id) have found it, and of several such
+-- quantities the one that was counted last.
 WITH settled AS (
   SELECT audit_date, bin_id, expected_qty, counted_qty, MAX(counted_at) AS counted_at
   FROM counted

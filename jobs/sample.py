@@ -78,7 +78,7 @@ def _claim_output(output_uri: str, settings: dict) -> None:
     """Writes the settings into an empty output. Raises InputError where another sample or anything else is."""
     settings_uri = storage.join(output_uri, "sample.json")
     try:
-        found = json.loads(storage.read_bytes(settings_uri))["settings"]
+        found = storage.read_json(settings_uri)["settings"]
     except FileNotFoundError:
         other = next(storage.list_objects(output_uri), None)
         if other is not None:
@@ -88,7 +88,7 @@ def _claim_output(output_uri: str, settings: dict) -> None:
         document = {"settings": settings, **provenance()}
         storage.write_bytes(settings_uri, json.dumps(document, indent=2).encode())
         return
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"{settings_uri}: expected the settings of a sample, found something else; choose another --output-uri"
         ) from error

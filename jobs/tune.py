@@ -108,6 +108,7 @@ def finish_best(
 
 def _remove_checkpoints(record: TrialRecord, trials: Trials, training_uri: str) -> None:
     if record.run is not None:
+        storage.settle(trials.output_uri)  # the records, as the bundle, must outlive the checkpoints
         remove_run(storage.join(training_uri, record.run))
         record.run = None  # a later search must not look for it
         trials.save(record)

@@ -13,6 +13,7 @@ from jobs.counting.history import History, PlanRecounts
 from jobs.counting.samples import Sample, best_samples, counted_samples, samples_in_force, worst_samples
 from model.calibration_error import calibration_errors_by_chance, expected_calibration_error
 from model.estimators import (
+    ERROR_PIECES,
     Estimate,
     NightSample,
     claimed_over_found,
@@ -74,11 +75,18 @@ def estimate_window(history: History) -> Estimates:
     """
     samples, counted = samples_in_force(history), counted_samples(history)
 
-    def total(make: Callable[[Sample], NightSample], of: Callable[[Sample], bool], *, signed: bool = True) -> Estimate:
+    def total(
+        make: Callable[[Sample], NightSample],
+        of: Callable[[Sample], bool],
+        *,
+        signed: bool = True,
+        worth: Callable[[PlanRecounts], Floats] = lambda plan: np.ones(len(plan.is_random)),
+    ) -> Estimate:
         estimate = estimate_total([make(sample) for sample in samples if of(sample)])
         known = [sample for sample in counted if of(sample)]
         guard = estimate_total([make(sample) for sample in known])
-        unknown = float(np.mean([sample.num_unknown * make(sample).error_size for sample in known])) if known else 0.0
+        uncounted = [sample.sum_uncounted(worth(sample.plan)) for sample in known]
+        unknown = ERROR_PIECES * float(np.mean(uncounted)) if known else 0.0
         low = min(estimate.low, guard.low - unknown if signed else guard.low)
         ends = estimate.value, low, max(estimate.high, guard.high + unknown)
         value, low, high = ends if signed else np.maximum(0.0, ends).tolist()  # max(0.0, nan) would be 0
@@ -94,7 +102,11 @@ def estimate_window(history: History) -> Estimates:
     # where nobody counted a bin with a price at random, nothing is known of money, not even that it is little
     prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples if _is_valued(sample)])
     has_prices = one_currency and bool(np.isfinite(prices).any())
-    value = total(_value_sample, lambda sample: has_prices and _is_valued(sample))
+    value = total(
+        _value_sample,
+        lambda sample: has_prices and _is_valued(sample),
+        worth=lambda plan: np.nan_to_num(plan.column("unit_value")),
+    )
     return Estimates(
         error_rate=_number(share.value),
         error_rate_low=_number(min(share.low, best.low)),

@@ -44,12 +44,12 @@ class Sample:
     def is_random(self) -> Mask:
         return self.plan.is_random[self.rows]
 
-    @property
-    def num_unknown(self) -> float:
-        """How many of the night's bins those planned ones stand for that nobody counted; a listed one for itself."""
+    def sum_uncounted(self, worth: Floats) -> float:
+        """Sum of `worth`, one of each of the plan's bins, over the night's bins that those planned ones stand for that
+        nobody counted; a listed one stands for itself."""
         random, absent = self.plan.is_random, ~self.plan.counted
-        stood_for = self.plan.whole_night.num_assessed * float((random & absent).sum() / random.sum())
-        return stood_for + (float((~random & absent).sum()) if self.plan.has_priority_list else 0.0)
+        stood_for = self.plan.whole_night.num_assessed * float(worth[random & absent].sum() / random.sum())
+        return stood_for + (float(worth[~random & absent].sum()) if self.plan.has_priority_list else 0.0)
 
     @property
     def settled(self) -> Mask:

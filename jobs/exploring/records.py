@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import read_row_group
-from jobs.stages.resources import CHECK_CPUS
 from jobs.stages.worklist import Shard, shard_dataset
 
 MOST_PIECES = 200

@@ -15,10 +15,11 @@ import ray.data
 
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
+from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import read_row_group
 from jobs.stages.duplicates import find_duplicates
 from jobs.stages.images import FetchPlan
-from jobs.stages.resources import CHECK_CPUS, Resources
+from jobs.stages.resources import Resources
 from jobs.stages.worklist import Shard, shard_dataset
 from schemas.results import ImageStatus
 

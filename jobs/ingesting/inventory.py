@@ -6,7 +6,6 @@ files and, for CSV, which has no header, the columns. Only current versions coun
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote_plus
@@ -64,13 +63,13 @@ def _are_in_one_bucket(uri: str, other: str) -> bool:
 
 def _read_manifest(uri: str, folder: Folder) -> list[Any]:
     try:
-        document = json.loads(storage.read_bytes(uri, anonymous=_is_public(uri, folder)))
+        document = storage.read_json(uri, anonymous=_is_public(uri, folder))
         file_format, columns = document["fileFormat"], [name.strip() for name in document["fileSchema"].split(",")]
         keys = [entry["key"] for entry in document["files"]]
         bucket = document["destinationBucket"].rpartition(":")[2]
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected an S3 Inventory's manifest.json, found nothing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{uri}: expected an S3 Inventory's manifest.json with fileFormat, fileSchema, files and "
             f"destinationBucket, found another document ({type(error).__name__}: {error})"

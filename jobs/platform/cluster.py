@@ -119,6 +119,10 @@ def await_free(needed: Mapping[str, float]) -> None:
         time.sleep(LOOK_SECONDS)
 
 
+CHECK_CPUS = 0.25
+"""Of each task that reads or copies a file of a manifest: a job that waits for its turn has checked it before."""
+
+
 def await_slot(num_cpus: float) -> None:
     """Returns when the cluster runs a task of so many CPUs: at once, or when it has grown (a task that waits is what an
     autoscaler adds nodes for) or others have let go. Raises GateError after WAIT_SECONDS."""

@@ -5,7 +5,6 @@ A night is read only through its summary, one object of a fixed key that names t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,11 +46,12 @@ def read_run(run_uri: str) -> dict[str, Any]:
     """What a run says of itself. Raises InputError where its `run.json` is gone or damaged."""
     uri = storage.join(run_uri, RUN_RECORD)
     try:
-        return json.loads(storage.read_bytes(uri))
+        run = storage.read_json(uri)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected a committed run's own record, found nothing; restore it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it") from error
+    if run is None:
+        raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it")
+    return run
 
 
 def part_uri(output_uri: str, table: str, audit_date: str, run_id: str, number: int) -> str:

@@ -8,6 +8,7 @@ for local folders as well as for S3, so that there is one code path.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import unquote
 
 from obstore.exceptions import (
@@ -32,9 +33,6 @@ from obstore.store import LocalStore, ObjectStore
 
 from jobs.platform.s3 import open_bucket
 from schemas.errors import GateError, InputError
-
-if TYPE_CHECKING:
-    pass
 
 CUT_TRIES = 6
 """An answer that breaks off is asked for again so often; see is_cut_short."""
@@ -170,6 +168,15 @@ def read_bytes(uri: str, *, anonymous: bool = False) -> bytes:
             if num_failed == CUT_TRIES or not is_cut_short(error):
                 raise _failure(uri, "read", error) from error
             time.sleep(0.2 * 2**num_failed)
+
+
+def read_json(uri: str, *, anonymous: bool = False) -> Any:
+    """A JSON document; None where what stands there is none, as a power cut may leave it. Raises as `read_bytes` does."""
+    data = read_bytes(uri, anonymous=anonymous)
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
 
 
 def is_cut_short(error: Exception) -> bool:

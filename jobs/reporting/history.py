@@ -91,8 +91,9 @@ def _promise(plan: PlanRecounts) -> Promise:
 @dataclass(frozen=True)
 class CertificatePromise:
     """What became of the bins certified at `alpha` or better, by the `num_counted` of them that were counted on nights
-    whose random bins are 90 % resolved: the share whose record was right after all. Alpha bounds its mean over all nights, one without certificates counting
-    as 0; this is of the nights that had some. The list has the most doubtful of them, so the random ones count for all those that it could not hold."""
+    whose random bins are 90 % resolved: the share whose record was right after all. Alpha bounds its mean over all
+    nights, one without certificates counting as 0; this is of the nights that had some. The list has the most doubtful
+    of them, so the random ones count for all those that it could not hold."""
 
     alpha: float
     num_counted: int

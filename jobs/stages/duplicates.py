@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import open_parquet
-from jobs.stages.resources import CHECK_CPUS
 
 PIECE_ROWS = 4_000_000
 """Ids that one task hashes (8 bytes each) and that one range of hashes holds on average."""

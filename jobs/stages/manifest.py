@@ -17,10 +17,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from jobs.platform import storage
-from jobs.platform.cluster import await_slot
+from jobs.platform.cluster import CHECK_CPUS, await_slot
 from jobs.platform.parquet import parquet_files
 from jobs.stages.duplicates import find_duplicates
-from jobs.stages.resources import CHECK_CPUS
 from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, outside_calendar, schema_problems
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA, MAX_UNIT_VALUE, NIGHT_YEARS

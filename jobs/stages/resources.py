@@ -22,8 +22,6 @@ from schemas.errors import GateError, InputError
 if TYPE_CHECKING:
     from model.scoring import Precision
 
-CHECK_CPUS = 0.25
-"""Of each task that reads or copies a file of a manifest: a job that waits for its turn has checked it before."""
 GPU_BATCH, CPU_BATCH = 256, 32
 """Photos per padded batch, a GPU's at most (`fit_batch`): by the hardware, so that results don't depend on what is free."""
 
@@ -145,7 +143,7 @@ class Card:
 def fit_batch(resources: Resources, precision: Precision, image_size: int, cards: Sequence[Card]) -> Resources:
     """`resources` with the batch of a GPU halved until its photos take a quarter of the smallest card; the rest is for
     weights, workspaces and whoever else is there. By what a card has and not by what is free: another batch gives other
-    last bits."""
+    last bits. One that doesn't say, or none that can be asked, counts as UNKNOWN_MEMORY."""
     if resources.device == "cpu":
         return resources
     least = min((card.memory or UNKNOWN_MEMORY for card in cards), default=UNKNOWN_MEMORY)
@@ -179,14 +177,15 @@ def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo, car
 
 
 def _cards() -> list[Card]:
-    """Of every node with GPUs. The driver's own node may have none."""
+    """Of every node with GPUs, none where one of them can't be asked. The driver's own node may have none."""
     ask = ray.remote(num_cpus=0)(read_cards)
     found = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
     ]
-    return [card for cards in ray.get(found) for card in cards]
+    answers = ray.get(found)
+    return [card for cards in answers for card in cards] if all(answers) else []
 
 
 def read_cards() -> list[Card]:

@@ -78,11 +78,8 @@ def name_run(
 def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes `run.json` where none is yet, and returns what stands there: this try's facts or an earlier one's."""
     uri = storage.join(run_uri, RUN_RECORD)
-    if not storage.create_bytes(uri, _document(facts)):
-        try:
-            json.loads(storage.read_bytes(uri))
-        except ValueError:  # a power cut may leave a file that is empty
-            storage.write_bytes(uri, _document(facts))
+    if not storage.create_bytes(uri, _document(facts)) and storage.read_json(uri) is None:
+        storage.write_bytes(uri, _document(facts))
     return read_run(run_uri)
 
 
@@ -170,12 +167,12 @@ class NightLock:
         if not generations:
             return -1, None
         uri = self._uri(max(generations))
-        try:
-            return max(generations), json.loads(storage.read_bytes(uri))
-        except ValueError as error:  # a power cut may have left it empty
+        holder = storage.read_json(uri)
+        if holder is None:
             raise GateError(
-                f"{uri}: expected who holds the night, found no JSON ({error}); delete it once no audit of the night runs"
-            ) from error
+                f"{uri}: expected who holds the night, found no JSON (after a power cut?); delete it once no audit of the night runs"
+            )
+        return max(generations), holder
 
     def _is_dead(self, generation: int, holder: dict[str, Any]) -> bool:
         here = holder["host"] == self._holder["host"] and holder["boot"] == self._holder["boot"]

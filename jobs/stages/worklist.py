@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import ray.data
 
 from jobs.platform import storage
+from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import open_parquet
 from jobs.stages.manifest import Manifest
-from jobs.stages.resources import CHECK_CPUS
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.manifest import MANIFEST_SCHEMA

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -175,16 +176,24 @@ def train_network(
 
 
 def _discard_damaged_snapshot(run_uri: str) -> None:
-    """Ray Train writes its list of checkpoints in place: what a power cut or a kill in that moment leaves would end every
-    later try before it starts."""
+    """Ray Train writes its list of checkpoints in place, and settles neither it nor them: what a power cut, or a kill in
+    that moment, leaves would end every later try."""
     uri = storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     try:
-        json.loads(storage.read_bytes(uri))
+        snapshot = storage.read_json(uri)
     except FileNotFoundError:
         return
-    except ValueError:
-        logger.warning("%s: damaged, as by a power cut; this training begins anew", uri)
+    if snapshot is None or not all(
+        _is_whole(storage.join(run_uri, checkpoint["checkpoint_dir_name"], STATE_FILE))
+        for checkpoint in snapshot["checkpoint_results"]
+    ):
+        logger.warning("%s: damaged, or its checkpoints are, as by a power cut; this training begins anew", uri)
         storage.delete([uri])
+
+
+def _is_whole(state_uri: str) -> bool:
+    """Whether torch's file, a zip archive, is there with its end. S3 has an object whole or not at all."""
+    return storage.exists(state_uri) if storage.is_s3(state_uri) else zipfile.is_zipfile(state_uri)
 
 
 WATCHDOG = PlacementGroupCleaner.__module__

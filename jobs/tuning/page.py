@@ -31,8 +31,6 @@ def render_search(config: TuneConfig, records: Sequence[TrialRecord], info: Bund
     """HTML."""
     order = ranked(records)
     best = order[0] if order and order[0].selection_nll is not None else None
-    if info is not None:  # the test figures are this trial's, whoever ranks first by now
-        best = next(record for record in records if record.bundle_id == info.bundle_id)
     compared = [record for record in records if record.selection_nll is not None]
     numbers = [record.number for record in compared]
     nlls = [record.selection_nll for record in compared if record.selection_nll is not None]
@@ -42,7 +40,9 @@ def render_search(config: TuneConfig, records: Sequence[TrialRecord], info: Bund
         records=records,
         best=best,
         median=median_nll(compared) if compared else None,
-        test=info.metrics["test"] if info is not None else {},
+        bundle=info,
+        # not always of the best: a trial that was trained anew for its bundle may end behind another
+        bundled=None if info is None else next(record for record in records if record.bundle_id == info.bundle_id),
         seconds=sum(record.seconds for record in records),
         num_by_status={
             status: sum(record.status == status for record in records)

@@ -152,12 +152,12 @@ class Trials:
 
 
 def _read_whole(uri: str) -> dict[str, Any] | None:
-    """A JSON document; None where a power cut has left something else of it, which is as if it had not been written."""
-    try:
-        return json.loads(storage.read_bytes(uri))
-    except ValueError as error:
-        logger.warning("%s: damaged (%s); passed over", uri, error)
-        return None
+    """A JSON document; None, with a warning, where a power cut has left something else of it: as if it had not been written,
+    but that checkpoints which it names stay."""
+    document = storage.read_json(uri)
+    if document is None:
+        logger.warning("%s: damaged, as by a power cut; passed over", uri)
+    return document
 
 
 def ranked(records: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -428,7 +428,7 @@ def test_with_many_counts_the_night_s_predictions_carry_the_money(output: str) -
     assert estimates.gross_variance_units_high is not None and 1000 < estimates.gross_variance_units_high < 1015
 
 
-def test_an_uncounted_random_bin_has_the_price_of_random_bins_and_not_of_a_list_of_the_dearest(output: str) -> None:
+def test_an_uncounted_random_bin_has_its_own_price_and_not_that_of_a_list_of_the_dearest(output: str) -> None:
     plan = random_plan(40, unit_value=2.0, currency="EUR")
     listed = [priority_row(f"p{place}", place + 1, unit_value=200.0, currency="EUR") for place in range(10)]
     commit_night(output, "2026-03-02", plan + listed, num_assessed=1000)
@@ -436,10 +436,15 @@ def test_an_uncounted_random_bin_has_the_price_of_random_bins_and_not_of_a_list_
     del found["r000"]
     count(output, "2026-03-02", plan, found)
     before = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    counted = right(listed)
+    del counted["p3"]
+    count(output, "2026-03-02", listed, counted)
+    without_one = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     count(output, "2026-03-02", listed, right(listed))
     after = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert before.net_variance_value_high is not None and after.net_variance_value_high is not None
     assert 100 < after.net_variance_value_high < 1.1 * before.net_variance_value_high
+    assert without_one.net_variance_value_high == pytest.approx(after.net_variance_value_high + 2 * 200, rel=0.01)
 
 
 def test_where_no_bin_with_a_price_was_counted_nothing_is_said_of_money(output: str) -> None:

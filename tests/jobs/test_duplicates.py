@@ -5,10 +5,10 @@ import pytest
 import ray
 
 from jobs.platform import storage
+from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import write_table
 from jobs.stages import duplicates
 from jobs.stages.duplicates import find_duplicates
-from jobs.stages.resources import CHECK_CPUS
 
 pytestmark = pytest.mark.ray
 

@@ -131,16 +131,22 @@ def train(
 def test_a_list_of_checkpoints_that_a_power_cut_left_damaged_begins_the_training_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+    snapshot, state = tmp_path / "checkpoint_manager_snapshot.json", tmp_path / "first" / STATE_FILE
+    state.parent.mkdir()
     _discard_damaged_snapshot(str(tmp_path))
-    snapshot.write_text('{"checkpoint_results": []}')
+    document = b'{"checkpoint_results": [{"checkpoint_dir_name": "first"}]}'
+    torch.save({"epoch": 1}, state)
+    whole = state.read_bytes()
+    snapshot.write_bytes(document)
     _discard_damaged_snapshot(str(tmp_path))
     assert snapshot.exists()
     assert not caplog.text
-    snapshot.write_bytes(b"")
-    _discard_damaged_snapshot(str(tmp_path))
-    assert not snapshot.exists()
-    assert "damaged, as by a power cut; this training begins anew" in caplog.text
+    for of_snapshot, of_state in ((b"", whole), (document, b""), (document, whole[: len(whole) // 2])):
+        snapshot.write_bytes(of_snapshot)
+        state.write_bytes(of_state)
+        _discard_damaged_snapshot(str(tmp_path))
+        assert not snapshot.exists()
+    assert caplog.text.count("as by a power cut; this training begins anew") == 3
 
 
 def first_epoch(training_uri: Path) -> dict[str, Any]:

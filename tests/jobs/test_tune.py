@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,10 @@ from safetensors.torch import save_file
 
 from jobs import tune
 from jobs.config.tune import TuneConfig
+from jobs.platform import storage
 from jobs.training.network import remove_run
 from jobs.tune import main, require_whole_search
+from jobs.tuning.page import render_search
 from jobs.tuning.search import PROGRESS, first_rung_percent, progress
 from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
 from jobs.tuning.trials import (
@@ -37,10 +40,11 @@ from jobs.tuning.trials import (
     ranked,
 )
 from model.bundle import load_bundle
+from model.bundle_files import read_bundle_info
 from model.network import build_network
 from schemas.errors import GateError, InputError
 from tests.conftest import S3_ENVIRONMENT
-from tests.dump import write_night
+from tests.dump import write_bundle, write_night
 
 NUM_BINS = 140
 
@@ -285,6 +289,42 @@ def test_what_a_power_cut_leaves_of_a_search_s_records_is_as_if_it_had_not_been_
     assert (again.of(drawn[3]).number, again.of(drawn[2]).number) == (4, 3)
     with pytest.raises(InputError, match=r"other settings \(data\)"):
         Trials(config, str(tmp_path), "other data", "weights")
+
+
+def test_records_of_a_search_that_may_not_be_read_are_not_taken_for_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = TuneConfig(manifest_uri="m", bundle_uri="b")
+    Trials(config, str(tmp_path), "data", "weights")
+    before = (tmp_path / "search.json").read_bytes()
+
+    def denied(uri: str, *, anonymous: bool = False) -> bytes:
+        raise InputError(f"{uri}: can't be read")
+
+    monkeypatch.setattr(storage, "read_bytes", denied)
+    with pytest.raises(InputError, match=r"search\.json: can't be read"):
+        Trials(config, str(tmp_path), "data", "weights")
+    assert (tmp_path / "search.json").read_bytes() == before
+
+
+def test_the_page_s_test_figures_are_those_of_the_trial_that_became_the_bundle(tmp_path: Path) -> None:
+    """Trained anew for it, that one may have ended behind another."""
+    config = TuneConfig(manifest_uri="m", bundle_uri="b")
+    trials = Trials(config, str(tmp_path / "search"), "data", "weights")
+    for rate, nll in ((0.01, 0.51), (0.02, 0.53)):
+        trial = trials.of({"learning_rate": rate, "batch_size": 32, "max_epochs": 2})
+        epoch = {"epoch": 0, "image_size": trial.settings["image_size"], "selection_nll": nll, "seconds": 2.0}
+        trial.add_epoch(epoch)
+        trial.end(COMPLETED)
+    records = trials.records
+    records[1].bundle_id = "b"
+    info = read_bundle_info(write_bundle(tmp_path / "bundle")).model_copy(
+        update={"bundle_id": "b", "metrics": {"test": {}}}
+    )
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", render_search(config, records, info)))
+    assert "The bundle of trial 2 on test bins" in page
+    assert "0.5100 trial 1;" in page
+    assert "The bundle of trial" not in re.sub(r"<[^>]+>", " ", render_search(config, records, None))
 
 
 def test_the_checkpoints_of_a_bundle_that_stands_already_are_removed(
