@@ -18,7 +18,7 @@ from jobs.counting.history import History, read_history
 from jobs.counting.samples import worst_samples
 from model.drift import Baseline
 from model.estimators import wilson_interval
-from model.posterior import build_assessor
+from model.posterior import build_assessor, fit_noise_rate
 from model.record_model import fit_record_model
 from schemas.recount import COUNTED_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
@@ -426,6 +426,50 @@ def test_with_many_counts_the_night_s_predictions_carry_the_money(output: str) -
     assert estimates.gross_variance_units == pytest.approx(1000)
     assert estimates.net_variance_value_low is not None and -2030 < estimates.net_variance_value_low < -2000
     assert estimates.gross_variance_units_high is not None and 1000 < estimates.gross_variance_units_high < 1015
+
+
+def test_with_many_counts_the_night_s_predictions_carry_accuracy_and_pieces(output: str) -> None:
+    plan = random_plan(420, p_record_wrong=0.05, expected_variance_qty=-0.1)
+    others = [plan_row(f"x{place}", p_record_wrong=0.25, expected_variance_qty=-0.5) for place in range(580)]
+    commit_night(output, "2026-03-02", plan, other_bins=others)
+    count(output, "2026-03-02", plan, right(plan) | {f"r{place:03d}": 2 for place in range(42)})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.estimator == "stratified_difference"
+    # claimed of 1,000: 21 + 145; of the counted ones 0.05 each more were wrong
+    assert estimates.error_rate == pytest.approx(0.166 + 0.05)
+    assert estimates.ira == pytest.approx(1 - 0.216)
+    assert estimates.net_variance_units == pytest.approx(-42 - 290)
+
+
+def test_a_list_that_is_counted_in_part_has_no_precision_yet(output: str) -> None:
+    plan = [*random_plan(10), *(priority_row(f"p{place:02d}", place + 1, unit_value=2.0) for place in range(20))]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    count(output, "2026-03-02", plan, {name: qty for name, qty in right(plan).items() if name < "p17" or name >= "r"})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert (estimates.list_precision_window, estimates.found_value_window) == (None, None)
+    assert (estimates.num_priority_window, estimates.num_random_window) == (0, 10)
+
+
+def test_label_noise_is_learned_from_what_this_bundle_scored_by_weight(output: str) -> None:
+    other = random_plan(40, bundle_id="another")
+    commit_night(output, "2026-03-01", other, num_assessed=400)
+    count(output, "2026-03-01", other, {row["bin_id"]: 1 for row in other})
+    plan = [*random_plan(40), *(priority_row(f"p{place:02d}", place + 1) for place in range(20))]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    found = right(plan) | {f"p{place:02d}": 1 for place in range(12)}
+    count(output, "2026-03-02", plan, found)
+    belief, info = learn_belief(history_of(output), bundle_info(), SHARES), bundle_info()
+    expected = fit_noise_rate(
+        np.array([row["probabilities"] for row in plan]),
+        np.array([row["expected_qty"] for row in plan]),
+        np.array([found[row["bin_id"]] for row in plan]),
+        np.array([1 / row["inclusion_probability"] for row in plan]),
+        info.label_histogram,
+        belief.record_model,
+        info.label_noise.rate,
+    )
+    assert belief.noise_rate == pytest.approx(expected, rel=1e-5)
+    assert belief.noise_rate != info.label_noise.rate
 
 
 def test_an_uncounted_random_bin_has_its_own_price_and_not_that_of_a_list_of_the_dearest(output: str) -> None:

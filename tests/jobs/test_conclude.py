@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +209,11 @@ def test_certificates_and_ranks_are_of_the_whole_night(
     best = open_bins[open_bins["recount"] != "random"][column].nlargest(BUDGET - NUM_RANDOM)
     assert ranked["rank"].tolist() == list(range(1, BUDGET - NUM_RANDOM + 1))
     assert ranked[column].tolist() == best.tolist()
+
+
+def test_the_last_count_stands_in_the_row_as_it_was_made(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    rows = reconciler([(RECORDED, 5, WRONG)]).reconcile(read_table(uri)).to_pylist()
+    names = ("last_counted_qty", "num_counted", "last_counted_at")
+    assert [rows[0][name] for name in names] == [6, 1, datetime(2026, 11, 21, tzinfo=UTC)]
+    assert [rows[1][name] for name in names] == [None, 0, None]

@@ -17,9 +17,9 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 
 from jobs import ingest
 from jobs.config.ingest import IngestConfig
-from jobs.ingesting import exports, inventory
-from jobs.ingesting.keys import Folder
-from jobs.ingesting.matching import match
+from jobs.ingesting import exports, inventory, parts
+from jobs.ingesting.keys import KEYS_SCHEMA, Folder
+from jobs.ingesting.matching import match, match_range
 from jobs.ingesting.parts import Target, begin, finish, write_part
 from jobs.ingesting.readable import probe, unfetched_error
 from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records
@@ -405,3 +405,32 @@ def test_a_column_of_times_may_hold_nothing_or_be_a_dictionary() -> None:
     for times, value in ((pa.nulls(1), None), (encoded, moment)):
         found = parse_lines(pa.table({"bin_id": ["a"], "sku": ["S"], "quantity": [1], "photo_at": times}), 1)
         assert (found["photo_at"].to_pylist(), found["problem"].to_pylist()) == ([value], [None])
+
+
+def test_a_range_of_more_bins_than_a_file_holds_loses_none(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ROW_GROUP_ROWS", 2)
+    stems = [f"{number:05d}" for number in range(7)]
+    for stem in stems:
+        (tmp_path / f"{stem}.json").write_bytes(RECORD)
+    images, records = (
+        pa.Table.from_pylist(
+            [{"key": s, "uri": f"{tmp_path}/{s}.{suffix}", "num_bytes": 5, "etag": None} for s in stems],
+            schema=KEYS_SCHEMA,
+        )
+        for suffix in ("jpg", "json")
+    )
+    matched, _, *slices = match_range._function(0, 3, 1, images, records)
+    assert (matched.num_bins, [rows.num_rows for rows in slices]) == (7, [3, 3, 1])
+    assert sum(write_part(rows, target).num_bins for rows in slices) == 7
+    files = [entry.uri for entry in parquet_files(target.manifest_uri)]
+    assert [row["bin_id"] for uri in files for row in read_table(uri).to_pylist()] == stems
+
+
+def test_an_export_of_several_chunks_keeps_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "CHUNK_ROWS", 2)
+    lines = pa.table({"bin_id": list("aabbc"), "sku": list("STSTS"), "quantity": ["1"] * 5})
+    table = pa.concat_tables(list(exports._make_chunks(lines, 2))[1::2])
+    assert sorted(table["row"].to_pylist()) == [2, 3, 4, 5, 6]
+    assert group_lines(table.drop_columns(["key"]))["expected_qty"].to_pylist() == [2, 2, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
 from jobs.counting.plans import read_plan
 from jobs.platform import storage
-from jobs.platform.layout import committed_run, part_uri, part_uris
+from jobs.platform.layout import committed_run, part_uri, part_uris, partition_uri
 from jobs.platform.parquet import write_table
 from jobs.stages import publish as publishing
 from jobs.stages.conclude import Decisions, Night
@@ -223,3 +224,31 @@ def publish(night: Night, output: str, *, replaces: str | None, replace_counted:
             replace_counted=replace_counted,
             lock=lock,
         )
+
+
+def test_a_summary_s_shares_and_lists_are_of_the_bins_that_they_name() -> None:
+    night = night_of(
+        {"recount": "priority", "verdict": "suspect", "p_record_wrong": 0.6, "abc_class": "A"},
+        {"recount": "random", "p_record_wrong": 0.1, "abc_class": "A"},
+        {"recount": "random", "p_record_wrong": 0.2, "abc_class": "B", "zone": "Z"},
+        {"verdict": "not_assessed"},  # scored; its stock has moved
+        {"status": "missing_image", "verdict": "not_assessed", "camera_qty": None},
+    )
+    night.sums["num_outside"] = 1.0
+    rows = {(r["scope"], r["scope_value"]): r for r in summarize(night.sums, FACTS, {}, []).to_pylist()}
+    whole = rows["all", None]
+    assert (whole["record_outside_set_share"], whole["coverage"]) == pytest.approx((1 / 3, 3 / 5))
+    assert (whole["num_priority"], whole["num_random"], whole["num_suspect"]) == (1, 2, 1)
+    assert whole["exp_wrong_in_list"] == pytest.approx(0.6)
+    assert [rows["abc_class", name]["num_bins"] for name in "AB"] == [2, 1]
+
+
+def test_a_commit_leaves_this_run_s_parts_and_plan_alone(tmp_path: Path) -> None:
+    output, run_id = str(tmp_path), str(FACTS["run_id"])
+    in_force = commit_night(output, NIGHT, [plan_row("a")])
+    parts = [part_uri(output, "results", NIGHT, run_id, number) for number in range(2)]  # the second: of an earlier try
+    for part in parts:
+        write_table(part, RESULTS_SCHEMA.empty_table())
+    publish(replace(night_of({}), part_uris=parts[:1]), output, replaces=in_force)
+    for table, own in (("results", parts[0]), ("recount_plan", part_uri(output, "recount_plan", NIGHT, run_id, 0))):
+        assert [entry.uri for entry in storage.list_objects(partition_uri(output, table, NIGHT))] == [own]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -42,7 +43,7 @@ from jobs.reporting.nights import read_night, read_plan, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
 from jobs.reporting.overview import survey_night
 from jobs.reporting.photos import Thumbnail, fetch_thumbnails
-from jobs.reporting.recount_lists import PLANNER_SCHEMA, SEEN_BY_PLANNER, planner_csv, walk_order
+from jobs.reporting.recount_lists import PLANNER_SCHEMA, SEEN_BY_PLANNER, planner_csv, recount_xlsx, walk_order
 from schemas.errors import GateError, InputError
 from schemas.recount import COUNTED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
@@ -634,3 +635,11 @@ def test_results_of_an_older_schema_are_read_with_nulls(nights: Path, tmp_path: 
         pq.write_table(pq.read_table(part, partitioning=None).drop_columns(["likely_qty"]), part)
     rows = pa.concat_tables(read_results(read_night(str(output), TONIGHT)))
     assert rows["likely_qty"].null_count == 1200
+
+
+def test_the_printed_list_has_every_bin_at_its_stop() -> None:
+    places = [("Z2", "b-9"), ("Z2", "b-10"), ("Z10", "a")]
+    sheet = openpyxl.load_workbook(io.BytesIO(recount_xlsx(places, TONIGHT))).active
+    assert sheet is not None
+    rows = [tuple(cell.value for cell in row[:3]) for row in sheet.iter_rows(min_row=5)]
+    assert rows == [(stop, *place) for stop, place in enumerate(places, start=1)]

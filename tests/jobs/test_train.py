@@ -332,6 +332,15 @@ def few_bins() -> pa.Table:
     return pa.table(columns | {"expected_qty": [i % 5 for i in rows], "group": [f"block-{i // 20}" for i in rows]})
 
 
+@pytest.mark.parametrize("name", ["bin_id", "group", "image_sha256"])
+def test_other_groups_or_photos_are_other_data(name: str) -> None:
+    """Else a training would go on with weights that have learned from what tests now."""
+    bins = few_bins().append_column("image_sha256", pa.array([f"{i:064x}" for i in range(NUM_BINS)]))
+    values = pa.array(["another", *bins[name].to_pylist()[1:]])
+    changed = bins.set_column(bins.schema.get_field_index(name), name, values)
+    assert fingerprint(changed) != fingerprint(bins)
+
+
 def test_the_split_is_drawn_by_its_own_seed() -> None:
     first, other_seed, other_split = (
         assign_splits(few_bins(), config(**changes))["split"].to_pylist()

@@ -70,3 +70,18 @@ def test_workers_share_a_split() -> None:
     shares = [_rows(_evaluation(rank, 2)[0], "selection", 32) for rank in (0, 1)]
     assert [len(share) for share in shares] == [12, 8]
     assert shares[0] | shares[1] == dict(enumerate(range(1, 60, 3)))
+
+
+def test_logits_are_those_of_the_state_asked_about_as_the_audit_scores() -> None:
+    asked, _ = _evaluation()
+    photos = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    asked.photos = lambda plan: (PreparedBatch(photos[batch.rows], {}) for batch in plan)
+    torch.manual_seed(0)
+    other = CountingNetwork(build_network("resnet18", 7), auxiliary=False).eval()
+    inputs = asked.worker.inputs(photos[asked.bins.rows_of("selection")])
+    with torch.no_grad():
+        plain, mirrored = (other(each)[0].double().numpy() for each in (inputs, inputs.flip(3)))
+    asked.network.train()
+    for mirror, expected in ((False, plain), (True, (plain + mirrored) / 2)):
+        found = asked.logits(other.state_dict(), "selection", image_size=32, mirror=mirror)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -150,3 +150,8 @@ def test_a_bad_zone_s_records_rank_higher_once_recounts_tell_it_apart(moved: boo
             doubt = assessor.assess(bins.probabilities, bins.expected_qty, zones=where)["p_record_wrong"]
             found[number] += bins.wrong[np.argsort(-doubt.astype(float))[:500]].mean() / 4
     assert found[1] > found[0] + 0.02
+
+
+def test_the_camera_s_set_is_from_its_smallest_to_its_largest_count() -> None:
+    columns = camera_columns([[0.05, 0.5, 0.05, 0.4]], [1], 0.7)
+    assert (columns["qty_low"].tolist(), columns["qty_high"].tolist()) == ([1], [3])
