@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from jobs import evaluate
 from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.doubt import measure_doubt
+from jobs.evaluating.figures import measure
+from jobs.evaluating.predictions import Predictions
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from model.bundle import load_bundle, save_bundle
@@ -26,6 +29,7 @@ from model.processor import multiplies_int8
 from model.scoring import Scorer
 from schemas.bundle import BundleInfo
 from tests.dump import manifest_table, photo, write_bundle, write_photos
+from tests.planned_night import bundle_info
 
 NUM_BINS = 60
 QUANTITIES = [number % 9 for number in range(NUM_BINS)]
@@ -308,3 +312,15 @@ def test_a_counter_that_knows_doubts_the_altered_records_and_one_that_does_not_d
 def test_too_few_bins_give_no_ranking() -> None:
     found = measure_doubt(np.full((100, 7), 1 / 7), np.arange(100) % 7, info(), seed=0)
     assert found["rankings"]["p_expected"] == {}
+
+
+def test_records_stand_by_row_precision_is_of_what_was_counted_so_and_too_many_is_a_positive_bias() -> None:
+    record, camera, names = np.array([1, 1, 1, 2]), np.array([1, 2, 2, 2]), np.array(list("abcd"))
+    probabilities = np.full((4, 7), 0.01, np.float32)
+    probabilities[np.arange(4), camera] = 0.94
+    predictions = Predictions(names, names, record, probabilities, Counter(), [], 0, 0, 0, [])
+    found = measure(predictions, bundle_info(), seed=0)
+    assert [row[:3] for row in found["confusion"]["table"][:3]] == [[0, 0, 0], [0, 1, 2], [0, 0, 1]]
+    one, two = found["per_class"][1:3]
+    assert (one["precision"], two["precision"]) == (1.0, pytest.approx(1 / 3))
+    assert (one["bias"]["value"], one["exact"]["value"]) == (pytest.approx(2 / 3), pytest.approx(1 / 3))

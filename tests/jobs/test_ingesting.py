@@ -434,3 +434,10 @@ def test_an_export_of_several_chunks_keeps_every_line(monkeypatch: pytest.Monkey
     table = pa.concat_tables(list(exports._make_chunks(lines, 2))[1::2])
     assert sorted(table["row"].to_pylist()) == [2, 3, 4, 5, 6]
     assert group_lines(table.drop_columns(["key"]))["expected_qty"].to_pylist() == [2, 2, 1]
+
+
+def test_a_line_of_no_pieces_is_no_further_sku() -> None:
+    lines = {"bin_id": list("aab"), "sku": list("STS"), "quantity": ["0", "3", "0"]}
+    bins = group_lines(parse_lines(pa.table(lines), 2))
+    assert (bins["num_skus"].to_pylist(), bins["sku"].to_pylist()) == ([1, 0], ["T", None])
+    assert [len(found) for found in bins["skus"].to_pylist()] == [2, 1]

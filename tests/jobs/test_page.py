@@ -13,7 +13,8 @@ import pytest
 from jobs.config.report import ReportConfig
 from jobs.platform.layout import committed_run, part_uris
 from jobs.reporting.files import write_report
-from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, one_currency_money
+from jobs.reporting.overview import Overview
+from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, list_worries, one_currency_money
 from jobs.reporting.pictures import zone_picture
 from tests.night import write_nights
 
@@ -112,3 +113,19 @@ def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_r
     page = render(tmp_path)
     assert "2 bins were counted wrong not long ago and the record says the same tonight" in page
     assert "No priority bin has been counted yet" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"drift_alarm": True}, "Drift alarm: camera or records have changed"),
+        ({"coverage": 0.9}, "Only 90.0\N{NO-BREAK SPACE}% of the bins were assessed"),
+        ({"num_scored": 90}, "10 photos could not be scored"),
+        ({"num_bins": 101}, "The results hold 100 bins, the summary 101"),
+    ],
+)
+def test_what_to_look_at_first_is_said_and_nothing_of_a_sound_night(change: dict[str, Any], said: str) -> None:
+    sound = {"drift_alarm": False, "coverage": 0.97, "num_bins": 100, "num_scored": 98}
+    assert list_worries(sound, Overview(num_rows=100)) == []
+    (worry,) = list_worries(sound | change, Overview(num_rows=100))
+    assert said in worry

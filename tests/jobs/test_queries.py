@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import jobs
@@ -252,3 +253,25 @@ def test_values_in_several_currencies_are_not_added_up_and_no_value_is_not_zero(
         "none": (1, None, None),
         "lost": (None, None, None),
     }
+
+
+@pytest.mark.parametrize("table", ["results", "recount_plan"])
+def test_the_views_leave_out_a_run_that_did_not_commit_the_night(tmp_path: Path, table: str) -> None:
+    run_id, other = commit_night(str(tmp_path), TONIGHT, [plan_row("a")]), f"{TONIGHT}-ffffffffffff"
+    _take_in(tmp_path)
+    (part,) = (tmp_path / table / f"audit_date={TONIGHT}").iterdir()
+    rows = pq.read_table(part, partitioning=None)
+    place = rows.schema.get_field_index("run_id")
+    rows = rows.set_column(place, rows.schema.field(place), pa.array([other]))
+    pq.write_table(rows, part.with_name(f"part-{other}-00000.parquet"))
+    assert _duckdb(tmp_path).sql(f"SELECT run_id FROM {table}").fetchall() == [(run_id,)]
+
+
+def test_a_repeat_offender_s_shortage_is_negative_and_its_last_error_the_latest(tmp_path: Path) -> None:
+    for hour, (qty, expected) in enumerate([(1, 3), (2, 4)]):
+        counted = _counted("a", qty, None, night=DATES[hour], hour=hour, expected_qty=expected, confirmed=True)
+        _take_in(tmp_path, counted)
+    commit_night(str(tmp_path), TONIGHT, [plan_row("p")])
+    (row,) = _ask(tmp_path, "repeat_offenders").to_dicts()
+    assert (row["num_wrong"], row["net_variance_qty"]) == (2, -4)
+    assert row["last_wrong_at"].timestamp() == datetime(2026, 3, 5, 9, tzinfo=UTC).timestamp()

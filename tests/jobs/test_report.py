@@ -29,6 +29,7 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
 from jobs.platform import storage
 from jobs.platform.provenance import provenance
+from jobs.platform.texts import visible_text
 from jobs.report import main
 from jobs.reporting import discrepancies, ordering, pictures
 from jobs.reporting.files import _list_second_counts, write_report
@@ -643,3 +644,37 @@ def test_the_printed_list_has_every_bin_at_its_stop() -> None:
     assert sheet is not None
     rows = [tuple(cell.value for cell in row[:3]) for row in sheet.iter_rows(min_row=5)]
     assert rows == [(stop, *place) for stop, place in enumerate(places, start=1)]
+
+
+def test_a_mismatch_of_the_night_itself_stands_in_its_second_counts(tmp_path: Path) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=60)
+    planned = read_plan(read_night(str(tmp_path), TONIGHT)).to_pylist()[0]
+    name, recorded = planned["bin_id"], planned["expected_qty"]
+    _take_in(tmp_path, _counted(name, recorded + 1, "ann", TONIGHT, expected_qty=recorded))
+    _write(tmp_path, tmp_path / "report")
+    text = (tmp_path / "report" / "second_counts.csv").read_text(encoding="utf-8-sig")
+    assert [(row["bin_id"], row["audit_date"]) for row in csv.DictReader(text.splitlines())] == [(name, TONIGHT)]
+    assert "1 planned bin was counted otherwise than recorded" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_page_says_of_each_bin_and_of_the_list_what_the_results_say(report: Path, nights: Path) -> None:
+    page, night = (report / "report.html").read_text(), read_night(str(nights), TONIGHT)
+    rows = [row for part in read_results(night) for row in part.to_pylist()]
+    results = {visible_text(row["bin_id"]): row for row in rows}
+    named = {"expected": "expected_qty", "camera": "camera_qty", "low": "qty_low", "high": "qty_high"}
+    named |= {"likely": "likely_qty", "wrong": "p_record_wrong", "short": "p_short", "over": "p_over"}
+    named |= {"risk": "value_at_risk", "verdict": "verdict", "reason": "reason", "certifiedAt": "certified_at"}
+    directions = set()
+    for row in _list(page):
+        found = results[row["bin"]]
+        for name, column in named.items():
+            value = found[column]
+            assert row[name] == (pytest.approx(value, abs=6e-3) if isinstance(value, float) else value), column
+        if row["direction"] is not None:
+            directions.add(row["direction"])
+            assert (row["direction"] == "short") == (found["p_short"] >= found["p_over"])
+    assert directions == {"short", "over"}
+    at_risk = sum(row["value_at_risk"] for row in rows if row["recount"] == "priority")
+    assert f"EUR {at_risk:,.0f} at risk" in page
+    assert f"<dd>EUR {night.whole['shortage_value']:,.0f} short</dd>" in page
+    assert f"EUR {night.whole['overage_value']:,.0f} over, expected" in page

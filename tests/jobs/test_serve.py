@@ -24,6 +24,7 @@ from jobs.serving import uploads
 from jobs.serving.app import APP_NAME, build_app, learn_current_belief
 from jobs.serving.batching import Batcher
 from jobs.serving.counter import Counter
+from jobs.serving.front import Front, FrontSettings
 from jobs.serving.gate import Room
 from jobs.serving.metrics import merge_pages
 from jobs.serving.problems import Problem
@@ -639,3 +640,35 @@ def test_bad_arguments_exit_2(tmp_path: Path, bundle: Path, capsys: pytest.Captu
         ):
             assert serve_job.main(flags) == 2
             assert message in capsys.readouterr().err
+
+
+def test_the_endpoint_is_for_this_machine_and_warns_where_anyone_may_ask(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ServeConfig(bundle_uri="b").host == "127.0.0.1"
+    monkeypatch.delenv("STOCK_AUDIT_TOKEN", raising=False)
+    hosts = {"127.0.0.1": False, "::1": False, "localhost": False, "0.0.0.0": True, "10.0.0.7": True}
+    for host, is_open in hosts.items():
+        caplog.clear()
+        serve_job._warn_if_open(host)
+        assert ("anyone may ask" in caplog.text) == is_open, host
+    monkeypatch.setenv("STOCK_AUDIT_TOKEN", TOKEN)
+    caplog.clear()
+    serve_job._warn_if_open("0.0.0.0")
+    assert not caplog.text
+
+
+def test_a_front_answers_in_time_and_judges_by_no_other_bundle(bundle: Path) -> None:
+    belief = learn_current_belief(None, read_bundle_info(bundle)).to_dict()
+    never = SimpleNamespace(count=SimpleNamespace(remote=lambda pixels: asyncio.sleep(3600)))
+
+    async def live() -> None:
+        front = Front(never, FrontSettings(str(bundle), belief, None, 1, 1, 0.5))  # type: ignore[arg-type]
+        async with asyncio.timeout(30):
+            with pytest.raises(Problem) as late:
+                await front.count(uploads.Upload(photo(3, 3), None, 3))
+        assert late.value.cause == "timed_out"
+
+    asyncio.run(live())
+    with pytest.raises(InputError, match="deployed with bundle another"):
+        Front(never, FrontSettings(str(bundle), belief | {"bundle_id": "another"}, None, 1, 1, 1.0))  # type: ignore[arg-type]

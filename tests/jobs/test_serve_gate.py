@@ -58,9 +58,10 @@ async def ask(
     method: str = "POST",
     prefix: str = "",
     hangs_up: bool = False,
+    stalls: bool = False,
 ) -> Reply:
     """One request; the body comes in these chunks, without a length unless `headers` give one, and the caller `hangs_up`
-    after them or waits for the answer."""
+    after them, `stalls` with more to come, or waits for the answer."""
     reply, waiting = Reply(), list(chunks) or [b""]
     path, _, query = path.partition("?")
     scope = {
@@ -71,8 +72,9 @@ async def ask(
 
     async def receive() -> dict[str, Any]:
         if not waiting:
+            await asyncio.sleep(3600 if stalls else 0)
             return {"type": "http.disconnect"}
-        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting) or hangs_up}
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting) or hangs_up or stalls}
 
     async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -92,11 +94,13 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def build(room: Room, count: Callable[[Upload], Awaitable[Answer]] | None = None, **gate: Any) -> FastAPI:
+def build(
+    room: Room, count: Callable[[Upload], Awaitable[Answer]] | None = None, *, timeout_s: float = 5, **gate: Any
+) -> FastAPI:
     async def at_once(upload: Upload) -> Answer:
         return Answer.model_validate(EXAMPLE)
 
-    settings, photos = SimpleNamespace(request_timeout_s=5, token_digest=None), Photos()
+    settings, photos = SimpleNamespace(request_timeout_s=timeout_s, token_digest=None), Photos()
     front = SimpleNamespace(settings=settings, count=count or at_once, room=room, photos=photos)
     app = build_api(front)  # type: ignore[arg-type]
     app.add_middleware(Gate, room=room, photos=photos, **{"token_digest": None, "max_body_bytes": 1000, **gate})
@@ -152,6 +156,19 @@ def form(*names: bytes, charset: str = "") -> tuple[bytes, dict[str, str]]:
 
 
 FORM = form()[1]
+
+
+@pytest.mark.parametrize(("path", "headers"), [("/v1/count", JPEG), ("/v1/count", FORM), ("/v1/count/batch", FORM)])
+def test_a_body_that_does_not_come_gives_its_place_back(path: str, headers: dict[str, str]) -> None:
+    async def live() -> None:
+        room = Room(10)
+        async with asyncio.timeout(10):
+            app = build(room, timeout_s=0.05)
+            reply = await ask(app, path, form(b"a.jpg")[0][:80], headers=headers, stalls=True)
+        problem(reply, 408, "body_timed_out")
+        assert (room.in_flight, room.held_bytes) == (0, 0)
+
+    asyncio.run(live())
 
 
 @pytest.mark.parametrize(("path", "headers"), [("/v1/count", JPEG), ("/v1/count", FORM), ("/v1/count/batch", FORM)])
@@ -327,3 +344,11 @@ def test_the_bundle_is_shown_without_the_places_that_its_training_read() -> None
     shown = without_places(info).model_dump_json()
     assert "max_epochs" in shown
     assert not [place for place in ("/srv", "secret", "/home") if place in shown]
+
+
+def test_the_route_shows_the_bundle_without_places() -> None:
+    training = {"manifest_uri": "s3://secret/m", "allowed_root": ["/srv"], "max_epochs": 30}
+    info, settings = bundle_info().model_copy(update={"training": training}), SimpleNamespace(request_timeout_s=5)
+    front = SimpleNamespace(settings=settings, bundle=info, room=Room(1), photos=Photos())
+    reply = asyncio.run(ask(build_api(front), "/v1/bundle", headers={}, method="GET"))  # type: ignore[arg-type]
+    assert (reply.status, reply.json()["training"]) == (200, {"max_epochs": 30})

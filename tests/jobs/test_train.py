@@ -8,7 +8,12 @@ import logging
 import pickle
 import shutil
 import signal
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +26,9 @@ from ray.train import UserCallback
 from safetensors.torch import save_file
 
 from jobs import train as train_job
+from jobs import tune as tune_job
 from jobs.config.train import TrainConfig
+from jobs.config.tune import TuneConfig
 from jobs.platform import s3, storage
 from jobs.platform.parquet import read_table
 from jobs.train import main
@@ -43,6 +50,7 @@ from jobs.training.start import Start, read_start
 from model.bundle import load_bundle
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info, read_training_images
 from model.calibration import calibrate
+from model.images import decode_image
 from model.metrics import format_interval
 from model.network import build_network
 from model.scoring import Scorer
@@ -202,10 +210,11 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
         train(checked, training, mixed_precision=False, callbacks=[StopAfterFirstEpoch()])
     first = first_epoch(training)
     concluded: list[tuple[LabelledBins, Trained]] = []
+    before = pa.table({"image_sha256": ["ab" * 32], "bin_id": ["before"], "split": ["train"]})
 
     def keep(labelled: LabelledBins, made: TrainConfig, start: Start, trained: Trained) -> None:
         concluded.append((labelled, trained))
-        write_trained_bundle(labelled, made, start, trained)
+        write_trained_bundle(labelled, made, replace(start, seen=before), trained)
 
     monkeypatch.setattr(train_job, "write_bundle", keep)
     with caplog.at_level(logging.WARNING):
@@ -232,11 +241,21 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     assert bundle.info.training["epochs"] == 2
     assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}
     images = read_training_images(tmp_path / "bundle")
-    assert images.num_rows == NUM_BINS - 2
+    assert images.num_rows == NUM_BINS - 2 + before.num_rows
+    assert before.to_pylist()[0] in images.select(before.column_names).to_pylist()
     assert {"00007", "00008"}.isdisjoint(images["bin_id"].to_pylist())
     assert set(images["split"].to_pylist()) == {"train", "selection", "test"}
     scores = Scorer(bundle, device="cpu", precision="fp32", batch_size=4).score(np.zeros((2, 32, 32, 3), np.uint8))
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
+    # the bundle answers as the network that was calibrated: the best epoch's average, both ways round
+    asked = labelled.table.take(pa.array(resumed.outcome["rows"]["test"]))["image_uri"].to_pylist()
+    photos = np.stack([decode_image(Path(uri).read_bytes(), bundle.info.preprocessing) for uri in asked])
+    expected = resumed.outcome["logits"]["test"]
+    found = Scorer(bundle, device="cpu", precision="fp32", batch_size=32).logits(photos)
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    assert bundle.info.test_time_flip
+    sets = (bundle.info.prediction_set_threshold, bundle.info.record_outside_set_share)
+    assert sets == (fitted.prediction_set_threshold, fitted.record_outside_set_share)
     assert len(bundle.info.activation_ranges or {}) == 20
     report = (tmp_path / "bundle" / "report.html").read_text()
     assert "Where the time went" in report
@@ -373,7 +392,8 @@ def test_a_run_is_named_by_data_settings_split_and_the_content_of_its_weights(tm
     assert first == name(weights=str(path), on_unhealthy="stop", max_failures=5)
     save_file(state | {"conv1.weight": state["conv1.weight"] + 1}, path)
     others = [name(weights=str(path)), name(), name(seed=1), name(split_seed=1)]
-    assert len({first, *others}) == 5
+    others += [name(test_share=0.2), name(selection_share=0.2)]
+    assert len({first, *others}) == 7
 
 
 def test_what_a_bundles_weights_have_learned_from_is_not_asked_for_and_stays_known(tmp_path: Path) -> None:
@@ -644,3 +664,30 @@ def test_the_flags_of_the_job_are_these() -> None:
         *("allowed_root", "max_unusable_share"),
     }
     assert all(field.description for field in TrainConfig.model_fields.values())
+
+
+@pytest.mark.parametrize("job", [train_job.run_train, tune_job.run_tune], ids=["train", "tune"])
+def test_bins_are_split_by_what_the_loaded_weights_have_seen(
+    job: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, given = object(), []
+
+    def note(bins: Any, config: Any, before: Any) -> None:
+        given.append(before)
+        raise GateError("far enough")
+
+    stubs: dict[str, Any] = {
+        "read_labelled_bins": lambda config: SimpleNamespace(table=None),
+        "assign_splits": lambda *some: None,
+        "read_start": lambda config: SimpleNamespace(seen=seen),
+        "connect": lambda **some: nullcontext(),
+        "await_workers": lambda *some: None,
+        "check_photos": lambda bins, config: bins,
+        "split_bins": note,
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(sys.modules[job.__module__], name, stub)
+    made = TuneConfig(manifest_uri="m", bundle_uri="b") if job is tune_job.run_tune else config()
+    with pytest.raises(GateError, match="far enough"):
+        job(made)
+    assert given == [seen]

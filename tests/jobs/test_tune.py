@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from jobs import tune
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
-from jobs.training.network import remove_run
+from jobs.training.network import TrainingStoppedError, remove_run
 from jobs.tune import main, require_whole_search
+from jobs.tuning import search
 from jobs.tuning.page import render_search
 from jobs.tuning.search import PROGRESS, first_rung_percent, progress
 from jobs.tuning.space import SETTINGS, image_sizes, search_space, trial_config
@@ -358,3 +359,27 @@ def test_a_removal_that_is_cut_short_leaves_no_snapshot_of_checkpoints_that_have
         remove_run(str(tmp_path / "run"))
     assert snapshot.parent.exists()
     assert not snapshot.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (GateError("storage is away"), False),
+        (InputError("denied"), False),
+        (TrainingStoppedError("unhealthy", [], "t"), True),
+    ],
+    ids=["storage", "denied", "unhealthy"],
+)
+def test_only_a_training_that_fails_by_its_settings_has_had_its_trial(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, final: bool
+) -> None:
+    def fail(*given: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(search, "train_network", fail)
+    monkeypatch.setattr(search, "run_name", lambda *given: "run")
+    monkeypatch.setattr(search, "ReportEpochs", lambda *given: SimpleNamespace(wait=lambda: None))
+    nothing, config = cast(Any, None), TuneConfig(manifest_uri="m", bundle_uri="b")
+    drawn = {"learning_rate": 0.01, "batch_size": 32, "max_epochs": 2}
+    last = search.run_trial(drawn, search.SearchInputs(nothing, config, nothing, "t", []))
+    assert last[search.FINAL] is final
