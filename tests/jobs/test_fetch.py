@@ -26,6 +26,7 @@ from jobs.stages.images import (
     fetch_bytes,
     fetch_rows,
     is_allowed,
+    measure_contrast,
     pixels_of,
 )
 from jobs.training.labelled_bins import _check_batch
@@ -294,3 +295,10 @@ def test_pixels_reach_arrow_as_they_are(which: list[bool]) -> None:
 def test_what_s3_forbids_for_another_reason_is_told(code: str, told: str) -> None:
     """Such as a photo that was archived."""
     assert fetching._denied(PermissionDeniedError(f"403 Forbidden: <Error><Code>{code}</Code></Error>")) == told
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_blank_frame_has_no_contrast_however_bright_it_is(level: int) -> None:
+    assert measure_contrast(np.full((32, 32, 3), level, np.uint8)) == 0
+    pixels = np.random.default_rng(level).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert measure_contrast(pixels) == pytest.approx(pixels.std(), rel=1e-4)

@@ -17,7 +17,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 
 from jobs import ingest
 from jobs.config.ingest import IngestConfig
-from jobs.ingesting import exports, inventory, parts
+from jobs.ingesting import exports, inventory, keys, parts
 from jobs.ingesting.keys import KEYS_SCHEMA, Folder
 from jobs.ingesting.matching import match, match_range
 from jobs.ingesting.parts import Target, begin, finish, write_part
@@ -441,3 +441,27 @@ def test_a_line_of_no_pieces_is_no_further_sku() -> None:
     bins = group_lines(parse_lines(pa.table(lines), 2))
     assert (bins["num_skus"].to_pylist(), bins["sku"].to_pylist()) == ([1, 0], ["T", None])
     assert [len(found) for found in bins["skus"].to_pylist()] == [2, 1]
+
+
+def test_a_listing_of_several_chunks_keeps_every_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "CHUNK_ROWS", 2)
+    stems = [f"{number:05d}" for number in range(5)]
+    for stem in stems:
+        (tmp_path / f"{stem}.jpg").write_bytes(b"photo")
+    found = list(keys.list_keys._function(Folder(str(tmp_path), (".jpg",))))
+    assert [info.num_rows for info in found[::2]] == [2, 2, 1]
+    assert sorted(key for table in found[1::2] for key in table["key"].to_pylist()) == stems
+
+
+def test_of_an_inventory_neither_old_versions_nor_deleted_objects_count(tmp_path: Path) -> None:
+    stems, latest, deleted = ["1", "old", "gone"], [True, False, True], [False, False, True]
+    rows = zip(stems, latest, deleted, strict=True)
+    lines = [f'"b","images/{stem}.jpg","{str(last).lower()}","{str(gone).lower()}"\n' for stem, last, gone in rows]
+    (tmp_path / "keys.csv").write_text("".join(lines))
+    columns = {"bucket": ["b"] * 3, "key": [f"images/{stem}.jpg" for stem in stems]}
+    table = pa.table({**columns, "is_latest": latest, "is_delete_marker": deleted})
+    pq.write_table(table, tmp_path / "keys.parquet")
+    folder, names = Folder("s3://b/images", (".jpg",)), ["bucket", "key", "is_latest", "is_deleted"]
+    _, of_csv = inventory._read_csv._function(str(tmp_path / "keys.csv"), names, folder)
+    _, of_parquet = inventory._read_parquet._function(str(tmp_path / "keys.parquet"), folder)
+    assert of_csv["key"].to_pylist() == of_parquet["key"].to_pylist() == ["1"]

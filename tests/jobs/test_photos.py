@@ -13,8 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from jobs.training.photos import FIRST_WINDOW, WINDOW_BYTES, PhotoStream, _windows
+from jobs.training.photos import (
+    FIRST_WINDOW,
+    WINDOW_BYTES,
+    PhotoStream,
+    _blocks,
+    _prepared_batches,
+    _windows,
+    prepare_micro_batches,
+)
+from model.images import read_pixels, resize_image
 from model.micro_batches import MicroBatch
+from model.splitting import id_hashes, keyed
+from model.transforms import augment
 from schemas.bundle import Preprocessing
 from tests.dump import photo
 
@@ -51,3 +62,19 @@ def test_less_than_a_whole_cpu_is_enough(ray_cluster: None, tmp_path: Path) -> N
     ray.kill(holder)
     while ray.available_resources().get("CPU", 0) < free:  # or the next test would find less than it expects
         time.sleep(0.1)
+
+
+def test_a_photo_is_augmented_anew_in_each_epoch_as_far_as_was_asked_for(tmp_path: Path) -> None:
+    data, small = photo(3, 1), Preprocessing(image_size=32)
+    (tmp_path / "1.jpg").write_bytes(data)
+    columns = {"bin_id": ["1"], "image_uri": [str(tmp_path / "1.jpg")]}
+    bins = pa.table({**columns, "image_sha256": [hashlib.sha256(data).hexdigest()]})
+    pq.write_table(bins, tmp_path / "bins.parquet")
+    stream = PhotoStream(str(tmp_path / "bins.parquet"), small, seed=7, augmentation=0.5)
+    (block,) = _blocks([MicroBatch(np.array([0]), 32, epoch) for epoch in (None, 0, 1)], num_cpus=1)
+    plain, *found = (next(_prepared_batches(table)).pixels[0] for table in prepare_micro_batches(block, stream))
+    assert np.array_equal(plain, resize_image(read_pixels(data), small))
+    for epoch, pixels in enumerate(found):
+        (key,) = keyed(id_hashes(["1"]), 8, epoch).tolist()
+        assert np.array_equal(pixels, augment(read_pixels(data), key, 0.5, small))
+    assert not np.array_equal(*found)

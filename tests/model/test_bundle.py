@@ -14,8 +14,8 @@ import torch
 from model.bundle import load_bundle, save_bundle
 from model.bundle_files import read_bundle_info, read_training_images
 from model.network import build_network
-from model.scoring import Scorer
-from schemas.bundle import BundleInfo
+from model.scoring import Scorer, normalisation, to_inputs
+from schemas.bundle import BundleInfo, Preprocessing
 from schemas.errors import InputError
 
 TRAINING_IMAGES = pa.table({"image_sha256": ["00"], "bin_id": ["00001"], "split": ["train"]})
@@ -163,3 +163,29 @@ def test_no_photos_give_no_rows_and_wrong_shapes_are_refused(tmp_path: Path, net
         scorer.score(np.zeros((1, 64, 64, 3), np.uint8))
     with pytest.raises(InputError, match="fp16"):
         Scorer(load_bundle(tmp_path), device="cpu", precision="fp16", batch_size=4)
+
+
+def test_a_network_s_input_is_scaled_as_imagenet_s_networks_know_it() -> None:
+    pixels = photos(2)
+    scale, shift = normalisation(Preprocessing(image_size=32), torch.device("cpu"))
+    expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    found = to_inputs(torch.from_numpy(pixels), scale, shift).numpy()
+    np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"calibration": fields()["calibration"] | {"bias": [0.5] * 7}},
+        {"label_histogram": [7, 6, 5, 4, 3, 2, 1]},
+        {"label_noise": {"rate": 0.05}},
+        {"preprocessing": {"image_size": 64}},
+        {"test_time_flip": True},
+        {"record_outside_set_share": 0.2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_changes_an_answer_or_its_use_makes_another_bundle(
+    tmp_path: Path, network: torch.nn.Module, changes: dict[str, Any]
+) -> None:
+    assert save(tmp_path / "a", network, **changes).bundle_id != save(tmp_path / "b", network).bundle_id

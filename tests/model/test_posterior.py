@@ -155,3 +155,9 @@ def test_a_bad_zone_s_records_rank_higher_once_recounts_tell_it_apart(moved: boo
 def test_the_camera_s_set_is_from_its_smallest_to_its_largest_count() -> None:
     columns = camera_columns([[0.05, 0.5, 0.05, 0.4]], [1], 0.7)
     assert (columns["qty_low"].tolist(), columns["qty_high"].tolist()) == ([1], [3])
+
+
+def test_a_few_recounts_leave_the_noise_rate_where_it_was_assumed() -> None:
+    few = one_hot(2, 3, 4), [2, 3, 4], [2, 3, 4], np.ones(3)
+    learned = replace(ASSUMED, assumed=False)
+    assert fit_noise_rate(*few, HISTOGRAM, learned, 0.02) == pytest.approx(0.02, abs=0.004)

@@ -236,3 +236,10 @@ def test_the_profile_adds_up_to_the_wall_time() -> None:
     assert table["decode"] == 5.0
     assert table["forward"] > 100.0
     assert sum(table[name] for name in PHASES) == pytest.approx(100.0, abs=5.0)
+
+
+def test_augmentation_leaves_the_top_of_a_bin_at_the_top() -> None:
+    photo = np.zeros((96, 96, 3), np.uint8)
+    photo[8:24, 40:56] = 200
+    found = [augment(photo, key, 1.0, HALF).astype(float).sum(axis=(1, 2)) for key in range(100)]
+    assert max(rows @ np.arange(48) / rows.sum() for rows in found) < 20

@@ -1,0 +1,156 @@
+"""The training loop in this process: what a step does to the weights, and what a checkpoint brings back."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.train
+import ray.train.torch
+import torch
+import torch.nn.functional as F
+
+from model.micro_batches import MicroBatch, PreparedBatch, TrainingSet
+from model.network import build_network
+from model.optimisation import CountingNetwork, averaging_decay, learning_rate_at
+from model.recipe import Recipe
+from model.splitting import id_hashes
+from model.targets import count_targets, quantity_targets
+from model.training import STATE_FILE, LoopSettings, _Loop
+
+NUMBERS = np.arange(44)  # 28 train in three batches of eight, 8 select, 8 test
+BINS = TrainingSet(
+    id_hashes([str(number) for number in NUMBERS]),
+    NUMBERS % 4,
+    NUMBERS % 3,
+    np.array([str(number // 4) for number in NUMBERS]),
+    np.where(NUMBERS < 28, "train", np.where(NUMBERS < 36, "selection", "test")),
+)
+PHOTOS = np.random.default_rng(0).integers(0, 256, (44, 32, 32, 3), dtype=np.uint8)
+
+
+def make_loop(
+    monkeypatch: pytest.MonkeyPatch, *, num_workers: int = 1, checkpoint: Path | None = None, **changes: Any
+) -> _Loop:
+    settings: dict[str, Any] = {"architecture": "resnet18", "image_size": 32, "top_class": 3, "max_epochs": 2}
+    settings |= {"batch_size": 8, "micro_batch_size": 4, "mixed_precision": False}
+    recipe = Recipe(**(settings | changes))
+    torch.manual_seed(0)
+    state = CountingNetwork(build_network("resnet18", 4), auxiliary=True).state_dict()
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: num_workers)
+    kept = checkpoint and SimpleNamespace(as_directory=lambda: nullcontext(str(checkpoint)), path=str(checkpoint))
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: kept)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda network, **given: network)
+    monkeypatch.setattr(_Loop, "_report", lambda loop, entry: None)
+
+    def read(plan: Any) -> Any:
+        return (PreparedBatch(PHOTOS[batch.rows], {}) for batch in plan)
+
+    return _Loop(LoopSettings(recipe, lambda: (BINS, state, read), torch.get_num_threads(), conclude=()))
+
+
+def copy_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in state.items()}
+
+
+def note_steps(loop: _Loop) -> list[tuple[float, dict[str, torch.Tensor]]]:
+    """Of each step of a loop that runs from now on: learning rate, and the weights after it."""
+    steps, take = [], loop.optimiser.step
+
+    def step() -> None:
+        take()
+        steps.append((loop.optimiser.param_groups[0]["lr"], copy_of(loop.network.state_dict())))
+
+    loop.optimiser.step = step  # type: ignore[method-assign, assignment]
+    return steps
+
+
+def test_the_weights_that_are_kept_are_the_average_of_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(monkeypatch, max_epochs=1, averaging_epochs=0.2)
+    expected, steps = copy_of(loop.network.state_dict()), note_steps(loop)
+    loop.run()
+    assert len(steps) == 3
+    for number, (_, state) in enumerate(steps, start=1):
+        kept = min(averaging_decay(loop.recipe, 3), (1 + number) / (10 + number))
+        for name, value in state.items():
+            expected[name] = kept * expected[name] + (1 - kept) * value if value.is_floating_point() else value
+    for name, value in loop.best_state.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_statistics_of_two_workers_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(monkeypatch)
+    before = [copy_of(state) for state in (loop.network.state_dict(), loop.average.state)]
+    loop.worker = SimpleNamespace(num_workers=2, sum=lambda values: values.add_(4.0))  # the other one has 4 everywhere
+    loop._average_statistics()
+    for state, was in zip((loop.network.state_dict(), loop.average.state), before, strict=True):
+        for name, value in state.items():
+            torch.testing.assert_close(value, (was[name] + 4) / 2 if "running_" in name else was[name])
+
+
+def test_each_epoch_has_an_order_and_an_augmentation_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, train = make_loop(monkeypatch), BINS.rows_of("train")
+    plans = [loop._micro_batches(train, epoch) for epoch in range(12)]
+    orders = [np.concatenate([batch.rows for batch in plan]).tolist() for plan in plans]
+    assert orders[0] != orders[1]
+    assert {row for order in orders for row in order} == set(train.tolist()), "another rest waits each time"
+    assert [{batch.augment_epoch for batch in plan} for plan in plans] == [{epoch} for epoch in range(12)]
+
+
+def test_the_learning_rate_is_planned_over_all_epochs_and_only_filters_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(monkeypatch)
+    steps = note_steps(loop)
+    loop.run()
+    expected = [learning_rate_at(step, 6, loop.recipe) for step in range(6)]
+    assert [rate for rate, _ in steps] == pytest.approx(expected)
+    decays = {(p.ndim > 1, group["weight_decay"]) for group in loop.optimiser.param_groups for p in group["params"]}
+    assert decays == {(True, loop.recipe.weight_decay), (False, 0.0)}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_batch_s_gradient_is_the_mean_over_its_micro_batches(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    loop = make_loop(monkeypatch, num_workers=num_workers)
+    twin = copy.deepcopy(loop.network.train())
+    for rows in (np.arange(4), np.arange(4, 8)):
+        logits, auxiliary = twin(loop.worker.inputs(PHOTOS[rows]))
+        fine, lines = auxiliary.split([16, 9], dim=1)
+        counts, quantities = (t[BINS.expected_qty[rows]] for t in (count_targets(3, "ordinal"), quantity_targets()))
+        extra = F.cross_entropy(fine, torch.from_numpy(quantities))
+        extra = extra + F.cross_entropy(lines, torch.from_numpy(BINS.num_skus[rows]))
+        ((F.cross_entropy(logits, torch.from_numpy(counts)) + 0.3 * extra) / 2).backward()
+        loop._accumulate(MicroBatch(rows, 32, None), PHOTOS[rows], 2, synchronise=True)
+    for ours, expected in zip(loop.network.parameters(), twin.parameters(), strict=True):  # DDP divides by the workers
+        torch.testing.assert_close(ours.grad, expected.grad * num_workers, rtol=1e-3, atol=1e-5)
+
+
+def test_a_killed_loop_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def keep(loop: _Loop, entry: dict[str, float]) -> None:
+        torch.save(loop._state(), tmp_path / STATE_FILE)
+        raise RuntimeError("killed by the test")
+
+    whole, cut = make_loop(monkeypatch), make_loop(monkeypatch)
+    whole.run()
+    monkeypatch.setattr(_Loop, "_report", keep)
+    with pytest.raises(RuntimeError, match="killed by the test"):
+        cut.run()
+    resumed = make_loop(monkeypatch, checkpoint=tmp_path)
+    resumed.run()
+    nlls = [[entry["selection_nll"] for entry in loop.history] for loop in (resumed, whole)]
+    assert nlls[0] == pytest.approx(nlls[1], rel=1e-3)
+    for name, value in whole.average.state.items():
+        torch.testing.assert_close(resumed.average.state[name], value, rtol=1e-3, atol=1e-4)
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    torch.save(state | {"best_nll": 0.0}, tmp_path / STATE_FILE)  # nothing after the kill is better
+    again = make_loop(monkeypatch, checkpoint=tmp_path)
+    again.run()
+    assert (again.best_epoch, again.best_nll) == (0, 0.0)
+    assert all(torch.equal(value, state["best_state"][name]) for name, value in again.best_state.items())
