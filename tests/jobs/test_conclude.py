@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from scipy.stats import false_discovery_control
 from jobs.counting.history import RIGHT, WAITING, WRONG
 from jobs.counting.records import lines_of
 from jobs.platform.parquet import read_table, write_table
+from jobs.stages import conclude
 from jobs.stages.conclude import Decisions, Rules, _conclude, _drill, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
@@ -22,7 +24,7 @@ from model.certificates import ReferenceScores
 from model.drift import Baseline
 from model.posterior import build_assessor
 from model.record_model import assume_record_model
-from model.recount_plan import RecountPlan, draw_keys
+from model.recount_plan import RecountPlan, draw_keys, merge_candidates
 from schemas.bundle import BundleInfo
 from tests.dump import NIGHT, manifest_table
 from tests.planned_night import TOP_CLASS, bundle_info
@@ -217,3 +219,22 @@ def test_the_last_count_stands_in_the_row_as_it_was_made(tmp_path: Path) -> None
     names = ("last_counted_qty", "num_counted", "last_counted_at")
     assert [rows[0][name] for name in names] == [6, 1, datetime(2026, 11, 21, tzinfo=UTC)]
     assert [rows[1][name] for name in names] == [None, 0, None]
+
+
+def test_a_group_of_more_shards_than_are_merged_at_once_is_reduced_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conclude, "MERGED_AT_ONCE", 1)
+    monkeypatch.setattr(conclude.ray, "get", lambda shared: shared)
+    groups, rules = stage_night(tmp_path), Rules("r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
+    shared = (reconciler([(RECORDED, RECORDED, RIGHT)]), REFERENCE, rules)
+    first, second, whole = (
+        pickle.loads(conclude._reduce_group({"uris": uris}, shared)["reduction"])  # noqa: S301 - of the line itself
+        for uris in (*groups, [uri for uris in groups for uri in uris])
+    )
+    assert (whole.num_bins, whole.num_assessed) == (NUM_BINS, NUM_BINS - 1)
+    assert whole.num_outside == first.num_outside + second.num_outside
+    assert whole.p_values.tolist() == (first.p_values + second.p_values).tolist()
+    for name in ("random", "ranked"):
+        merged = merge_candidates([getattr(first, name), getattr(second, name)], BUDGET)
+        assert getattr(whole, name).bin_id.tolist() == merged.bin_id.tolist()

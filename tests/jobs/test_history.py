@@ -274,3 +274,13 @@ def test_what_was_known_when_a_run_began_stays_known_to_its_next_try(output: str
     assert len(freeze_last_counts(str(tmp_path / "other"), later)) == 0
     (tmp_path / "run" / FROZEN / "last_counts.parquet").write_bytes(b"")  # by a power cut
     pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), later), later)
+
+
+def test_what_an_earlier_night_recorded_does_not_settle_a_later_mismatch(output: str) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a")])
+    commit_night(output, "2026-03-03", [plan_row("x")], other_bins=[plan_row("a", 5)])
+    commit_night(output, "2026-03-04", [plan_row("a", 4)])
+    take_in(output, counted("a", 2), counted("a", 1, "2026-03-04", hours=48, expected_qty=4))
+    history = read_history(output, "2026-03-05")
+    assert [plan.resolved.tolist() for plan in history.nights] == [[True], [False], [False]]
+    assert history.second_counts == [(None, "a", "2026-03-04")]

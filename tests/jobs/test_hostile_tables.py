@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs.counting.counts_file import read_counts_file
 from jobs.platform.parquet import open_parquet, read_table
-from jobs.stages.manifest import report_file
+from jobs.stages.manifest import _agreed, problems_of_files, report_file
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA
 from tests.dump import manifest_table
@@ -141,3 +141,25 @@ def test_any_recount_csv_is_rows_or_a_reason(tmp_path: Path, tail: bytes) -> Non
 @given(damages)
 def test_a_damaged_recount_parquet_is_rows_or_a_reason(tmp_path: Path, how: tuple) -> None:
     assert_rows_or_reason(tmp_path, damage(COUNTS, how))
+
+
+def test_files_of_two_nights_or_of_another_format_are_no_manifest() -> None:
+    def found(*versions: str) -> list[str]:
+        metadata = [{"format_version": version} for version in versions]
+        return problems_of_files([{"problems": [], "num_rows": 1, "metadata": each} for each in metadata], "m")
+
+    assert found("1", "1") == []
+    assert found("2") == ["m: expected manifest format_version 1, found 2"]
+    assert "m: the files disagree on format_version: 1, 2" in found("1", "2")[0]
+    problems: list[str] = []
+    _agreed("audit_date", [{"audit_date": "2026-11-22"}, {}, {"audit_date": "2026-11-21"}], "m", problems)
+    assert "m: the files disagree on audit_date: 2026-11-21, 2026-11-22" in problems[0]
+
+
+@pytest.mark.parametrize("name", ["photo_at", "expected_as_of"])
+def test_a_time_without_a_zone_is_named(tmp_path: Path, name: str) -> None:
+    table = manifest_table("/photos", [1, 2])
+    local = pa.array([0, None], pa.timestamp("us"))
+    data = parquet_bytes(table.set_column(table.schema.get_field_index(name), name, local))
+    (problem,) = problems(tmp_path, data)
+    assert problem.endswith(f"column {name}: expected timestamp[us, tz=UTC], found timestamp[us]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -465,3 +466,30 @@ def test_of_an_inventory_neither_old_versions_nor_deleted_objects_count(tmp_path
     _, of_csv = inventory._read_csv._function(str(tmp_path / "keys.csv"), names, folder)
     _, of_parquet = inventory._read_parquet._function(str(tmp_path / "keys.parquet"), folder)
     assert of_csv["key"].to_pylist() == of_parquet["key"].to_pylist() == ["1"]
+
+
+def test_the_photo_of_a_bin_with_a_bad_line_is_a_reject_too() -> None:
+    stems = ["bad", "good"]
+    images = pa.Table.from_pylist(
+        [{"key": stem, "uri": f"{stem}.jpg", "num_bytes": 5, "etag": None} for stem in stems], schema=KEYS_SCHEMA
+    )
+    lines = {"key": stems, "uri": ["row 2", "row 3"], "bin_id": stems, "problem": ["quantity: found 'x'", None]}
+    matched, rejects = match(images, pa.table(lines))
+    assert matched["bin_id"].to_pylist() == ["good"]
+    found = [(row["key"], row["kind"], row["reason"]) for row in rejects.to_pylist()]
+    assert found == [("bad", "image", "no_record"), ("bad", "record", "unreadable_record")]
+
+
+def test_a_former_manifest_that_is_cleared_halfway_is_no_manifest(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(f"{target.manifest_uri}/part-00000-00000.parquet", LINES)
+
+    def die(uris: Iterable[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts.storage, "delete", die)
+    with pytest.raises(KeyboardInterrupt):
+        begin(target)
+    with pytest.raises(InputError, match="being written or cut short"):
+        parquet_files(target.manifest_uri)

@@ -720,3 +720,10 @@ def test_counts_come_in_on_s3_as_they_do_locally(bucket: str) -> None:
     history = read_history(output, "2026-03-03")
     assert [night.num_random_resolved for night in history.nights] == [1]
     assert [night.num_random_resolved for night in history.replaced] == [1]
+
+
+@pytest.mark.parametrize("flag", ["false", "FALSE", "0", "no"])
+def test_a_count_said_to_be_unconfirmed_waits_for_another_person_s(output: str, flag: str) -> None:
+    for hour, (who, num_resolved) in enumerate((("kim", 0), ("lee", 1)), start=8):
+        assert take_in(output, f"a,{NIGHT},1,2026-03-03T{hour:02}:00Z,{who},{flag},", name=f"{who}.csv") == 0
+        assert read_history(output, "2026-03-03").nights[0].num_random_resolved == num_resolved

@@ -3,17 +3,24 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from jobs.config.audit import AuditConfig
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
+from jobs.platform.parquet import parquet_bytes
 from jobs.platform.provenance import provenance
 from jobs.stages import run, tonight
+from jobs.stages.manifest import report_file
 from jobs.stages.run import freeze_run, hold_night, name_run
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
+from tests.dump import manifest_table
 
 CONFIG = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o")
 FACTS = {
@@ -209,3 +216,14 @@ def test_a_replacement_that_died_before_its_report_is_finished_and_not_made_agai
     assert not tonight._is_unfinished(config, frozen)
     (tmp_path / REPORT_FACTS).unlink()
     assert not tonight._is_unfinished(config.model_copy(update={"recount_budget": 7}), frozen)
+
+
+@pytest.mark.parametrize("names", [(), ("photo_at",), ("photo_at", "expected_as_of")], ids=str)
+def test_a_limit_on_the_age_of_photos_needs_photos_of_known_age(names: tuple[str, ...]) -> None:
+    moment = datetime(2026, 11, 22, tzinfo=UTC)
+    data = bytes(parquet_bytes(manifest_table("/photos", [1], **{name: [moment] for name in names})))
+    manifest: Any = SimpleNamespace(uri="m", has_photo_ages=report_file("m", data)["has_photo_ages"])
+    config = CONFIG.model_copy(update={"max_photo_age_hours": 24.0})
+    refused = pytest.raises(InputError, match="expected photo_at and expected_as_of, found no row with both")
+    with nullcontext() if len(names) == 2 else refused:
+        tonight._check_flags(config, manifest)

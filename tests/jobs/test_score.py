@@ -335,3 +335,11 @@ def test_bf16_is_taken_where_the_hardware_gains_by_it(
 ) -> None:
     monkeypatch.setattr(processor, "_first_processor", lambda: {"vendor_id": vendor, "flags": flags})
     assert resolve_precision(asked, device, INFO) == found  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("status", ["missing_image", "fetch_failed", "unreadable_image", "image_rejected"])
+def test_every_kind_of_photo_without_a_score_counts_for_a_gate(status: str) -> None:
+    progress = Progress(num_bins=100, max_unreadable_share=0.05, max_missing_share=0.05)
+    progress.add(StagedShard(0, 5, 0, None, None, {status: 5}, Counter()))
+    with pytest.raises(GateError, match=f"6 of 100 images are .*{status}"):
+        progress.add(StagedShard(1, 1, 0, None, None, {status: 1}, Counter()))

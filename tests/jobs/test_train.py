@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -9,7 +10,7 @@ import pickle
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,9 @@ from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
 from jobs.platform import s3, storage
 from jobs.platform.parquet import read_table
+from jobs.stages.images import Photo
 from jobs.train import main
+from jobs.training import labelled_bins
 from jobs.training.bundle import all_photos
 from jobs.training.bundle import write_bundle as write_trained_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
@@ -57,6 +60,7 @@ from model.scoring import Scorer
 from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
+from schemas.results import ImageStatus
 from tests.dump import write_bundle
 
 NUM_BINS = 200
@@ -691,3 +695,46 @@ def test_bins_are_split_by_what_the_loaded_weights_have_seen(
     with pytest.raises(GateError, match="far enough"):
         job(made)
     assert given == [seen]
+
+
+class LastBlockFirst:
+    """In place of Ray Data, which gives blocks back in the order in which they end."""
+
+    def __init__(self, blocks: list[pa.Table]) -> None:
+        self.blocks = blocks
+
+    def map_batches(self, check: Callable[..., pa.Table], *, fn_kwargs: Any, **options: Any) -> LastBlockFirst:
+        return LastBlockFirst([check(block, **fn_kwargs) for block in self.blocks])
+
+    def iter_batches(self, **options: Any) -> Iterator[pa.Table]:
+        return reversed(self.blocks)
+
+
+@pytest.fixture
+def blocks_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled_bins, "ROWS_PER_TASK", 50)
+    monkeypatch.setattr(labelled_bins, "task_pool", lambda num_blocks: None)
+    monkeypatch.setattr(labelled_bins.ray.data, "from_blocks", LastBlockFirst)
+
+
+def test_a_photo_s_hash_is_its_bin_s_in_whatever_order_blocks_end(blocks_in_any_order: None, tmp_path: Path) -> None:
+    made = config(write_dump(tmp_path / "dump"))
+    (tmp_path / "dump" / "bin-images" / "00003.jpg").unlink()
+    found = check_photos(read_labelled_bins(made), made)
+    assert found.left_out == {"missing_image": 1} and found.table.num_rows == NUM_BINS - 1
+    for row in found.table.to_pylist():
+        assert row["image_sha256"] == hashlib.sha256(Path(row["image_uri"]).read_bytes()).hexdigest()
+
+
+def test_a_photo_that_storage_did_not_deliver_is_waited_for(
+    blocks_in_any_order: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(uris: list[str], *some: Any) -> list[Photo]:
+        gone = Photo(ImageStatus.FETCH_FAILED, "503", gave_up=True)
+        sound = Photo(ImageStatus.SCORED, None, None, bytes(32))
+        return [gone if uri.endswith("00003.jpg") else sound for uri in uris]
+
+    monkeypatch.setattr(labelled_bins, "fetch_photos", fetch)
+    made = config(write_dump(tmp_path / "dump"))
+    with pytest.raises(GateError, match=r"1 of 200 photos .*when storage is back, the same command goes on"):
+        check_photos(read_labelled_bins(made), made)

@@ -94,3 +94,11 @@ def test_a_row_is_calibrated_the_same_in_any_company() -> None:
     together = apply_calibration(logits, calibration)
     alone = np.concatenate([apply_calibration(logits[i : i + 1], calibration) for i in range(500)])
     assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector", "matrix"])
+def test_a_method_is_judged_on_bins_that_its_fits_have_not_seen(method: str) -> None:
+    logits, labels, groups = world(150, 3, "temperature")
+    fitted = fit_calibration(logits, labels, method)  # type: ignore[arg-type]
+    own = negative_log_likelihood(apply_calibration(logits, fitted), labels)
+    assert calibrate(logits, labels, groups).calibration.held_out_nll[method] > own
