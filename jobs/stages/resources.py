@@ -109,8 +109,8 @@ def _plan_gpus(sizes: list[tuple[float, int]]) -> Resources:
 
 
 def _plan_cpus(sizes: list[float]) -> Resources:
-    """`sizes`: CPUs of each node. On CPUs a ResNet50 in float32 needs thirty times what decoding needs, a small network in
-    int8 a tenth of that: a fetch task, which decodes on one core, for every four cores. Scorers are of one size,
+    """`sizes`: CPUs of each node. On CPUs a ResNet50 in float32 needs thirty times what decoding needs, a small network or int8
+    far less: a fetch task, which decodes on one core, for every four cores. Scorers are of one size,
     that of the smallest node, which has one; larger nodes have as many as fit. They use all cores; the logical CPUs that
     they don't hold only say how many fetch and staging tasks may run beside them."""
     unit = min(sizes)
