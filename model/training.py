@@ -98,20 +98,20 @@ class _Loop:
     def __init__(self, settings: LoopSettings) -> None:
         self.settings, self.recipe = settings, settings.recipe
         context = ray.train.get_context()
-        self.device = ray.train.torch.get_device()
-        mixed = self.recipe.mixed_precision and gains_in_bfloat16(self.device)
+        device = ray.train.torch.get_device()
+        mixed = self.recipe.mixed_precision and gains_in_bfloat16(device)
         if not mixed:
             keep_float32()
         self.worker = TrainWorker(
-            self.device,
+            device,
             context.get_world_rank(),
             context.get_world_size(),
             mixed=mixed,
             preprocessing=Preprocessing(image_size=self.recipe.image_size),
         )
-        if self.device.type == "cpu":
+        if device.type == "cpu":
             torch.set_num_threads(settings.threads)
-        self.watch = Stopwatch(self.device)
+        self.watch = Stopwatch(device)
         self.bins, initial_state, self.photos = settings.load()
         recipe = self.recipe
         self.network = CountingNetwork(
@@ -120,7 +120,7 @@ class _Loop:
         )
         self.network.load_state_dict(initial_state)
         freeze(self.network, recipe.unfreeze)
-        self.network.to(self.device).to(memory_format=torch.channels_last)
+        self.network.to(device).to(memory_format=torch.channels_last)
         self.activations = ActivationWatch(self.network)
         # listed once: to look for them takes time in every step
         self.normalisations = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -141,11 +141,11 @@ class _Loop:
             from_scratch=recipe.from_scratch,
             guess_nll=_guess_nll(labels[train], labels[self.bins.rows_of("selection")], recipe.num_classes),
         )
-        self._targets = torch.from_numpy(count_targets(recipe.top_class, recipe.targets)).to(self.device)
-        self._quantity_targets = torch.from_numpy(quantity_targets()).to(self.device)
+        self._targets = torch.from_numpy(count_targets(recipe.top_class, recipe.targets)).to(device)
+        self._quantity_targets = torch.from_numpy(quantity_targets()).to(device)
         # of all bins, once: copied for each micro-batch, they would make a GPU wait
         self._count_rows, self._quantities, self._skus = (
-            torch.from_numpy(values.astype(np.int64)).to(self.device)
+            torch.from_numpy(values.astype(np.int64)).to(device)
             for values in (
                 count_rows(self.bins.expected_qty, recipe.top_class),
                 np.minimum(self.bins.expected_qty, LEARNED_QUANTITY),
@@ -210,7 +210,7 @@ class _Loop:
                     watch.settle()
                 for group in self.optimiser.param_groups:
                     group["lr"] = learning_rate_at(global_step, num_steps, recipe)
-                loss_sum = torch.zeros((), device=self.device)
+                loss_sum = torch.zeros((), device=self.worker.device)
                 for index in range(own):
                     waited = time.perf_counter()
                     with watch.phase("wait for photos"):
@@ -354,7 +354,7 @@ class _Loop:
                 f"no trace: the first two steps are not recorded, and an epoch has {self.steps_per_epoch}", flush=True
             )
         activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.device.type == "cuda":
+        if self.worker.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         return torch.profiler.profile(
             activities=activities,
@@ -407,7 +407,7 @@ class _Loop:
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / STATE_FILE, map_location=self.device, weights_only=True)
+            state = torch.load(Path(folder) / STATE_FILE, map_location=self.worker.device, weights_only=True)
         if state["architecture"] != self.recipe.architecture:
             raise ValueError(
                 f"checkpoint {checkpoint.path}: expected {self.recipe.architecture}, found {state['architecture']}; "

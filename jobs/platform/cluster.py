@@ -15,6 +15,8 @@ from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
 
+CHECK_CPUS = 0.25
+"""Of each task that reads or copies a file of a manifest: a job that waits for its turn has checked it before."""
 OWN_CLUSTER = {
     # Ray's own daemons would interrupt the network, whose threads wait for each other, at every turn.
     "RAY_worker_niceness": "0",
@@ -117,10 +119,6 @@ def await_free(needed: Mapping[str, float]) -> None:
             logger.info("waiting for what other jobs hold: %s", wanted)
             told = True
         time.sleep(LOOK_SECONDS)
-
-
-CHECK_CPUS = 0.25
-"""Of each task that reads or copies a file of a manifest: a job that waits for its turn has checked it before."""
 
 
 def await_slot(num_cpus: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -105,8 +104,8 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
 def _reported_run(report_uri: str) -> str | None:
     """The run that the report there is of; None where there is none, or none of ours."""
     try:
-        report = json.loads(storage.read_bytes(storage.join(storage.absolute(report_uri), REPORT_FACTS)))
-    except (FileNotFoundError, ValueError):
+        report = storage.read_json(storage.join(storage.absolute(report_uri), REPORT_FACTS))
+    except (FileNotFoundError, InputError):
         return None
     return report.get("run_id") if isinstance(report, dict) else None
 
