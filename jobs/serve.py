@@ -40,7 +40,10 @@ from schemas.errors import GateError, InputError
 logger = logging.getLogger("jobs.serve")
 
 
-FEWER_STEPS = {
+SERVE_SETTINGS = {
+    # a busy node takes longer than 5 s to start a process: Serve would kill its proxy on the way and fail
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # fewer steps for each request, a fifth more photos a second on two cores:
     # a request goes from replica to replica by gRPC and not through Ray's object store
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # our code never blocks the loop, so it needs no thread of its own, and the router neither
@@ -48,8 +51,8 @@ FEWER_STEPS = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
 }
-"""Set for a cluster that this command starts, unless set already: a fifth more photos a second on two cores. Serve reads
-them in every process, so a cluster of your own must be started with them."""
+"""Set for a cluster that this command starts, unless set already. Serve reads them in every process, so a cluster of your
+own must be started with them."""
 
 
 LOOK_SECONDS = 10.0
@@ -58,7 +61,7 @@ LOOK_SECONDS = 10.0
 
 def run_endpoint(config: ServeConfig) -> None:
     """Serves until a signal comes. Raises InputError before anything listens, GateError where work was left undone."""
-    with connect(environment=FEWER_STEPS):
+    with connect(environment=SERVE_SETTINGS):
         stopped = threading.Event()
 
         def give_up(*_: object) -> None:

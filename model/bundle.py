@@ -43,15 +43,14 @@ def save_bundle(
     network: nn.Module,
     fields: dict[str, Any],
     training_images: pa.Table,
-    report_html: str | None = None,
+    report_html: str,
 ) -> BundleInfo:
-    """Writes the four files, `bundle.json` last: without it the folder is no bundle, so none is ever half written.
+    """Writes the four files into `folder`.
 
     `fields`: those of BundleInfo but `format_version`, `classes`, `weights_sha256` and `bundle_id`, which are
     worked out here. `training_images`: columns image_sha256, bin_id, split.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / INFO_FILE).unlink(missing_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     weights = save(state)
     complete = {
@@ -67,11 +66,8 @@ def save_bundle(
     (folder / WEIGHTS_FILE).write_bytes(weights)
     table = training_images.select(TRAINING_IMAGES_SCHEMA.names).cast(TRAINING_IMAGES_SCHEMA)
     pq.write_table(table, folder / TRAINING_IMAGES_FILE, compression="zstd")
-    if report_html is not None:
-        (folder / REPORT_FILE).write_text(report_html, encoding="utf-8")
-    partial = folder / (INFO_FILE + ".partial")
-    partial.write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / INFO_FILE)
+    (folder / REPORT_FILE).write_text(report_html, encoding="utf-8")
+    (folder / INFO_FILE).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return info
 
 

@@ -1,8 +1,10 @@
 """Calibration on held-out bins: temperature, vector and matrix scaling, and the threshold of the 90 % set.
 
-Temperature, vector and matrix scaling: Guo et al. 2017; the off-diagonal and bias penalty of matrix scaling
-(ODIR): Kull et al. 2019. Vector scaling is drawn towards temperature scaling by the same kind of penalty.
-Which is used is decided by negative log likelihood on bins that the fit has not seen (cross-fitting by group).
+Temperature, vector and matrix scaling: Guo et al. 2017; one temperature with a bias per class: Alexandari et al. 2020; the
+off-diagonal and bias penalty of matrix scaling (ODIR): Kull et al. 2019. Vector scaling is drawn towards temperature scaling
+by the same kind of penalty. Which is used is decided by negative log likelihood on bins that the fit has not seen
+(cross-fitting by group). The probabilities have training's class mix, which `model.posterior` divides by, and not that of
+the held-out bins (`shift_of_mix`).
 LAC sets: Sadinle, Lei and Wasserman 2019. numpy and scipy only.
 """
 
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
@@ -40,6 +43,8 @@ class FittedCalibration:
     held_out_probabilities: np.ndarray
     """(n, classes), each bin's from a fit that has not seen its fold."""
     num_calibration: int
+    num_independent: int
+    """`independent_bins` behind record_outside_set_share."""
 
 
 def apply_calibration(logits: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -56,19 +61,32 @@ def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> fl
     return float(-np.log(np.maximum(picked, 1e-12)).mean())
 
 
-def fit_calibration(logits: np.ndarray, labels: np.ndarray, method: Method) -> Calibration:
-    """Fits one method to held-out logits (n, classes) and labels (n,) by penalised maximum likelihood."""
+def shift_of_mix(labels: np.ndarray, training_histogram: ArrayLike) -> np.ndarray:
+    """log (share among `labels` (n,) / share in training) of each class, (classes,), drawn towards 0 as by one bin a
+    class."""
+    training = np.asarray(training_histogram, np.float64) + 1
+    training /= training.sum()
+    num_classes = len(training)
+    here = (np.bincount(labels, minlength=num_classes) + num_classes * training) / (len(labels) + num_classes)
+    return np.log(here / training)
+
+
+def fit_calibration(
+    logits: np.ndarray, labels: np.ndarray, method: Method, shift: np.ndarray | float = 0.0
+) -> Calibration:
+    """Fits one method to held-out logits (n, classes) and labels (n,) by penalised maximum likelihood.
+
+    `shift` (`shift_of_mix`) is added to the calibrated logits while fitting and left out of what is returned, whose
+    probabilities have the class mix of training then.
+    """
     num_classes = logits.shape[1]
     identity = np.eye(num_classes)
     if method == "none":
         return Calibration(method=method, weight=identity.tolist(), bias=[0.0] * num_classes)
     logits = np.asarray(logits, np.float64)
-    scale = _minimise_temperature(logits, labels)
-    if method == "temperature":
-        return Calibration(method=method, weight=(scale * identity).tolist(), bias=[0.0] * num_classes)
-    diagonal = method == "vector"
-    mask = identity if diagonal else np.ones_like(identity)
-    penalty = VECTOR_PENALTY if diagonal else MATRIX_PENALTY
+    scale = _minimise_temperature(logits, labels, shift)
+    mask = {"temperature": np.zeros_like(identity), "vector": identity, "matrix": np.ones_like(identity)}[method]
+    penalty = MATRIX_PENALTY if method == "matrix" else VECTOR_PENALTY
     onehot = identity[labels]
     # in units of calibrated logits, so that the penalty means the same for a confident and a timid network
     scaled = scale * logits
@@ -76,7 +94,7 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray, method: Method) -> C
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         change = parameters[: num_classes**2].reshape(num_classes, num_classes) * mask
         bias = parameters[num_classes**2 :]
-        log_p = log_softmax(scaled @ (identity + change).T + bias, axis=1)
+        log_p = log_softmax(scaled @ (identity + change).T + bias + shift, axis=1)
         residual = np.exp(log_p) - onehot  # (n, classes)
         weighted = penalty * change + (VECTOR_PENALTY - penalty) * np.diag(np.diag(change))
         value = -(log_p * onehot).sum() + 0.5 * (weighted * change).sum() + 0.5 * (bias @ bias)
@@ -93,21 +111,23 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray, method: Method) -> C
     )
 
 
-def _minimise_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def _minimise_temperature(logits: np.ndarray, labels: np.ndarray, shift: np.ndarray | float) -> float:
     """1 / T of temperature scaling, within [0.05, 20]."""
     rows = np.arange(len(labels))
 
     def objective(log_scale: np.ndarray) -> float:
-        return float(-log_softmax(np.exp(log_scale[0]) * logits, axis=1)[rows, labels].sum())
+        return float(-log_softmax(np.exp(log_scale[0]) * logits + shift, axis=1)[rows, labels].sum())
 
     found = minimize(objective, np.zeros(1), method="L-BFGS-B", bounds=[(np.log(0.05), np.log(20.0))])
     return float(np.exp(found.x[0]))
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> FittedCalibration:
+def calibrate(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, training_histogram: ArrayLike
+) -> FittedCalibration:
     """Chooses the method by cross-fitted NLL over folds of whole groups and fits it to all held-out bins.
 
-    logits (n, classes), labels (n,) in 0..classes-1, groups (n,) strings. With fewer than NUM_FOLDS groups
+    logits (n, classes), labels (n,) in 0..classes-1, groups (n,) strings, training's bins per class (classes,). With fewer than NUM_FOLDS groups
     there are as many folds as groups; raises ValueError with fewer than two.
     """
     folds = assign_folds(groups)
@@ -116,14 +136,23 @@ def calibrate(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Fit
         probabilities = np.empty(logits.shape, np.float64)
         for fold in np.unique(folds):
             inside = folds == fold
-            fitted = fit_calibration(logits[~inside], labels[~inside], method)
+            fitted = fit_calibration(
+                logits[~inside], labels[~inside], method, shift_of_mix(labels[~inside], training_histogram)
+            )
             probabilities[inside] = apply_calibration(logits[inside], fitted)
         held_out[method] = probabilities
     nll = {method: negative_log_likelihood(held_out[method], labels) for method in METHODS}
     chosen = min(METHODS, key=lambda method: nll[method])
-    fitted = fit_calibration(logits, labels, chosen).model_copy(update={"held_out_nll": nll})
+    fitted = fit_calibration(logits, labels, chosen, shift_of_mix(labels, training_histogram))
     threshold, outside = set_threshold(held_out[chosen], labels, folds)
-    return FittedCalibration(fitted, threshold, outside, held_out[chosen], len(labels))
+    return FittedCalibration(
+        fitted.model_copy(update={"held_out_nll": nll}),
+        threshold,
+        float(outside.mean()),
+        held_out[chosen],
+        len(labels),
+        independent_bins(outside, groups),
+    )
 
 
 def assign_folds(groups: np.ndarray) -> np.ndarray:
@@ -136,8 +165,8 @@ def assign_folds(groups: np.ndarray) -> np.ndarray:
     return np.array([fold_of[name] for name in groups.tolist()])
 
 
-def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[float, float]:
-    """LAC threshold for 90 % sets from all bins, and the share of bins outside a set thresholded without their fold, of
+def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[float, np.ndarray]:
+    """LAC threshold for 90 % sets from all bins, and which bins (n,) lie outside a set thresholded without their fold, of
     probabilities (n, classes), labels (n,) in 0..classes-1 and folds (n,).
 
     Outside by the rule of the nightly `prediction_sets.PredictionSets.has_record`: the two shares are compared.
@@ -150,4 +179,15 @@ def set_threshold(probabilities: np.ndarray, labels: np.ndarray, folds: np.ndarr
         bound = lac_quantile(scores[~inside])
         # 1 of too few others: none would be outside, and every night's share a drift
         outside[inside] = scores[inside] > (threshold if bound == 1 else bound)
-    return threshold, float(outside.mean())
+    return threshold, outside
+
+
+def independent_bins(outside: np.ndarray, groups: np.ndarray) -> int:
+    """How many independent bins would tell the share of `outside` (n,) as well, at most n: bins of one of the `groups` (n,)
+    are alike, and whole groups were drawn. n over Kish's design effect, by the variance of a ratio over groups
+    (Cochran 1977, 6.4)."""
+    num_bins, share = len(outside), outside.mean()
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], outside - share)
+    variance = len(sums) / max(1, len(sums) - 1) * np.square(sums).sum() / num_bins**2
+    alone = share * (1 - share)
+    return num_bins if variance * num_bins <= alone else max(1, int(alone / variance))

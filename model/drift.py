@@ -74,7 +74,7 @@ def check_drift(
     when the same holds against `baseline`.
 
     `num_outside` and `num_assessed` m add up over shards; `calibration_share` s0 was measured on
-    `num_calibration` held-out bins. Nothing assessed, no alarm: share and z are NaN.
+    `num_calibration` independent held-out bins n_cal. Nothing assessed, no alarm: share and z are NaN.
     """
     if num_calibration <= 0 or not 0 <= calibration_share <= 1:
         raise ValueError("drift needs a calibration share in [0, 1] from at least one bin")

@@ -9,8 +9,8 @@ training anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,9 +29,6 @@ class Finding:
     """What was seen, what it means and what to try."""
     evidence: dict[str, Any]
     epoch: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -243,7 +240,7 @@ def nothing_learned(seen: Observations) -> Finding | None:
     if seen.settled_epochs < 3:
         return None
     best = min(seen.selection_nlls[epoch] for epoch in seen.comparable_epochs)
-    if not seen.guess_nll or best < 0.99 * seen.guess_nll:
+    if best < 0.99 * seen.guess_nll:
         return None
     return Finding(
         "nothing_learned",
@@ -298,14 +295,13 @@ RULES: tuple[Callable[[Observations], Finding | None], ...] = (
 NEVER_STOP = frozenset({"class_imbalance", "stalled_on_data"})
 
 
-def consequence(rules: Iterable[str], *, has_best_epoch: bool) -> Literal["go on", "end", "stop"]:
-    """What the rules that fire mean for a training that is told to stop when it is unhealthy: `end` keeps the bundle of
-    the best epoch, which learning by heart spoils no more than where a training stops early by itself. Before there can be
-    one, larger photos are still to come."""
-    serious = set(rules) - NEVER_STOP
-    if serious == {overfitting.__name__}:
+def consequence(rules: Sequence[str], *, has_best_epoch: bool) -> Literal["go on", "end", "stop"]:
+    """What the `rules` that fire (those of NEVER_STOP left out) mean for a training that is told to stop when it is
+    unhealthy: `end` keeps the bundle of the best epoch, which learning by heart spoils no more than where a training stops
+    early by itself. Before there can be one, larger photos are still to come."""
+    if list(rules) == [overfitting.__name__]:
         return "end" if has_best_epoch else "go on"
-    return "stop" if serious else "go on"
+    return "stop" if rules else "go on"
 
 
 def check_health(seen: Observations) -> list[Finding]:

@@ -60,10 +60,9 @@ def evaluate_scope(
     scope: str,
     *,
     seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Any] | None:
-    """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias and nll,
-    `num_bins`, and `majority` (the same of always saying the scope's commonest label). None where it has no bins, and where
+    """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias, nll and mae_median,
+    `num_bins`, `classes` (the first and the last), and `majority` (the same of always saying the scope's commonest label). None where it has no bins, and where
     it has one class, which any camera gets right; low and high are None where all its bins are of one group, or where all
     are counted alike.
 
@@ -81,18 +80,18 @@ def evaluate_scope(
     figures: dict[str, Any] = {"num_bins": int(rows.sum()), "classes": [classes.start, classes.stop - 1]}
     names = (*ERROR_FIGURES, "nll", "mae_median")
     values = np.column_stack([_error_columns(counts["mode"] - kept), -np.log(picked), np.abs(counts["median"] - kept)])
-    figures |= with_intervals(names, values, kept_groups, seed=seed, num_resamples=num_resamples)
+    figures |= with_intervals(names, values, kept_groups, seed=seed)
     figures["rmse"] = {end: None if found is None else math.sqrt(found) for end, found in figures["rmse"].items()}
     figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}
     return figures
 
 
 def with_intervals(
-    names: Sequence[str], values: np.ndarray, groups: np.ndarray, *, seed: int, num_resamples: int = NUM_RESAMPLES
+    names: Sequence[str], values: np.ndarray, groups: np.ndarray, *, seed: int
 ) -> dict[str, dict[str, float | None]]:
     """{name: {"value", "low", "high"}} of the column means of `values` (n, names): bootstrap over `groups` (n,), low and
     high None (JSON has no NaN) for a single group, and where all values are equal."""
-    low, high = bootstrap_by_group(groups, values, seed=seed, num_resamples=num_resamples)
+    low, high = bootstrap_by_group(groups, values, seed=seed)
     ends = {"value": values.mean(axis=0), "low": low, "high": high}
     return {
         name: {end: None if np.isnan(found[column]) else float(found[column]) for end, found in ends.items()}

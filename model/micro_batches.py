@@ -18,7 +18,6 @@ class TrainingSet:
     """uint64: `model.splitting.id_hashes` of the bin_ids."""
     expected_qty: np.ndarray
     num_skus: np.ndarray
-    groups: np.ndarray
     splits: np.ndarray
     """train, selection or test."""
 

@@ -153,17 +153,10 @@ def posterior_columns(posterior: Floats, expected_qty: ArrayLike, unit_value: Ar
     others = posterior.copy()
     others[rows, record] = -1.0
     # quantity above a record of K or more is unknown, so class K stands for the record itself there
-    top_qty = np.where(expected >= top, expected, top)
-    moments = np.arange(top) * 1.0
-    kept = posterior[:, :top]
-    mean = kept @ moments + posterior[:, top] * top_qty - expected
-    up = np.zeros(len(posterior))
-    for qty in range(1, top + 1):  # over classes, not bins
-        size = (top_qty if qty == top else qty) - expected
-        up += posterior[:, qty] * np.maximum(size, 0)
-    absolute = 2 * up - mean
+    size = np.arange(top + 1) - expected[:, None]  # (n, K + 1), pieces
+    size[:, top] = np.maximum(size[:, top], 0)
+    mean, absolute = (posterior * size).sum(axis=1), (posterior * np.abs(size)).sum(axis=1)
     value = np.full(len(posterior), np.nan) if unit_value is None else np.asarray(unit_value, dtype=np.float64)
-    absolute = np.maximum(absolute, np.abs(mean))
     return {
         "p_record_wrong": np.minimum(short + over, 1.0),
         "p_short": short,

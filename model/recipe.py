@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.bundle import Architecture
+
 SETTLED_SHARE = 0.6
 """Of the epochs. From here on photos have their whole size, and the learning rate is on its way down."""
 
@@ -15,10 +17,10 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    architecture: Architecture = "resnet50"
     """The torchvision network."""
     weights: str = "none"
-    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2), or a .safetensors or .pth file, local or
+    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2; of resnet18 and resnet34 IMAGENET1K_V1), or a .safetensors or .pth file, local or
     s3://, such as another bundle's."""
     initialisation: Literal["kaiming-normal", "kaiming-uniform", "xavier-normal", "orthogonal"] = "kaiming-normal"
     """Distribution of the initial convolution weights (used with --weights none)."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Share of a target's mass on the record's own count, and the decay per piece of distance on either side.
-# Records are noisy labels and neighbouring counts look alike; soft targets say both.
 DECAY = 0.1
+"""Of a soft target's mass per piece of distance: records are noisy labels, and neighbouring counts look alike."""
 LEARNED_QUANTITY = 15
 """Quantities above are learnt as this one (auxiliary output)."""
 LEARNED_SKUS = 8

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import logging
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from model.health import (
     initial_weight_std,
     layer_ratios,
 )
-from model.metrics import evaluate_scope, scope_name
+from model.metrics import count_metrics, restrict, scope_name, scope_rows
 from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch, TrainingSet
 from model.network import build_network
 from model.optimisation import (
@@ -169,6 +170,9 @@ class _Loop:
             train = self.bins.rows_of("train")
             plan = [self._micro_batches(train, epoch) for epoch in epochs]
             stream = iter(self.photos([batch for batches in plan for batch in batches]))
+            # a run's first photos wait for Ray's workers to start: no part of an epoch, and no stall
+            with self.watch.phase("wait for photos"):
+                stream = itertools.chain([next(stream)], stream)
             for epoch, batches in zip(epochs, plan, strict=True):
                 self._train_epoch(epoch, batches, stream)
                 self._finish_epoch(epoch)
@@ -198,7 +202,7 @@ class _Loop:
         own = len(batches) // self.steps_per_epoch
         num_steps = self.steps_per_epoch * recipe.max_epochs
         losses: list[torch.Tensor] = []
-        started, first_wait, wait_before = time.perf_counter(), 0.0, watch.seconds["wait for photos"]
+        started, wait_before = time.perf_counter(), watch.seconds["wait for photos"]
         with self._profiler(epoch) as profiler:
             for step in range(self.steps_per_epoch):
                 global_step = epoch * self.steps_per_epoch + step
@@ -212,11 +216,8 @@ class _Loop:
                     group["lr"] = learning_rate_at(global_step, num_steps, recipe)
                 loss_sum = torch.zeros((), device=self.worker.device)
                 for index in range(own):
-                    waited = time.perf_counter()
                     with watch.phase("wait for photos"):
                         prepared = next(stream)
-                    if step == 0 and index == 0:
-                        first_wait = time.perf_counter() - waited
                     for name, seconds in prepared.seconds.items():
                         watch.add(name, seconds)
                     last = index == own - 1
@@ -249,11 +250,7 @@ class _Loop:
         self.seen.train_losses.append(float(summed[:, 0].mean()))
         self.seen.image_sizes.append(recipe.image_size_of(epoch))
         self.seen.settled_epochs += recipe.is_settled(epoch)
-        # a run's first photos wait for Ray's workers to start; that is no stall
-        waited = (
-            watch.seconds["wait for photos"] - wait_before - (first_wait if epoch == self.seen.first_epoch else 0.0)
-        )
-        self.seen.wait_shares.append(waited / max(elapsed, 1e-9))
+        self.seen.wait_shares.append((watch.seconds["wait for photos"] - wait_before) / max(elapsed, 1e-9))
         self._epoch_seconds = elapsed
 
     def _accumulate(self, batch: MicroBatch, pixels: np.ndarray, per_batch: int, *, synchronise: bool) -> torch.Tensor:
@@ -283,8 +280,7 @@ class _Loop:
             self._average_statistics()
             size = self.recipe.image_size_of(epoch)
             logits = self.evaluation.logits(self.average.state, "selection", image_size=size, mirror=False)
-        selection = self.bins.rows_of("selection")
-        labels, groups = self.labels[selection], self.bins.groups[selection]
+        labels = self.labels[self.bins.rows_of("selection")]
         entry = {
             "epoch": epoch,
             "image_size": size,
@@ -301,8 +297,12 @@ class _Loop:
             fitted = fit_calibration(logits, labels, "temperature")
             probabilities = apply_calibration(logits, fitted)
             entry["selection_nll"] = negative_log_likelihood(probabilities, labels)
-            scope = evaluate_scope(probabilities, labels, groups, "1..5", num_resamples=2)
-            entry |= {f"selection_{n}": scope[n]["value"] for n in ("exact", "mae")} if scope else {}
+            # a scope of one class, which any camera gets right, has no figures
+            rows, classes = scope_rows(labels, "1..5", self.recipe.top_class)
+            if len(classes) > 1 and rows.any():
+                counts = restrict(probabilities[rows], classes).argmax(axis=1) + classes.start
+                found = count_metrics(counts, labels[rows])
+                entry |= {f"selection_{name}": found[name] for name in ("exact", "mae")}
             # an epoch on smaller photos can't be the best: its weights don't know the bundle's size yet
             if size == self.recipe.image_size and entry["selection_nll"] < self.best_nll:
                 self.best_epoch, self.best_nll = epoch, entry["selection_nll"]
@@ -319,7 +319,7 @@ class _Loop:
         return f"{NOT_FINITE} in epoch {epoch + 1}: lower --learning-rate (a tenth), and check --weights if they were given"
 
     def _check_health(self, epoch: int) -> None:
-        findings = [finding.to_dict() for finding in check_health(self.seen)]
+        findings = [asdict(finding) for finding in check_health(self.seen)]
         known = {finding["rule"]: finding for finding in self.findings}
         # a rule's first finding stands, with the epoch in which it was seen
         new = [finding for finding in findings if finding["rule"] not in known]
@@ -387,7 +387,6 @@ class _Loop:
     def _state(self) -> dict[str, Any]:
         seen = self.seen
         return {
-            "architecture": self.recipe.architecture,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state,
@@ -408,11 +407,6 @@ class _Loop:
             return
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder) / STATE_FILE, map_location=self.worker.device, weights_only=True)
-        if state["architecture"] != self.recipe.architecture:
-            raise ValueError(
-                f"checkpoint {checkpoint.path}: expected {self.recipe.architecture}, found {state['architecture']}; "
-                "delete the training folder beside the bundle"
-            )
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average.load(state["average"], num_updates=state["average_updates"])

@@ -34,17 +34,13 @@ def schema_problems(found: pa.Schema, expected: pa.Schema) -> list[str]:
     """
     problems = []
     for field in expected:
-        times = found.names.count(field.name)
-        if times > 1:
-            problems.append(f"column {field.name}: expected once, found {times} times")
-            continue
-        index = found.get_field_index(field.name)
-        if index < 0:
-            if not field.nullable:
-                problems.append(f"column {field.name}: expected {field.type}, found no such column")
-            continue
-        if not _castable(found.field(index).type, field.type):
-            problems.append(f"column {field.name}: expected {field.type}, found {found.field(index).type}")
+        places = found.get_all_field_indices(field.name)
+        if len(places) > 1:
+            problems.append(f"column {field.name}: expected once, found {len(places)} times")
+        elif not places and not field.nullable:
+            problems.append(f"column {field.name}: expected {field.type}, found no such column")
+        elif places and not _castable(found.field(places[0]).type, field.type):
+            problems.append(f"column {field.name}: expected {field.type}, found {found.field(places[0]).type}")
     return problems
 
 

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 FORMAT_VERSION = 1
 """The layout of a bundle. A reader refuses every other version."""
 
+Architecture = Literal["resnet18", "resnet34", "resnet50"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -39,7 +41,7 @@ class Calibration(Document):
     """Calibrated probabilities are softmax(weight @ logits + bias), fitted on held-out bins."""
 
     method: Literal["none", "temperature", "vector", "matrix"]
-    """The form of `weight`: identity, one scale for all, one per class, or a full matrix."""
+    """The form of `weight`: identity (and no bias), one scale for all, one per class, or a full matrix."""
     weight: list[list[float]]
     """(classes, classes)."""
     bias: list[float]
@@ -70,8 +72,8 @@ class BundleInfo(Document):
     format_version: int = FORMAT_VERSION
     bundle_id: str
     """Its `content_id`: of all that changes a probability or a set."""
-    architecture: str
-    """A torchvision ResNet: resnet18, resnet34 or resnet50."""
+    architecture: Architecture
+    """The torchvision network."""
     top_class: int = Field(ge=1)
     """K: the last class means "K or more"."""
     classes: list[str]
@@ -86,6 +88,9 @@ class BundleInfo(Document):
     """Held-out bins that calibration and threshold rest on."""
     record_outside_set_share: float = Field(ge=0, le=1)
     """s0 of the drift meter: share of those bins whose record lies outside the 90 % set (cross-fitted)."""
+    num_independent: int | None = Field(default=None, ge=1)
+    """So many independent bins would tell that share as well (bins of a group are alike). None in bundles of before 27
+    November 2026: all of them."""
     label_histogram: list[int]
     """Training bins per class (classes of the record, top class included)."""
     label_noise: LabelNoise = LabelNoise()
@@ -109,7 +114,7 @@ class BundleInfo(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> BundleInfo:
-        num_classes = self.top_class + 1
+        num_classes = self.num_classes
         for name, size in (
             ("classes", len(self.classes)),
             ("label_histogram", len(self.label_histogram)),

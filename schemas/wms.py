@@ -141,11 +141,9 @@ def group_lines(lines: pa.Table) -> pa.Table:
     bin's pieces, null where one of its SKUs has none; of an empty bin over the lines that give one.
     """
     lines = lines.sort_by([("bin_id", "ascending"), ("row", "ascending")]).combine_chunks()
-    ids = lines["bin_id"].combine_chunks()
-    new = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-    starts = np.concatenate([[0], np.flatnonzero(new) + 1]) if len(ids) else np.empty(0, np.int64)
-    sizes = np.diff(np.append(starts, len(ids)))
-    bin_of_line = np.repeat(np.arange(len(starts)), sizes)
+    bins = lines["bin_id"].combine_chunks().dictionary_encode()
+    bin_of_line = bins.indices.to_numpy()
+    starts = np.unique(bin_of_line, return_index=True)[1]
     problems: list[str | None] = [None] * len(starts)
     for index, problem, place in _by_bin(bin_of_line, lines["problem"], lines["place"]):
         problems[index] = problems[index] or f"{place}: {problem}"
@@ -155,7 +153,7 @@ def group_lines(lines: pa.Table) -> pa.Table:
     for index in np.flatnonzero(expected > MAX_QUANTITY).tolist():
         problems[index] = problems[index] or f"quantity: expected a sum up to {MAX_QUANTITY}, found {expected[index]}"
     columns: dict[str, pa.Array] = {
-        "bin_id": ids.take(pa.array(starts)),
+        "bin_id": bins.dictionary,
         "first_place": lines["place"].take(pa.array(starts)).combine_chunks(),
         "expected_qty": pa.array(np.minimum(expected, MAX_QUANTITY), pa.int32()),
         **_sku_columns(lines, bin_of_line, quantity, len(starts)),
@@ -214,15 +212,9 @@ def _mean_value(
     values: pa.ChunkedArray, bin_of_line: np.ndarray, quantity: np.ndarray, expected: np.ndarray
 ) -> pa.Array:
     value = pc.fill_null(values, float("nan")).to_numpy()
-    worth = np.where(quantity > 0, quantity * value, 0.0)
-    total = np.bincount(bin_of_line, worth, len(expected))
-    given = np.flatnonzero(~np.isnan(value))
-    num_given = np.bincount(bin_of_line[given], minlength=len(expected))
-    mean = np.divide(
-        np.bincount(bin_of_line[given], value[given], len(expected)),
-        num_given,
-        out=np.full(len(expected), np.nan),
-        where=num_given > 0,
-    )
-    mean = np.divide(total, expected, out=mean, where=expected > 0)
+    # of an empty bin each line that gives one counts alike
+    weight = np.where(expected[bin_of_line] > 0, quantity, ~np.isnan(value))
+    worth = np.where(weight > 0, weight * value, 0.0)
+    with np.errstate(invalid="ignore"):  # 0 / 0: no line gives one
+        mean = np.bincount(bin_of_line, worth, len(expected)) / np.bincount(bin_of_line, weight, len(expected))
     return pa.array(mean, pa.float64(), mask=np.isnan(mean))

@@ -36,12 +36,19 @@ def _isolated_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(_isolated_environment: None) -> Iterator[None]:
-    """One Ray cluster of this machine for all tests, with eight logical CPUs and no GPU whatever the machine has."""
+    """One Ray cluster of this machine for all tests, set up as a command's own (`jobs.platform.cluster.connect`), with eight
+    logical CPUs and no GPU whatever the machine has."""
     import ray
 
-    ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    from jobs.platform.cluster import OWN_CLUSTER
+    from jobs.serve import SERVE_SETTINGS
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**OWN_CLUSTER, **SERVE_SETTINGS}.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,7 @@ def write_bundle(
         folder,
         network=network,
         training_images=seen if seen is not None else TRAINING_IMAGES_SCHEMA.empty_table(),
+        report_html="",
         fields={
             "architecture": architecture,
             "top_class": top_class,

@@ -16,14 +16,14 @@ from tests.hooked_audit import run_hooked_audit
 
 def compute_on_processor() -> None:
     """Ray calls it in each worker before its first task."""
-    load = score.ShardScorer._load
+    load = score.ShardScorer.__init__
 
-    def load_on_processor(self: score.ShardScorer, bundle_uri: str, bundle_id: str, device: str, *given: Any) -> None:
+    def load_on_processor(self: score.ShardScorer, *, device: str, **given: Any) -> None:
         assert device == "cuda"
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0", "Ray gave the scorer the GPU"
-        load(self, bundle_uri, bundle_id, "cpu", *given)
+        load(self, device="cpu", **given)
 
-    score.ShardScorer._load = load_on_processor  # type: ignore[method-assign]
+    score.ShardScorer.__init__ = load_on_processor  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

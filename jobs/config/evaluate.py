@@ -4,6 +4,8 @@ from typing import Literal
 
 from jobs.config.base import JobConfig, PrecisionChoice, Seed
 
+Split = Literal["unseen", "test", "all"]
+
 
 class EvaluateConfig(JobConfig):
     """Measures a bundle on labelled bins: counts with 95 % intervals beside the majority baseline, and calibration."""
@@ -17,7 +19,7 @@ class EvaluateConfig(JobConfig):
     output_uri: str
     """Where metrics.json and index.html go; those of an earlier evaluation are replaced."""
 
-    split: Literal["unseen", "test", "all"] = "unseen"
+    split: Split = "unseen"
     """Which bins: `unseen` leaves out photos that training learned from (its split `test` counts as unseen), `test`
     takes only training's own test photos, `all` takes everything and flatters."""
 

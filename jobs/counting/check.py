@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,7 +16,7 @@ from jobs.counting.count_rows import CountRow, Reject, parse_row
 from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_marked_runs, read_plan
-from jobs.counting.records import NightRecord, find_records, has_results, lines_of
+from jobs.counting.records import NightRecord, find_records, lines_of
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts
 from jobs.platform.layout import read_run, run_in_force, run_uri
 from jobs.platform.texts import csv_text
@@ -44,11 +44,7 @@ class CheckedCounts:
     """Rows that an earlier call took in."""
     num_blank: int
     """Rows of the recount list that are not filled in yet: pending, like bins that the file leaves out."""
-    rejects: list[tuple[CountsRow, RejectReason, str]] = field(default_factory=list)
-
-    @property
-    def reasons(self) -> Counter[str]:
-        return Counter(str(reason) for _, reason, _ in self.rejects)
+    rejects: list[tuple[CountsRow, RejectReason, str]]
 
 
 def check_counts(
@@ -75,9 +71,11 @@ def check_counts(
     ledger = _Ledger(output_uri, set(plans))
     # what an earlier call took in needs no record, and the results of its nights may have been deleted since
     pairs = [pair for pair in zip(counts, as_numbers, strict=True) if not any(map(ledger.knows, pair))]
-    pairs, gone = _part_from_gone(output_uri, pairs, plans, nights)
-    rejects += gone
-    records = find_records(output_uri, _wanted_records([count for pair in pairs for count in pair], plans, nights))
+    records, gone = find_records(
+        output_uri, _wanted_records([count for pair in pairs for count in pair], plans, nights)
+    )
+    pairs, unjudged = _part_from_gone(pairs, gone, plans, nights)
+    rejects += unjudged
     # a bin of the night that no plan asked for has its own name, and not that of a planned one
     counts = [count if (count.audit_date, count.bin_id) in records else as_number for count, as_number in pairs]
     accepted = []
@@ -225,17 +223,16 @@ def _list_numbers(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]
 
 
 def _part_from_gone(
-    output_uri: str,
     pairs: Sequence[tuple[CountRow, CountRow]],
+    gone: Set[str],
     plans: Mapping[str, list[Plan]],
     nights: Sequence[str],
 ) -> tuple[list[tuple[CountRow, CountRow]], list[tuple[CountsRow, RejectReason, str]]]:
     """The rows that can be judged, and the rejects of those that need a night whose results were deleted."""
-    needed = [{*_needed_nights(one, plans, nights), *_needed_nights(other, plans, nights)} for one, other in pairs]
-    gone = {night for night in set().union(*needed) if not has_results(output_uri, night)}
     kept, rejects = [], []
-    for pair, of_pair in zip(pairs, needed, strict=True):
-        if missing := sorted(of_pair & gone):
+    for pair in pairs:
+        needed = {night for count in pair for night in _needed_nights(count, plans, nights)}
+        if missing := sorted(needed & gone):
             detail = f"audit_date: the results of the night {missing[0]}, which say what was recorded then, are deleted"
             rejects.append((pair[0].source, RejectReason.UNKNOWN_NIGHT, detail))
         else:

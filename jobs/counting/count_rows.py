@@ -138,7 +138,8 @@ def _read_moment(text: str, month_first: bool) -> datetime:
     match = _SPREADSHEET_DATE.fullmatch(text)
     if match is None:
         return datetime.fromisoformat(text)
-    year, month, day = map(int, match.group(*(_YEAR_FIRST if match["year"] else _YEAR_LAST)))
+    names = ("year", "month", "day") if match["year"] else ("year_last", "right", "left")
+    year, month, day = map(int, match.group(*names))
     if month_first and match["sign"] in ("/", "-"):
         month, day = day, month
     hour, minute, second = (int(value or 0) for value in match.group("hour", "minute", "second"))
@@ -147,9 +148,6 @@ def _read_moment(text: str, month_first: bool) -> datetime:
             raise ValueError(f"no hour of half a day: {hour}")
         hour = hour % 12 + (12 if match["half"].lower() == "pm" else 0)
     return datetime(year, month, day, hour, minute, second)
-
-
-_YEAR_FIRST, _YEAR_LAST = ("year", "month", "day"), ("year_last", "right", "left")
 
 
 def _parse_time(text: str, orders: Set[bool], zone: ZoneInfo) -> tuple[datetime, datetime]:

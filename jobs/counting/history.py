@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 
 from jobs.counting.counted import read_counted
 from jobs.counting.plans import NightSummary, list_marked_runs, read_plan, read_summary
-from jobs.counting.records import NightRecord, find_records, has_results, lines_of
+from jobs.counting.records import NightRecord, find_records, lines_of
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts, sort_counts
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN, list_nights, read_run, run_uri
-from jobs.platform.parquet import parquet_bytes, read_table, write_table
+from jobs.platform.parquet import DamagedParquet, parquet_bytes, read_table, write_table
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.recount_plan import find_reach
 from schemas.arrow import TIMESTAMP, conform
-from schemas.errors import InputError
 from schemas.results import Recount
 
 Floats = NDArray[np.float64]
@@ -221,9 +220,9 @@ def _note_changes(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecou
         later.audit_date: {bin_id for plan in nights[:number] for _, bin_id, _ in plan.waiting}
         for number, later in enumerate(nights)
     }
-    wanted = {night: bins for night, bins in wanted.items() if bins and has_results(output_uri, night)}
+    wanted = {night: bins for night, bins in wanted.items() if bins}
     later: dict[str, list[tuple[str, NightRecord]]] = defaultdict(list)
-    for (night, bin_id), record in find_records(output_uri, wanted).items():
+    for (night, bin_id), record in find_records(output_uri, wanted)[0].items():
         later[bin_id].append((night, record))
 
     def is_changed(plan: PlanRecounts, bin_id: str, expected_qty: int, skus: list[dict[str, Any]] | None) -> bool:
@@ -249,7 +248,7 @@ def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
     if not storage.create_bytes(uri, parquet_bytes(table)):
         try:
             read_table(uri)
-        except InputError:  # a power cut may leave a file that is empty
+        except DamagedParquet:  # a power cut may leave a file that is empty
             write_table(uri, table)
     # another release may have begun the run: what it kept otherwise is not known
     return conform(read_table(uri), LAST_COUNTS_SCHEMA).to_pandas().set_index("bin_id")
@@ -283,13 +282,9 @@ def _match_plan(
         counted_qty=counted_qty,
         settled=settled,
         changed=np.zeros(planned.num_rows, dtype=bool),
-        in_reach=_reach(planned, _objective(output_uri, run_id)),
+        in_reach=_reach(planned, read_run(run_uri(output_uri, run_id))["config"]["objective"]),
         summary=summary,
     )
-
-
-def _objective(output_uri: str, run_id: str) -> str:
-    return read_run(run_uri(output_uri, run_id))["config"]["objective"]
 
 
 def _reach(planned: pa.Table, objective: str) -> Mask:

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from jobs.platform.layout import part_uris, run_in_force, unless_replaced
 from jobs.platform.parquet import open_parquet
-from schemas.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -47,24 +46,22 @@ def lines_of(skus: Iterable[Mapping[str, Any]] | None) -> str | None:
     return json.dumps(sorted((+pieces).items())) if +pieces else None
 
 
-def find_records(output_uri: str, wanted: Mapping[str, Set[str]]) -> dict[tuple[str, str], NightRecord]:
-    """(night, bin_id) -> record, for the bins asked of each committed night; bins a night doesn't know are absent.
+def find_records(
+    output_uri: str, wanted: Mapping[str, Set[str]]
+) -> tuple[dict[tuple[str, str], NightRecord], set[str]]:
+    """(night, bin_id) -> record, for the bins asked of each committed night (bins a night doesn't know are absent), and
+    the nights whose results were deleted, as old ones may be.
 
-    Reads four columns of that night's results, one row group at a time, without those that can't hold the bins.
+    Reads four columns of a night's results, one row group at a time, without those that can't hold the bins.
     """
-    return {
-        (night, bin_id): record
-        for night, bin_ids in wanted.items()
-        if bin_ids
-        for bin_id, record in _find_in_night(output_uri, night, sorted(bin_ids))
-    }
-
-
-def has_results(output_uri: str, night: str) -> bool:
-    """Whether the results of a committed night are there still; old ones may be deleted."""
-    run_id = run_in_force(output_uri, night)
-    # of a night that was replaced meanwhile the other run's are there
-    return bool(part_uris(output_uri, "results", night, run_id)) or run_in_force(output_uri, night) != run_id
+    records: dict[tuple[str, str], NightRecord] = {}
+    gone: set[str] = set()
+    for night, bin_ids in wanted.items():
+        try:
+            records |= {(night, bin_id): found for bin_id, found in _find_in_night(output_uri, night, sorted(bin_ids))}
+        except FileNotFoundError:
+            gone.add(night)
+    return records, gone
 
 
 def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:
@@ -73,9 +70,7 @@ def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[
     with unless_replaced(output_uri, night, run_id):
         parts = part_uris(output_uri, "results", night, run_id)
         if not parts:
-            raise InputError(
-                f"{output_uri}: night {night}: expected the parts of run {run_id}, found none; audit it again"
-            )
+            raise FileNotFoundError(f"{output_uri}: night {night}: run {run_id} has no parts")
         for part in parts:
             with open_parquet(part) as parquet:
                 for group in range(parquet.metadata.num_row_groups):

@@ -20,7 +20,6 @@ LEFT_OUT = {
 
 def render_evaluation(figures: dict[str, Any], worst: list[BinError], thumbnails: dict[str, str]) -> str:
     """`figures`: what metrics.json holds. `thumbnails`: data URIs by image URI."""
-    classes = figures["confusion"]["classes"]
     sizes = figures["prediction_sets"]["sizes"]
     rankings = figures["doubt"]["rankings"]
     first_scope = next(iter(figures["metrics"]))
@@ -43,18 +42,8 @@ def render_evaluation(figures: dict[str, Any], worst: list[BinError], thumbnails
         doubt_depths=depths,
         least_depth=min(DEPTHS),
         doubt_rows=[(RANKINGS[name], values) for name, values in rankings.items()] if depths else [],
-        worst=[
-            {
-                "bin_id": error.bin_id,
-                "expected_qty": error.expected_qty,
-                "camera": classes[error.camera_qty],
-                "p_camera": error.p_camera,
-                "p_expected": error.p_expected,
-                "names": _shorten(error.names),
-                "photo": thumbnails.get(error.image_uri),
-            }
-            for error in worst
-        ],
+        worst=worst,
+        thumbnails=thumbnails,
         made=json.dumps(
             {name: figures[name] for name in ("config", "device", "precision", "versions", "git_commit")}, indent=1
         ),
@@ -77,8 +66,3 @@ def find_warnings(figures: dict[str, Any]) -> list[str]:
             f"Only {figures['num_groups']} groups of bins: the intervals rest on too few of them to be trusted."
         )
     return found
-
-
-def _shorten(names: list[str], length: int = 90) -> str:
-    text = "; ".join(name for name in names if name)
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.config.evaluate import Split
 from jobs.platform.parquet import read_row_group
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.reconcile import probability_matrix
@@ -120,22 +121,22 @@ def predict_bins(
     shards: list[Shard],
     plan: FetchPlan,
     *,
-    keep: str,
+    split: Split,
     known_bins: frozenset[str],
     bundle_uri: str,
     info: BundleInfo,
     precision: str,
     resources: Resources,
 ) -> Predictions:
-    """Scores the photos of all shards. `plan.training_photos` names the photos that `keep` is about: `others` leaves
-    them out, `these` keeps only them, `all` keeps everything and counts them. A photo that can't be scored can't be told by
+    """Scores the photos of all shards. `plan.training_photos` names the photos that `split` is about: `unseen` leaves
+    them out, `test` keeps only them, `all` keeps everything and counts them. A photo that can't be scored can't be told by
     its content either: it is one of them if its bin is one of `known_bins` and most other photos of those bins are. In
     another night's manifest they are not, and its failures count. Bins whose stock has moved since the photo are in none
     of them: what their record says is not what the photo shows."""
     scored = score_shards(
         shards,
         _fetch,
-        {"plan": plan, "keep": keep},
+        {"plan": plan, "split": split},
         image_size=info.preprocessing.image_size,
         bundle_uri=bundle_uri,
         bundle_id=info.bundle_id,
@@ -146,14 +147,14 @@ def predict_bins(
     num_bins = sum(shard.num_rows for shard in shards)
     started = last_line = time.monotonic()
     for rows in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
-        _add(tally, rows, keep, known_bins, info)
+        _add(tally, rows, split, known_bins, info)
         now = time.monotonic()
         if now - last_line > SECONDS_BETWEEN_LINES or tally.num_done == num_bins:
             last_line = now
             logger.info(
                 "%d of %d bins, %.1f a second", tally.num_done, num_bins, tally.num_done / max(1e-9, now - started)
             )
-    _settle_untold(tally, keep)
+    _settle_untold(tally, split)
     return _predictions(tally, info)
 
 
@@ -164,32 +165,32 @@ def compare_counts(found: Predictions, reference: Predictions) -> dict[str, Any]
     return {"share": float(same.sum() / max(1, len(same))), "num_bins": len(same)}
 
 
-def _fetch(items: pa.Table, plan: FetchPlan, keep: str) -> Iterator[pa.Table]:
+def _fetch(items: pa.Table, plan: FetchPlan, split: Split) -> Iterator[pa.Table]:
     """Fetched shards as score_shards takes them; a photo that is left out loses its pixels, so it is not scored."""
     for item in items.to_pylist():
         rows = fetch_rows(read_row_group(item["uri"], item["row_group"]), plan)
-        meant = pc.and_(_kept(rows, keep), pc.invert(stock_moved(rows)))
+        meant = pc.and_(_kept(rows, split), pc.invert(stock_moved(rows)))
         pixels = pc.if_else(meant, rows["pixels"], pa.scalar(None, pa.binary()))
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)
         yield shard_table(rows, item["index"], fresh=True)
 
 
-def _kept(rows: pa.Table, keep: str) -> pa.ChunkedArray | pa.Array:
-    if keep == "all":
+def _kept(rows: pa.Table, split: Split) -> pa.ChunkedArray | pa.Array:
+    if split == "all":
         return pa.repeat(pa.scalar(True), rows.num_rows)
     known = rows["training_photo"]
-    return known if keep == "these" else pc.invert(known)
+    return known if split == "test" else pc.invert(known)
 
 
-def _add(tally: _Tally, rows: pa.Table, keep: str, known_bins: frozenset[str], info: BundleInfo) -> None:
+def _add(tally: _Tally, rows: pa.Table, split: Split, known_bins: frozenset[str], info: BundleInfo) -> None:
     tally.num_done += rows.num_rows
-    if keep != "all":
+    if split != "all":
         rows = _without_untold(tally, rows, known_bins)
-    meant = rows.filter(_kept(rows, keep))
+    meant = rows.filter(_kept(rows, split))
     tally.num_left_out += rows.num_rows - meant.num_rows
     kept = tally.asked.add(meant)
     scored = kept.filter(pc.equal(kept["status"], SCORED))
-    tally.num_learned_from += pc.sum(scored["training_photo"]).as_py() or 0 if keep == "all" else 0
+    tally.num_learned_from += pc.sum(scored["training_photo"]).as_py() or 0 if split == "all" else 0
     tally.tables.append(scored.select(["bin_id", "group", "expected_qty", "probabilities"]))
     tally.worst = heapq.nsmallest(
         NUM_WORST, tally.worst + _errors(scored, info.top_class), key=lambda error: (error.p_expected, error.bin_id)
@@ -209,11 +210,12 @@ def _without_untold(tally: _Tally, rows: pa.Table, known_bins: frozenset[str]) -
     return rows.filter(pc.invert(aside))
 
 
-def _settle_untold(tally: _Tally, keep: str) -> None:
+def _settle_untold(tally: _Tally, split: Split) -> None:
     """Where the other photos of known bins don't say what these are, they count as asked for: better a failure too many
     than one that is hidden."""
     lead = 2 * tally.num_known_same - tally.num_known
-    if lead < 0 if keep == "these" else lead > 0:
+    left_out = lead < 0 if split == "test" else lead > 0
+    if left_out:
         tally.num_left_out += tally.untold.statuses.total() + tally.untold.num_moved
     else:
         tally.asked.merge(tally.untold)
@@ -237,7 +239,7 @@ def _errors(scored: pa.Table, top_class: int) -> list[BinError]:
             camera_qty=int(camera[place]),
             p_camera=float(probabilities[place, camera[place]]),
             p_expected=float(p_expected[place]),
-            names=[line["name"] or line["sku"] or "" for line in row["skus"]],
+            names=[name for line in row["skus"] if (name := line["name"] or line["sku"])],
         )
         for place, row in zip(places, scored.take(pa.array(places)).to_pylist(), strict=True)
     ]

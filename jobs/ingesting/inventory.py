@@ -31,11 +31,6 @@ _COLUMNS = {
 """From the names in manifest.json and in Parquet files (without `_`, in lower case) to ours."""
 
 
-def is_covered(folder: Folder, images_uri: str) -> bool:
-    """Whether the images' inventory stands for this folder too: both are in one bucket."""
-    return _are_in_one_bucket(folder.uri, images_uri)
-
-
 def read_inventories(uris: Sequence[str], folder: Folder) -> list[Any]:
     """Starts reading: one generator of the folder's keys per file. Raises InputError for what is no inventory."""
     generators = []
@@ -54,10 +49,10 @@ def read_inventories(uris: Sequence[str], folder: Folder) -> list[Any]:
 
 def _is_public(uri: str, folder: Folder) -> bool:
     """Whether it is read as the folder is: beside public photos, yes; in a bucket of one's own, with one's credentials."""
-    return folder.anonymous and _are_in_one_bucket(folder.uri, uri)
+    return folder.anonymous and are_in_one_bucket(folder.uri, uri)
 
 
-def _are_in_one_bucket(uri: str, other: str) -> bool:
+def are_in_one_bucket(uri: str, other: str) -> bool:
     return storage.is_s3(uri) and storage.is_s3(other) and uri.split("/")[2] == other.split("/")[2]
 
 

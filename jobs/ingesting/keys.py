@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from jobs.platform import storage
@@ -63,17 +65,11 @@ def describe_chunk(table: pa.Table, others: Sequence[str] = ()) -> ChunkInfo:
 @ray.remote(num_returns="streaming")
 def list_keys(folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     """Yields the folder's keys, chunk by chunk. Raises InputError where it can't be listed."""
-    uris: list[str] = []
-    num_bytes: list[int | None] = []
-    etags: list[str | None] = []
-    for entry in storage.list_objects(folder.uri, anonymous=folder.anonymous):
-        uris.append(entry.uri)
-        num_bytes.append(entry.num_bytes)
-        etags.append(entry.etag)
-        if len(uris) == CHUNK_ROWS:
-            yield from make_chunk(folder, uris, num_bytes, etags)
-            uris, num_bytes, etags = [], [], []
-    yield from make_chunk(folder, uris, num_bytes, etags)
+    entries = iter(storage.list_objects(folder.uri, anonymous=folder.anonymous))
+    while some := list(islice(entries, CHUNK_ROWS)):
+        yield from make_chunk(
+            folder, [entry.uri for entry in some], [entry.num_bytes for entry in some], [entry.etag for entry in some]
+        )
 
 
 def make_chunk(
@@ -81,15 +77,10 @@ def make_chunk(
 ) -> Iterator[ChunkInfo | pa.Table]:
     """Yields the info and the table of one chunk of objects; other suffixes than the wanted ones are only counted."""
     stems = [find_stem(uri, folder.suffixes) for uri in uris]
-    kept = [index for index, stem in enumerate(stems) if stem is not None]
     others = [uri for uri, stem in zip(uris, stems, strict=True) if stem is None]
-    rows = {
-        "key": [uris[index] if folder.key_is_uri else stems[index] for index in kept],
-        "uri": [uris[index] for index in kept],
-        "num_bytes": [num_bytes[index] for index in kept],
-        "etag": [etags[index] for index in kept],
-    }
-    table = pa.table(rows, schema=KEYS_SCHEMA).sort_by([("key", "ascending"), ("uri", "ascending")])
+    rows = {"key": uris if folder.key_is_uri else stems, "uri": uris, "num_bytes": num_bytes, "etag": etags}
+    table = pa.table(rows, schema=KEYS_SCHEMA).filter(pc.is_valid(pa.array(stems, pa.string())))
+    table = table.sort_by([("key", "ascending"), ("uri", "ascending")])
     yield describe_chunk(table, others)
     yield table
 

@@ -17,8 +17,9 @@ import pyarrow as pa
 import ray
 
 from jobs.ingesting.matching import EXAMPLES, count_reasons, make_rejects
-from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records, record_columns
+from jobs.ingesting.records import StorageOutage, read_records, record_columns
 from jobs.platform import storage
+from jobs.platform.fetching import NotFetched
 from jobs.platform.parquet import INCOMPLETE, write_table
 from schemas.abid import BinRecord
 from schemas.arrow import conform
@@ -49,8 +50,6 @@ class PartReport:
     num_bins: int
     num_inconsistent: int
     rejects: dict[str, int]
-    outage: str | None = None
-    """Why the part is not there: the storage stopped answering."""
     num_unfetched: int = 0
     unfetched: list[str] = field(default_factory=list)
     """The first EXAMPLES records that did not come, and why: their bins are neither in the part nor among the rejects."""
@@ -104,17 +103,16 @@ def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
 
 
 def write_part(bins: pa.Table, target: Target) -> PartReport:
-    """Writes one slice of bins (from `match_range`) as one manifest file, and their unreadable records as rejects."""
+    """Writes one slice of bins (from `match_range`) as one manifest file, and their unreadable records as rejects.
+    Raises GateError where the storage stops answering."""
     tables, reject_rows, unfetched = [], [], []
     for start in range(0, bins.num_rows, ROW_GROUP_ROWS):
         rows = bins.slice(start, ROW_GROUP_ROWS)
         if "skus" not in bins.column_names:
             try:
                 rows, unreadable, missing = _add_records(rows, target.anonymous)
-            except (
-                StorageOutage
-            ) as error:  # reported, since Ray Data replaces what a task raises by an error of its own
-                return PartReport(0, 0, {}, outage=str(error))
+            except StorageOutage as error:
+                raise GateError(f"{error}; the manifest is not complete, run the same command again") from error
             reject_rows += unreadable
             unfetched += missing
         tables.append(conform(rows.append_column("group", _find_groups(rows)), MANIFEST_SCHEMA))
@@ -147,7 +145,7 @@ def _add_records(rows: pa.Table, anonymous: bool) -> tuple[pa.Table, list[tuple[
     for bin_id, uri, image_uri, record in zip(
         rows["bin_id"].to_pylist(), uris, rows["image_uri"].to_pylist(), found, strict=True
     ):
-        if isinstance(record, UnfetchedRecord):
+        if isinstance(record, NotFetched):
             unfetched.append(f"{uri}: {record}")
         elif not isinstance(record, BinRecord):
             rejects.append((bin_id, "image", "no_record", f"{image_uri}: its record can't be read"))

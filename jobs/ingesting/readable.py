@@ -10,7 +10,8 @@ import ray
 
 from jobs.ingesting.matching import EXAMPLES
 from jobs.ingesting.parts import Target
-from jobs.ingesting.records import REQUESTS_IN_FLIGHT, RecordsDenied, StorageOutage, UnfetchedRecord, read_records
+from jobs.ingesting.records import REQUESTS_IN_FLIGHT, RecordsDenied, StorageOutage, read_records
+from jobs.platform.fetching import NotFetched
 from schemas.abid import BinRecord
 from schemas.errors import GateError, InputError
 
@@ -71,7 +72,7 @@ def probe(bins: pa.Table, anonymous: bool) -> Probe:
         for uri, record in zip(some, records, strict=True):
             if isinstance(record, BinRecord):
                 return Probe(readable=True)
-            if isinstance(record, UnfetchedRecord):
+            if isinstance(record, NotFetched):
                 looked.num_unfetched += 1
                 looked.unfetched = [*looked.unfetched, f"{uri}: {record}"][:EXAMPLES]
             else:

@@ -29,15 +29,8 @@ class RecordsDenied(StorageOutage):
     """The storage answers, and that these records may not be read: no later try of the same command changes that."""
 
 
-class UnfetchedRecord(RuntimeError):  # noqa: N818 - like UnreadableRecord
-    """The storage did not deliver, or denied: what the record says, nobody knows."""
-
-    def __init__(self, reason: str, denied: bool = False) -> None:
-        super().__init__(reason)
-        self.denied = denied
-
-
-Found = BinRecord | UnreadableRecord | UnfetchedRecord
+Found = BinRecord | UnreadableRecord | NotFetched
+"""NotFetched: the storage did not deliver, or denied; what the record says, nobody knows."""
 
 
 def read_records(uris: list[str], *, anonymous: bool) -> list[Found]:
@@ -69,25 +62,16 @@ async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
         async with slots:
             found: Found
             try:
-                found = parse_record(await _fetch(uri, anonymous))
-            except (UnreadableRecord, UnfetchedRecord) as reason:
+                found = parse_record(await fetch_bytes(uri, anonymous=anonymous, most_bytes=MAX_RECORD_BYTES))
+            except UnreadableRecord as reason:
                 found = reason
-            if not isinstance(found, UnfetchedRecord):
+            except NotFetched as reason:
+                found = UnreadableRecord(UNREADABLE[reason.fault]) if reason.fault in UNREADABLE else reason
+            if not isinstance(found, NotFetched):
                 num_failed_in_row = 0
             elif (num_failed_in_row := num_failed_in_row + 1) >= OUTAGE_FAILURES:
-                kind = RecordsDenied if found.denied else StorageOutage
-                raise kind(f"{uri}: {found}, like {OUTAGE_FAILURES - 1} others before it") from found
+                kind = RecordsDenied if found.fault is Fault.DENIED else StorageOutage
+                raise kind(f"can't be fetched: {uri}: {found}, like {OUTAGE_FAILURES - 1} others before it") from found
             return found
 
     return await asyncio.gather(*(read(uri) for uri in uris))
-
-
-async def _fetch(uri: str, anonymous: bool) -> bytes:
-    try:
-        return await fetch_bytes(uri, anonymous=anonymous, most_bytes=MAX_RECORD_BYTES)
-    except NotFetched as reason:
-        if reason.fault in UNREADABLE:
-            raise UnreadableRecord(UNREADABLE[reason.fault]) from reason
-        denied = reason.fault is Fault.DENIED
-        said = str(reason) if denied else f"can't be fetched ({reason})"
-        raise UnfetchedRecord(said, denied=denied) from reason

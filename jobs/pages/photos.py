@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from jobs.stages.images import FetchPlan, Photo, fetch_bytes
+from jobs.stages.images import FetchPlan, Photo, fetch_allowed
 from model.images import RejectedImage, UnreadableImage, read_pixels
 
 SIDE = 224
@@ -22,7 +22,7 @@ def read_thumbnails(image_uris: Iterable[str], plan: FetchPlan) -> dict[str, str
     out."""
     found: dict[str, str] = {}
     for uri in image_uris:
-        data = asyncio.run(fetch_bytes(uri, None, plan))
+        data = asyncio.run(fetch_allowed(uri, None, plan))
         if isinstance(data, Photo):
             continue
         try:

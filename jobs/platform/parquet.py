@@ -16,6 +16,13 @@ INCOMPLETE = "_incomplete"
 """Stands in a folder of Parquet files from before its first file until after its last one is written."""
 
 
+class DamagedParquet(InputError):  # noqa: N818 - what the file is
+    """No Parquet file, or a damaged one as a power cut may leave it; one that may not be read is none of these."""
+
+    def __init__(self, uri: str, error: Exception) -> None:
+        super().__init__(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
+
+
 def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredObject]:
     """The Parquet files of a data set (one file, or a folder of them), sorted by URI. Names with `_` or `.` in front, of
     files and of folders (`_temporary`, `_delta_log`), are those of what wrote it.
@@ -42,20 +49,20 @@ def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredOb
 
 
 def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
-    """A Parquet file that is read range by range. Raises InputError where it is no Parquet file."""
+    """A Parquet file that is read range by range. Raises DamagedParquet where it is none."""
     ranges = storage.open_ranges(uri, anonymous=anonymous)
     try:
         parquet = pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
         _ = parquet.schema_arrow.names  # names that are no UTF-8 are found damaged here, and not by who asks for them
         return parquet
     except DAMAGED_PARQUET as error:
-        raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
+        raise DamagedParquet(uri, error) from error
 
 
 def read_row_group(uri: str, row_group: int) -> pa.Table:
     """One of the many row groups of a file: its footer, megabytes where there are thousands, is read once a process.
 
-    Raises FileNotFoundError where the file is not there, InputError where it is no Parquet file."""
+    Raises FileNotFoundError where the file is not there, DamagedParquet where it is no Parquet file."""
     found = storage.find_object(uri)
     ranges = pa.PythonFile(storage.RangeReader(found), mode="r")
     return pq.ParquetFile(ranges, metadata=_footer(found)).read_row_group(row_group)
@@ -67,12 +74,12 @@ def _footer(found: storage.StoredObject) -> pq.FileMetaData:
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table. Raises InputError where it is none, or a damaged one."""
+    """One Parquet file as a table. Raises DamagedParquet where it is none."""
     data = storage.read_bytes(uri)
     try:
         return pq.ParquetFile(io.BytesIO(data)).read(columns)
     except DAMAGED_PARQUET as error:
-        raise InputError(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})") from error
+        raise DamagedParquet(uri, error) from error
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> None:

@@ -69,15 +69,6 @@ def _settings_error(error: Exception) -> InputError:
     return InputError(f"AWS settings: {error}; see AWS_PROFILE, AWS_REGION and the AWS configuration files")
 
 
-def bucket_region(bucket: str, *, anonymous: bool = False) -> str:
-    """Where the bucket is to be asked for: on AWS where it lies, of another S3 server in the region that is set; so too
-    where AWS can't be asked: the first request of the caller's own meets the same trouble, and says so."""
-    try:
-        return _ask_region(bucket, anonymous)
-    except (BotoCoreError, ClientError):
-        return region()
-
-
 def _ask_region(bucket: str, anonymous: bool) -> str:
     """Where AWS keeps the bucket: photos of a public one lie elsewhere than one's own. The region that is set where AWS
     doesn't say, and of another server. Raises BotoCoreError or ClientError where AWS has trouble of its own."""

@@ -7,7 +7,7 @@ final rows, part by part. Neither holds more than one group of shards in a proce
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -135,7 +135,7 @@ def decide_night(
         merged.num_outside,
         merged.num_assessed,
         bundle.record_outside_set_share,
-        max(1, bundle.num_calibration),
+        max(1, bundle.num_independent or bundle.num_calibration),
         baseline,
     )
     plan = plan_recounts(
@@ -211,15 +211,12 @@ def _over_groups(
     return work.map(function, fn_kwargs=options, num_cpus=task_cpus, compute=at_once).iter_rows()
 
 
-def _read_group(row: dict) -> Iterator[pa.Table]:
-    return (read_table(uri) for uri in row["uris"])
-
-
 def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
     reconciler, reference, rules = ray.get(shared)
     total = Reduction()
     reduced = (
-        _reduce(reconciler.reconcile(staged), reconciler.assessor, reference, rules) for staged in _read_group(row)
+        _reduce(reconciler.reconcile(staged), reconciler.assessor, reference, rules)
+        for staged in map(read_table, row["uris"])
     )
     while some := list(islice(reduced, MERGED_AT_ONCE)):
         total.merge(some, rules.budget)
@@ -267,7 +264,7 @@ def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> 
 def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
     reconciler, reference, rules, decisions = ray.get(shared)
     tables, planned, sums = [], [], []
-    for staged in _read_group(row):
+    for staged in map(read_table, row["uris"]):
         rows = reconciler.reconcile(staged)
         results = _conclude(rows, reference, rules, decisions)
         planned.append(_planned(rows, results))

@@ -43,14 +43,13 @@ def find_duplicates(manifest_files: list[str], column: str, limit: int = 10) -> 
     """
     batches = [manifest_files[start : start + 64] for start in range(0, len(manifest_files), 64)]
     pieces = [piece for found in ray.get([_measure.remote(batch) for batch in batches]) for piece in found]
-    num_ranges = max(1, -(-sum(piece.num_rows for piece in pieces) // PIECE_ROWS))
-    hashed: list[Any] = [
+    num_ranges = max(2, -(-sum(piece.num_rows for piece in pieces) // PIECE_ROWS))  # of one Ray returns no list
+    columns: list[Any] = [
         _hash_ids.options(num_returns=num_ranges).remote(piece, column, num_ranges) for piece in pieces
     ]
-    columns = [[parts] if num_ranges == 1 else parts for parts in hashed]
     wanted = limit + SPARE_CANDIDATES
     repeated = [_find_repeated.remote(wanted, *(parts[index] for parts in columns)) for index in range(num_ranges)]
-    del hashed, columns
+    del columns
     candidates = np.sort(np.concatenate([np.empty(0, np.uint64), *ray.get(repeated)]))[:wanted]
     if not candidates.size:
         return []
@@ -77,11 +76,9 @@ def _measure(uris: list[str]) -> list[_Piece]:
 
 
 @ray.remote(num_cpus=CHECK_CPUS)
-def _hash_ids(piece: _Piece, column: str, num_ranges: int) -> list[np.ndarray] | np.ndarray:
+def _hash_ids(piece: _Piece, column: str, num_ranges: int) -> list[np.ndarray]:
     hashes = np.concatenate([np.empty(0, np.uint64), *(_hash(ids) for ids in _read_ids(piece, column))])
     hashes.sort()
-    if num_ranges == 1:
-        return hashes
     width = 2**64 // num_ranges
     bounds = np.array([width * index for index in range(1, num_ranges)], np.uint64)
     return np.split(hashes, np.searchsorted(hashes, bounds))

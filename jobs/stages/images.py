@@ -159,7 +159,7 @@ def fetch_each(
         async def fetch(uri: str, etag: str | None) -> Used:
             nonlocal num_given_up
             async with slots:
-                found = await fetch_bytes(uri, etag, plan)
+                found = await fetch_allowed(uri, etag, plan)
                 if not (isinstance(found, Photo) and found.gave_up):
                     num_given_up = 0
                 elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:
@@ -174,7 +174,7 @@ def fetch_each(
     return asyncio.run(fetch_all())
 
 
-async def fetch_bytes(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
+async def fetch_allowed(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
     """The whole object, or what became of it instead. An ETag other than None must be that of the object still."""
     if storage.is_s3(uri) and _names_no_object(uri):
         return Photo(ImageStatus.IMAGE_REJECTED, "a key with an empty part, . or .. in it; rename the object")

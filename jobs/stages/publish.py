@@ -92,7 +92,8 @@ def publish_night(
     storage.settle(output_uri)  # nor the commit of one whose staged shards have gone
     if lock.is_held():  # else whoever took the night meanwhile may have parts there
         clean_up(output_uri, audit_date, run_id)
-        _discard_abandoned(output_uri, audit_date)
+        # else a night's probabilities would lie there for good
+        storage.delete(_abandoned(output_uri, audit_date))
 
 
 def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, replaces: str | None) -> None:
@@ -139,13 +140,9 @@ def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
     storage.delete(_leftovers(output_uri, audit_date, run_id))
 
 
-def _discard_abandoned(output_uri: str, audit_date: str) -> None:
-    """Deletes what runs of a night that was committed just now had staged, and could not finish: a run is named by what
-    it replaces too, so no command goes on with them any more. Else a night's probabilities would lie there for good."""
-    storage.delete(_abandoned(output_uri, audit_date))
-
-
 def _abandoned(output_uri: str, audit_date: str) -> Iterator[str]:
+    """What runs of a night that was committed just now had staged, and could not finish: a run is named by what it
+    replaces too, so no command goes on with them any more."""
     runs = storage.join(output_uri, "runs")
     for name in list_below(output_uri, "runs", audit_date):
         run_id, _, rest = name.partition("/")

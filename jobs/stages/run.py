@@ -148,8 +148,6 @@ class NightLock:
 
     def release(self) -> None:
         self._stopped.set()
-        if self._thread.ident is None:
-            return
         self._thread.join(timeout=60)
         self._holder["released"] = True
         storage.write_bytes(self._uri(self._generation), self._content())

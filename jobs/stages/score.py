@@ -52,28 +52,22 @@ class ShardScorer:
     """A Ray Data actor that holds one network; called with blocks of fetched rows that may already have answers."""
 
     def __init__(self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int):
+        if device == "cpu":
+            # Ray gives a worker as many threads as logical CPUs that it asked for; the network can use every core.
+            threads = max(1, min(threads, os.cpu_count() or 1))
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is first imported
+            import torch
+
+            torch.set_num_threads(threads)
+        self._precision = precision
         self._refusal: InputError | GateError | None = None
         try:
-            self._load(bundle_uri, bundle_id, device, precision, batch_size, threads)
+            self._preprocessing, self._scorer = load_scorer(
+                bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size
+            )
         except (InputError, GateError) as error:
             # raised by the first call: what an actor's constructor raises reaches the driver as text of another error
             self._refusal = error
-
-    def _load(
-        self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int
-    ) -> None:
-        # Ray gives a worker as many threads as logical CPUs that it asked for; the network can use every core.
-        threads = max(1, min(threads, os.cpu_count() or 1))
-        if device == "cpu":
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is first imported
-        import torch
-
-        if device == "cpu":
-            torch.set_num_threads(threads)
-        self._precision = precision
-        self._preprocessing, self._scorer = load_scorer(
-            bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size
-        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         if self._refusal is not None:

@@ -6,7 +6,6 @@ score are tried again; so the same command after a crash loses at most the shard
 
 from __future__ import annotations
 
-import io
 import logging
 import pickle
 from collections import Counter
@@ -16,15 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.platform import storage
-from jobs.platform.parquet import read_row_group, write_table
+from jobs.platform.parquet import DamagedParquet, read_row_group, read_table, write_table
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards, shard_table
 from jobs.stages.worklist import Shard
-from schemas.arrow import DAMAGED_PARQUET
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
@@ -129,13 +126,11 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
 def _read_staged(uri: str) -> pa.Table | None:
     """What an earlier try staged, if it did. A power cut can leave a file of any length under its final name."""
     try:
-        data = storage.read_bytes(uri)
+        return read_table(uri)
     except FileNotFoundError:
         return None
-    try:
-        return pq.ParquetFile(io.BytesIO(data)).read()
-    except DAMAGED_PARQUET as error:
-        logger.warning("%s: damaged (%s); its shard is scored again", uri, error)
+    except DamagedParquet as error:
+        logger.warning("%s; its shard is scored again", error)
         return None
 
 

@@ -57,7 +57,8 @@ def settle_night(config: AuditConfig) -> Tonight:
     output_uri = storage.absolute(config.output_uri)
     if any(not 0 < alpha < 1 for alpha in config.alpha):
         raise InputError(f"--alpha: expected rates between 0 and 1, found {config.alpha}")
-    bundle, training_photos = _read_bundle(config.bundle_uri)
+    bundle, images = read_bundle(config.bundle_uri)
+    training_photos = digests(learned_from(images))
     manifest = check_manifest(config.manifest_uri, config.audit_date)
     _check_flags(config, manifest)
     roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
@@ -108,11 +109,6 @@ def _reported_run(report_uri: str) -> str | None:
     except (FileNotFoundError, InputError):
         return None
     return report.get("run_id") if isinstance(report, dict) else None
-
-
-def _read_bundle(uri: str) -> tuple[BundleInfo, np.ndarray]:
-    info, images = read_bundle(uri)
-    return info, digests(learned_from(images))
 
 
 def _check_flags(config: AuditConfig, manifest: Manifest) -> None:

@@ -22,7 +22,7 @@ import ray.data
 
 from jobs.platform import storage
 from jobs.platform.cluster import CHECK_CPUS
-from jobs.platform.parquet import open_parquet
+from jobs.platform.parquet import DamagedParquet, open_parquet
 from jobs.stages.manifest import Manifest
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -127,6 +127,6 @@ def _is_whole(uri: str, num_rows: int) -> bool:
         return open_parquet(uri).metadata.num_rows == num_rows
     except FileNotFoundError:
         return False
-    except InputError as error:
+    except DamagedParquet as error:
         logger.warning("%s; it is written again", error)
         return False

@@ -37,13 +37,14 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
     labels = classes_of(bins["expected_qty"].to_numpy(), config.top_class)
     groups = np.array(bins["group"].to_pylist())
     selection, test = outcome["rows"]["selection"], outcome["rows"]["test"]
-    fitted = calibrate(outcome["logits"]["selection"], labels[selection], groups[selection])
+    splits = np.array(bins["split"].to_pylist())
+    histogram = np.bincount(labels[splits == "train"], minlength=config.num_classes)
+    fitted = calibrate(outcome["logits"]["selection"], labels[selection], groups[selection], histogram)
     probabilities = apply_calibration(outcome["logits"]["test"], fitted.calibration)
     metrics = {
         "test": evaluate_counts(probabilities, labels[test], groups[test]),
         "selection": evaluate_counts(fitted.held_out_probabilities, labels[selection], groups[selection]),
     }
-    splits = np.array(bins["split"].to_pylist())
     fields = {
         "architecture": config.architecture,
         "top_class": config.top_class,
@@ -53,8 +54,9 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
         "prediction_set_threshold": fitted.prediction_set_threshold,
         "num_calibration": fitted.num_calibration,
         "record_outside_set_share": fitted.record_outside_set_share,
+        "num_independent": fitted.num_independent,
         "activation_ranges": outcome["activation_ranges"],
-        "label_histogram": np.bincount(labels[splits == "train"], minlength=config.num_classes).tolist(),
+        "label_histogram": histogram.tolist(),
         "metrics": metrics,
         "training": config.model_dump(mode="json")
         | {"best_epoch": outcome["best_epoch"], "epochs": len(outcome["history"])}

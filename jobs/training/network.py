@@ -44,7 +44,6 @@ from jobs.training.workers import plan_workers, worker_environment
 from model.micro_batches import TrainingSet
 from model.recipe import Recipe
 from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, train_loop_per_worker
-from schemas.bundle import Preprocessing
 from schemas.errors import GateError
 
 logger = logging.getLogger(__name__)
@@ -64,12 +63,8 @@ class LoadInputs:
     anonymous: bool = False
 
     def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoStream]:
-        preprocessing = Preprocessing(image_size=self.recipe.image_size)
-        return (
-            training_set(read_table(self.bins_uri)),
-            load(storage.read_bytes(self.initial_uri)),
-            PhotoStream(self.bins_uri, preprocessing, self.recipe.seed, self.recipe.augmentation, self.anonymous),
-        )
+        stream = PhotoStream(self.bins_uri, self.recipe.seed, self.recipe.augmentation, self.anonymous)
+        return training_set(read_table(self.bins_uri)), load(storage.read_bytes(self.initial_uri)), stream
 
 
 @dataclass(frozen=True)
@@ -250,7 +245,8 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     """
     if not storage.is_s3(uri):
         return uri, None
-    options: dict[str, Any] = {"region": s3.bucket_region(uri.removeprefix("s3://").partition("/")[0])}
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    options: dict[str, Any] = {"region": s3.open_bucket(bucket, anonymous=False).config["region"]}
     if endpoint := s3.endpoint():
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}

@@ -41,7 +41,6 @@ class PhotoStream:
     """A `PhotoSource`: the photos of the bins in `bins_uri` (Parquet with bin_id and image_uri, row by row)."""
 
     bins_uri: str
-    preprocessing: Preprocessing
     seed: int
     augmentation: float
     """Its strength, 0 to 1."""
@@ -140,7 +139,7 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
                     f"{uris[row]}: another photo than when training began; put the former back to go on from the last "
                     "checkpoint: with this one, the same command begins anew"
                 )
-        preprocessing = stream.preprocessing.model_copy(update={"image_size": side})
+        preprocessing = Preprocessing(image_size=side)
         keys = [None] * len(rows) if epoch is None else keyed(hashes[rows], stream.seed + 1, epoch).tolist()
         pixels, decoding, augmenting = [], 0.0, 0.0
         # one by one: a telephone's photo takes 37 MB until it is shrunk

@@ -95,11 +95,10 @@ def split_bins(bins: LabelledBins, config: TrainConfig, seen: pa.Table) -> Label
 
 
 def training_set(bins: pa.Table) -> TrainingSet:
-    """The arrays of a table with bin_id, expected_qty, num_skus, group and split."""
+    """The arrays of a table with bin_id, expected_qty, num_skus and split."""
     return TrainingSet(
         hashes=id_hashes(bins["bin_id"].to_pylist()),
         expected_qty=bins["expected_qty"].to_numpy(),
         num_skus=bins["num_skus"].to_numpy(),
-        groups=np.array(bins["group"].to_pylist()),
         splits=np.array(bins["split"].to_pylist()),
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jobs.config.base import PrecisionChoice
 from jobs.platform import storage
-from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_bytes
+from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_allowed
 from jobs.stages.resources import CPU_BATCH, GPU_BATCH, read_cards, resolve_precision
 from model.images import decode_image
 from schemas.bundle import Preprocessing
@@ -62,14 +62,14 @@ def fetch_photos(uris: list[str], image_size: int, start: Barrier, results: mult
     plan = FetchPlan(Preprocessing(image_size=image_size), (uris[0].rsplit("/", 1)[0],), False, None)
 
     async def fetch_all() -> float:
-        await fetch_bytes(uris[0], None, plan)  # connects
+        await fetch_allowed(uris[0], None, plan)  # connects
         start.wait()
         began, done = time.perf_counter(), 0
 
         async def lane(turn: int) -> None:
             nonlocal done
             while time.perf_counter() - began < SECONDS:
-                found = await fetch_bytes(uris[turn % len(uris)], None, plan)
+                found = await fetch_allowed(uris[turn % len(uris)], None, plan)
                 assert isinstance(found, bytes), found
                 done, turn = done + 1, turn + IN_FLIGHT
 

@@ -246,6 +246,7 @@ def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_othe
         network=bundle.network,
         fields=bundle.info.model_dump(mode="json", exclude=computed) | {"activation_ranges": narrow},
         training_images=read_training_images(dump / "bundle"),
+        report_html="",
     )
     kept = [number for number in range(20, NUM_BINS) if number not in (MISSING, EMPTY)]
     counts = [score_directly(dump, kept, bundle=name, precision=p).argmax(1) for p in ("int8", "fp32")]
@@ -302,8 +303,6 @@ def test_a_counter_that_knows_doubts_the_altered_records_and_one_that_does_not_d
     assert list(found["rankings"]["p_expected"]) == ["25", "50"]
     assert found["rankings"]["p_expected"]["50"] == 1.0
     assert found["rankings"]["p_record_wrong"]["50"] > 0.99
-    # the bundle assumes 2 %
-    assert found["rankings"]["noise_0.02"] == found["rankings"]["p_record_wrong"]
     assert {"noise_0.00", "noise_0.05"} <= set(found["rankings"])
     lots = measure_doubt(np.full((1000, 7), 1 / 7), labels, info(), seed=0)
     assert lots["rankings"]["p_expected"]["50"] == pytest.approx(0.05, abs=0.03)

@@ -23,7 +23,7 @@ from jobs.stages.images import (
     FetchPlan,
     Photo,
     _pixels_column,
-    fetch_bytes,
+    fetch_allowed,
     fetch_rows,
     is_allowed,
     measure_contrast,
@@ -244,7 +244,7 @@ def test_a_disk_that_fails_is_a_storage_that_is_away(
             )
 
     monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (Broken(), uri))
-    found = asyncio.run(fetch_bytes(str(tmp_path / "a.jpg"), None, _plan(str(tmp_path))))
+    found = asyncio.run(fetch_allowed(str(tmp_path / "a.jpg"), None, _plan(str(tmp_path))))
     assert isinstance(found, Photo)
     assert (found.status, found.gave_up) == ("fetch_failed", gave_up)
 

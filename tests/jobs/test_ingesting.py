@@ -23,8 +23,9 @@ from jobs.ingesting.keys import KEYS_SCHEMA, Folder
 from jobs.ingesting.matching import match, match_range
 from jobs.ingesting.parts import Target, begin, finish, write_part
 from jobs.ingesting.readable import probe, unfetched_error
-from jobs.ingesting.records import StorageOutage, UnfetchedRecord, read_records
+from jobs.ingesting.records import UNREADABLE, StorageOutage, read_records
 from jobs.platform import s3, storage
+from jobs.platform.fetching import Fault, NotFetched
 from jobs.platform.parquet import INCOMPLETE, parquet_files, read_table, write_table
 from schemas.abid import UnreadableRecord
 from schemas.errors import GateError, InputError
@@ -71,15 +72,15 @@ def test_a_record_that_does_not_come_is_no_unreadable_one_and_a_storage_that_is_
     assert getattr(good, "expected_qty", None) == 2
     assert isinstance(bad, UnreadableRecord)
     assert isinstance(gone, UnreadableRecord) and "found it gone" in str(gone)
-    assert isinstance(loop, UnfetchedRecord) and "can't be fetched" in str(loop)
-    with pytest.raises(StorageOutage, match=r"loop\.json: can't be fetched .*, like 15 others"):
+    assert isinstance(loop, NotFetched) and loop.fault not in UNREADABLE
+    with pytest.raises(StorageOutage, match=r"can't be fetched: .*loop\.json: .*, like 15 others"):
         read_records([uris[-1]] * 20, anonymous=False)
 
 
 def test_a_record_that_is_denied_is_no_unreadable_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _serve_with(PermissionDeniedError("no"), monkeypatch)
     (found,) = read_records([str(folder / "good.json")], anonymous=False)
-    assert isinstance(found, UnfetchedRecord) and str(found) == "access denied"
+    assert isinstance(found, NotFetched) and str(found) == "access denied"
     with pytest.raises(StorageOutage, match="access denied, like 15 others"):
         read_records([str(folder / "good.json")] * 16, anonymous=False)
 
@@ -100,7 +101,7 @@ def _serve_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_record_that_storage_gave_up_on_is_not_asked_for_all_over_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _serve_with(GenericError("Error after 9 retries in 120s: 503"), monkeypatch)
     (found,) = read_records(["s3://bins/1.json"], anonymous=False)
-    assert isinstance(found, UnfetchedRecord) and "can't be fetched" in str(found)
+    assert isinstance(found, NotFetched) and found.fault is Fault.GAVE_UP
     assert len(asked) == 1
 
 
@@ -111,7 +112,7 @@ def test_a_part_tells_of_records_that_did_not_come_and_rejects_those_that_are_no
     assert report.num_bins == 1
     assert report.rejects == {"no_record": 2, "unreadable_record": 2}
     (line,) = report.unfetched
-    assert line.startswith(f"{folder}/loop.json: can't be fetched")
+    assert line.startswith(f"{folder}/loop.json: ")
     rejects = read_table(f"{target.rejects_uri}/part-00000-00000.parquet")
     assert set(rejects["key"].to_pylist()) == {"bad", "gone"}
 

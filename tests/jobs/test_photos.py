@@ -56,7 +56,7 @@ def test_less_than_a_whole_cpu_is_enough(ray_cluster: None, tmp_path: Path) -> N
 
     holder = Holder.remote()
     ray.get(holder.ready.remote())
-    stream = PhotoStream(str(tmp_path / "bins.parquet"), Preprocessing(image_size=32), seed=0, augmentation=0.5)
+    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5)
     (prepared,) = stream([MicroBatch(np.array([0]), 32, 0)])
     assert prepared.pixels.shape == (1, 32, 32, 3)
     ray.kill(holder)
@@ -70,7 +70,7 @@ def test_a_photo_is_augmented_anew_in_each_epoch_as_far_as_was_asked_for(tmp_pat
     columns = {"bin_id": ["1"], "image_uri": [str(tmp_path / "1.jpg")]}
     bins = pa.table({**columns, "image_sha256": [hashlib.sha256(data).hexdigest()]})
     pq.write_table(bins, tmp_path / "bins.parquet")
-    stream = PhotoStream(str(tmp_path / "bins.parquet"), small, seed=7, augmentation=0.5)
+    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=7, augmentation=0.5)
     (block,) = _blocks([MicroBatch(np.array([0]), 32, epoch) for epoch in (None, 0, 1)], num_cpus=1)
     plain, *found = (next(_prepared_batches(table)).pixels[0] for table in prepare_micro_batches(block, stream))
     assert np.array_equal(plain, resize_image(read_pixels(data), small))

@@ -238,9 +238,10 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     chosen = resumed.outcome["rows"]["selection"]
     labels = np.minimum(labelled.table["expected_qty"].to_numpy(), 3)
     groups, splits = (np.array(labelled.table[name].to_pylist()) for name in ("group", "split"))
-    fitted = calibrate(resumed.outcome["logits"]["selection"], labels[chosen], groups[chosen])
+    histogram = np.bincount(labels[splits == "train"], minlength=4)
+    fitted = calibrate(resumed.outcome["logits"]["selection"], labels[chosen], groups[chosen], histogram)
     assert (bundle.info.calibration, bundle.info.num_calibration) == (fitted.calibration, len(chosen))
-    assert bundle.info.label_histogram == np.bincount(labels[splits == "train"], minlength=4).tolist()
+    assert bundle.info.label_histogram == histogram.tolist()
     assert bundle.info.metrics["test"]["all"]["num_bins"] == (splits == "test").sum() > 0
     assert bundle.info.training["epochs"] == 2
     assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}

@@ -7,13 +7,18 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from model.calibration import (
+    Method,
     apply_calibration,
     assign_folds,
     calibrate,
     fit_calibration,
+    independent_bins,
     lac_quantile,
     negative_log_likelihood,
+    shift_of_mix,
 )
+
+MIX = np.ones(7)  # of the worlds below
 
 
 def world(n: int, seed: int, distort: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,7 +38,7 @@ def world(n: int, seed: int, distort: str) -> tuple[np.ndarray, np.ndarray, np.n
 
 @pytest.mark.parametrize("distort", ["temperature", "vector", "matrix"])
 def test_the_method_that_undoes_the_distortion_wins_on_held_out_bins(distort: str) -> None:
-    fitted = calibrate(*world(3000, 1, distort))
+    fitted = calibrate(*world(3000, 1, distort), MIX)
     nll = fitted.calibration.held_out_nll
     assert nll[fitted.calibration.method] == min(nll.values())
     if distort != "temperature":
@@ -60,7 +65,7 @@ def test_few_bins_do_not_overfit_the_matrix() -> None:
 
 
 def test_the_90_percent_set_covers_90_percent_of_new_bins() -> None:
-    fitted = calibrate(*world(2000, 5, "vector"))
+    fitted = calibrate(*world(2000, 5, "vector"), MIX)
     logits, labels, _ = world(20_000, 6, "vector")
     probabilities = apply_calibration(logits, fitted.calibration)
     inside = probabilities[np.arange(len(labels)), labels] >= 1 - fitted.prediction_set_threshold
@@ -85,7 +90,7 @@ def test_bins_of_one_group_share_a_fold_and_every_fold_is_used() -> None:
 
 def test_one_group_cannot_be_cross_fitted() -> None:
     with pytest.raises(ValueError, match="at least 2 groups"):
-        calibrate(np.zeros((10, 7)), np.zeros(10, int), np.array(["a"] * 10))
+        calibrate(np.zeros((10, 7)), np.zeros(10, int), np.array(["a"] * 10), MIX)
 
 
 def test_a_row_is_calibrated_the_same_in_any_company() -> None:
@@ -101,4 +106,39 @@ def test_a_method_is_judged_on_bins_that_its_fits_have_not_seen(method: str) -> 
     logits, labels, groups = world(150, 3, "temperature")
     fitted = fit_calibration(logits, labels, method)  # type: ignore[arg-type]
     own = negative_log_likelihood(apply_calibration(logits, fitted), labels)
-    assert calibrate(logits, labels, groups).calibration.held_out_nll[method] > own
+    assert calibrate(logits, labels, groups, np.bincount(labels, minlength=7)).calibration.held_out_nll[method] > own
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector", "matrix"])
+def test_held_out_bins_that_lack_a_class_leave_training_s_mix_in_the_probabilities(method: Method) -> None:
+    logits, labels, _ = world(6000, 8, "vector")
+    kept = np.random.default_rng(9).random(6000) < np.where(labels == 0, 0.2, 1.0)
+    shift = shift_of_mix(labels[kept], np.bincount(labels, minlength=7))
+    found = apply_calibration(logits, fit_calibration(logits[kept], labels[kept], method, shift))
+    assert found.mean(axis=0) == pytest.approx(np.bincount(labels) / 6000, rel=0.2)
+
+
+def test_calibration_keeps_training_s_mix() -> None:
+    logits, labels, groups = world(6000, 8, "vector")
+    kept = np.random.default_rng(9).random(6000) < np.where(labels == 0, 0.2, 1.0)
+    fitted = calibrate(logits[kept], labels[kept], groups[kept], np.bincount(labels, minlength=7))
+    assert apply_calibration(logits, fitted.calibration)[:, 0].mean() == pytest.approx((labels == 0).mean(), rel=0.2)
+    # of its own folds too, by which the sets are judged
+    assert fitted.held_out_probabilities[:, 0].mean() > 1.5 * (labels[kept] == 0).mean()
+
+
+def test_one_temperature_has_a_bias_for_each_class() -> None:
+    logits, labels, _ = world(6000, 8, "temperature")
+    shifted = logits + np.array([1.0, 0, 0, 0, 0, 0, 0])  # as soft targets do to a rare class beside a common one
+    fitted = fit_calibration(shifted, labels, "temperature")
+    assert apply_calibration(shifted, fitted).mean(axis=0) == pytest.approx(np.bincount(labels) / 6000, rel=0.05)
+    assert fitted.weight[0][0] == pytest.approx(1 / 2.5, rel=0.1)
+
+
+def test_bins_of_a_group_that_are_alike_tell_as_much_as_fewer_that_are_not() -> None:
+    generator = np.random.default_rng(4)
+    groups = np.arange(2000) // 100
+    assert independent_bins(generator.random(2000) < 0.1, groups) > 1000
+    # two groups in ten are outside as a whole
+    assert independent_bins(np.isin(groups % 10, [0, 1]), groups) == pytest.approx(20, abs=2)
+    assert independent_bins(np.zeros(2000, bool), groups) == 2000

@@ -31,7 +31,7 @@ class CountedPhotos:
 def _evaluation(rank: int = 0, num_workers: int = 1) -> tuple[Evaluation, CountedPhotos]:
     numbers, photos = np.arange(60), CountedPhotos()
     splits = np.array(["train", "selection", "test"])[numbers % 3]
-    bins = TrainingSet(id_hashes([str(number) for number in numbers]), numbers, numbers, numbers, splits)
+    bins = TrainingSet(id_hashes([str(number) for number in numbers]), numbers, numbers, splits)
     network = CountingNetwork(build_network("resnet18", 7), auxiliary=False)
     preprocessing = Preprocessing(image_size=32)
     worker = TrainWorker(torch.device("cpu"), rank, num_workers, mixed=False, preprocessing=preprocessing)

@@ -100,7 +100,7 @@ def test_a_rule_fires_with_evidence_and_a_remedy(rule: str, changes: dict[str, A
     assert len(findings) == 1
     assert findings[0].evidence
     assert len(findings[0].message) > 40
-    assert findings[0].to_dict()["rule"] == rule
+    assert findings[0].rule == rule
 
 
 def test_every_rule_has_a_sick_case() -> None:
@@ -134,7 +134,6 @@ NEARLY: dict[str, list[dict[str, Any]]] = {
     ],
     "nothing_learned": [
         {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.73], "guess_nll": 1.753, "settled_epochs": 3},
-        {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.75], "settled_epochs": 3},  # of a checkpoint that lacks it
         # the learning rate is still high
         {"selection_nlls": [1.9, 1.76, 1.75, 1.75, 1.75], "guess_nll": 1.753, "settled_epochs": 2},
     ],
@@ -160,7 +159,7 @@ def test_overfitting_alone_ends_a_training_with_its_best_epoch_and_other_rules_s
     assert consequence(["overfitting"], has_best_epoch=True) == "end"
     assert consequence(["overfitting"], has_best_epoch=False) == "go on"
     assert consequence(["overfitting", "vanishing_gradients"], has_best_epoch=True) == "stop"
-    assert consequence(["class_imbalance", "stalled_on_data"], has_best_epoch=True) == "go on"
+    assert consequence([], has_best_epoch=True) == "go on"
 
 
 def test_overfitting_is_dated_from_the_best_epoch_on_photos_of_the_same_size() -> None:

@@ -28,7 +28,6 @@ BINS = TrainingSet(
     id_hashes([str(number) for number in NUMBERS]),
     NUMBERS % 4,
     NUMBERS % 3,
-    np.array([str(number // 4) for number in NUMBERS]),
     np.where(NUMBERS < 28, "train", np.where(NUMBERS < 36, "selection", "test")),
 )
 PHOTOS = np.random.default_rng(0).integers(0, 256, (44, 32, 32, 3), dtype=np.uint8)
