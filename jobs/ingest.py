@@ -8,6 +8,7 @@ r"""Builds the night's manifest: one row per bin, its photo beside its record.
 Writes Parquet files below the manifest's URI (one row per bin, sorted by bin_id) and below `<manifest-uri>.rejects`
 (`key, kind, reason, detail`: every image and every record that is no bin). Every image and every record is found in
 one of the two. `<manifest-uri>.json` names the settings and versions that made them.
+Exit codes: 0 written, 1 not complete or beyond --max-missing-share, 2 bad arguments or inputs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes what planners and analysts get in the morning: one page, the recount lists, the discrepancies.
 
-    python -m jobs.report --output-uri demo/audits --audit-date 2026-11-22 --report-uri demo/report
+    python -m jobs.report --output-uri demo/audits --audit-date $(date -u +%F) --report-uri demo/report
 
     ray job submit --working-dir . -- python -m jobs.report --output-uri s3://stock/audits \\
         --audit-date 2026-11-22 --report-uri s3://stock/reports/2026-11-22

@@ -5,6 +5,7 @@
 
 Writes the bundle: weights.safetensors, bundle.json, training_images.parquet and the training report, report.html.
 The same command after a kill continues from the last checkpoint, which lies in <bundle-uri>.training until then.
+Exit codes: 0 written, 1 not complete or stopped as unhealthy, 2 bad arguments or inputs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Searches the settings of a training with Ray Tune and writes the best trial's bundle.
 
-    python -m jobs.tune --manifest-uri demo/learn-manifest --bundle-uri demo/counter --image-size 112 --num-trials 8
+    python -m jobs.tune --manifest-uri demo/learn-manifest --bundle-uri demo/searched --image-size 112 --num-trials 8
     ray job submit --working-dir . -- python -m jobs.tune --manifest-uri s3://b/learn --bundle-uri s3://b/bundle
 
 Writes the bundle as `jobs.train` does and, to <bundle-uri>.search or --output-uri: trials.parquet (one row per trial),

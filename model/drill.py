@@ -46,7 +46,8 @@ def merge_drills(parts: Sequence[Drill]) -> Drill:
 
 def alter_records(expected_qty: ArrayLike, key: NDArray[np.uint64], noise: Floats) -> NDArray[np.int64]:
     """Records (n,) that mistakes would have made of right ones: drawn by `key` from `noise` N[y, r] = P(label r | true y)
-    (K + 1, K + 1), the right class left out. K stands for K or more."""
+    (K + 1, K + 1), the right class left out. K stands for K or more, so that
+    one altered to it is exactly K, the easiest of those to doubt."""
     top = len(noise) - 1
     others = 1 - np.eye(top + 1)
     wrong = noise * others

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from schemas.arrow import describe
 from schemas.manifest import MANIFEST_SCHEMA
-from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA, RECOUNT_PLAN_SCHEMA
+from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
@@ -43,7 +43,8 @@ PARTITION = "The night, YYYY-MM-DD."
 _README = {
     "manifest": MANIFEST_SCHEMA,
     **{table.name: table.schema for table in TABLES},
-    "counts file (`jobs.recount --counts-uri`)": COUNTS_SCHEMA,
+    # what it has of the manifest stands there, in the same words
+    "results": pa.schema([field for field in RESULTS_SCHEMA if field.name not in MANIFEST_SCHEMA.names]),
 }
 
 _SQL_TYPES = [

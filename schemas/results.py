@@ -96,7 +96,7 @@ POSTERIOR_COLUMNS = [
     column("expected_abs_variance_qty", pa.float32(), "E|true - recorded pieces| given photo and record, likewise."),
     column("value_at_risk", pa.float64(), "expected_abs_variance_qty times unit_value."),
 ]
-"""Camera and record together; null where the image was not scored."""
+"""Camera and record together; null where the bin is not assessed."""
 
 CONCLUSION_COLUMNS = [
     column("verdict", pa.string(), f"The conclusion: {', '.join(Verdict)}; ok means not suspected.", required=True),

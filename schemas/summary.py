@@ -122,7 +122,11 @@ SUMMARY_SCHEMA = pa.schema(
         ),
         column("bundle_id", pa.string(), "The bundle that scored the photos.", required=True),
         column("calibration_id", pa.string(), "Record model and calibration in force.", required=True),
-        column("images_per_second", _SHARE, "Images scored a second, start-up left out; null when all were staged."),
+        column(
+            "images_per_second",
+            _SHARE,
+            "Images scored a second, start-up left out; null when all were staged, and of one shard.",
+        ),
         column("price_per_1000_images", _VALUE, "From --node-price, seconds and nodes; null without it."),
     ]
 )

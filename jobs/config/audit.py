@@ -17,7 +17,7 @@ class AuditConfig(JobConfig):
     """The trained counter, as `jobs.train` writes it. Nothing picks the latest one for you."""
 
     output_uri: str
-    """Where all nights go: results/, recount_plan/, summary/, counted/, runs/."""
+    """Where all nights go: results/, recount_plan/, summary/, counted/, count_rejects/, runs/, locks/, views.sql."""
 
     audit_date: NightDate | None = None
     """The night, for a manifest that names none; one that disagrees with the manifest's is an error."""
