@@ -76,7 +76,10 @@ def run_trials(bins: pa.Table, config: TuneConfig, start: Start, trials: Trials,
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records are our own
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted search must not go on to choose
-    known = trials.records
+    known, keep = trials.records, KeepRecords(trials, training_uri)
+    if len(known) >= config.num_trials and all(record.final for record in known):
+        keep.remove_runs()
+        return  # in Tune each of them would start a driver, for seconds, only to say again what it said
     inputs = SearchInputs(bins, config, start, training_uri, list(known))
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=RANDOM_TRIALS,
@@ -106,9 +109,7 @@ def run_trials(bins: pa.Table, config: TuneConfig, start: Start, trials: Trials,
                 max_concurrent_trials=config.max_concurrent,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(
-                name="search", storage_path=folder, callbacks=[KeepRecords(trials, training_uri)], verbose=0
-            ),
+            run_config=tune.RunConfig(name="search", storage_path=folder, callbacks=[keep], verbose=0),
         ).fit()
 
 
@@ -245,7 +246,7 @@ class KeepRecords(tune.Callback):
             self._trials.save(record)
         nll = "no selection NLL" if record.selection_nll is None else f"selection NLL {record.selection_nll:.4f}"
         logger.info("trial %d: %s after %d epochs, %s", record.number, record.status, len(record.epochs), nll)
-        self._remove_runs()
+        self.remove_runs()
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Of a driver that died, not of a training that failed."""
@@ -261,7 +262,7 @@ class KeepRecords(tune.Callback):
             with suppress(RayActorError):  # it leaves as it is told to, or has left
                 ray.get(controller.abort.remote())
 
-    def _remove_runs(self) -> None:
+    def remove_runs(self) -> None:
         """The checkpoints of every trial that has ended, but of the best one."""
         records = self._trials.records
         for record in records:

@@ -82,7 +82,11 @@ def record(number: int, *nlls: float, **fields: Any) -> TrialRecord:
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")  # the trial that has failed is outside the space
 def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
-    ray_cluster: None, manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    ray_cluster: None,
+    manifest_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     search = tmp_path / "bundle.search"
     (search / "trials").mkdir(parents=True)
@@ -123,6 +127,7 @@ def test_a_search_lists_a_failed_trial_goes_on_and_writes_the_best_bundle(
     # else a search that goes on and finds a better trial looks for the checkpoints of this one
     assert [json.loads(path.read_text())["run"] for path in (search / "trials").iterdir()] == [None, None]
 
+    monkeypatch.setattr("jobs.tuning.search.tune.Tuner", None)
     assert main(arguments) == 0  # nothing is left to do: no trial trains again, and the test bins stay unseen
     assert "stands in" in capsys.readouterr().out
     assert pq.read_table(search / "trials.parquet").to_pylist() == rows
