@@ -100,7 +100,7 @@ def start_endpoint(config: ServeConfig) -> None:
     except GateError:  # told to stop; one of the RuntimeErrors too
         serve.shutdown()
         raise
-    except RuntimeError as error:  # Serve's word for a deployment that doesn't come up
+    except (RuntimeError, TimeoutError, RayActorError) as error:  # of a deployment, or of a proxy, that doesn't come up
         serve.shutdown()
         raise GateError(f"the endpoint did not start: {error}") from error
 

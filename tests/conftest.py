@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+# Read when ray is first imported: a test without its `ray` mark would start a cluster of its own.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
 # Workers inherit these; a test never reaches real AWS.
 S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "tester-secret", "AWS_REGION": "us-east-1"}
 

@@ -79,7 +79,7 @@ def _exit_code(run) -> int:  # type: ignore[no-untyped-def]
     [(INPUT_ERROR, 2, f"error: {INPUT_ERROR}\n"), (GATE_ERROR, 1, f"failed: {GATE_ERROR}\n")],
     ids=["input", "gate"],
 )
-@pytest.mark.parametrize("where", ["row", "generator", "task in a task"])
+@pytest.mark.parametrize("where", ["row", "generator", "actor", "task in a task"])
 def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
     capsys: pytest.CaptureFixture[str], where: str, error: Exception, code: int, said: str
 ) -> None:
@@ -100,6 +100,14 @@ def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
             rows.map(fail, num_cpus=0.25).materialize()
         elif where == "generator":
             list(rows.map_batches(fail_later, num_cpus=0.25).iter_rows())
+        elif where == "actor":
+
+            class Refuser:  # nested, so that it travels by value
+                def __call__(self, rows: pa.Table) -> pa.Table:
+                    raise error
+
+            one = ray.data.ActorPoolStrategy(size=1)
+            rows.map_batches(Refuser, batch_format="pyarrow", compute=one, num_cpus=0.25).materialize()
         else:
             ray.get(outer.remote())
 
@@ -112,6 +120,7 @@ def test_what_leaves_with_0_before_it_is_done_is_not_done(capsys: pytest.Capture
     assert "interrupted; the same command goes on" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # how an actor's error travels stands above, what it says in test_score.py
 def test_a_bundle_that_changed_under_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle_uri = str(write_bundle(tmp_path / "bundle"))
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from jobs import evaluate
 from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.doubt import measure_doubt
 from jobs.evaluating.figures import measure
-from jobs.evaluating.predictions import Predictions
+from jobs.evaluating.predictions import Predictions, predict_bins
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from model.bundle import load_bundle, save_bundle
@@ -28,6 +30,7 @@ from model.prediction_sets import build_prediction_sets
 from model.processor import multiplies_int8
 from model.scoring import Scorer
 from schemas.bundle import BundleInfo
+from schemas.errors import InputError
 from tests.dump import manifest_table, photo, write_bundle, write_photos
 from tests.planned_night import bundle_info
 
@@ -219,7 +222,33 @@ def test_split_all_says_that_it_flatters(dump: Path, tmp_path: Path) -> None:
     assert found["metrics"]["all"]["exact"]["low"] is not None
 
 
+@pytest.mark.parametrize(
+    ("left_out", "moved", "lost", "said"),
+    [
+        (20, 0, 0, "found that all 20 are left out"),
+        (15, 5, 0, "found that all 5 have; photograph them again"),
+        (15, 0, 5, "found none of 5; the first, a.jpg, is missing_image: gone"),
+    ],
+)
+def test_why_there_is_nothing_to_evaluate_is_said(left_out: int, moved: int, lost: int, said: str) -> None:
+    failed = {"bin_id": "a", "image_uri": "a.jpg", "status": "missing_image", "error": "gone"}
+    found = Predictions(
+        *[np.zeros(0)] * 3,
+        np.zeros((0, 7)),
+        Counter({"missing_image": lost} if lost else {}),
+        [failed] * lost,
+        left_out,
+        moved,
+        0,
+        [],
+    )
+    manifest: Any = SimpleNamespace(uri="m", num_rows=20)
+    with pytest.raises(InputError, match=said):
+        evaluate._check_any(found, manifest, EvaluateConfig(manifest_uri="m", bundle_uri="b", output_uri="o"))
+
+
 @pytest.mark.ray
+@pytest.mark.slow  # a whole evaluation, for one of the reasons above
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_manifest_that_training_has_seen_whole_exits_2(
     dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -235,7 +264,12 @@ def test_a_manifest_that_training_has_seen_whole_exits_2(
 @pytest.mark.skipif(not multiplies_int8(), reason="this processor has no VNNI")
 @pytest.mark.parametrize(("name", "code"), [pytest.param("bundle", 0, marks=pytest.mark.slow), ("narrow", 1)])
 def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_otherwise(
-    dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int
+    dump: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    code: int,
 ) -> None:
     bundle = load_bundle(dump / "bundle")
     computed = {"format_version", "classes", "weights_sha256", "bundle_id"}
@@ -249,7 +283,19 @@ def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_othe
         report_html="",
     )
     kept = [number for number in range(20, NUM_BINS) if number not in (MISSING, EMPTY)]
-    counts = [score_directly(dump, kept, bundle=name, precision=p).argmax(1) for p in ("int8", "fp32")]
+    scores = [score_directly(dump, kept, bundle=name, precision=p) for p in ("int8", "fp32")]
+    counts = [row.argmax(1) for row in scores]
+    first: list[Predictions] = []
+
+    def predict(*given: Any, precision: str, **named: Any) -> Predictions:
+        """The second pass, which `score_directly` went through already, is left out."""
+        if precision != "int8":
+            return replace(first[0], probabilities=scores[1])
+        first.append(predict_bins(*given, precision=precision, **named))
+        return first[0]
+
+    if name == "narrow":
+        monkeypatch.setattr(evaluate, "predict_bins", predict)
     share = float(np.mean(counts[0] == counts[1]))
     assert (share < 0.99) == bool(code)
     assert run(dump, tmp_path / name, "--precision", "int8", bundle=name) == code

@@ -328,7 +328,9 @@ def test_a_column_that_stands_twice_is_named_once_and_matters_only_where_it_is_r
     assert lines["quantity"].to_pylist() == [1]
 
 
-def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(tmp_path: Path) -> None:
+def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "export.parquet"
     for name in ("0", "_temporary/0/task/0", "_delta_log/1", ".spark/2"):
         write_table(str(folder / f"{name}.parquet"), LINES)
@@ -340,8 +342,9 @@ def test_what_wrote_an_export_is_no_part_of_it_and_partitions_are_not_added_up(t
         exports.read_export(str(folder), anonymous=False)
     for one in (folder / "dt=2026-11-21" / "0.parquet", folder / "dt=2026-11-21"):  # one day's
         parquet_files(str(one))
-    generators, _ = exports.read_export(str(folder / "dt=2026-11-21" / "0.parquet"), anonymous=False)
-    assert len(generators) == 1
+    monkeypatch.setattr(exports, "_read_parquet", SimpleNamespace(remote=lambda *given: given))
+    one = str(folder / "dt=2026-11-21" / "0.parquet")
+    assert exports.read_export(one, anonymous=False) == ([(one, False)], False)
 
 
 def test_two_days_in_folders_are_not_added_up(tmp_path: Path) -> None:

@@ -78,3 +78,14 @@ def test_a_photo_is_augmented_anew_in_each_epoch_as_far_as_was_asked_for(tmp_pat
         (key,) = keyed(id_hashes(["1"]), 8, epoch).tolist()
         assert np.array_equal(pixels, augment(read_pixels(data), key, 0.5, small))
     assert not np.array_equal(*found)
+
+
+def test_another_photo_than_when_training_began_is_named(tmp_path: Path) -> None:
+    uri = tmp_path / "1.jpg"
+    uri.write_bytes(photo(3, 1))
+    columns = {"bin_id": ["1"], "image_uri": [str(uri)], "image_sha256": ["0" * 64]}
+    pq.write_table(pa.table(columns), tmp_path / "bins.parquet")
+    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5)
+    (block,) = _blocks([MicroBatch(np.array([0]), 32, 0)], num_cpus=1)
+    with pytest.raises(ValueError, match=f"{uri}: another photo than when training began; put the former back"):
+        next(prepare_micro_batches(block, stream))

@@ -33,7 +33,7 @@ from model.network import build_network
 from model.scoring import Precision, to_inputs
 from schemas.bundle import BundleInfo, Calibration, Preprocessing
 from schemas.errors import GateError, InputError
-from tests.dump import manifest_table, photo
+from tests.dump import manifest_table, photo, write_bundle
 
 INFO = BundleInfo(
     bundle_id="0123456789ab",
@@ -90,6 +90,13 @@ def test_an_answer_that_is_no_number_ends_the_run_with_its_bin(precision: str, a
         scorer(rows)
     answers[1] = 0.5
     assert scorer(rows)["probabilities"].to_pylist() == [[1.0, 0.0], [0.5, 0.5], None, [0.5, 0.5]]
+
+
+def test_a_bundle_that_changed_under_way_is_named_by_the_first_call_and_not_by_the_constructor(tmp_path: Path) -> None:
+    uri = str(write_bundle(tmp_path / "bundle"))
+    scorer = ShardScorer(uri, "another", "cuda", "fp32", 1, 1)  # on a CPU it would set this process's threads
+    with pytest.raises(InputError, match=f"{uri}: expected bundle another, with which the job began, found"):
+        scorer(_shard([None], [None]))
 
 
 def test_the_rate_is_that_of_the_steady_state() -> None:
@@ -162,7 +169,7 @@ def test_files_that_a_power_cut_left_cut_short_are_written_again(
         storage.write_bytes(uri, storage.read_bytes(uri)[:left])
     assert stage() == 4
     assert f"{copy}: " in caplog.text
-    assert f"{staged}: damaged" in caplog.text
+    assert f"{staged}: expected a Parquet file" in caplog.text
     storage.delete([source])
     assert stage() == 4, "a whole copy is kept"
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
+from model import training
+from model.health import Finding
 from model.micro_batches import MicroBatch, PreparedBatch, TrainingSet
 from model.network import build_network
 from model.optimisation import CountingNetwork, averaging_decay, learning_rate_at
 from model.recipe import Recipe
 from model.splitting import id_hashes
 from model.targets import count_targets, quantity_targets
-from model.training import STATE_FILE, LoopSettings, _Loop
+from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, _Loop
 
 NUMBERS = np.arange(44)  # 28 train in three batches of eight, 8 select, 8 test
 BINS = TrainingSet(
@@ -34,7 +37,12 @@ PHOTOS = np.random.default_rng(0).integers(0, 256, (44, 32, 32, 3), dtype=np.uin
 
 
 def make_loop(
-    monkeypatch: pytest.MonkeyPatch, *, num_workers: int = 1, checkpoint: Path | None = None, **changes: Any
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    num_workers: int = 1,
+    checkpoint: Path | None = None,
+    on_unhealthy: Literal["warn", "stop"] = "warn",
+    **changes: Any,
 ) -> _Loop:
     settings: dict[str, Any] = {"architecture": "resnet18", "image_size": 32, "top_class": 3, "max_epochs": 2}
     settings |= {"batch_size": 8, "micro_batch_size": 4, "mixed_precision": False}
@@ -52,7 +60,8 @@ def make_loop(
     def read(plan: Any) -> Any:
         return (PreparedBatch(PHOTOS[batch.rows], {}) for batch in plan)
 
-    return _Loop(LoopSettings(recipe, lambda: (BINS, state, read), torch.get_num_threads(), conclude=()))
+    threads = torch.get_num_threads()
+    return _Loop(LoopSettings(recipe, lambda: (BINS, state, read), threads, on_unhealthy=on_unhealthy, conclude=()))
 
 
 def copy_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -153,3 +162,41 @@ def test_a_killed_loop_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch,
     again.run()
     assert (again.best_epoch, again.best_nll) == (0, 0.0)
     assert all(torch.equal(value, state["best_state"][name]) for name, value in again.best_state.items())
+
+
+@pytest.mark.parametrize(("spoiled_after", "num_steps"), [(0, 1), (3, 3)], ids=["by the loss", "by the answers"])
+def test_weights_that_are_no_numbers_stop_the_loop_with_nothing_kept(
+    monkeypatch: pytest.MonkeyPatch, spoiled_after: int, num_steps: int
+) -> None:
+    loop = make_loop(monkeypatch)
+    steps = note_steps(loop)
+    take = loop.optimiser.step
+
+    def spoil_after() -> None:
+        if len(steps) == spoiled_after:
+            loop.network.resnet.fc.bias.data.fill_(math.nan)
+
+    def step() -> None:
+        take()
+        spoil_after()
+
+    loop.optimiser.step = step  # type: ignore[method-assign, assignment]
+    spoil_after()
+    outcome = loop.run()
+    assert outcome is not None and outcome["stopped"].startswith(f"{NOT_FINITE} in epoch 1")
+    assert [entry["selection_nll"] for entry in outcome["history"]] == [math.inf]
+    assert (loop.best_state, outcome["best_epoch"], len(steps)) == ({}, -1, num_steps)
+
+
+def test_an_unhealthy_loop_stops_after_its_epoch_and_goes_on_where_it_is_to_warn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training, "check_health", lambda seen: [Finding("poor_initialisation", "alike", {}, 1)])
+    loop = make_loop(monkeypatch, on_unhealthy="stop")
+    monkeypatch.setattr(_Loop, "_report", lambda loop, entry: torch.save(loop._state(), tmp_path / STATE_FILE))
+    outcome = loop.run()
+    assert outcome is not None and outcome["stopped"].startswith(f"{UNHEALTHY} in epoch 1")
+    assert len(outcome["history"]) == 1
+    resumed = make_loop(monkeypatch, checkpoint=tmp_path)
+    resumed.run()
+    assert (len(resumed.history), resumed.stopped) == (2, None)
