@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import itertools
 import logging
@@ -167,6 +168,8 @@ class _Loop:
         self.seen.first_epoch = len(self.history)
         epochs = range(self.seen.first_epoch, self.recipe.max_epochs)
         if self.stopped is None and epochs:
+            if self.worker.device.type == "cuda" and self.recipe.photos_grow:
+                self._rehearse()
             train = self.bins.rows_of("train")
             plan = [self._micro_batches(train, epoch) for epoch in epochs]
             stream = iter(self.photos([batch for batches in plan for batch in batches]))
@@ -180,6 +183,20 @@ class _Loop:
                     break
             del stream
         return self._conclude()
+
+    def _rehearse(self) -> None:
+        """A micro-batch of whole photos before the first: where photos grow, a GPU that can't hold them would say so after
+        three fifths of the epochs, and other settings begin anew."""
+        side, num_photos = self.recipe.image_size, self.recipe.micro_batch
+        twin = copy.deepcopy(self.network).train()  # with statistics and gradients of its own
+        try:
+            with self.worker.autocast():
+                logits, _ = twin(self.worker.inputs(np.zeros((num_photos, side, side, 3), np.uint8)))
+            logits.sum().backward()
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"{num_photos} photos of {side} pixels don't fit the GPU's memory: lower --micro-batch-size or --image-size"
+            ) from error
 
     def _micro_batches(self, train: np.ndarray, epoch: int) -> list[MicroBatch]:
         recipe = self.recipe

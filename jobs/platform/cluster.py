@@ -140,6 +140,11 @@ def _answer() -> None:
     """What a probe does."""
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """A scorer's share of a CPU beside its GPU is planned (`jobs.stages.resources`); Ray asks to report any issues with it."""
+    return "both num_cpus and num_gpus" not in record.getMessage()
+
+
 def _configure_data() -> None:
     context = ray.data.DataContext.get_current()
     # Our own progress lines say images, rate and remaining time; Ray's bars would overwrite them.
@@ -148,5 +153,6 @@ def _configure_data() -> None:
     # Else Ray replaces what a function raises by a UserCodeException, and what it was stays in the text only.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.execution.operators.map_operator").addFilter(_is_news)
     # It calls every such error one of Ray's own and shows Ray's stack; run_command says what it was.
     logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)

@@ -169,7 +169,9 @@ def score_shards(
         batch_format="pyarrow",
         zero_copy_batch=True,
         # the driver hands out work a few times a second: a fast card must not wait for it
-        compute=ray.data.ActorPoolStrategy(size=resources.num_scorers, max_tasks_in_flight_per_actor=TASKS_AHEAD),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(resources.num_scorers, len(shards)), max_tasks_in_flight_per_actor=TASKS_AHEAD
+        ),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,
         # for a worker of its own, in which nothing has imported torch before

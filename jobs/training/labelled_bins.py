@@ -105,10 +105,11 @@ def _training_columns(data: bytes) -> pa.Table:
     return table.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None)
 
 
-def task_pool(num_blocks: int) -> ray.data.TaskPoolStrategy:
+def task_pool(num_blocks: int, num_readers: int = 1) -> ray.data.TaskPoolStrategy:
     """For so many blocks of photos to read: no more tasks at once than the cluster has CPUs (LEAST_TASKS on few), whatever
-    part of one each asks for, as every further one is a process more to start on the same cores."""
-    most = max(LEAST_TASKS, int(ray.cluster_resources().get("CPU", 0)))
+    part of one each asks for, as every further one is a process more to start on the same cores. Of `num_readers` that read
+    at the same time each has its part."""
+    most = max(LEAST_TASKS, int(ray.cluster_resources().get("CPU", 0)) // num_readers)
     return ray.data.TaskPoolStrategy(size=min(most, num_blocks))
 
 

@@ -61,9 +61,13 @@ class LoadInputs:
     initial_uri: str
     recipe: Recipe
     anonymous: bool = False
+    num_readers: int = 1
+    """See `PhotoStream`."""
 
     def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoStream]:
-        stream = PhotoStream(self.bins_uri, self.recipe.seed, self.recipe.augmentation, self.anonymous)
+        stream = PhotoStream(
+            self.bins_uri, self.recipe.seed, self.recipe.augmentation, self.anonymous, self.num_readers
+        )
         return training_set(read_table(self.bins_uri)), load(storage.read_bytes(self.initial_uri)), stream
 
 
@@ -129,7 +133,7 @@ def train_network(
     _discard_damaged_snapshot(run_uri)
     settings = LoopSettings(
         recipe=recipe,
-        load=LoadInputs(bins_uri, initial_uri, recipe, config.anonymous),
+        load=LoadInputs(bins_uri, initial_uri, recipe, config.anonymous, config.num_workers * num_runs),
         threads=threads,
         on_unhealthy=config.on_unhealthy,
         trace_steps=config.trace_steps,

@@ -46,6 +46,8 @@ class PhotoStream:
     """Its strength, 0 to 1."""
     anonymous: bool = False
     """Whether the photos are read without credentials."""
+    num_readers: int = 1
+    """Training workers that read at the same time."""
 
     def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]:
         windows = _windows(micro_batches)
@@ -76,7 +78,7 @@ class PhotoStream:
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,
-            compute=task_pool(len(blocks)),
+            compute=task_pool(len(blocks), self.num_readers),
             fn_kwargs={"stream": self},
         )
         return prepared.materialize().to_arrow_refs()

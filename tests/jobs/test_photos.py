@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from jobs.training.labelled_bins import task_pool
 from jobs.training.photos import (
     FIRST_WINDOW,
     WINDOW_BYTES,
@@ -89,3 +90,9 @@ def test_another_photo_than_when_training_began_is_named(tmp_path: Path) -> None
     (block,) = _blocks([MicroBatch(np.array([0]), 32, 0)], num_cpus=1)
     with pytest.raises(ValueError, match=f"{uri}: another photo than when training began; put the former back"):
         next(prepare_micro_batches(block, stream))
+
+
+def test_workers_that_read_at_the_same_time_share_the_cluster_s_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0})
+    assert [task_pool(100, num_readers).size for num_readers in (1, 8)] == [64, 8]
+    assert task_pool(3).size == 3

@@ -42,6 +42,7 @@ def make_loop(
     num_workers: int = 1,
     checkpoint: Path | None = None,
     on_unhealthy: Literal["warn", "stop"] = "warn",
+    device: str = "cpu",
     **changes: Any,
 ) -> _Loop:
     settings: dict[str, Any] = {"architecture": "resnet18", "image_size": 32, "top_class": 3, "max_epochs": 2}
@@ -53,7 +54,7 @@ def make_loop(
     kept = checkpoint and SimpleNamespace(as_directory=lambda: nullcontext(str(checkpoint)), path=str(checkpoint))
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: kept)
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device(device))
     monkeypatch.setattr(ray.train.torch, "prepare_model", lambda network, **given: network)
     monkeypatch.setattr(_Loop, "_report", lambda loop, entry: None)
 
@@ -200,3 +201,29 @@ def test_an_unhealthy_loop_stops_after_its_epoch_and_goes_on_where_it_is_to_warn
     resumed = make_loop(monkeypatch, checkpoint=tmp_path)
     resumed.run()
     assert (len(resumed.history), resumed.stopped) == (2, None)
+
+
+def test_a_rehearsal_with_whole_photos_leaves_the_network_as_it_is_or_says_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = make_loop(monkeypatch)
+    before, sizes = copy_of(loop.network.state_dict()), []
+
+    def look(pixels: np.ndarray) -> torch.Tensor:
+        sizes.append(pixels.shape)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+
+    monkeypatch.setattr(loop.worker, "inputs", look)
+    loop._rehearse()
+    assert sizes == [(4, 32, 32, 3)]
+    assert all(torch.equal(value, before[name]) for name, value in loop.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in loop.network.parameters())
+
+    def fail(pixels: np.ndarray) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop.worker, "inputs", fail)
+    with pytest.raises(
+        RuntimeError, match="4 photos of 32 pixels don't fit the GPU's memory: lower --micro-batch-size"
+    ):
+        loop._rehearse()

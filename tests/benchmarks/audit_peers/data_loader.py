@@ -70,8 +70,9 @@ def main() -> None:
     kind = Photos if options.kind == "plain" else TunedPhotos
     photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=BATCH_SIZE, num_workers=options.workers)
     network = bundle.network.to(DEVICE, memory_format=torch.contiguous_format).eval()
-    precision = resolve_precision(options.precision, DEVICE, bundle.info, read_cards())
-    scorer = Scorer(bundle, device=DEVICE, precision=precision, batch_size=BATCH_SIZE)
+    if options.kind == "tuned":
+        precision = resolve_precision(options.precision, DEVICE, bundle.info, read_cards())
+        scorer = Scorer(bundle, device=DEVICE, precision=precision, batch_size=BATCH_SIZE)
     marks, done = [], 0
     with torch.no_grad():
         for batch in photos:
