@@ -24,6 +24,7 @@ from tests.simulator import Bins, Camera, World, draw_bins
 NUM_BINS = 10_000
 BIN_IDS = [f"bin-{number:05d}" for number in range(NUM_BINS)]
 WINDOW = 30
+BUDGET = 100
 
 
 def same_class(bins: Bins, top_class: int) -> np.ndarray:
@@ -31,10 +32,10 @@ def same_class(bins: Bins, top_class: int) -> np.ndarray:
     return np.minimum(bins.expected_qty, top_class) == np.minimum(bins.true_qty, top_class)
 
 
-def precision_at(score: np.ndarray, wrong: np.ndarray, sizes: tuple[int, ...] = (100, 200, 500)) -> list[float]:
-    """Share of wrong records among the first of the ranking."""
+def precision_at(score: np.ndarray, wrong: np.ndarray) -> list[float]:
+    """Share of wrong records among the first 100, 200 and 500 of the ranking."""
     order = np.argsort(-score, kind="stable")
-    return [float(wrong[order[:size]].mean()) for size in sizes]
+    return [float(wrong[order[:size]].mean()) for size in (100, 200, 500)]
 
 
 def learn(camera: Camera, counted: Bins) -> tuple[RecordModel, Assessor]:
@@ -85,8 +86,6 @@ class History:
 
     camera: Camera
     world: World
-    budget: int = 100
-    random_share: float = 0.3
     by_value: bool = False
     weigh: Callable[[np.ndarray, np.ndarray], np.ndarray] = recount_weights
     prior_error_rate: float = 0.05
@@ -125,11 +124,11 @@ class History:
         objective = columns["value_at_risk"] if self.by_value else score
         keys = draw_keys(BIN_IDS, 1, f"night {len(self.nights)}")
         plan = plan_recounts(
-            best_candidates(BIN_IDS, keys, np.zeros(NUM_BINS), self.budget),
-            best_candidates(BIN_IDS, keys, objective, self.budget),
+            best_candidates(BIN_IDS, keys, np.zeros(NUM_BINS), BUDGET),
+            best_candidates(BIN_IDS, keys, objective, BUDGET),
             num_assessed=NUM_BINS,
-            budget=self.budget,
-            random_share=self.random_share,
+            budget=BUDGET,
+            random_share=0.3,
         )
         rows = np.argsort(plan.locate(BIN_IDS))[NUM_BINS - len(plan) :]
         is_random = plan.recount == "random"
@@ -158,7 +157,7 @@ def join(parts: list[Bins]) -> Bins:
 
 
 def outside_sets(
-    camera: Camera, worlds: list[World], random: np.random.Generator, *, num_calibration: int = 5000
+    camera: Camera, worlds: list[World], random: np.random.Generator, *, num_calibration: int
 ) -> list[bool]:
     """Drift alarms over nights in `worlds`, with sets calibrated on records of the camera's own world."""
     calibration = draw_bins(camera, camera.trained_in, num_calibration, random)

@@ -67,6 +67,10 @@ def s3_server(_isolated_environment: None, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def bucket(s3_server: str) -> str:
     """`s3://…` of a fresh bucket."""
+    return make_bucket()
+
+
+def make_bucket() -> str:
     import boto3
 
     name = f"test-{uuid.uuid4().hex[:12]}"

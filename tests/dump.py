@@ -14,6 +14,7 @@ from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 
+TOP_CLASS = 6
 NIGHT = "2026-11-22"
 
 
@@ -72,7 +73,6 @@ def write_bundle(
     folder: Path,
     *,
     image_size: int = 32,
-    top_class: int = 6,
     architecture: str = "resnet18",
     seen: pa.Table | None = None,
 ) -> Path:
@@ -85,8 +85,8 @@ def write_bundle(
     from model.quantisation import activation_ranges
 
     torch.manual_seed(0)
-    network = build_network(architecture, top_class + 1)
-    identity = np.eye(top_class + 1).tolist()
+    network = build_network(architecture, TOP_CLASS + 1)
+    identity = np.eye(TOP_CLASS + 1).tolist()
     save_bundle(
         folder,
         network=network,
@@ -94,14 +94,14 @@ def write_bundle(
         report_html="",
         fields={
             "architecture": architecture,
-            "top_class": top_class,
+            "top_class": TOP_CLASS,
             "preprocessing": {"image_size": image_size},
-            "calibration": {"method": "none", "weight": identity, "bias": [0.0] * (top_class + 1)},
+            "calibration": {"method": "none", "weight": identity, "bias": [0.0] * (TOP_CLASS + 1)},
             "prediction_set_threshold": 0.9,
             "num_calibration": 500,
             "record_outside_set_share": 0.1,
             "activation_ranges": activation_ranges(network, [torch.randn(8, 3, image_size, image_size)]),
-            "label_histogram": [20, 80, 140, 170, 150, 120, 320][: top_class + 1],
+            "label_histogram": [20, 80, 140, 170, 150, 120, 320],
         },
     )
     return folder

@@ -79,20 +79,17 @@ def write_nights(
     count_recounts: bool = True,
     photos: Sequence[str] = (),
     texts: Sequence[str] = (),
-    drift_from: str | None = None,
 ) -> None:
     """Commits one night per date below `output`; every night but the last is counted unless `count_recounts` is off.
 
-    `photos` are URIs given to the bins in turn, `texts` become names, SKUs, zones and bin ids of the first bins;
-    from `drift_from` on the camera disagrees with far more records and the alarm is on.
+    `photos` are URIs given to the bins in turn, `texts` become names, SKUs, zones and bin ids of the first bins.
     """
     warehouse = make_warehouse(num_bins, seed, photos, texts)
     counted: list[pa.Table] = []
     for number, audit_date in enumerate(audit_dates):
         rng = np.random.default_rng([seed, number])
-        drifts = drift_from is not None and audit_date >= drift_from
-        rows, true_qty = audit_bins(warehouse, audit_date, rng, recount_budget, learned=bool(counted), drifts=drifts)
-        write_night(output, audit_date, rows, pa.concat_tables(counted) if counted else None, drifts)
+        rows, true_qty = audit_bins(warehouse, audit_date, rng, recount_budget, learned=bool(counted))
+        write_night(output, audit_date, rows, pa.concat_tables(counted) if counted else None)
         if count_recounts and number < len(audit_dates) - 1:
             counted.append(_count(rows, audit_date, true_qty, rng))
             _write(output / "counted" / f"counts-{audit_date}.parquet", counted[-1])
@@ -133,20 +130,14 @@ _QUANTITIES = np.array([2, 8, 14, 17, 15, 12, 9, 7, 5, 4, 3, 2, 2]) / 100
 
 
 def audit_bins(
-    warehouse: Warehouse,
-    audit_date: str,
-    rng: np.random.Generator,
-    recount_budget: int,
-    *,
-    learned: bool,
-    drifts: bool = False,
+    warehouse: Warehouse, audit_date: str, rng: np.random.Generator, recount_budget: int, *, learned: bool
 ) -> tuple[Rows, np.ndarray]:
     """The night's results as columns (n,) and what is really in the bins (n,)."""
     size, expected = len(warehouse.bin_id), warehouse.expected_qty
     wrong = (rng.random(size) < ERROR_RATE) | (warehouse.leaky & (rng.random(size) < 0.9))
     difference = rng.choice([-1, 1, -2, 2, -3, 3], size, p=(0.4, 0.25, 0.12, 0.08, 0.08, 0.07))
     true_qty = np.where(wrong, np.maximum(expected + difference, 0), expected)
-    probabilities = _camera(np.minimum(true_qty, TOP_CLASS), rng, blur=2.5 if drifts else 1.0)
+    probabilities = _camera(np.minimum(true_qty, TOP_CLASS), rng)
     posterior = _posterior(probabilities, np.minimum(expected, TOP_CLASS))
     status = rng.choice(
         np.array(["scored", "missing_image", "fetch_failed", "unreadable_image", "image_rejected"], dtype=object),
@@ -175,7 +166,7 @@ def audit_bins(
     rank = np.zeros(size, np.int32)
     rank[order] = np.arange(1, len(order) + 1)
     recount = np.where(is_random, "random", np.where(rank > 0, "priority", None))
-    certified = (rank > 0) & (rank <= len(order) // 4) & learned & (not drifts)
+    certified = (rank > 0) & (rank <= len(order) // 4) & learned
     suspect = assessed & ((rank > 0) | (p_wrong >= 0.5))
     verdict = np.where(
         ~assessed, "not_assessed", np.where(certified, "certified", np.where(suspect, "suspect", "ok"))
@@ -243,14 +234,12 @@ def run_name(audit_date: str) -> str:
     return f"{audit_date}-abcdef012345"
 
 
-def write_night(
-    output: Path, audit_date: str, rows: Rows, counted: pa.Table | None, drifts: bool = False, num_parts: int = 2
-) -> None:
-    """Publishes a night in the audit's order: parts and plan first, the summary last."""
+def write_night(output: Path, audit_date: str, rows: Rows, counted: pa.Table | None) -> None:
+    """Publishes a night in the audit's order: two parts and the plan first, the summary last."""
     results = conform(pa.table(rows), RESULTS_SCHEMA)
     partition, run_id = f"audit_date={audit_date}", run_name(audit_date)
-    step = -(-results.num_rows // num_parts) or 1
-    for number in range(num_parts):
+    step = -(-results.num_rows // 2)
+    for number in range(2):
         part = results.slice(number * step, step)
         _write(output / "results" / partition / f"part-{run_id}-{number:05d}.parquet", part)
     planned = results.filter(pa.compute.is_valid(results["recount"]))
@@ -272,10 +261,10 @@ def write_night(
     path = output / "runs" / run_id / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(run))
-    _write(output / "summary" / partition / "summary.parquet", summarise(results, counted, drifts))
+    _write(output / "summary" / partition / "summary.parquet", summarise(results, counted))
 
 
-def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False) -> pa.Table:
+def summarise(results: pa.Table, counted: pa.Table | None) -> pa.Table:
     """SUMMARY_SCHEMA: all, then one row per zone, class and recorded quantity."""
     columns = ("zone", "abc_class", "expected_qty", "status", "verdict", "recount", "unit_value", "p_record_wrong")
     frame = results.select(columns).to_pandas()
@@ -290,7 +279,7 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
     for scope, value, group in scopes:
         num_bins, assessed = len(group), int((group["verdict"] != "not_assessed").sum())
         priority = group["recount"] == "priority"
-        share = (0.31 if drifts else OUTSIDE_SET_SHARE) + rng.normal(0, 0.3 / np.sqrt(num_bins + 100))
+        share = OUTSIDE_SET_SHARE + rng.normal(0, 0.3 / np.sqrt(num_bins + 100))
         rows.append(
             {
                 "run_id": results["run_id"][0].as_py(),
@@ -306,7 +295,7 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
                 "num_certified": int((group["verdict"] == "certified").sum()),
                 "num_priority": int(priority.sum()),
                 "num_random": int((group["recount"] == "random").sum()),
-                "alpha": 0.3 if counted is not None and not drifts else None,
+                "alpha": 0.3 if counted is not None else None,
                 "exp_wrong_in_list": float(group["p_record_wrong"][priority].sum()),
                 "expected_wrong": float(group["p_record_wrong"][group["verdict"] != "not_assessed"].sum()),
                 "naive_mismatch_share": 0.47,
@@ -318,7 +307,7 @@ def summarise(results: pa.Table, counted: pa.Table | None, drifts: bool = False)
                 "value_at_risk": float(group["at_risk"].sum()),
                 "record_outside_set_share": share,
                 "drill_recall": 0.25,
-                "drift_alarm": bool(drifts),
+                "drift_alarm": False,
                 "record_error_rate_used": ERROR_RATE,
                 "label_noise_used": 0.02,
                 "bundle_id": "0123456789ab",
@@ -359,11 +348,11 @@ def _accuracy(counted: pa.Table | None) -> dict:
     }
 
 
-def _camera(true_class: np.ndarray, rng: np.random.Generator, blur: float) -> np.ndarray:
-    """Calibrated probabilities (n, K+1); `blur` > 1 widens the evidence without telling the camera (drift)."""
+def _camera(true_class: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Calibrated probabilities (n, K+1)."""
     classes = np.arange(TOP_CLASS + 1)
     spread = 0.25 + 0.12 * classes
-    evidence = true_class + rng.normal(size=len(true_class)) * spread[true_class] * blur
+    evidence = true_class + rng.normal(size=len(true_class)) * spread[true_class]
     log = -(((evidence[:, None] - classes) / spread) ** 2) / 2 - np.log(spread)
     share = np.exp(log - log.max(1, keepdims=True))
     return (share / share.sum(1, keepdims=True)).astype(np.float32)

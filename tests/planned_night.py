@@ -1,20 +1,22 @@
-"""Committed nights in the layout of jobs.audit, small and written by hand: plan, run, marker, summary, results."""
+"""Committed nights in the layout of jobs.audit, small and by hand: plan, run, marker, summary, results, counts."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
+from jobs.counting.counted import add_counted
 from jobs.counting.estimates import Estimates
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from model.record_model import assume_record_model
 from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
-from schemas.recount import PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
+from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
@@ -51,6 +53,17 @@ def plan_row(bin_id: str, expected_qty: int = 3, **values: Any) -> dict[str, Any
 def priority_row(bin_id: str, rank: int, expected_qty: int = 3, **values: Any) -> dict[str, Any]:
     listed = {"recount": "priority", "rank": rank, "inclusion_probability": 1.0, "p_record_wrong": 0.6}
     return plan_row(bin_id, expected_qty, **{**listed, **values})
+
+
+def counted_row(bin_id: str, qty: int, night: str, counted_at: datetime, **values: Any) -> dict[str, Any]:
+    """A count against the plan of the run that `commit_night` names by default."""
+    facts = {"audit_date": night, "run_id": f"{night}-aaaaaaaaaaaa", "counted_qty": qty, "counted_at": counted_at}
+    return plan_row(bin_id) | facts | values
+
+
+def take_in(output_uri: object, *rows: dict[str, Any]) -> None:
+    """Adds rows to `counted`; what they say beyond its columns is left out."""
+    add_counted(str(output_uri), pa.Table.from_pylist(list(rows), schema=COUNTED_SCHEMA))
 
 
 def write_run(

@@ -157,10 +157,10 @@ def place(quantities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return quantities**POSITION_POWER, BLUR_FLOOR + BLUR_SCALE * quantities**BLUR_POWER
 
 
-def train_camera(world: World, random: np.random.Generator, num_labels: int = 30_000) -> Camera:
-    """Label histogram of its training records, temperature from 5,000 other records."""
+def train_camera(world: World, random: np.random.Generator) -> Camera:
+    """Label histogram of its 30,000 training records, temperature from 5,000 other records."""
     noisy = replace(world, error_rate=world.training_noise)
-    records, _ = draw_records(noisy, num_labels, random)
+    records, _ = draw_records(noisy, 30_000, random)
     histogram = np.bincount(np.minimum(records, world.top_class), minlength=world.top_class + 1)
     expected, true = draw_records(noisy, 5000, random)
     camera = Camera(noisy, 1.0, histogram)

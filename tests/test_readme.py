@@ -10,15 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pytest
 
-from jobs.counting.counted import add_counted
 from jobs.platform.command import run_command
 from schemas.ddl import readme_tables
-from schemas.recount import COUNTED_SCHEMA
 from tests.night import write_nights
-from tests.planned_night import commit_night, plan_row, priority_row
+from tests.planned_night import commit_night, plan_row, priority_row, take_in
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -100,7 +97,7 @@ def test_bins_counted_right_are_not_worth_a_visit_and_two_people_find_a_wrong_re
         | {"counted_at": datetime(2026, 3, 2, 8 + hour, tzinfo=UTC), "confirmed": counter is None}
         for hour, (name, qty, counter, expected) in enumerate(counts)
     ]
-    add_counted(output, pa.Table.from_pylist(rows, schema=COUNTED_SCHEMA))
+    take_in(output, *rows)
     with duckdb.connect() as connection:
         worth, offenders, _ = ask_three_questions(connection, tmp_path)
     assert [row[2:] for row in worth] == [(round(3 * 0.05, 1), 6)] * 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
-from tests.conftest import S3_ENVIRONMENT, start_s3_server
+from tests.conftest import S3_ENVIRONMENT, free_port, start_s3_server
 from tests.dump import manifest_table, photo, write_bundle
 
 IMAGES_URI, MANIFEST_URI = "s3://bench/bin-images", "s3://bench/manifest"
@@ -27,9 +26,7 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
     """
     num_objects = min(num_images, MAX_OBJECTS)
     photos = read_photos(photos_uri, num_objects)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # a peer (Daft) would report its use over the internet
     os.environ |= {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "DO_NOT_TRACK": "true"}
     server = start_s3_server(folder, port)

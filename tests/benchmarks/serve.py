@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
+from tests.conftest import free_port
 from tests.dump import photo, write_bundle
 
 SERVERS = ("plain", "plain-batch", "serve-single", "serve")
@@ -110,9 +110,7 @@ def serve_plain(bundle_folder: str, port: int, batch_size: int) -> None:
 
 def measure(name: str, bundle: str, photo_path: Path, clients: list[int], per_client: int, batch: int) -> list[dict]:
     """Starts the server, waits for it, loads it, stops it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     if name.startswith("plain"):
         size = batch if name == "plain-batch" else 1
         command = ["-m", "tests.benchmarks.serve", "--plain", f"{port}", "--bundle", bundle, "--batch", f"{size}"]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 
 import pytest
 
-from jobs.config.serve import ServeConfig
-from jobs.serve import start_endpoint
 from tests.browser import CHROMIUM, Tab, in_browser
-from tests.conftest import free_port
-from tests.dump import photo, write_bundle
+from tests.dump import photo
+from tests.end_to_end.conftest import TOKEN, Client
 
 pytestmark = [
     pytest.mark.ray,
@@ -26,17 +23,13 @@ DROP = """
   document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
 })()
 """
+ENTER_TOKEN = f"document.getElementById('token').value = '{TOKEN}'"
 ANSWERED = "new Promise((done) => { const look = () => document.getElementById('%s').hidden ? setTimeout(look, 50) : done(true); look(); })"
 
 
-@pytest.fixture(scope="module")
-def endpoint(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from ray import serve
-
-    port = free_port()
-    start_endpoint(ServeConfig(bundle_uri=str(write_bundle(tmp_path_factory.mktemp("bundle"))), port=port))
-    yield f"http://127.0.0.1:{port}/"
-    serve.shutdown()
+@pytest.fixture
+def endpoint(client: Client) -> str:
+    return f"http://127.0.0.1:{client.port}/"
 
 
 def drop(data: bytes) -> str:
@@ -49,6 +42,7 @@ def text(name: str) -> str:
 
 def test_a_dropped_photo_is_counted_and_held_against_the_record(endpoint: str, browser: int) -> None:
     async def steps(tab: Tab) -> None:
+        await tab.evaluate(ENTER_TOKEN)
         await tab.evaluate("document.getElementById('expected').value = '2'")
         await tab.evaluate(drop(photo(3, 7)))
         assert await tab.evaluate(ANSWERED % "answer")
@@ -71,6 +65,7 @@ def test_a_dropped_photo_is_counted_and_held_against_the_record(endpoint: str, b
 
 def test_what_is_no_photo_is_answered_with_the_reason(endpoint: str, browser: int) -> None:
     async def steps(tab: Tab) -> None:
+        await tab.evaluate(ENTER_TOKEN)
         await tab.evaluate(drop(b"<script>alert(1)</script>"))
         assert await tab.evaluate(ANSWERED % "problem")
         assert "image" in (await tab.evaluate(text("problem"))).lower()

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
-from tests.conftest import S3_ENVIRONMENT, free_port
+from tests.conftest import S3_ENVIRONMENT, free_port, make_bucket
 from tests.dump import manifest_table, write_bundle, write_photos
 from tests.faults.disturbed_runs import ROOT, Site, Trial, read_views
 from tests.faults.faulty_network import FaultyNetwork, Server
@@ -102,14 +102,6 @@ def write_small_night(images_uri: str, manifest_uri: str) -> None:
     for start in range(0, NUM_BINS, ROWS_PER_FILE):
         uri = storage.join(manifest_uri, f"part-{start:05d}.parquet")
         write_table(uri, table.slice(start, ROWS_PER_FILE))
-
-
-def make_bucket() -> str:
-    import boto3
-
-    name = f"faults-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    return f"s3://{name}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

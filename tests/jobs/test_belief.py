@@ -9,14 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from jobs import audit
 from jobs.audit import _believe
 from jobs.config.audit import AuditConfig
 from jobs.counting.belief import Belief, learn_belief, true_shares
-from jobs.counting.counted import add_counted
 from jobs.counting.history import History, read_history
 from jobs.counting.samples import samples_in_force, worst_samples
 from model.drift import Baseline
@@ -24,9 +22,8 @@ from model.estimators import wilson_interval
 from model.posterior import build_assessor, fit_noise_rate
 from model.record_model import fit_record_model
 from schemas.errors import GateError
-from schemas.recount import COUNTED_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
-from tests.planned_night import BUNDLE_ID, bundle_info, commit_night, plan_row, priority_row
+from tests.planned_night import BUNDLE_ID, bundle_info, commit_night, plan_row, priority_row, take_in
 from tests.simulator import World, draw_bins, train_camera
 
 TONIGHT = "2026-03-20"
@@ -52,8 +49,7 @@ def count(output: str, night: str, plan: list[dict[str, Any]], found: dict[str, 
         for row in plan
         if row["bin_id"] in found
     ]
-    named = [{name: row.get(name) for name in COUNTED_SCHEMA.names} for row in rows]
-    add_counted(output, pa.Table.from_pylist(named, schema=COUNTED_SCHEMA))
+    take_in(output, *rows)
 
 
 def right(plan: list[dict[str, Any]]) -> dict[str, int]:

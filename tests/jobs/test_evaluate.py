@@ -29,7 +29,6 @@ from model.metrics import evaluate_counts
 from model.prediction_sets import build_prediction_sets
 from model.processor import multiplies_int8
 from model.scoring import Scorer
-from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 from tests.dump import manifest_table, photo, write_bundle, write_photos
 from tests.planned_night import bundle_info
@@ -321,41 +320,22 @@ def test_flags_that_do_not_parse_exit_2(dump: Path, tmp_path: Path, flags: list[
     assert run(dump, tmp_path, *flags) == 2
 
 
-def info(num_classes: int = 7) -> BundleInfo:
-    identity = np.eye(num_classes).tolist()
-    return BundleInfo.model_validate(
-        {
-            "bundle_id": "0",
-            "architecture": "resnet18",
-            "top_class": num_classes - 1,
-            "classes": [str(k) for k in range(num_classes)],
-            "preprocessing": {"image_size": 32},
-            "calibration": {"method": "none", "weight": identity, "bias": [0.0] * num_classes},
-            "prediction_set_threshold": 0.9,
-            "num_calibration": 100,
-            "record_outside_set_share": 0.1,
-            "label_histogram": [100] * num_classes,
-            "weights_sha256": "0",
-        }
-    )
-
-
 def test_a_counter_that_knows_doubts_the_altered_records_and_one_that_does_not_draws_lots() -> None:
     labels = np.random.default_rng(0).integers(0, 9, 1000)
     knows = np.full((1000, 7), 0.01)
     knows[np.arange(1000), np.minimum(labels, 6)] = 0.94
-    found = measure_doubt(knows, labels, info(), seed=0)
+    found = measure_doubt(knows, labels, bundle_info(), seed=0)
     assert found["num_altered"] == 50
     assert list(found["rankings"]["p_expected"]) == ["25", "50"]
     assert found["rankings"]["p_expected"]["50"] == 1.0
     assert found["rankings"]["p_record_wrong"]["50"] > 0.99
     assert {"noise_0.00", "noise_0.05"} <= set(found["rankings"])
-    lots = measure_doubt(np.full((1000, 7), 1 / 7), labels, info(), seed=0)
+    lots = measure_doubt(np.full((1000, 7), 1 / 7), labels, bundle_info(), seed=0)
     assert lots["rankings"]["p_expected"]["50"] == pytest.approx(0.05, abs=0.03)
 
 
 def test_too_few_bins_give_no_ranking() -> None:
-    found = measure_doubt(np.full((100, 7), 1 / 7), np.arange(100) % 7, info(), seed=0)
+    found = measure_doubt(np.full((100, 7), 1 / 7), np.arange(100) % 7, bundle_info(), seed=0)
     assert found["rankings"]["p_expected"] == {}
 
 

@@ -2,10 +2,8 @@ import asyncio
 import hashlib
 import http.server
 import io
-import struct
 import threading
 import uuid
-import zlib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +32,7 @@ from schemas.bundle import Preprocessing
 from schemas.errors import GateError
 from tests.conftest import free_port
 from tests.dump import manifest_table, photo
+from tests.model.hostile_photos import png
 
 PREPROCESSING = Preprocessing(image_size=32)
 
@@ -45,16 +44,6 @@ def images_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def _plan(images_uri: str) -> FetchPlan:
     return FetchPlan(PREPROCESSING, (images_uri,), False, None)
-
-
-def _bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header announces `width` x `height` pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
 
 
 def _variant(**options: object) -> bytes:
@@ -81,7 +70,7 @@ BAD = {
     "empty": (b"", "unreadable_image"),
     "truncated": (photo(3, 3)[:-400], "unreadable_image"),
     "text": (b"<html>not found</html>", "unreadable_image"),
-    "bomb": (_bomb(50_000, 50_000), "image_rejected"),
+    "bomb": (png(60_000, 60_000, rows=bytes(100)), "image_rejected"),
 }
 
 

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 
-from jobs.counting.counted import add_counted, has_counts, read_counted
+from jobs.counting.counted import has_counts, read_counted
 from jobs.counting.history import freeze_last_counts, read_history
 from jobs.counting.resolution import Count, Finding, resolve_counts
 from jobs.platform.layout import FROZEN
 from schemas.errors import InputError
-from schemas.recount import COUNTED_SCHEMA
-from tests.planned_night import commit_night, mark_run, plan_row, priority_row, write_run
+from tests.planned_night import commit_night, counted_row, mark_run, plan_row, priority_row, take_in, write_run
 
 START = datetime(2026, 3, 3, 8, tzinfo=UTC)
 
@@ -28,18 +26,7 @@ def output(tmp_path: Path) -> str:
 
 def counted(bin_id: str, qty: int, night: str = "2026-03-02", *, hours: float = 0, **values: Any) -> dict[str, Any]:
     """A row of `counted`, made so many hours after the morning of 3 March."""
-    facts = plan_row(bin_id) | {
-        "audit_date": night,
-        "counted_qty": qty,
-        "counted_at": START + timedelta(hours=hours),
-        "run_id": f"{night}-aaaaaaaaaaaa",
-        **values,
-    }
-    return {name: facts.get(name) for name in COUNTED_SCHEMA.names}
-
-
-def take_in(output: str, *rows: dict[str, Any]) -> None:
-    add_counted(output, pa.Table.from_pylist(list(rows), schema=COUNTED_SCHEMA))
+    return counted_row(bin_id, qty, night, START + timedelta(hours=hours), **values)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import pytest
 from jobs import audit
 from jobs.config.audit import AuditConfig
 from jobs.counting.belief import learn_belief, true_shares
-from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
 from jobs.counting.plans import read_plan
 from jobs.platform import storage
@@ -27,9 +26,9 @@ from jobs.stages.publish import check_committed, publish_night
 from jobs.stages.run import hold_night
 from jobs.stages.summary import MONEY, PREDICTED, sum_scopes, summarize
 from schemas.errors import GateError
-from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA
+from schemas.recount import PLANNED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
-from tests.planned_night import bundle_info, commit_night, plan_row
+from tests.planned_night import bundle_info, commit_night, counted_row, plan_row, take_in
 
 NIGHT = "2026-03-02"
 FACTS = {
@@ -149,10 +148,8 @@ def test_what_later_nights_read_is_there_when_a_night_is_committed(
 def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: Any, counted_run: str) -> None:
     output = str(tmp_path)
     in_force = commit_night(output, NIGHT, [plan_row("a")])
-    facts = plan_row("a") | {"audit_date": NIGHT, "counted_qty": 3, "run_id": f"{NIGHT}-{counted_run}"}
-    facts["counted_at"] = datetime(2026, 3, 3, tzinfo=UTC)
-    rows = [{name: facts.get(name) for name in COUNTED_SCHEMA.names}]
-    add_counted(output, pa.Table.from_pylist(rows, schema=COUNTED_SCHEMA))
+    counted_at = datetime(2026, 3, 3, tzinfo=UTC)
+    take_in(output, counted_row("a", 3, NIGHT, counted_at, run_id=f"{NIGHT}-{counted_run}"))
     run_id = str(FACTS["run_id"])
     part = part_uri(output, "results", NIGHT, run_id, 0)
     night = replace(night_of({}), part_uris=[part])

@@ -16,16 +16,14 @@ import pytest
 
 import jobs
 from jobs.counting import records
-from jobs.counting.counted import add_counted
 from jobs.counting.history import read_history
 from jobs.platform import layout
 from jobs.platform.layout import part_uris
 from jobs.reporting import nights as nights_module
 from jobs.reporting.nights import read_night, read_results
 from schemas.errors import GateError
-from schemas.recount import COUNTED_SCHEMA
 from tests.night import NASTY_TEXTS, write_nights
-from tests.planned_night import commit_night, plan_row
+from tests.planned_night import commit_night, counted_row, plan_row, take_in
 
 DATES = ["2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04"]
 TONIGHT = DATES[-1]
@@ -38,8 +36,8 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four committed nights with nasty names, all but the last one counted, one bin wrong in two ways."""
     output = tmp_path_factory.mktemp("audits")
     write_nights(output, DATES, num_bins=1200, recount_budget=200, texts=NASTY_TEXTS)
-    _take_in(output, _counted("again", 2, "kim", night=DATES[0]), _counted("again", 2, "lee", night=DATES[0]))
-    _take_in(output, _counted("again", 1, None, expected_qty=2, night=DATES[1], confirmed=True))
+    take_in(output, _counted("again", 2, "kim", night=DATES[0]), _counted("again", 2, "lee", night=DATES[0]))
+    take_in(output, _counted("again", 1, None, expected_qty=2, night=DATES[1], confirmed=True))
     return output
 
 
@@ -75,19 +73,8 @@ def _ask(output: Path, name: str) -> pl.DataFrame:
 
 
 def _counted(bin_id: str, qty: int, counter: str | None, *, night: str, hour: int = 0, **values: Any) -> dict[str, Any]:
-    facts = plan_row(bin_id) | {
-        "audit_date": night,
-        "counted_qty": qty,
-        "counted_at": datetime(2026, 3, 5, 8, tzinfo=UTC) + timedelta(hours=hour),
-        "counter_id": counter,
-        "run_id": f"{night}-aaaaaaaaaaaa",
-        **values,
-    }
-    return {name: facts.get(name) for name in COUNTED_SCHEMA.names}
-
-
-def _take_in(output: Path, *rows: dict[str, Any]) -> None:
-    add_counted(str(output), pa.Table.from_pylist(list(rows), schema=COUNTED_SCHEMA))
+    counted_at = datetime(2026, 3, 5, 8, tzinfo=UTC) + timedelta(hours=hour)
+    return counted_row(bin_id, qty, night, counted_at, counter_id=counter, **values)
 
 
 def test_the_ready_queries_agree_in_duckdb_and_polars(nights: Path) -> None:
@@ -160,7 +147,7 @@ def test_repeat_offenders_are_those_of_the_history(tmp_path: Path) -> None:
         )
         for _ in range(1500)
     ]
-    _take_in(tmp_path, *rows)
+    take_in(tmp_path, *rows)
     offenders = read_history(str(tmp_path), TONIGHT).repeat_offenders
     assert 10 < len(offenders) < 60
     found = _ask(tmp_path, "repeat_offenders")
@@ -189,7 +176,7 @@ def test_what_may_be_missing_and_what_may_be_too_much_do_not_cancel_in_a_bin(tmp
     bins = [_in_stock("a", "S", 0.0, 0.6), _in_stock("b", "S", -0.4, 0.4), _in_stock("c", "S", 0.3, 0.5)]
     lost = _in_stock("d", "S", -9.0, 9.0, verdict="not_assessed")
     commit_night(str(tmp_path), TONIGHT, [], other_bins=[*bins, lost])
-    _take_in(tmp_path)
+    take_in(tmp_path)
     (row,) = _ask(tmp_path, "shortage_by_sku").to_dicts()
     assert (row["num_bins"], row["coverage"]) == (4, 0.75)
     assert (row["shortage_units"], row["overage_units"]) == (pytest.approx(0.3 + 0.4 + 0.1), pytest.approx(0.3 + 0.4))
@@ -201,11 +188,11 @@ def test_sums_beyond_int32_do_not_wrap_around_and_a_night_without_a_piece_has_no
     most = 2_000_000_000
     bins = [_in_stock("a", "S", 0.0, 0.0, expected_qty=most), _in_stock("b", "S", 0.0, 0.0, expected_qty=most)]
     commit_night(str(tmp_path / "much"), TONIGHT, [], other_bins=bins)
-    _take_in(tmp_path / "much")
+    take_in(tmp_path / "much")
     (row,) = _ask(tmp_path / "much", "shortage_by_sku").to_dicts()
     assert (row["recorded_units"], row["share_of_units"]) == (2 * most, 1)
     commit_night(str(tmp_path / "none"), TONIGHT, [], other_bins=[_in_stock("a", "S", 0.0, 0.0, expected_qty=0)])
-    _take_in(tmp_path / "none")
+    take_in(tmp_path / "none")
     (row,) = _ask(tmp_path / "none", "shortage_by_sku").to_dicts()
     assert (row["recorded_units"], row["share_of_units"]) == (0, None)
 
@@ -242,7 +229,7 @@ def test_values_in_several_currencies_are_not_added_up_and_no_value_is_not_zero(
         _in_stock("h", "lost", -1.0, 1.0, verdict="not_assessed"),
     ]
     commit_night(str(tmp_path), TONIGHT, [], other_bins=bins)
-    _take_in(tmp_path)
+    take_in(tmp_path)
     rows = {row["sku"]: row for row in _ask(tmp_path, "shortage_by_sku").to_dicts()}
     found = {sku: (row["shortage_units"], row["shortage_value"], row["currency"]) for sku, row in rows.items()}
     assert found == {
@@ -257,7 +244,7 @@ def test_values_in_several_currencies_are_not_added_up_and_no_value_is_not_zero(
 @pytest.mark.parametrize("table", ["results", "recount_plan"])
 def test_the_views_leave_out_a_run_that_did_not_commit_the_night(tmp_path: Path, table: str) -> None:
     run_id, other = commit_night(str(tmp_path), TONIGHT, [plan_row("a")]), f"{TONIGHT}-ffffffffffff"
-    _take_in(tmp_path)
+    take_in(tmp_path)
     (part,) = (tmp_path / table / f"audit_date={TONIGHT}").iterdir()
     rows = pq.read_table(part, partitioning=None)
     place = rows.schema.get_field_index("run_id")
@@ -269,7 +256,7 @@ def test_the_views_leave_out_a_run_that_did_not_commit_the_night(tmp_path: Path,
 def test_a_repeat_offender_s_shortage_is_negative_and_its_last_error_the_latest(tmp_path: Path) -> None:
     for hour, (qty, expected) in enumerate([(1, 3), (2, 4)]):
         counted = _counted("a", qty, None, night=DATES[hour], hour=hour, expected_qty=expected, confirmed=True)
-        _take_in(tmp_path, counted)
+        take_in(tmp_path, counted)
     commit_night(str(tmp_path), TONIGHT, [plan_row("p")])
     (row,) = _ask(tmp_path, "repeat_offenders").to_dicts()
     assert (row["num_wrong"], row["net_variance_qty"]) == (2, -4)

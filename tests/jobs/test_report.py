@@ -24,7 +24,6 @@ from obstore.exceptions import GenericError
 from PIL import Image
 
 from jobs.config.report import ReportConfig
-from jobs.counting.counted import add_counted
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
 from jobs.platform import storage
@@ -46,10 +45,9 @@ from jobs.reporting.overview import survey_night
 from jobs.reporting.photos import Thumbnail, fetch_thumbnails
 from jobs.reporting.recount_lists import PLANNER_SCHEMA, SEEN_BY_PLANNER, planner_csv, recount_xlsx, walk_order
 from schemas.errors import GateError, InputError
-from schemas.recount import COUNTED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from tests.night import NASTY_TEXTS, write_nights
-from tests.planned_night import commit_night, plan_row, priority_row
+from tests.planned_night import commit_night, counted_row, plan_row, priority_row, take_in
 
 DATES = ["2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04"]
 TONIGHT = DATES[-1]
@@ -354,19 +352,9 @@ def test_a_night_sorted_through_files_is_the_sorted_night(nights: Path, monkeypa
 
 def _counted(bin_id: str, qty: int, counter: str, night: str = DATES[0], **values: Any) -> dict[str, Any]:
     """A row of `counted`; the later a counter's name in the alphabet, the later they counted."""
-    facts = plan_row(bin_id) | {
-        "audit_date": night,
-        "counted_qty": qty,
-        "counted_at": datetime.fromisoformat(night).replace(tzinfo=UTC) + timedelta(hours=30 + ord(counter[0]) - 97),
-        "counter_id": counter,
-        "run_id": f"{night}-aaaaaaaaaaaa",
-        **values,
-    }
-    return {name: facts.get(name) for name in COUNTED_SCHEMA.names}
-
-
-def _take_in(output: Path, *rows: dict[str, Any]) -> None:
-    add_counted(str(output), pa.Table.from_pylist(list(rows), schema=COUNTED_SCHEMA))
+    hours = 30 + ord(counter[0]) - ord("a")
+    counted_at = datetime.fromisoformat(night).replace(tzinfo=UTC) + timedelta(hours=hours)
+    return counted_row(bin_id, qty, night, counted_at, counter_id=counter, **values)
 
 
 def _promise(output: Path, night: str = DATES[0]) -> Promise:
@@ -381,13 +369,13 @@ def test_a_promise_is_kept_by_second_counts_as_by_confirmed_ones(tmp_path: Path)
     commit_night(
         str(tmp_path), DATES[0], [priority_row(name, rank, unit_value=2.0) for rank, name in enumerate(bins, 1)]
     )
-    _take_in(tmp_path, *(_counted(name, 1 if name < "p6" else 3, "ann") for name in bins))
+    take_in(tmp_path, *(_counted(name, 1 if name < "p6" else 3, "ann") for name in bins))
     promise = _promise(tmp_path)
     assert (promise.num_listed, promise.num_resolved, promise.num_pending) == (10, 4, 6)
     assert (promise.num_compared, promise.claimed_precision, promise.found_precision) == (0, None, None)
     assert (promise.claimed_value, promise.found_value) == (None, None)
-    _take_in(tmp_path, *(_counted(name, 1, "ann", confirmed=True) for name in bins[:3]))
-    _take_in(tmp_path, *(_counted(name, 1, "bob") for name in bins[3:6]))
+    take_in(tmp_path, *(_counted(name, 1, "ann", confirmed=True) for name in bins[:3]))
+    take_in(tmp_path, *(_counted(name, 1, "bob") for name in bins[3:6]))
     promise = _promise(tmp_path)
     assert (promise.num_resolved, promise.num_pending, promise.num_compared, promise.found_hits) == (10, 0, 10, 6)
     assert promise.claimed_precision == pytest.approx(0.6)
@@ -410,10 +398,10 @@ def test_certified_bins_that_were_counted_are_held_against_their_false_share(tmp
     listed += [priority_row("p3", 4, 12, certified_at=0.3), priority_row("plain", 5)]
     commit_night(str(tmp_path), DATES[0], [*listed, plan_row("drawn")])
     found = [_counted("p0", 3, "ann"), _counted("plain", 3, "ann"), _counted("p3", 11, "ann", expected_qty=12)]
-    _take_in(tmp_path, *found, _counted("drawn", 3, "ann"))
+    take_in(tmp_path, *found, _counted("drawn", 3, "ann"))
     assert keep_certificates(read_history(str(tmp_path), TONIGHT)) == [], "matches come in first"
-    _take_in(tmp_path, *(_counted(name, 1, who) for name in ("p1", "p2") for who in ("ann", "bob")))
-    _take_in(tmp_path, _counted("p3", 11, "bob", expected_qty=12))
+    take_in(tmp_path, *(_counted(name, 1, who) for name in ("p1", "p2") for who in ("ann", "bob")))
+    take_in(tmp_path, _counted("p3", 11, "bob", expected_qty=12))
     strict, usual = keep_certificates(read_history(str(tmp_path), TONIGHT))
     assert strict == CertificatePromise(0.1, num_counted=2, share_right=0.5, effective_size=2)
     assert usual == CertificatePromise(0.3, num_counted=4, share_right=0.5, effective_size=4)
@@ -424,7 +412,7 @@ def test_random_bins_stand_for_the_certified_ones_that_the_list_could_not_hold(t
     """The list's only bin was wrong; the one drawn of ten as likely certified ones was right."""
     listed = priority_row("listed", 1, certified_at=0.3, p_record_wrong=0.9)
     commit_night(str(tmp_path), DATES[0], [listed, plan_row("drawn", certified_at=0.3, p_record_wrong=0.4)])
-    _take_in(tmp_path, _counted("listed", 1, "ann", confirmed=True), _counted("drawn", 3, "ann"))
+    take_in(tmp_path, _counted("listed", 1, "ann", confirmed=True), _counted("drawn", 3, "ann"))
     (usual,) = keep_certificates(read_history(str(tmp_path), TONIGHT))
     assert (usual.num_counted, usual.share_right) == (2, pytest.approx(10 / 11))
     assert usual.effective_size == pytest.approx(11**2 / 101)
@@ -433,11 +421,11 @@ def test_random_bins_stand_for_the_certified_ones_that_the_list_could_not_hold(t
 def test_planned_bins_that_nobody_counted_are_pending_and_a_list_half_counted_is_not_compared(tmp_path: Path) -> None:
     bins = [f"p{number:02}" for number in range(20)]
     commit_night(str(tmp_path), DATES[0], [priority_row(name, rank) for rank, name in enumerate(bins, 1)])
-    _take_in(tmp_path, *(_counted(name, 3, "ann") for name in bins[:17]))
+    take_in(tmp_path, *(_counted(name, 3, "ann") for name in bins[:17]))
     promise = _promise(tmp_path)
     assert (promise.num_resolved, promise.num_pending, promise.num_compared, promise.claimed_hits) == (17, 3, 0, 0)
     # 18 of 20 are enough, and what is compared includes a mismatch as it was first counted (as in the estimates)
-    _take_in(tmp_path, _counted("p17", 3, "ann"), _counted("p18", 1, "ann"))
+    take_in(tmp_path, _counted("p17", 3, "ann"), _counted("p18", 1, "ann"))
     promise = _promise(tmp_path)
     assert (promise.num_resolved, promise.num_pending, promise.num_compared, promise.found_hits) == (18, 2, 19, 1)
     assert promise.claimed_hits == pytest.approx(19 * 0.6)
@@ -448,7 +436,7 @@ def test_planned_bins_that_nobody_counted_are_pending_and_a_list_half_counted_is
 def test_counts_taken_in_against_a_plan_that_was_replaced_keep_promises_too(tmp_path: Path) -> None:
     plan = [priority_row("p", 1), priority_row("q", 2)]
     commit_night(str(tmp_path), DATES[0], plan)
-    _take_in(tmp_path, *(_counted(name, 3, "ann") for name in "pq"))
+    take_in(tmp_path, *(_counted(name, 3, "ann") for name in "pq"))
     commit_night(str(tmp_path), DATES[0], plan, run="bbbbbbbbbbbb")
     promise = _promise(tmp_path)
     assert (promise.num_listed, promise.num_resolved, promise.num_compared) == (2, 2, 2)
@@ -476,8 +464,7 @@ def test_nobody_is_asked_again_about_a_record_that_a_later_night_saw_changed(
     uri = str(tmp_path)
     commit_night(uri, "2026-03-02", [plan_row("a", skus=[{"sku": "A", "name": None, "quantity": 3}])])
     counted_at = datetime(2026, 3, 2, 15, tzinfo=UTC)
-    count = {**plan_row("a"), "audit_date": "2026-03-02", "run_id": "r", "counted_qty": 1, "counted_at": counted_at}
-    add_counted(uri, pa.Table.from_pylist([count], schema=COUNTED_SCHEMA))
+    take_in(uri, counted_row("a", 1, "2026-03-02", counted_at, run_id="r"))
     commit_night(uri, "2026-03-03", [plan_row("a", later, skus=[{"sku": sku, "name": None, "quantity": 3}])])
     night = read_night(uri, "2026-03-02")
     assert _list_second_counts(night, read_history(uri, "2026-03-03")) == [(None, "a", "2026-03-02")] * is_asked
@@ -489,7 +476,7 @@ def test_repeat_offenders_were_wrong_again_after_a_correction(tmp_path: Path) ->
     found = [("again", 2, 3), ("again", 1, 2), ("same", 2, 3), ("same", 2, 3), ("listed", 3, 3)]
     for number, (name, qty, expected) in enumerate(found):
         night = DATES[number % 2]
-        _take_in(tmp_path, *(_counted(name, qty, who, night, expected_qty=expected) for who in ("ann", "bob")))
+        take_in(tmp_path, *(_counted(name, qty, who, night, expected_qty=expected) for who in ("ann", "bob")))
     (offender,) = find_offenders(read_history(str(tmp_path), TONIGHT)).to_dict("records")
     assert offender == {
         "bin_id": "again",
@@ -650,7 +637,7 @@ def test_a_mismatch_of_the_night_itself_stands_in_its_second_counts(tmp_path: Pa
     write_nights(tmp_path, [TONIGHT], num_bins=60)
     planned = read_plan(read_night(str(tmp_path), TONIGHT)).to_pylist()[0]
     name, recorded = planned["bin_id"], planned["expected_qty"]
-    _take_in(tmp_path, _counted(name, recorded + 1, "ann", TONIGHT, expected_qty=recorded))
+    take_in(tmp_path, _counted(name, recorded + 1, "ann", TONIGHT, expected_qty=recorded))
     _write(tmp_path, tmp_path / "report")
     text = (tmp_path / "report" / "second_counts.csv").read_text(encoding="utf-8-sig")
     assert [(row["bin_id"], row["audit_date"]) for row in csv.DictReader(text.splitlines())] == [(name, TONIGHT)]

@@ -123,13 +123,17 @@ def test_a_hold_that_can_not_be_let_go_hides_nothing(
         raise ValueError("what really went wrong")
 
 
-def test_a_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
+def hold_and_die(lock_uri: str) -> None:
+    """In a process of its own, which lets nothing go."""
     script = (
         "import os, sys; from jobs.stages.run import NightLock; NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
     )
-    lock_uri = f"{tmp_path}/locks/audit_date=2026-11-22"
     done = subprocess.run([sys.executable, "-c", script, lock_uri], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 9
+
+
+def test_a_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
+    hold_and_die(f"{tmp_path}/locks/audit_date=2026-11-22")
     with hold_night(str(tmp_path), "2026-11-22", "run-b"):
         pass
 
@@ -182,11 +186,8 @@ def test_a_process_of_another_container_on_this_machine_is_not_taken_for_dead(
 ) -> None:
     monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
     monkeypatch.setattr(run, "LOOK_SECONDS", 0.5)
-    script = (
-        "import os, sys; from jobs.stages.run import NightLock; NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
-    )
     folder = tmp_path / "locks" / "audit_date=2026-11-22"
-    subprocess.run([sys.executable, "-c", script, str(folder)], cwd=Path(__file__).parents[2], check=False)
+    hold_and_die(str(folder))
     (lock,) = folder.iterdir()
     # its own processes have numbers of their own, and here none has this one
     lock.write_text(re.sub(r"pid:\[\d+\]", "pid:[1]", lock.read_text()))

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from model.images import RejectedImage, UnreadableImage, _finer, decode_image, read_pixels, resize_image
 from schemas.bundle import Preprocessing
 from tests import dump
+from tests.model.hostile_photos import encode, png
 
 PREPROCESSING = Preprocessing(image_size=64)
 
@@ -24,12 +25,6 @@ def photo() -> Image.Image:
     pixels = np.stack([rows * 2, columns, 255 - rows], axis=2).astype(np.uint8)
     pixels[10:30, 10:50] = (250, 20, 20)
     return Image.fromarray(pixels)
-
-
-def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
 
 
 def test_a_jpeg_has_the_pixels_that_pillow_reads(photo: Image.Image) -> None:
@@ -194,17 +189,9 @@ def test_bytes_after_the_end_and_tiny_photos_are_fine(photo: Image.Image) -> Non
     assert decode_image(encode(photo.resize((3, 2))), PREPROCESSING).shape == (64, 64, 3)
 
 
-def _png_header_of(width: int, height: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
-
-
 def test_a_bomb_is_rejected_from_its_header() -> None:
     with pytest.raises(RejectedImage, match="pixels"):
-        decode_image(_png_header_of(60_000, 60_000), PREPROCESSING)
+        decode_image(png(60_000, 60_000, rows=bytes(100)), PREPROCESSING)
 
 
 def test_a_jpeg_bomb_is_rejected_from_its_header(photo: Image.Image) -> None:
@@ -230,7 +217,7 @@ def test_a_jpeg_with_a_second_picture_behind_it_is_a_photo(photo: Image.Image) -
 
 def test_what_pillow_reads_has_a_lower_limit_since_it_takes_more_memory() -> None:
     with pytest.raises(RejectedImage, match="pixels, more than 12500000"):
-        read_pixels(_png_header_of(4000, 4000))
+        read_pixels(png(4000, 4000, rows=bytes(100)))
 
 
 def test_a_file_that_is_too_large_is_rejected() -> None:
