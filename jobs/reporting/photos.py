@@ -46,7 +46,8 @@ def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thu
     spent, kept = 0, []
     for thumbnail in thumbnails:
         spent += len(thumbnail.source or "")
-        kept.append(Thumbnail(None, "left out to keep the page small") if spent > MAX_PHOTO_BYTES else thumbnail)
+        too_much = thumbnail.source is not None and spent > MAX_PHOTO_BYTES
+        kept.append(Thumbnail(None, "left out to keep the page small") if too_much else thumbnail)
     return kept
 
 

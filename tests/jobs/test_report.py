@@ -563,6 +563,17 @@ def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pyt
     assert sum(len(thumbnail.source or "") for thumbnail in found) <= 150_000
 
 
+def test_a_photo_that_can_not_be_had_says_so_also_where_the_page_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (90, 30), "red").save(tmp_path / "photo.png")
+    monkeypatch.setattr("jobs.reporting.photos.MAX_PHOTO_BYTES", 100)
+    rows = [{"image_uri": str(tmp_path / name), "status": "scored"} for name in ("photo.png", "gone.jpg")]
+    rejected = {"image_uri": str(tmp_path / "photo.png"), "status": "image_rejected"}
+    problems = [thumbnail.problem for thumbnail in fetch_thumbnails([*rows, rejected], anonymous=False)]
+    assert problems == ["left out to keep the page small", "no longer there", "image rejected"]
+
+
 UPLOAD = """
 import os, sys
 from pathlib import Path
