@@ -177,14 +177,8 @@ def _spreads(photos: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
     """Smallest, 5 %, median, 95 %, largest of each measure."""
     if not photos:
         return []
-    names = {
-        "num_bytes": "bytes",
-        "width": "width",
-        "height": "height",
-        "brightness": "brightness",
-        "contrast": "contrast",
-        "detail": "detail",
-    }
-    return [
-        (label, np.percentile(_values(photos, name), [0, 5, 50, 95, 100]).tolist()) for name, label in names.items()
-    ]
+    found = []
+    for name in ("num_bytes", "width", "height", "brightness", "contrast", "detail"):
+        spread = np.percentile(_values(photos, name), [0, 5, 50, 95, 100]).tolist()
+        found.append((name.removeprefix("num_"), spread))
+    return found

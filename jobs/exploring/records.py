@@ -13,21 +13,19 @@ import pyarrow.compute as pc
 from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import read_row_group
 from jobs.stages.worklist import Shard, shard_dataset
+from schemas.manifest import MANIFEST_SCHEMA
 
 MOST_PIECES = 200
 """Larger quantities are counted together, so that the counts stay few."""
 MOST_SKUS = 50
 NUM_LISTED = 12
 GROUPS_PER_PARTITION = 1_000_000
-OPTIONAL_COLUMNS = (
-    "sku", "zone", "abc_class", "unit_value", "currency", "group", "photo_at", "expected_as_of", "moves_since_photo",
-    "image_etag", "image_bytes",
-)  # fmt: skip
+OPTIONAL_COLUMNS = [field.name for field in MANIFEST_SCHEMA if field.nullable]
 
 
 @dataclass
 class RecordFacts:
-    """Of some bins: shares and lists that can be merged with those of other bins."""
+    """Of some bins: counts and lists that can be merged with those of other bins."""
 
     num_bins: int = 0
     quantities: Counter[int] = field(default_factory=Counter)
@@ -45,12 +43,9 @@ class RecordFacts:
     def merge(self, other: RecordFacts) -> None:
         self.num_bins += other.num_bins
         self.num_inconsistent += other.num_inconsistent
-        for mine, theirs in (
-            (self.quantities, other.quantities),
-            (self.num_skus, other.num_skus),
-            (self.filled, other.filled),
-        ):
-            mine.update(theirs)  # type: ignore[arg-type]
+        self.quantities.update(other.quantities)
+        self.num_skus.update(other.num_skus)
+        self.filled.update(other.filled)
         self.inconsistent = heapq.nsmallest(
             NUM_LISTED, self.inconsistent + other.inconsistent, key=lambda row: row["bin_id"]
         )

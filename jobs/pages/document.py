@@ -44,11 +44,11 @@ def source_hash(text: str) -> str:
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:
-    return MISSING if share is None else f"{share:.{digits}%}".replace("%", " %")
+    return MISSING if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def format_decimal(value: float | None, digits: int = 3) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+    return MISSING if value is None else f"{value:,.{digits}f}"
 
 
 def format_signed(value: float | None, digits: int = 3) -> str:
@@ -58,5 +58,5 @@ def format_signed(value: float | None, digits: int = 3) -> str:
     return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
-def format_integer(value: int | None) -> str:
-    return MISSING if value is None else f"{value:,}"
+def format_integer(value: float | None) -> str:
+    return format_decimal(value, 0)

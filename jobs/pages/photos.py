@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
-import simplejpeg
+from PIL import Image
 
-from jobs.stages.images import FetchPlan, Photo, fetch_allowed
 from model.images import RejectedImage, UnreadableImage, read_pixels
+
+if TYPE_CHECKING:
+    from jobs.stages.images import FetchPlan
 
 SIDE = 224
 QUALITY = 75
@@ -20,6 +23,8 @@ QUALITY = 75
 def read_thumbnails(image_uris: Iterable[str], plan: FetchPlan) -> dict[str, str]:
     """Data URIs by image URI, for a page's few photos; one outside the plan's roots, gone or not readable is left
     out."""
+    from jobs.stages.images import Photo, fetch_allowed  # with Ray, which a report does without
+
     found: dict[str, str] = {}
     for uri in image_uris:
         data = asyncio.run(fetch_allowed(uri, None, plan))
@@ -32,12 +37,10 @@ def read_thumbnails(image_uris: Iterable[str], plan: FetchPlan) -> dict[str, str
     return found
 
 
-def encode_thumbnail(pixels: np.ndarray) -> str:
-    """`data:image/jpeg;base64,…` of a photo (height, width, 3) uint8 RGB, its longer side at most SIDE pixels."""
-    height, width = pixels.shape[:2]
-    scale = SIDE / max(height, width)
-    if scale < 1:
-        target = (max(1, round(width * scale)), max(1, round(height * scale)))
-        pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=QUALITY, colorspace="RGB")
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+def encode_thumbnail(pixels: np.ndarray, side: int = SIDE, quality: int = QUALITY) -> str:
+    """`data:image/jpeg;base64,…` of a photo (height, width, 3) uint8 RGB, its longer side at most `side` pixels."""
+    photo = Image.fromarray(pixels)
+    photo.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    sink = io.BytesIO()
+    photo.save(sink, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()

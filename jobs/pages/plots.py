@@ -1,7 +1,7 @@
 """Plots as inline SVG for self-contained pages: the page's style sheet colours them, in light, dark and on paper.
 
 Each function returns markup to put into a page as it is. The colours are CSS variables of the page: `--ink`,
-`--muted`, `--grid` and `--series-1` ... `--series-4` (see templates/figures_page.html).
+`--muted`, `--grid`, `--series-1` and `--series-2` (see templates/figures_page.html).
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from matplotlib.ticker import MaxNLocator
 
 # Stand-ins while matplotlib draws; `to_svg` puts the CSS variables in their place.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-SERIES = ("#040404", "#050505", "#060606", "#070707")
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
-    colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)
-}
-_STYLE: dict[Any, Any] = {
+SERIES = ("#040404", "#050505")
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SERIES[0]: "--series-1", SERIES[1]: "--series-2"}
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
     "font.size": 10,
     "text.color": INK,
@@ -57,7 +55,7 @@ def bar_plot(
     size: tuple[float, float] = SIZE,
 ) -> Markup:
     """One bar per name, its value written above it."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(size, x, y)
         bars = axes.bar(range(len(names)), values, color=SERIES[0], width=0.8)
         axes.set_xticks(range(len(names)), names)
@@ -71,7 +69,7 @@ def histogram_plot(
 ) -> Markup:
     """How values (n,) are spread, over intervals of equal width; the median as a line. With `counts` (n,), the values are
     ascending and each stands for so many."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(SIZE, x, y)
         axes.hist(values, bins=40, weights=counts, color=SERIES[0])
         if len(values):
@@ -94,10 +92,10 @@ def line_plot(
     y: str,
     size: tuple[float, float] = SIZE,
 ) -> Markup:
-    """Up to four named lines, each (x values, y values); x counts something (epochs, steps)."""
-    with matplotlib.rc_context(_STYLE):
+    """One or two named lines, each (x values, y values); x counts something (epochs, steps)."""
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(size, x, y)
-        for (name, (places, values)), colour, dash in zip(series.items(), SERIES, ("-", "--", "-.", ":"), strict=False):
+        for (name, (places, values)), colour, dash in zip(series.items(), SERIES, ("-", "--"), strict=False):
             axes.plot(places, values, dash, color=colour, label=name, linewidth=1.6)
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if len(series) > 1:
@@ -114,7 +112,7 @@ def curves_plot(
     y: str,
 ) -> Markup:
     """Any number of lines, each (x values, y values) with its name at its end; the one `marked` stands out."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(SIZE, x, y)
         for name, (places, values) in curves.items():
             colour, width = (SERIES[0], 2.2) if name == marked else (MUTED, 1.0)
@@ -128,7 +126,7 @@ def curves_plot(
 
 def box_plot(groups: Mapping[str, Sequence[float]], *, title: str, x: str, y: str) -> Markup:
     """The spread of each named group: middle half and median, whiskers from 5 % to 95 %."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(SIZE, x, y)
         line = {"color": SERIES[0]}
         axes.boxplot(
@@ -144,7 +142,7 @@ def reliability_plot(points: Sequence[Mapping[str, float]], *, title: str) -> Ma
 
     Vertical lines: 95 % of the shares that a perfectly calibrated counter would show (normal approximation).
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes((4.2, 4.2), "probability of the camera's count", "share equal to the record")
         axes.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1, label="perfectly calibrated")
         claimed = np.array([point["confidence"] for point in points])

@@ -80,15 +80,12 @@ def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, 
 
 def flatten(rows: pa.Table) -> pa.Table:
     """COLUMNS with the two nested ones as text: `2 × SKU name; …`, and the probabilities as a JSON list."""
-    columns = []
-    for name in COLUMNS:
-        column = rows[name]
-        if name == "skus":
-            column = pa.array([_lines(lines) for lines in column.to_pylist()], pa.string())
-        elif name == "probabilities":
-            column = pa.array([_json_list(values) for values in column.to_pylist()], pa.string())
-        columns.append(column)
-    return pa.table(columns, names=COLUMNS)
+    columns = {name: rows[name] for name in COLUMNS}
+    columns["skus"] = pa.array([_lines(lines) for lines in rows["skus"].to_pylist()], pa.string())
+    columns["probabilities"] = pa.array(
+        [_json_list(values) for values in rows["probabilities"].to_pylist()], pa.string()
+    )
+    return pa.table(columns)
 
 
 def _flat_type(name: str) -> pa.DataType:

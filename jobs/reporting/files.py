@@ -16,7 +16,7 @@ from jobs.config.report import ReportConfig
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, day_after, read_history
 from jobs.platform import storage
-from jobs.platform.layout import REPORT_FACTS, list_nights
+from jobs.platform.layout import REPORT_FACTS, list_nights, read_run, run_uri
 from jobs.platform.provenance import provenance
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.history import find_offenders, keep_certificates, keep_promises
@@ -26,7 +26,6 @@ from jobs.reporting.nights import (
     read_nights,
     read_plan,
     read_results,
-    read_run,
     settings_of,
 )
 from jobs.reporting.ordering import rows_by_doubt
@@ -43,7 +42,7 @@ def write_report(config: ReportConfig) -> None:
     """Writes all files of a committed night. Raises InputError where it is not committed, naming those that are."""
     started = time.monotonic()
     night = read_night(storage.absolute(config.output_uri), config.audit_date.isoformat())
-    run = read_run(night)
+    run = read_run(run_uri(night.output_uri, night.run_id))
     overview = survey_night(night)
     # the night's own list belongs to it: what was counted of it by now
     history = read_history(night.output_uri, day_after(night.audit_date))
@@ -101,7 +100,7 @@ def _list_second_counts(night: Night, history: History) -> list[tuple[str | None
 def _build_page(
     night: Night, run: dict[str, Any], overview: Overview, history: History, *, num_second_counts: int
 ) -> str:
-    listed = overview.top.select(["image_uri", "status"]).to_pylist() if overview.top is not None else []
+    listed = overview.top.select(["image_uri", "status"]).to_pylist()
     anonymous = bool(settings_of(run).get("anonymous", False))
     return render_page(
         PageParts(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from jobs.counting.history import History, PlanRecounts
 from jobs.counting.samples import samples_in_force
@@ -125,10 +125,10 @@ def keep_certificates(history: History) -> list[CertificatePromise]:
     return promises
 
 
-def find_offenders(history: History) -> pd.DataFrame:
+def find_offenders(history: History) -> list[dict[str, Any]]:
     """The history's repeat offenders, whenever they were counted; the worst first, at most MAX_OFFENDERS.
 
-    Columns bin_id, counted, wrong, last_counted_at; and of the window's plans zone (None where none has the bin) and
+    Each with bin_id, counted, wrong, last_counted_at; and of the window's plans zone (None where none has the bin) and
     listed (nights on the priority list).
     """
     listed: Counter[str] = Counter()
@@ -137,15 +137,15 @@ def find_offenders(history: History) -> pd.DataFrame:
         bin_ids = plan.planned["bin_id"].to_pylist()
         zones.update(zip(bin_ids, plan.planned["zone"].to_pylist(), strict=True))
         listed.update(bin_id for bin_id, is_random in zip(bin_ids, plan.is_random, strict=True) if not is_random)
-    offenders = history.repeat_offenders.reset_index()
-    found = pd.DataFrame(
+    found = [
         {
-            "bin_id": offenders["bin_id"],
-            "zone": pd.Series([zones.get(bin_id) for bin_id in offenders["bin_id"]], dtype=object),
-            "listed": pd.Series([listed[bin_id] for bin_id in offenders["bin_id"]], dtype=int),
-            "counted": offenders["num_counted"],
-            "wrong": offenders["num_wrong"],
-            "last_counted_at": offenders["last_counted_at"],
+            "bin_id": row["bin_id"],
+            "zone": zones.get(row["bin_id"]),
+            "listed": listed[row["bin_id"]],
+            "counted": row["num_counted"],
+            "wrong": row["num_wrong"],
+            "last_counted_at": row["last_counted_at"],
         }
-    )
-    return found.sort_values(["wrong", "listed", "bin_id"], ascending=[False, False, True]).head(MAX_OFFENDERS)
+        for row in history.repeat_offenders.reset_index().to_dict("records")
+    ]
+    return sorted(found, key=lambda row: (-row["wrong"], -row["listed"], row["bin_id"]))[:MAX_OFFENDERS]

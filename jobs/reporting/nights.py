@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.platform import layout
-from jobs.platform.layout import list_nights, part_uris, partition_uri, run_uri, summary_uri, unless_replaced
+from jobs.platform.layout import list_nights, part_uris, partition_uri, summary_uri, unless_replaced
 from jobs.platform.parquet import open_parquet, read_table
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -79,11 +78,6 @@ def read_plan(night: Night) -> pa.Table:
         parts = part_uris(night.output_uri, "recount_plan", night.audit_date, night.run_id)
         tables = [conform(read_table(part), RECOUNT_PLAN_SCHEMA) for part in parts]
     return pa.concat_tables([RECOUNT_PLAN_SCHEMA.empty_table(), *tables])
-
-
-def read_run(night: Night) -> dict[str, Any]:
-    """What the run says of itself: settings, bundle, versions, timings."""
-    return layout.read_run(run_uri(night.output_uri, night.run_id))
 
 
 def settings_of(facts: dict[str, Any]) -> dict[str, Any]:

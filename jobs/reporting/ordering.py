@@ -18,8 +18,6 @@ import pyarrow.parquet as pq
 
 from schemas.results import RESULTS_SCHEMA, Verdict
 
-KEY_COLUMNS = ["bin_id", "rank", "recount", "verdict", "p_record_wrong"]
-
 BUCKET_ROWS = 200_000
 """Rows that are sorted in memory at once."""
 
@@ -53,15 +51,15 @@ def sort_rows(rows: pa.Table) -> pa.Table:
     return rows.take(pc.sort_indices(order, [("key", "ascending"), ("bin_id", "ascending")]))
 
 
-def top_rows(batches: Iterable[pa.Table], limit: int) -> pa.Table | None:
-    """The first `limit` rows by doubt; None without any row. The batches hold KEY_COLUMNS."""
-    top: pa.Table | None = None
+def top_rows(batches: Iterable[pa.Table], limit: int) -> pa.Table:
+    """The first `limit` rows by doubt (RESULTS_SCHEMA)."""
+    top = RESULTS_SCHEMA.empty_table()
     for batch in batches:
-        if top is not None and top.num_rows == limit:
+        if top.num_rows == limit:
             batch = batch.filter(pa.array(doubt_keys(batch) <= doubt_keys(top.slice(limit - 1))[0]))
             if batch.num_rows == 0:
                 continue
-        top = sort_rows(batch if top is None else pa.concat_tables([top, batch])).slice(0, limit).combine_chunks()
+        top = sort_rows(pa.concat_tables([top, batch])).slice(0, limit).combine_chunks()
     return top
 
 

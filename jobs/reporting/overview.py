@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from jobs.reporting.nights import Night, read_results
 from jobs.reporting.ordering import key_histogram, top_rows
 from jobs.reporting.recount_lists import PLANNER_SCHEMA
-from schemas.results import ImageStatus, Reason, Recount, Verdict
+from schemas.results import RESULTS_SCHEMA, ImageStatus, Reason, Recount, Verdict
 
 TOP_ROWS = 1000
 """Bins on the page; the tables hold the rest."""
@@ -26,7 +26,8 @@ UNREADABLE_ROWS = 50
 class Overview:
     """What the page says of the whole night beyond its summary."""
 
-    top: pa.Table | None = None
+    top: pa.Table = field(default_factory=RESULTS_SCHEMA.empty_table)
+    """The first TOP_ROWS by doubt, RESULTS_SCHEMA."""
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     """Of the sort keys, see `ordering`."""
     num_rows: int = 0
@@ -49,17 +50,12 @@ class Overview:
 def survey_night(night: Night) -> Overview:
     """Reads every row once; what it keeps grows with the plan, not with the night."""
     overview = Overview()
-
-    def batches():  # type: ignore[no-untyped-def]
-        for rows in read_results(night):
-            _add(overview, rows)
-            yield rows
-
-    overview.top = top_rows(batches(), TOP_ROWS)
+    overview.top = top_rows((_add(overview, rows) for rows in read_results(night)), TOP_ROWS)
     return overview
 
 
-def _add(overview: Overview, rows: pa.Table) -> None:
+def _add(overview: Overview, rows: pa.Table) -> pa.Table:
+    """`rows` themselves, once the overview has them."""
     overview.num_rows += rows.num_rows
     overview.histogram = overview.histogram + key_histogram(rows)
     planned = rows.select(PLANNER_SCHEMA.names).filter(pc.is_valid(rows["recount"]))
@@ -84,3 +80,4 @@ def _add(overview: Overview, rows: pa.Table) -> None:
             columns["status"], pa.array([str(ImageStatus.UNREADABLE_IMAGE), str(ImageStatus.IMAGE_REJECTED)])
         )
         overview.unreadable += columns.filter(broken).slice(0, room).to_pylist()
+    return rows

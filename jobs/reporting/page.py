@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates
@@ -46,7 +45,7 @@ class PageParts:
     nights: list[Night]
     promises: list[Promise]
     certificates: list[CertificatePromise]
-    offenders: pd.DataFrame
+    offenders: list[dict[str, Any]]
     so_far: Estimates
     """What the counts that are in by now come to; the night's summary has what was known when its audit began."""
     num_second_counts: int
@@ -64,7 +63,7 @@ def render_page(parts: PageParts) -> str:
     )
     return document.render_page(
         "report.html",
-        filters={"share": share, "number": number, "plain": plain, "reason": reason_words},
+        filters={"plain": plain, "reason": reason_words},
         night=parts.night,
         whole=whole,
         claims_assumed=whole["record_model"] == "assumed",
@@ -81,7 +80,7 @@ def render_page(parts: PageParts) -> str:
         zones=zones,
         promises=parts.promises,
         certificates=parts.certificates,
-        offenders=parts.offenders.to_dict("records"),
+        offenders=parts.offenders,
         all_offenders=len(parts.offenders) < MAX_OFFENDERS,
         so_far=parts.so_far,
         num_second_counts=parts.num_second_counts,
@@ -102,9 +101,8 @@ def render_page(parts: PageParts) -> str:
 
 def list_rows(overview: Overview, thumbnails: Sequence[Thumbnail]) -> list[dict[str, Any]]:
     """The listed bins as the page's script reads them."""
-    rows = overview.top.to_pylist() if overview.top is not None else []
     listed, room = [], MAX_SEARCH_TEXT
-    for row, thumbnail in zip(rows, thumbnails, strict=True):
+    for row, thumbnail in zip(overview.top.to_pylist(), thumbnails, strict=True):
         search = hidden_text(row)[:room]
         room -= len(search)
         listed.append(_list_row(row, thumbnail) | {"search": search})
@@ -163,37 +161,24 @@ def list_worries(whole: dict[str, Any], overview: Overview) -> list[str]:
     if whole["drift_alarm"]:
         worries.append("Drift alarm: camera or records have changed. The ranking stands, certificates are suspended.")
     if whole["coverage"] is not None and whole["coverage"] < LOW_COVERAGE:
-        worries.append(f"Only {share(whole['coverage'])} of the bins were assessed.")
+        worries.append(f"Only {document.format_percent(whole['coverage'])} of the bins were assessed.")
     failed = whole["num_bins"] - whole["num_scored"]
     if failed > (1 - LOW_COVERAGE) * whole["num_bins"]:
-        worries.append(f"{number(failed)} photos could not be scored.")
+        worries.append(f"{document.format_integer(failed)} photos could not be scored.")
     if overview.num_rows != whole["num_bins"]:
-        worries.append(f"The results hold {number(overview.num_rows)} bins, the summary {number(whole['num_bins'])}.")
+        found, expected = document.format_integer(overview.num_rows), document.format_integer(whole["num_bins"])
+        worries.append(f"The results hold {found} bins, the summary {expected}.")
     return worries
 
 
-def flatten_settings(run: dict[str, Any]) -> list[tuple[str, str]]:
+def flatten_settings(settings: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
     """`run.json` as (dotted name, value); long lists and texts are cut."""
-    found: list[tuple[str, str]] = []
-
-    def walk(name: str, value: Any) -> None:
+    for key, value in settings.items():
         if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{name}.{key}" if name else str(key), inner)
+            yield from flatten_settings(value, f"{within}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-            found.append((name, shorten(visible_text(text), 200) or ""))
-
-    walk("", run)
-    return found
-
-
-def share(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
+            yield f"{within}{key}", shorten(visible_text(text), 200) or ""
 
 
 def money(values: dict[str, float]) -> str | None:

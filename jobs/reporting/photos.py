@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
+from jobs.pages.photos import encode_thumbnail
 from jobs.platform import storage
 from jobs.platform.fetching import Fault, NotFetched, fetch_bytes
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, read_pixels
@@ -46,7 +43,8 @@ def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thu
     spent, kept = 0, []
     for thumbnail in thumbnails:
         spent += len(thumbnail.source or "")
-        kept.append(Thumbnail(None, "left out to keep the page small") if spent > MAX_PHOTO_BYTES else thumbnail)
+        too_much = thumbnail.source is not None and spent > MAX_PHOTO_BYTES
+        kept.append(Thumbnail(None, "left out to keep the page small") if too_much else thumbnail)
     return kept
 
 
@@ -88,8 +86,4 @@ def _bucket(uri: str) -> str | None:
 
 
 def _shrink(data: bytes, side: int) -> str:
-    photo = Image.fromarray(read_pixels(data))
-    photo.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    sink = io.BytesIO()
-    photo.save(sink, "JPEG", quality=62, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
+    return encode_thumbnail(read_pixels(data), side, quality=62)

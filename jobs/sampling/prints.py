@@ -20,9 +20,6 @@ PAPER: Colour = (200, 190, 174)
 INK: Colour = (52, 46, 44)
 FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_SCRIPT_SIMPLEX)
 
-# What is on a face, and how often.
-STYLES = {"carton": 0.2, "brand": 0.25, "photograph": 0.27, "panels": 0.16, "marks": 0.12}
-
 
 def shade(colour: Colour, factor: float) -> Colour:
     red, green, blue = (min(255, max(0, round(channel * factor))) for channel in colour)
@@ -37,17 +34,9 @@ def blank(width: int, height: int, colour: Colour, opacity: int = 255) -> Patch:
 
 def print_face(face: Patch, sku: Sku, look: np.random.Generator) -> None:
     """Prints one face of a package in place."""
-    style = pick(look, tuple(STYLES), tuple(STYLES.values()))
-    if style == "carton":
-        _tape(face, sku, look)
-    elif style == "brand":
-        _brand(face, sku, look)
-    elif style == "photograph":
-        _photograph(face, sku, look)
-    elif style == "panels":
-        _panels(face, sku, look)
-    else:
-        _marks(face, sku, look)
+    # what is on it, and how often
+    styles = {_tape: 0.2, _brand: 0.25, _photograph: 0.27, _panels: 0.16, _marks: 0.12}
+    pick(look, tuple(styles), tuple(styles.values()))(face, sku, look)
     for _ in range(int(look.integers(0, 3))):
         _small_print(face, sku, look)
     if look.random() < 0.5:

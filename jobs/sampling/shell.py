@@ -9,6 +9,7 @@ import numpy as np
 
 from jobs.sampling.catalogue import COLOURS
 from jobs.sampling.draws import pick
+from jobs.sampling.prints import shade
 
 # RGB, measured on ABID's photos.
 RIM = (224, 193, 122)
@@ -69,44 +70,44 @@ def draw_shell(width: int, height: int, draw: np.random.Generator) -> Shell:
 def paint_inside(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> None:
     """Back wall, side walls and floor; fabric has seams and folds."""
     tone = draw.uniform(0.85, 1.12)
-    cv2.rectangle(photo, (0, 0), (shell.width, shell.height), _toned(BACK, tone), -1)
+    cv2.rectangle(photo, (0, 0), (shell.width, shell.height), shade(BACK, tone), -1)
     horizon, ceiling = shell.bottom - shell.floor_height, shell.top + shell.floor_height // 3
     for edge, inner in ((shell.left, shell.back_left), (shell.right, shell.back_right)):
         wall = [(edge, shell.top), (inner, ceiling), (inner, horizon), (edge, shell.bottom + 20)]
-        cv2.fillConvexPoly(photo, np.array(wall, np.int32), _toned(WALL, tone * draw.uniform(0.85, 1.1)), cv2.LINE_AA)
-        cv2.line(photo, (inner, ceiling), (inner, horizon), _toned(BACK, 0.75 * tone), 2, cv2.LINE_AA)
+        cv2.fillConvexPoly(photo, np.array(wall, np.int32), shade(WALL, tone * draw.uniform(0.85, 1.1)), cv2.LINE_AA)
+        cv2.line(photo, (inner, ceiling), (inner, horizon), shade(BACK, 0.75 * tone), 2, cv2.LINE_AA)
     floor = [
         (shell.left, shell.height),
         (shell.back_left, horizon),
         (shell.back_right, horizon),
         (shell.right, shell.height),
     ]
-    cv2.fillConvexPoly(photo, np.array(floor, np.int32), _toned(FLOOR, tone * draw.uniform(0.9, 1.15)), cv2.LINE_AA)
-    cv2.line(photo, (shell.back_left, horizon), (shell.back_right, horizon), _toned(BACK, 0.72 * tone), 2, cv2.LINE_AA)
+    cv2.fillConvexPoly(photo, np.array(floor, np.int32), shade(FLOOR, tone * draw.uniform(0.9, 1.15)), cv2.LINE_AA)
+    cv2.line(photo, (shell.back_left, horizon), (shell.back_right, horizon), shade(BACK, 0.72 * tone), 2, cv2.LINE_AA)
     for outside, sign in ((shell.left, -1), (shell.right, 1)):
         if 0 < outside < shell.width:
             # The neighbouring bin's fabric post.
             beyond = photo[:, :outside] if sign < 0 else photo[:, outside:]
-            beyond[:] = np.array(_toned(RIM, tone * draw.uniform(0.7, 0.95)), np.uint8)
+            beyond[:] = np.array(shade(RIM, tone * draw.uniform(0.7, 0.95)), np.uint8)
             post = int(0.05 * shell.width)
             next_bin = beyond[:, :-post] if sign < 0 else beyond[:, post:]
             if next_bin.shape[1] > post // 2:
                 _paint_neighbour(next_bin, tone, draw)
     fold = int(draw.integers(shell.back_left, shell.back_right))
     cv2.line(
-        photo, (fold, ceiling), (fold + int(draw.integers(-12, 12)), horizon), _toned(BACK, 1.1 * tone), 3, cv2.LINE_AA
+        photo, (fold, ceiling), (fold + int(draw.integers(-12, 12)), horizon), shade(BACK, 1.1 * tone), 3, cv2.LINE_AA
     )
 
 
 def _paint_neighbour(beyond: np.ndarray, tone: float, draw: np.random.Generator) -> None:
     """What the next bin shows at the photo's edge: its dark inside, and perhaps a piece of its own."""
-    beyond[:] = np.array(_toned(BACK, tone * draw.uniform(0.6, 1.0)), np.uint8)
+    beyond[:] = np.array(shade(BACK, tone * draw.uniform(0.6, 1.0)), np.uint8)
     if draw.random() < 0.6:
         height, width = beyond.shape[:2]
         top = int(height * draw.uniform(0.2, 0.7))
-        beyond[top : int(0.9 * height), :, :] = np.array(_toned(pick(draw, COLOURS), draw.uniform(0.6, 1.1)), np.uint8)
+        beyond[top : int(0.9 * height), :, :] = np.array(shade(pick(draw, COLOURS), draw.uniform(0.6, 1.1)), np.uint8)
         line = top + int(height * draw.uniform(0.05, 0.2))
-        beyond[line : line + height // 12, width // 4 :] = np.array(_toned(pick(draw, COLOURS), 0.9), np.uint8)
+        beyond[line : line + height // 12, width // 4 :] = np.array(shade(pick(draw, COLOURS), 0.9), np.uint8)
 
 
 def paint_rims(photo: np.ndarray, shell: Shell, draw: np.random.Generator) -> None:
@@ -131,12 +132,12 @@ def _paint_rim(photo: np.ndarray, columns: np.ndarray, edge: np.ndarray, outer: 
     line = np.stack([columns, edge], axis=1).astype(np.int32)
     around = np.concatenate([line, [(columns[-1], outer), (columns[0], outer)]]).astype(np.int32)
     sign = 1 if outer else -1
-    cv2.polylines(photo, [line - (0, 3 * sign)], False, _toned(BACK, 0.75), 3, cv2.LINE_AA)  # its shadow
-    cv2.fillPoly(photo, [around], _toned(RIM, float(draw.uniform(0.92, 1.06))), cv2.LINE_AA)
-    cv2.polylines(photo, [line - (0, -sign)], False, _toned(RIM, 1.1), 2, cv2.LINE_AA)
+    cv2.polylines(photo, [line - (0, 3 * sign)], False, shade(BACK, 0.75), 3, cv2.LINE_AA)  # its shadow
+    cv2.fillPoly(photo, [around], shade(RIM, float(draw.uniform(0.92, 1.06))), cv2.LINE_AA)
+    cv2.polylines(photo, [line - (0, -sign)], False, shade(RIM, 1.1), 2, cv2.LINE_AA)
     for start in range(0, len(columns) - 1):
         x, y = line[start]
-        cv2.line(photo, (int(x), int(y) + 7 * sign), (int(x) + 9, int(y) + 7 * sign), _toned(RIM, 0.9), 1, cv2.LINE_AA)
+        cv2.line(photo, (int(x), int(y) + 7 * sign), (int(x) + 9, int(y) + 7 * sign), shade(RIM, 0.9), 1, cv2.LINE_AA)
 
 
 def _paint_label(photo: np.ndarray, shell: Shell, edge: int, *, below: bool, draw: np.random.Generator) -> None:
@@ -168,7 +169,7 @@ def _paint_label(photo: np.ndarray, shell: Shell, edge: int, *, below: bool, dra
     label[margin:-margin, x + side + margin : x + side + 3 * margin] = WHITE
     left = int(shell.width * draw.uniform(0.22, 0.42))
     top = edge + int(draw.uniform(4, 12)) if below else edge - int(draw.uniform(3, 9)) - tall
-    pocket = np.full((tall + 8, size + 14, 3), _toned(RIM, 1.08), np.uint8)  # clear plastic that holds it
+    pocket = np.full((tall + 8, size + 14, 3), shade(RIM, 1.08), np.uint8)  # clear plastic that holds it
     pocket[4:-4, 7:-7] = label
     turn = cv2.getRotationMatrix2D((size / 2, tall / 2), float(draw.normal(0, 1.5)), 1.0)
     turn[1, 2] += 10  # room for the turn
@@ -180,8 +181,3 @@ def _paint_label(photo: np.ndarray, shell: Shell, edge: int, *, below: bool, dra
     frame = (shell.width, last - first)
     cv2.warpAffine(pocket, turn, frame, dst=strip, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
     photo[first:last] = strip
-
-
-def _toned(colour: tuple[int, int, int], factor: float) -> tuple[int, int, int]:
-    red, green, blue = (min(250, round(channel * factor)) for channel in colour)
-    return red, green, blue

@@ -41,7 +41,6 @@ class Room:
     """How many photos a front replica works on, how many bytes they hold, and whether it takes more."""
 
     limit: int
-    max_bytes: int = MAX_HELD_BYTES
     in_flight: int = 0
     held_bytes: int = 0
     draining: bool = False
@@ -74,7 +73,7 @@ class Room:
 
     def hold(self, num_bytes: int) -> None:
         """Raises Problem where there is no memory for so many bytes more."""
-        if self.held_bytes + num_bytes > self.max_bytes:
+        if self.held_bytes + num_bytes > MAX_HELD_BYTES:
             raise self.overloaded(f"{self.held_bytes} bytes are held, there is no room for {num_bytes} more")
         self.held_bytes += num_bytes
 

@@ -48,12 +48,15 @@ def build_api(front: Front) -> FastAPI:
     )
     install_handlers(api)
     timeout_s = front.settings.request_timeout_s
-    bounded = problems("body_timed_out", "body_too_large", "unsupported_media_type", "overloaded", "shutting_down")
+    refusals = problems(
+        *("body_timed_out", "body_too_large", "unsupported_media_type", "overloaded", "shutting_down"),
+        *("invalid_request", "timed_out", "unauthorized"),
+    )
 
     @api.post(
         "/v1/count",
         summary="Counts one photo",
-        responses=ok(EXAMPLE) | bounded | problems("invalid_request", "timed_out", "unauthorized"),
+        responses=ok(EXAMPLE) | refusals,
         openapi_extra=COUNT_BODY,
     )
     async def count(
@@ -65,7 +68,7 @@ def build_api(front: Front) -> FastAPI:
     @api.post(
         "/v1/count/batch",
         summary="Counts several photos; each gets an answer or a problem of its own",
-        responses=ok(BATCH_EXAMPLE) | bounded | problems("invalid_request", "timed_out", "unauthorized"),
+        responses=ok(BATCH_EXAMPLE) | refusals,
         openapi_extra=BATCH_BODY,
     )
     async def count_batch(request: Request) -> BatchAnswer:

@@ -21,9 +21,6 @@ MAX_PHOTOS = 64
 """Of one batch."""
 
 
-RAW_TYPES = "image/* or application/octet-stream"
-
-
 @dataclass
 class Upload:
     """One photo as it came."""
@@ -55,7 +52,8 @@ async def read_upload(request: Request, expected_qty: int | None, timeout_s: flo
         return Upload(await _in_time(_read_body(request), timeout_s), None, expected_qty)
     raise Problem(
         "unsupported_media_type",
-        f"Content-Type: expected {RAW_TYPES}, or multipart/form-data with the field `file`, found {kind or 'none'}",
+        "Content-Type: expected image/* or application/octet-stream, or multipart/form-data with the field `file`, "
+        f"found {kind or 'none'}",
     )
 
 

@@ -97,10 +97,7 @@ def render_training_report(
         fitted=fitted,
         methods=fitted.calibration.held_out_nll,
         classes=classes,
-        confusion=[
-            (name, [(int(count), count / max(1, row.sum())) for count in row])
-            for name, row in zip(classes, table, strict=True)
-        ],
+        confusion=table.tolist(),
         findings=outcome["findings"],
         silent=[rule.__name__ for rule in RULES if rule.__name__ not in {f["rule"] for f in outcome["findings"]}],
         rules={rule.__name__: (rule.__doc__ or "").strip() for rule in RULES},

@@ -71,6 +71,6 @@ def test_a_title_can_not_break_out_of_the_plot() -> None:
 
 def test_figures_that_do_not_exist_are_dashes_and_zero_has_no_sign() -> None:
     assert format_percent(None) == "–"
-    assert format_percent(0.4141) == "41.4 %"
+    assert format_percent(0.4141) == "41.4\N{NO-BREAK SPACE}%"
     assert format_signed(-0.0004) == "0.000"
     assert format_signed(-0.5, 1) == "−0.5"

@@ -332,7 +332,6 @@ def test_the_top_of_a_stream_is_the_top_of_the_sorted_whole(nights: Path) -> Non
     ]
     whole = sort_rows(pa.concat_tables(batches))
     top = top_rows(batches, 150)
-    assert top is not None
     assert top["bin_id"].to_pylist() == whole["bin_id"].to_pylist()[:150]
 
 
@@ -477,7 +476,7 @@ def test_repeat_offenders_were_wrong_again_after_a_correction(tmp_path: Path) ->
     for number, (name, qty, expected) in enumerate(found):
         night = DATES[number % 2]
         take_in(tmp_path, *(_counted(name, qty, who, night, expected_qty=expected) for who in ("ann", "bob")))
-    (offender,) = find_offenders(read_history(str(tmp_path), TONIGHT)).to_dict("records")
+    (offender,) = find_offenders(read_history(str(tmp_path), TONIGHT))
     assert offender == {
         "bin_id": "again",
         "zone": "Z1",
@@ -548,6 +547,17 @@ def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pyt
     assert found[0].source is not None
     assert found[-1] == type(found[0])(None, "left out to keep the page small")
     assert sum(len(thumbnail.source or "") for thumbnail in found) <= 150_000
+
+
+def test_a_photo_that_can_not_be_had_says_so_also_where_the_page_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (90, 30), "red").save(tmp_path / "photo.png")
+    monkeypatch.setattr("jobs.reporting.photos.MAX_PHOTO_BYTES", 100)
+    rows = [{"image_uri": str(tmp_path / name), "status": "scored"} for name in ("photo.png", "gone.jpg")]
+    rejected = {"image_uri": str(tmp_path / "photo.png"), "status": "image_rejected"}
+    problems = [thumbnail.problem for thumbnail in fetch_thumbnails([*rows, rejected], anonymous=False)]
+    assert problems == ["left out to keep the page small", "no longer there", "image rejected"]
 
 
 UPLOAD = """

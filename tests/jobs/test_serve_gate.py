@@ -114,11 +114,12 @@ def problem(reply: Reply, status: int, cause: str) -> Reply:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_bodies_hold_bytes_until_they_are_answered(announced: bool) -> None:
+def test_bodies_hold_bytes_until_they_are_answered(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.serving.gate.MAX_HELD_BYTES", 1000)
     headers = JPEG | ({"content-length": "600"} if announced else {})
 
     async def live() -> None:
-        room, may_go = Room(limit=10, max_bytes=1000), asyncio.Event()
+        room, may_go = Room(limit=10), asyncio.Event()
 
         async def count(upload: Upload) -> Answer:
             await may_go.wait()
