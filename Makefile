@@ -38,7 +38,7 @@ test: setup
 test-jobs-with-ray: setup
 	$(BIN)/pytest tests/jobs -m 'ray and not slow' --timeout 600 --durations 15
 
-# whole nights from outside: end to end, and with a fault
+# from outside: whole nights, end to end and with a fault, and the endpoint
 test-nights-with-ray: setup
 	$(BIN)/pytest --ignore tests/jobs -m 'ray and not slow' --timeout 600 --durations 15
 

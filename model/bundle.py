@@ -1,4 +1,4 @@
-"""A bundle with its network: saved whole or not at all, loaded strictly."""
+"""A bundle with its network: written into a folder, loaded strictly."""
 
 from __future__ import annotations
 

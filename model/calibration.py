@@ -141,9 +141,14 @@ def calibrate(
             )
             probabilities[inside] = apply_calibration(logits[inside], fitted)
         held_out[method] = probabilities
-    nll = {method: negative_log_likelihood(held_out[method], labels) for method in METHODS}
+    shift = shift_of_mix(labels, training_histogram)
+    # judged at the held-out bins' own mix, else the method that keeps training's the least would win where they differ
+    nll = {
+        method: negative_log_likelihood(softmax(np.log(np.maximum(found, 1e-300)) + shift, axis=1), labels)
+        for method, found in held_out.items()
+    }
     chosen = min(METHODS, key=lambda method: nll[method])
-    fitted = fit_calibration(logits, labels, chosen, shift_of_mix(labels, training_histogram))
+    fitted = fit_calibration(logits, labels, chosen, shift)
     threshold, outside = set_threshold(held_out[chosen], labels, folds)
     return FittedCalibration(
         fitted.model_copy(update={"held_out_nll": nll}),

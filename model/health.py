@@ -209,8 +209,8 @@ def overfitting(seen: Observations) -> Finding | None:
         return None
     epochs = seen.comparable_epochs
     best = min(epochs, key=lambda epoch: nlls[epoch])
-    # each NLL has a temperature of its own, which takes most of the rise away; and before, the learning rate is too high
-    # to tell
+    # each NLL has a temperature and biases of its own, which take most of the rise away; and before, the learning rate is
+    # too high to tell
     bound = 1.015 if seen.settled_epochs >= 2 else 1.05
     if (
         best not in epochs[:-2]

@@ -24,7 +24,7 @@ from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.v2._internal.execution.context import logger as report_logger
 from torch import nn
 
-from model.calibration import apply_calibration, fit_calibration, negative_log_likelihood
+from model.calibration import apply_calibration, fit_calibration, negative_log_likelihood, shift_of_mix
 from model.evaluation import Evaluation
 from model.health import (
     NEVER_STOP,
@@ -62,6 +62,7 @@ STATE_FILE = "state.pt"
 AUXILIARY_WEIGHT = 0.3
 UNHEALTHY = "unhealthy"
 NOT_FINITE = "the loss is not a finite number"
+TOO_LARGE = "don't fit the GPU's memory"
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class _Loop:
             logits.sum().backward()
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
-                f"{num_photos} photos of {side} pixels don't fit the GPU's memory: lower --micro-batch-size or --image-size"
+                f"{num_photos} photos of {side} pixels {TOO_LARGE}: lower --micro-batch-size or --image-size"
             ) from error
 
     def _micro_batches(self, train: np.ndarray, epoch: int) -> list[MicroBatch]:
@@ -310,8 +311,9 @@ class _Loop:
             self.stopped = self._not_finite(epoch)
             entry |= {"selection_nll": math.inf}
         else:
-            # soft targets leave the logits too flat; one temperature undoes it before they are compared
-            fitted = fit_calibration(logits, labels, "temperature")
+            # soft targets leave the logits too flat, and rare classes too common: undone before they are compared
+            shift = shift_of_mix(labels, self.seen.label_histogram)
+            fitted = fit_calibration(logits, labels, "temperature", shift)
             probabilities = apply_calibration(logits, fitted)
             entry["selection_nll"] = negative_log_likelihood(probabilities, labels)
             # a scope of one class, which any camera gets right, has no figures

@@ -47,7 +47,8 @@ class Calibration(Document):
     bias: list[float]
     """(classes,)."""
     held_out_nll: dict[str, float] = Field(default_factory=dict)
-    """Cross-fitted mean negative log likelihood of each method that was tried; the lowest was taken."""
+    """Cross-fitted mean negative log likelihood of each method that was tried, with the held-out bins' own class mix; the
+    lowest was taken."""
 
     @model_validator(mode="after")
     def _square(self) -> Calibration:
@@ -149,7 +150,8 @@ def content_id(fields: dict[str, Any]) -> str:
             "label_noise",
         )
     }
-    if fields.get("activation_ranges") is not None:  # the id of a bundle without them stays what it was
-        covered["activation_ranges"] = fields["activation_ranges"]
+    for name in ("activation_ranges", "num_independent"):
+        if fields.get(name) is not None:  # the id of a bundle without them stays what it was
+            covered[name] = fields[name]
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -118,7 +118,9 @@ SUMMARY_SCHEMA = pa.schema(
             "label_noise_used", _SHARE, "Share of training labels taken to be wrong: assumed, or learned from recounts."
         ),
         column(
-            "temperature", _SHARE, "That the logits are divided by; null unless the calibration is one temperature."
+            "temperature",
+            _SHARE,
+            "That the logits are divided by, before a bias per class; null unless the calibration is one temperature.",
         ),
         column("bundle_id", pa.string(), "The bundle that scored the photos.", required=True),
         column("calibration_id", pa.string(), "Record model and calibration in force.", required=True),

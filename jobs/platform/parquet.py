@@ -19,8 +19,10 @@ INCOMPLETE = "_incomplete"
 class DamagedParquet(InputError):  # noqa: N818 - what the file is
     """No Parquet file, or a damaged one as a power cut may leave it; one that may not be read is none of these."""
 
-    def __init__(self, uri: str, error: Exception) -> None:
-        super().__init__(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
+
+def _damaged(uri: str, error: Exception) -> DamagedParquet:
+    # no __init__ of its own: what a worker raises is pickled
+    return DamagedParquet(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
 
 
 def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredObject]:
@@ -56,7 +58,7 @@ def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
         _ = parquet.schema_arrow.names  # names that are no UTF-8 are found damaged here, and not by who asks for them
         return parquet
     except DAMAGED_PARQUET as error:
-        raise DamagedParquet(uri, error) from error
+        raise _damaged(uri, error) from error
 
 
 def read_row_group(uri: str, row_group: int) -> pa.Table:
@@ -79,7 +81,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.ParquetFile(io.BytesIO(data)).read(columns)
     except DAMAGED_PARQUET as error:
-        raise DamagedParquet(uri, error) from error
+        raise _damaged(uri, error) from error
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> None:

@@ -43,7 +43,7 @@ from jobs.training.start import Start
 from jobs.training.workers import plan_workers, worker_environment
 from model.micro_batches import TrainingSet
 from model.recipe import Recipe
-from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY, LoopSettings, train_loop_per_worker
+from model.training import NOT_FINITE, STATE_FILE, TOO_LARGE, UNHEALTHY, LoopSettings, train_loop_per_worker
 from schemas.errors import GateError
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,9 @@ def train_network(
         with _controller_environment(), _own_interrupt():
             result = trainer.fit()
     except TrainingFailedError as error:
-        raise GateError(f"training failed: {_reason(error)}; the same command continues from {run_uri}") from error
+        reason = _reason(error)
+        goes_on = "" if TOO_LARGE in reason else f"; the same command continues from {run_uri}"
+        raise GateError(f"training failed: {reason}{goes_on}") from error
     outcome = result.return_value  # type: ignore[attr-defined]
     if result.checkpoint is None or outcome is None:
         raise GateError(f"training ended without a checkpoint; look at {run_uri}")

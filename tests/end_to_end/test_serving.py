@@ -1,34 +1,135 @@
-"""The endpoint over real HTTP on a real Ray Serve: answers, errors, limits, token, metrics, shutting down."""
+"""The endpoint over real HTTP on a real Ray Serve: answers, errors, limits, token, metrics, its page in a real browser,
+shutting down."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import json
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from ray import serve
 
 from jobs import serve as serve_job
 from jobs.config.serve import ServeConfig
+from jobs.serve import start_endpoint
 from jobs.serving import uploads
 from jobs.serving.app import learn_current_belief
 from jobs.stages.resources import CPU_BATCH, resolve_precision
 from model.bundle import load_bundle
-from model.bundle_files import read_bundle_info
+from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info
 from model.images import decode_image
 from model.posterior import build_assessor, camera_columns
 from model.scoring import Scorer
 from schemas.errors import InputError
-from tests.dump import photo
-from tests.end_to_end.conftest import MAX_BODY, TOKEN, Client, Reply
+from tests.browser import CHROMIUM, Tab, in_browser
+from tests.conftest import free_port
+from tests.dump import photo, write_bundle
 from tests.model.hostile_photos import encode, png
+from tests.night import write_nights
 
 pytestmark = pytest.mark.ray
+in_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)")
+
+TOKEN = "a token that is long enough"
+MAX_BODY = 200_000
+DROP = """
+(() => {
+  const bytes = Uint8Array.from(atob("%s"), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "<b>bin</b>.jpg", { type: "image/jpeg" }));
+  document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+})()
+"""
+ENTER_TOKEN = f"document.getElementById('token').value = '{TOKEN}'"
+ANSWERED = "new Promise((done) => { const look = () => document.getElementById('%s').hidden ? setTimeout(look, 50) : done(true); look(); })"
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Client:
+    port: int
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, *, token: str | None = TOKEN, **headers: str
+    ) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        if token is not None:
+            fields["Authorization"] = f"Bearer {token}"
+        try:
+            connection.request(method, path, body, fields)
+            answer = connection.getresponse()
+            return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        finally:
+            connection.close()
+
+    def count(self, data: bytes, query: str = "", **headers: str) -> Reply:
+        return self.ask("POST", f"/v1/count{query}", data, **{"Content_Type": "image/jpeg", **headers})
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It has learned from one photo and tested itself on another."""
+    digests = [hashlib.sha256(photo(5, seed)).hexdigest() for seed in (500, 501)]
+    seen = pa.Table.from_pydict(
+        {"image_sha256": digests, "bin_id": ["1", "2"], "split": ["train", "test"]}, schema=TRAINING_IMAGES_SCHEMA
+    )
+    return write_bundle(tmp_path_factory.mktemp("bundle"), seen=seen)
+
+
+@pytest.fixture(scope="module")
+def audits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two committed nights, the first of them counted; of late, as what is learned comes from the last thirty days."""
+    output = tmp_path_factory.mktemp("audits")
+    today = datetime.now(UTC).date()
+    write_nights(output, [(today - timedelta(days=days)).isoformat() for days in (2, 1)], num_bins=300)
+    return output
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None, bundle: Path, audits: Path) -> Iterator[Client]:
+    """One endpoint for all tests, since it takes long to start; the last one shuts it down."""
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOCK_AUDIT_TOKEN", TOKEN)
+        start_endpoint(
+            ServeConfig(
+                bundle_uri=str(bundle),
+                output_uri=str(audits),
+                port=port,
+                max_waiting=24,
+                max_body_bytes=MAX_BODY,
+                request_timeout_s=120,
+            )
+        )
+    yield Client(port)
+    serve.shutdown()
+
+
+@pytest.fixture
+def endpoint(client: Client) -> str:
+    return f"http://127.0.0.1:{client.port}/"
 
 
 def _scores(bundle: Path, photos: list[bytes]) -> np.ndarray:
@@ -216,13 +317,10 @@ def test_a_request_id_comes_back_once_and_stands_in_the_log_without_photo_or_tok
 
 
 def test_more_than_can_wait_is_refused_at_once_and_the_rest_is_answered(client: Client) -> None:
-    stop = threading.Event()
     replies: list[Reply] = []
 
     def insist(seed: int) -> None:
         for turn in range(6):
-            if stop.is_set():
-                return
             replies.append(client.count(photo(3, 100 * seed + turn)))
 
     with ThreadPoolExecutor(72) as pool:
@@ -260,6 +358,66 @@ def test_the_pages_load_nothing_from_elsewhere(client: Client) -> None:
     assert set(description["paths"]) == {
         "/v1/count", "/v1/count/batch", "/v1/bundle", "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
+
+
+def drop(data: bytes) -> str:
+    return DROP % base64.b64encode(data).decode()
+
+
+def text(name: str) -> str:
+    return f"document.getElementById('{name}').textContent"
+
+
+@in_chromium
+def test_a_dropped_photo_is_counted_and_held_against_the_record(endpoint: str, browser: int) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate(ENTER_TOKEN)
+        await tab.evaluate("document.getElementById('expected').value = '2'")
+        await tab.evaluate(drop(photo(3, 7)))
+        assert await tab.evaluate(ANSWERED % "answer")
+        count = (await tab.evaluate(text("count"))).split()[0]
+        assert await tab.evaluate(text("status")) == f"Counted: {await tab.evaluate(text('count'))}"
+        assert int(count) in range(7)
+        assert "Record 2: wrong with probability" in await tab.evaluate(text("record"))
+        shares = await tab.evaluate("[...document.querySelectorAll('#bars .share')].map((bar) => bar.textContent)")
+        assert len(shares) == 7
+        assert await tab.evaluate("document.getElementById('picture').naturalWidth") > 0
+
+    assert {
+        asked.removeprefix(endpoint)
+        for asked in in_browser(browser, endpoint, "!!document.getElementById('send')", steps)
+    } == {
+        "",
+        "v1/count?expected_qty=2",
+    }
+
+
+@in_chromium
+def test_what_is_no_photo_is_answered_with_the_reason(endpoint: str, browser: int) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate(ENTER_TOKEN)
+        await tab.evaluate(drop(b"<script>alert(1)</script>"))
+        assert await tab.evaluate(ANSWERED % "problem")
+        assert "image" in (await tab.evaluate(text("problem"))).lower()
+        assert await tab.evaluate("document.getElementById('answer').hidden")
+        # the browser itself reports every answer above 399 to the console
+        tab.complaints = [line for line in tab.complaints if "Failed to load resource" not in line]
+
+    in_browser(browser, endpoint, "!!document.getElementById('send')", steps)
+
+
+@in_chromium
+def test_a_page_that_has_no_field_for_a_token_asks_without_one(endpoint: str, browser: int) -> None:
+    """As where none is needed; this endpoint then says that it needs one."""
+
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("document.getElementById('token').remove()")
+        await tab.evaluate(drop(photo(3, 7)))
+        assert await tab.evaluate(ANSWERED % "problem")
+        assert "token" in (await tab.evaluate(text("problem"))).lower()
+        tab.complaints = [line for line in tab.complaints if "Failed to load resource" not in line]
+
+    in_browser(browser, endpoint, "!!document.getElementById('send')", steps)
 
 
 @pytest.mark.slow

@@ -159,8 +159,13 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
 @pytest.mark.parametrize("objective", ["probability", "value"])
 @pytest.mark.parametrize(
     ("bundle", "baseline", "alarm"),
-    [(USUAL, None, False), (SHARPER, None, True), (USUAL, QUIET_NIGHTS, True)],
-    ids=["usual", "other than calibrated", "other than before"],
+    [
+        (USUAL, None, False),
+        (SHARPER, None, True),
+        (SHARPER.model_copy(update={"num_independent": 1}), None, False),
+        (USUAL, QUIET_NIGHTS, True),
+    ],
+    ids=["usual", "other than calibrated", "calibrated on bins that are alike", "other than before"],
 )
 def test_certificates_and_ranks_are_of_the_whole_night(
     ray_cluster: None, tmp_path: Path, objective: str, bundle: BundleInfo, baseline: Baseline | None, alarm: bool

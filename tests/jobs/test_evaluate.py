@@ -29,6 +29,7 @@ from model.metrics import evaluate_counts
 from model.prediction_sets import build_prediction_sets
 from model.processor import multiplies_int8
 from model.scoring import Scorer
+from schemas.bundle import LabelNoise
 from schemas.errors import InputError
 from tests.dump import manifest_table, photo, write_bundle, write_photos
 from tests.planned_night import bundle_info
@@ -332,6 +333,10 @@ def test_a_counter_that_knows_doubts_the_altered_records_and_one_that_does_not_d
     assert {"noise_0.00", "noise_0.05"} <= set(found["rankings"])
     lots = measure_doubt(np.full((1000, 7), 1 / 7), labels, bundle_info(), seed=0)
     assert lots["rankings"]["p_expected"]["50"] == pytest.approx(0.05, abs=0.03)
+    unsure = np.random.default_rng(1).dirichlet(np.ones(7), 1000)
+    noisy = bundle_info().model_copy(update={"label_noise": LabelNoise(rate=0.05)})
+    rankings = measure_doubt(unsure, labels, noisy, seed=0)["rankings"]
+    assert rankings["p_record_wrong"] == rankings["noise_0.05"] != rankings["noise_0.00"]
 
 
 def test_too_few_bins_give_no_ranking() -> None:

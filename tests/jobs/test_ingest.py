@@ -419,13 +419,14 @@ def test_an_inventory_stands_in_for_listing(bucket: str, form: str) -> None:
 @pytest.mark.s3
 def test_an_inventory_that_is_none_is_named(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     put_bins(bucket, "1")
-    put(bucket, {"i/manifest.json": b"[]", "i/wide.csv": b'"b","k","v","true"\n'})
+    put(bucket, {"i/manifest.json": b"[]", "i/wide.csv": b'"b","k","v","true"\n', "i/odd.parquet": b"PAR1"})
     for name, message in (
         ("manifest.json", "expected an S3 Inventory's manifest.json with fileFormat"),
         ("gone.json", "gone.json: expected an S3 Inventory's manifest.json, found nothing"),
         ("wide.csv", "give its manifest.json, which names the columns"),
         ("gone.csv", "gone.csv: expected an S3 Inventory file, found nothing"),
         ("gone.parquet", "gone.parquet: expected an S3 Inventory file, found nothing"),
+        ("odd.parquet", "odd.parquet: expected a Parquet file, found something else"),
         ("x.orc", "expected an inventory's manifest.json, .parquet, .csv or .csv.gz file"),
     ):
         assert run(bucket, "--inventory-uri", storage.join(bucket, "i", name)) == 2, name

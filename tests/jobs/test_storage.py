@@ -1,3 +1,4 @@
+import pickle
 import re
 import threading
 from collections.abc import Iterator
@@ -7,11 +8,11 @@ from pathlib import Path
 import boto3
 import pyarrow as pa
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import EndpointConnectionError
 from obstore.exceptions import BaseError, GenericError
 
 from jobs.platform import s3, storage
-from jobs.platform.parquet import open_parquet, parquet_files, read_row_group, read_table, write_table
+from jobs.platform.parquet import DamagedParquet, open_parquet, parquet_files, read_row_group, read_table, write_table
 from jobs.training.network import ray_storage
 from schemas.errors import InputError
 
@@ -134,19 +135,36 @@ def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_ne
 def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:
     uri = storage.join(folder, "t.parquet")
     storage.write_bytes(uri, b"bin_id,sku\n1,2\n")
-    with pytest.raises(InputError, match=r"t\.parquet.*expected a Parquet file"):
+    with pytest.raises(DamagedParquet, match=r"t\.parquet.*expected a Parquet file") as caught:
         open_parquet(uri)
+    again = pickle.loads(pickle.dumps(caught.value))  # as on its way from a worker to the driver
+    assert (type(again), str(again)) == (DamagedParquet, str(caught.value))
 
 
-def test_folders_are_copied_both_ways(folder: str, tmp_path: Path) -> None:
+def test_folders_are_copied_both_ways_and_what_declares_one_whole_goes_last(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = storage.write_bytes, []
+
+    def note(uri: str, data: bytes | Path) -> None:
+        written.append(uri.rpartition("/")[2])
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", note)
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     target.mkdir()
     (source / "weights").write_bytes(b"w")
     (source / "bundle.json").write_bytes(b"{}")
+    (source / "a").write_bytes(b"a")
     storage.upload_folder(source, storage.join(folder, "bundle"), last="bundle.json")
     storage.download_folder(storage.join(folder, "bundle"), target)
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == {"weights": b"w", "bundle.json": b"{}"}
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+        "weights": b"w",
+        "bundle.json": b"{}",
+        "a": b"a",
+    }
+    assert written[-1] == "bundle.json" and len(written) == 3
 
 
 def test_another_scheme_is_an_input_error() -> None:
@@ -223,6 +241,8 @@ class _Amazon(BaseHTTPRequestHandler):
 @pytest.mark.parametrize("anonymous", [False, True])
 def test_a_bucket_is_asked_for_where_it_lies(monkeypatch: pytest.MonkeyPatch, anonymous: bool) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setattr(s3, "_guessed", {})
+    s3._known_store.cache_clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), _Amazon) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
@@ -230,13 +250,13 @@ def test_a_bucket_is_asked_for_where_it_lies(monkeypatch: pytest.MonkeyPatch, an
             assert s3._ask_region("mine", anonymous) == "eu-west-1", "a server of one's own"
             monkeypatch.setattr(s3, "endpoint", lambda: None)
             found = [s3._ask_region(name, anonymous) for name in ("mine", "theirs", "moved", "unknown")]
-            with pytest.raises(ClientError):
-                s3._ask_region("busy", anonymous)
+            busy = s3.open_bucket("busy", anonymous=anonymous)
             _, checkpoints = ray_storage("s3://mine/bundle.training")
         finally:
             server.shutdown()
     assert found == ["eu-central-1", "us-east-1", "ap-south-1", "eu-west-1"]
     assert checkpoints.region == "eu-central-1"
+    assert (busy.config["region"], list(s3._guessed)) == ("eu-west-1", [("busy", anonymous)])
 
 
 def test_a_region_that_could_not_be_asked_for_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,8 +262,8 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     found = Scorer(bundle, device="cpu", precision="fp32", batch_size=32).logits(photos)
     assert np.allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     assert bundle.info.test_time_flip
-    sets = (bundle.info.prediction_set_threshold, bundle.info.record_outside_set_share)
-    assert sets == (fitted.prediction_set_threshold, fitted.record_outside_set_share)
+    names = ("prediction_set_threshold", "record_outside_set_share", "num_independent")
+    assert [getattr(bundle.info, name) for name in names] == [getattr(fitted, name) for name in names]
     assert len(bundle.info.activation_ranges or {}) == 20
     report = (tmp_path / "bundle" / "report.html").read_text()
     assert "Where the time went" in report
@@ -332,12 +332,19 @@ def test_an_unhealthy_training_ends_with_its_findings_and_no_network(
     ended = SimpleNamespace(return_value=outcome, checkpoint=object())
     monkeypatch.setattr(network, "plan_workers", lambda *given: (None, 1))
     monkeypatch.setattr(network, "_controller_environment", nullcontext)
-    monkeypatch.setattr(network, "TorchTrainer", lambda *given, **named: SimpleNamespace(fit=lambda: ended))
-    made = config()
+    told: list[str] = []
+
+    def make_trainer(loop: object, *, train_loop_config: dict[str, Any], **named: object) -> SimpleNamespace:
+        told.append(train_loop_config["settings"].on_unhealthy)
+        return SimpleNamespace(fit=lambda: ended)
+
+    monkeypatch.setattr(network, "TorchTrainer", make_trainer)
+    made = config(on_unhealthy="stop")
     with pytest.raises(TrainingStoppedError, match=r"unhealthy in epoch 1: .*poor_initialisation"):
         train_network(few_bins(), made, read_start(made), str(tmp_path))
     (findings,) = tmp_path.glob(f"*/{FINDINGS_FILE}")
     assert json.loads(findings.read_text()) == [finding]
+    assert told == ["stop"]
 
 
 def test_a_failed_training_says_what_its_worker_met() -> None:

@@ -86,9 +86,7 @@ def test_another_format_version_is_refused(tmp_path: Path, network: torch.nn.Mod
         read_bundle_info(tmp_path)
 
 
-def test_an_architecture_that_is_not_known_is_refused_before_anything_is_fetched(
-    tmp_path: Path, network: torch.nn.Module
-) -> None:
+def test_an_architecture_that_is_not_known_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
     save(tmp_path, network)
     path = tmp_path / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": "vgg"}))

@@ -192,11 +192,15 @@ def test_weights_that_are_no_numbers_stop_the_loop_with_nothing_kept(
 def test_an_unhealthy_loop_stops_after_its_epoch_and_goes_on_where_it_is_to_warn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(training, "check_health", lambda seen: [Finding("poor_initialisation", "alike", {}, 1)])
+    found = [Finding("class_imbalance", "few of one class", {}, 1)]
+    monkeypatch.setattr(training, "check_health", lambda seen: found)
     loop = make_loop(monkeypatch, on_unhealthy="stop")
+    loop._check_health(0)
+    assert loop.stopped is None, "such a finding stops nothing"
+    found.append(Finding("poor_initialisation", "alike", {}, 1))
     monkeypatch.setattr(_Loop, "_report", lambda loop, entry: torch.save(loop._state(), tmp_path / STATE_FILE))
     outcome = loop.run()
-    assert outcome is not None and outcome["stopped"].startswith(f"{UNHEALTHY} in epoch 1")
+    assert outcome is not None and outcome["stopped"] == f"{UNHEALTHY} in epoch 1: poor_initialisation"
     assert len(outcome["history"]) == 1
     resumed = make_loop(monkeypatch, checkpoint=tmp_path)
     resumed.run()
@@ -227,3 +231,19 @@ def test_a_rehearsal_with_whole_photos_leaves_the_network_as_it_is_or_says_what_
         RuntimeError, match="4 photos of 32 pixels don't fit the GPU's memory: lower --micro-batch-size"
     ):
         loop._rehearse()
+
+
+def test_answers_that_ignore_the_photo_are_no_better_than_a_guess_whatever_the_selection_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else `nothing_learned` could not tell: biases that are fitted to the selection know what is common there."""
+    loop = make_loop(monkeypatch)
+    loop.labels = np.where(BINS.splits == "selection", 0, loop.labels)
+    histogram = loop.seen.label_histogram
+    loop.seen.train_losses.append(1.0)
+    loop.seen.wait_shares.append(0.0)
+    constant = np.tile(np.log(np.array(histogram) / sum(histogram)), (8, 1))
+    monkeypatch.setattr(loop.evaluation, "logits", lambda *given, **named: constant)
+    loop._finish_epoch(0)
+    guess = -math.log((histogram[0] + 1) / (sum(histogram) + 4))
+    assert loop.history[0]["selection_nll"] == pytest.approx(guess, rel=0.05)
