@@ -137,7 +137,8 @@ def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:
     storage.write_bytes(uri, b"bin_id,sku\n1,2\n")
     with pytest.raises(DamagedParquet, match=r"t\.parquet.*expected a Parquet file") as caught:
         open_parquet(uri)
-    again = pickle.loads(pickle.dumps(caught.value))  # as on its way from a worker to the driver
+    # as on its way from a worker to the driver
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - pickled here
     assert (type(again), str(again)) == (DamagedParquet, str(caught.value))
 
 
