@@ -42,9 +42,8 @@ test-jobs-with-ray: setup
 test-nights-with-ray: setup
 	$(BIN)/pytest --ignore tests/jobs -m 'ray and not slow' --timeout 600 --durations 15
 
-# takes what the two with Ray leave: they end last
 test-without-ray: setup
-	nice -n 10 $(BIN)/pytest -m 'not ray and not slow' --timeout 600 --durations 10
+	$(BIN)/pytest -m 'not ray and not slow' --timeout 600 --durations 10
 
 # Every fault as often as its test's `times(…)` says; a table is printed at the end.
 faults: setup
