@@ -62,12 +62,11 @@ def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> fl
 
 
 def shift_of_mix(labels: np.ndarray, training_histogram: ArrayLike) -> np.ndarray:
-    """log (share among `labels` (n,) / share in training) of each class, (classes,), drawn towards 0 as by one bin a
-    class."""
+    """log (share among `labels` (n,) / share in training) of each class, (classes,), drawn towards 0 as by one bin more:
+    what is left of the difference, the biases that are fitted beside it would learn."""
     training = np.asarray(training_histogram, np.float64) + 1
     training /= training.sum()
-    num_classes = len(training)
-    here = (np.bincount(labels, minlength=num_classes) + num_classes * training) / (len(labels) + num_classes)
+    here = (np.bincount(labels, minlength=len(training)) + training) / (len(labels) + 1)
     return np.log(here / training)
 
 

@@ -142,3 +142,12 @@ def test_bins_of_a_group_that_are_alike_tell_as_much_as_fewer_that_are_not() -> 
     # two groups in ten are outside as a whole
     assert independent_bins(np.isin(groups % 10, [0, 1]), groups) == pytest.approx(20, abs=2)
     assert independent_bins(np.zeros(2000, bool), groups) == 2000
+
+
+def test_biases_do_not_learn_what_is_common_among_the_held_out_bins() -> None:
+    labels, logits = np.repeat([0, 1, 2, 3], [140, 20, 20, 20]), np.zeros((200, 4))
+    shift = shift_of_mix(labels, [700] * 4)
+    for method in ("temperature", "vector", "matrix"):
+        fitted = fit_calibration(logits, labels, method, shift)  # type: ignore[arg-type]
+        found = negative_log_likelihood(apply_calibration(logits, fitted), labels)
+        assert found == pytest.approx(np.log(4), rel=0.005), method
