@@ -27,7 +27,7 @@ RANKINGS = {
     "distance": "|camera − expected|",
     "p_expected": "1 − p(expected)",
     "p_record_wrong": "p_record_wrong (record model assumed)",
-    **{f"noise_{rate:.2f}": f"the same, were {rate:.0%} of the training labels wrong" for rate in NOISE_RATES},
+    **{f"noise_{rate:.2f}": f"the same, were {100 * rate:.0f} % of the training labels wrong" for rate in NOISE_RATES},
 }
 
 
