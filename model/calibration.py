@@ -70,9 +70,7 @@ def shift_of_mix(labels: np.ndarray, training_histogram: ArrayLike) -> np.ndarra
     return np.log(here / training)
 
 
-def fit_calibration(
-    logits: np.ndarray, labels: np.ndarray, method: Method, shift: np.ndarray | float = 0.0
-) -> Calibration:
+def fit_calibration(logits: np.ndarray, labels: np.ndarray, method: Method, shift: np.ndarray | float) -> Calibration:
     """Fits one method to held-out logits (n, classes) and labels (n,) by penalised maximum likelihood.
 
     `shift` (`shift_of_mix`) is added to the calibrated logits while fitting and left out of what is returned, whose
@@ -126,8 +124,8 @@ def calibrate(
 ) -> FittedCalibration:
     """Chooses the method by cross-fitted NLL over folds of whole groups and fits it to all held-out bins.
 
-    logits (n, classes), labels (n,) in 0..classes-1, groups (n,) strings, training's bins per class (classes,). With fewer than NUM_FOLDS groups
-    there are as many folds as groups; raises ValueError with fewer than two.
+    logits (n, classes), labels (n,) in 0..classes-1, groups (n,) strings, training's bins per class (classes,). With fewer
+    than NUM_FOLDS groups there are as many folds as groups; raises ValueError with fewer than two.
     """
     folds = assign_folds(groups)
     held_out: dict[Method, np.ndarray] = {}

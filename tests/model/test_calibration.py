@@ -55,9 +55,9 @@ def test_the_method_that_undoes_the_distortion_wins_on_held_out_bins(distort: st
 
 def test_few_bins_do_not_overfit_the_matrix() -> None:
     logits, labels, _ = world(150, 3, "temperature")
-    fitted = fit_calibration(logits, labels, "matrix")
+    fitted = fit_calibration(logits, labels, "matrix", 0.0)
     others, other_labels, _ = world(20_000, 4, "temperature")
-    temperature = fit_calibration(logits, labels, "temperature")
+    temperature = fit_calibration(logits, labels, "temperature", 0.0)
     excess = negative_log_likelihood(apply_calibration(others, fitted), other_labels) - negative_log_likelihood(
         apply_calibration(others, temperature), other_labels
     )
@@ -95,7 +95,7 @@ def test_one_group_cannot_be_cross_fitted() -> None:
 
 def test_a_row_is_calibrated_the_same_in_any_company() -> None:
     logits, labels, _ = world(500, 7, "matrix")
-    calibration = fit_calibration(logits, labels, "matrix")
+    calibration = fit_calibration(logits, labels, "matrix", 0.0)
     together = apply_calibration(logits, calibration)
     alone = np.concatenate([apply_calibration(logits[i : i + 1], calibration) for i in range(500)])
     assert np.array_equal(together, alone)
@@ -104,7 +104,7 @@ def test_a_row_is_calibrated_the_same_in_any_company() -> None:
 @pytest.mark.parametrize("method", ["temperature", "vector", "matrix"])
 def test_a_method_is_judged_on_bins_that_its_fits_have_not_seen(method: str) -> None:
     logits, labels, groups = world(150, 3, "temperature")
-    fitted = fit_calibration(logits, labels, method)  # type: ignore[arg-type]
+    fitted = fit_calibration(logits, labels, method, 0.0)  # type: ignore[arg-type]
     own = negative_log_likelihood(apply_calibration(logits, fitted), labels)
     assert calibrate(logits, labels, groups, np.bincount(labels, minlength=7)).calibration.held_out_nll[method] > own
 
@@ -130,7 +130,7 @@ def test_calibration_keeps_training_s_mix() -> None:
 def test_one_temperature_has_a_bias_for_each_class() -> None:
     logits, labels, _ = world(6000, 8, "temperature")
     shifted = logits + np.array([1.0, 0, 0, 0, 0, 0, 0])  # as soft targets do to a rare class beside a common one
-    fitted = fit_calibration(shifted, labels, "temperature")
+    fitted = fit_calibration(shifted, labels, "temperature", 0.0)
     assert apply_calibration(shifted, fitted).mean(axis=0) == pytest.approx(np.bincount(labels) / 6000, rel=0.05)
     assert fitted.weight[0][0] == pytest.approx(1 / 2.5, rel=0.1)
 
