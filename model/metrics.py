@@ -62,9 +62,9 @@ def evaluate_scope(
     seed: int = 0,
 ) -> dict[str, Any] | None:
     """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias, nll and mae_median,
-    `num_bins`, `classes` (the first and the last), and `majority` (the same of always saying the scope's commonest label). None where it has no bins, and where
-    it has one class, which any camera gets right; low and high are None where all its bins are of one group, or where all
-    are counted alike.
+    `num_bins`, `classes` (the first and the last), and `majority` (the same of always saying the scope's commonest label).
+    None where it has no bins, and where it has one class, which any camera gets right; low and high are None where all its
+    bins are of one group, or where all are counted alike.
 
     All are of the argmax, but `mae_median`: of the median of the probabilities, the count that minimises it.
     Intervals: expanded percentile bootstrap over groups (neighbouring bins hold the same products).

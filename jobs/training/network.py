@@ -251,8 +251,8 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     """
     if not storage.is_s3(uri):
         return uri, None
-    bucket = uri.removeprefix("s3://").partition("/")[0]
-    options: dict[str, Any] = {"region": s3.open_bucket(bucket, anonymous=False).config["region"]}
+    store: Any = storage.locate(uri)[0]  # it knows where its bucket lies
+    options = {"region": store.config["region"]}
     if endpoint := s3.endpoint():
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
