@@ -20,8 +20,8 @@ class Recipe(BaseModel):
     architecture: Architecture = "resnet50"
     """The torchvision network."""
     weights: str = "none"
-    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2; of resnet18 and resnet34 IMAGENET1K_V1), or a .safetensors or .pth file, local or
-    s3://, such as another bundle's."""
+    """Where training starts: `none`, a torchvision name (IMAGENET1K_V2; of resnet18 and resnet34 IMAGENET1K_V1), or a
+    .safetensors or .pth file, local or s3://, such as another bundle's."""
     initialisation: Literal["kaiming-normal", "kaiming-uniform", "xavier-normal", "orthogonal"] = "kaiming-normal"
     """Distribution of the initial convolution weights (used with --weights none)."""
     unfreeze: Literal["all", "layer2", "layer3", "layer4", "head"] = "all"

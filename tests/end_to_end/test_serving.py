@@ -23,7 +23,6 @@ from ray import serve
 
 from jobs import serve as serve_job
 from jobs.config.serve import ServeConfig
-from jobs.serve import start_endpoint
 from jobs.serving import uploads
 from jobs.serving.app import learn_current_belief
 from jobs.stages.resources import CPU_BATCH, resolve_precision
@@ -113,7 +112,7 @@ def client(ray_cluster: None, bundle: Path, audits: Path) -> Iterator[Client]:
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STOCK_AUDIT_TOKEN", TOKEN)
-        start_endpoint(
+        serve_job.start_endpoint(
             ServeConfig(
                 bundle_uri=str(bundle),
                 output_uri=str(audits),
