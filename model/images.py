@@ -37,6 +37,8 @@ EXIF_HEADER = b"Exif\0\0"
 XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 # Our own limit is lower and checked below; Pillow's would warn (an error under -W error) between the two.
 Image.MAX_IMAGE_PIXELS = None
+# Whoever decodes many photos does so in many tasks, a core each: OpenCV would take every core for each photo.
+cv2.setNumThreads(1)
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - the status' own name

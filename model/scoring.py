@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 class Scorer:
     """Holds a bundle's network on a device. Batches are padded to one fixed shape, so a photo's row is
-    bit-identical alone and in any company (same hardware, precision and batch size)."""
+    bit-identical alone and in any company (same hardware, precision and batch size). Threads may share one."""
 
     def __init__(self, bundle: Bundle, *, device: str, precision: Precision, batch_size: int) -> None:
         """Raises InputError for fp16 on a CPU (its convolutions are emulated and lose precision), and for int8 where the
@@ -42,11 +43,7 @@ class Scorer:
         else:
             self._network = prepare_network(bundle.network, self._device, self._dtype)
         self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)
-        side = bundle.info.preprocessing.image_size
-        # each batch is copied here: memory of its own would be faulted in anew, at a percent of the network's time, and a
-        # GPU fetches from pinned memory itself
-        shape, pinned = (batch_size, side, side, 3), self._device.type == "cuda"
-        self._batch = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
+        self._kept = threading.local()
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float32 (n, K + 1), of photos, uint8 (n, S, S, 3) RGB."""
@@ -67,11 +64,16 @@ class Scorer:
             return torch.cat(rows).cpu().numpy()
 
     def _padded_logits(self, pixels: np.ndarray) -> torch.Tensor:
-        batch = self._batch.numpy()
+        if not hasattr(self._kept, "batch"):
+            # each of a thread's batches is copied here: memory of its own would be faulted in anew, at a percent of the
+            # network's time, and a GPU fetches from pinned memory itself
+            shape, pinned = (self.batch_size, *pixels.shape[1:]), self._device.type == "cuda"
+            self._kept.batch = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
+        batch = self._kept.batch.numpy()
         batch[: len(pixels)] = pixels
         batch[len(pixels) :] = 0
         # comes back when the photos have arrived, so that the next ones may take their place
-        return self._batch_logits(self._batch.to(self._device))[: len(pixels)]
+        return self._batch_logits(self._kept.batch.to(self._device))[: len(pixels)]
 
     def _batch_logits(self, photos: torch.Tensor) -> torch.Tensor:
         inputs = to_inputs(photos, self._scale, self._shift).to(self._dtype)

@@ -150,7 +150,6 @@ def fetch_each(
 ) -> list[Used]:
     """What `use` makes of each photo while other requests are under way, in the order of `uris`. Raises GateError where the
     storage stopped answering: waiting for its retries photo by photo would take hours."""
-    cv2.setNumThreads(1)  # the cores are shared out among tasks already
 
     async def fetch_all() -> list[Used]:
         slots = asyncio.Semaphore(IN_FLIGHT)

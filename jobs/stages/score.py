@@ -48,6 +48,10 @@ GPU_FETCH_SURPLUS = 1.5
 """Fetches beside GPUs for each planned one: the driver takes its time to follow one that ended with the next."""
 
 
+GPU_SHARDS_AT_ONCE = 2
+"""Shards in threads of one scorer beside its GPU: one is taken in or handed on while the GPU computes another."""
+
+
 class ShardScorer:
     """A Ray Data actor that holds one network; called with blocks of fetched rows that may already have answers."""
 
@@ -170,7 +174,10 @@ def score_shards(
         zero_copy_batch=True,
         # the driver hands out work a few times a second: a fast card must not wait for it
         compute=ray.data.ActorPoolStrategy(
-            size=min(resources.num_scorers, len(shards)), max_tasks_in_flight_per_actor=TASKS_AHEAD
+            size=min(resources.num_scorers, len(shards)),
+            max_tasks_in_flight_per_actor=TASKS_AHEAD,
+            max_concurrent_calls_per_actor=GPU_SHARDS_AT_ONCE if on_gpus else None,
+            enable_true_multi_threading=on_gpus,
         ),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,

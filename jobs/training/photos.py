@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import groupby
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import ray
@@ -127,7 +126,6 @@ def _blocks(micro_batches: Sequence[MicroBatch], num_cpus: float) -> Iterator[pa
 
 def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.Table]:
     """Runs in a Ray task: planned micro-batches to their pixels, one row each."""
-    cv2.setNumThreads(1)
     uris, hashes, digests = _bins(stream.bins_uri)
     for planned in block.to_pylist():
         rows, side, epoch = np.array(planned["rows"]), planned["side"], planned["epoch"]

@@ -228,7 +228,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if {**figures, **figures.get("feeding", {})}.get("share_of_bound", 0) > 1:
-        print("a share of the bound above 1.0 is a measuring error", file=sys.stderr)
+        print("a share of the bound above 1.0 is a measuring error: more --num-images", file=sys.stderr)
         return 1
     return 0
 

@@ -34,22 +34,25 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--precision", default="auto", help="of the network")
     options = parser.parse_args()
-    uris = json.loads(options.uris.read_text())
     if options.part == "network":
-        rate = network_rate(uris, options.bundle, options.precision)
+        rate = network_rate(json.loads(options.uris.read_text()), options.bundle, options.precision)
     else:
         image_size = json.loads((options.bundle / "bundle.json").read_text())["preprocessing"]["image_size"]
-        rate = rate_of_processes(options.part, uris, image_size)
+        rate = rate_of_processes(options.part, options.uris, image_size)
     print(json.dumps({"images_per_second": rate}))
 
 
-def rate_of_processes(part: str, uris: list[str], image_size: int) -> float:
-    """Every process goes over its share of the photos until SECONDS are over."""
+def rate_of_processes(part: str, uris: Path, image_size: int) -> float:
+    """Every process goes over its share of the photos until SECONDS are over. It reads their names itself: more of them than
+    a pipe holds, and each process would start only when the one before it is through with its imports."""
     context = multiprocessing.get_context("spawn")
     count = os.cpu_count() or 1
     start, results = context.Barrier(count), context.SimpleQueue()
     work = fetch_photos if part == "fetch" else decode_photos
-    processes = [context.Process(target=work, args=(uris[i::count], image_size, start, results)) for i in range(count)]
+    processes = [
+        context.Process(target=work, args=(uris, slice(i, None, count), image_size, start, results))
+        for i in range(count)
+    ]
     for process in processes:
         process.start()
     rate = sum(results.get() for _ in processes)
@@ -58,7 +61,10 @@ def rate_of_processes(part: str, uris: list[str], image_size: int) -> float:
     return rate
 
 
-def fetch_photos(uris: list[str], image_size: int, start: Barrier, results: multiprocessing.SimpleQueue) -> None:
+def fetch_photos(
+    file: Path, share: slice, image_size: int, start: Barrier, results: multiprocessing.SimpleQueue
+) -> None:
+    uris = json.loads(file.read_text())[share]
     plan = FetchPlan(Preprocessing(image_size=image_size), (uris[0].rsplit("/", 1)[0],), False, None)
 
     async def fetch_all() -> float:
@@ -79,8 +85,10 @@ def fetch_photos(uris: list[str], image_size: int, start: Barrier, results: mult
     results.put(asyncio.run(fetch_all()))
 
 
-def decode_photos(uris: list[str], image_size: int, start: Barrier, results: multiprocessing.SimpleQueue) -> None:
-    photos = [storage.read_bytes(uri) for uri in uris[:128]]
+def decode_photos(
+    file: Path, share: slice, image_size: int, start: Barrier, results: multiprocessing.SimpleQueue
+) -> None:
+    photos = [storage.read_bytes(uri) for uri in json.loads(file.read_text())[share][:128]]
     preprocessing = Preprocessing(image_size=image_size)
     start.wait()
     began, done = time.perf_counter(), 0

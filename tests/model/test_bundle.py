@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,15 @@ def test_a_photo_scores_the_same_alone_and_in_any_company(
     alone = np.concatenate([scorer.score(pixels[i : i + 1]) for i in range(21)])
     assert np.array_equal(together, alone)
     assert np.array_equal(together[::-1], scorer.score(pixels[::-1]))
+
+
+def test_threads_share_a_scorer(tmp_path: Path, network: torch.nn.Module) -> None:
+    save(tmp_path, network, test_time_flip=True)
+    scorer = Scorer(load_bundle(tmp_path), device="cpu", precision="fp32", batch_size=8)
+    shards = np.split(photos(240), 20)
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(scorer.score, shards))
+    assert np.array_equal(together, [scorer.score(shard) for shard in shards])
 
 
 def test_a_mirrored_photo_scores_the_same_with_test_time_flip(tmp_path: Path, network: torch.nn.Module) -> None:
