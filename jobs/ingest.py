@@ -48,7 +48,7 @@ def ingest(config: IngestConfig) -> None:
     manifest_uri = storage.absolute(config.manifest_uri)
     target = Target(
         manifest_uri=manifest_uri,
-        rejects_uri=f"{manifest_uri}.rejects",
+        rejects_uri=storage.beside(manifest_uri, ".rejects"),
         audit_date=(config.audit_date or datetime.now(UTC).date()).isoformat(),
         images_uri=images_uri,
         anonymous=config.anonymous,

@@ -116,8 +116,8 @@ def vanishing_gradients(seen: Observations) -> Finding | None:
         return None
     return Finding(
         "vanishing_gradients",
-        "Layers receive (almost) no gradient and cannot learn: check the initial weights (--initialisation) "
-        "or raise --learning-rate.",
+        "Layers receive (almost) no gradient and cannot learn: check the initial weights (--initialisation); where they "
+        "have grown large, lower --learning-rate, else raise it.",
         {
             "layers": stuck[:10],
             "num_layers": len(stuck),
@@ -258,9 +258,11 @@ def class_imbalance(seen: Observations) -> Finding | None:
     if not counts or max(counts) <= 20 * max(1, min(counts)):
         return None
     rarest = counts.index(min(counts))
+    name = f"{rarest}+" if rarest == len(counts) - 1 else str(rarest)
+    remedy = "add such bins" + (", or lower --top-class" if rarest else "")
     return Finding(
         "class_imbalance",
-        f"Class {rarest} has few examples; its counts will be poor: add such bins, or lower --top-class.",
+        f"Class {name} has few examples; its counts will be poor: {remedy}.",
         {"bins_per_class": counts, "ratio": max(counts) / max(1, min(counts))},
         seen.epoch,
     )

@@ -27,6 +27,9 @@ def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype
     logits, float32. The head stays in float32: a few thousand products, and the probabilities' tails hang on them."""
     ready = copy.deepcopy(network).eval().requires_grad_(False)
     if device.type != "cpu":
+        for module in ready.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype)  # autocast, which keeps only what is still learned, would round it anew in every batch
         return MixedNetwork(ready.to(device, memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
     ready = fold_normalisation(ready).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ready.fc.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 from collections.abc import Mapping
 from pickle import UnpicklingError
 
@@ -54,12 +55,22 @@ def _parse_weights(file: bytes, name: str) -> Mapping[str, torch.Tensor]:
         if name.endswith(".safetensors"):
             return load(file)
         state = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+    except (
+        SafetensorError,
+        RuntimeError,
+        OSError,
+        ValueError,
+        EOFError,
+        LookupError,
+        TypeError,
+        struct.error,
+    ) as error:
         raise InputError(f"weights {name}: not a readable weights file ({_first_line(error)})") from error
     except UnpicklingError as error:
+        # not in torch's words: they advise weights_only=False, which would execute what the file holds
         raise InputError(
-            f"weights {name}: expected plain tensors, found pickled objects, which are not executed "
-            f"({_first_line(error)}); save the state_dict as .safetensors"
+            f"weights {name}: expected plain tensors, found pickled objects, which are not executed, or no weights at "
+            "all; give a sound file, or save the state_dict as .safetensors"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

@@ -169,7 +169,7 @@ class _Loop:
         self.seen.first_epoch = len(self.history)
         epochs = range(self.seen.first_epoch, self.recipe.max_epochs)
         if self.stopped is None and epochs:
-            if self.worker.device.type == "cuda" and self.recipe.photos_grow:
+            if self.worker.device.type == "cuda":
                 self._rehearse()
             train = self.bins.rows_of("train")
             plan = [self._micro_batches(train, epoch) for epoch in epochs]
@@ -186,8 +186,8 @@ class _Loop:
         return self._conclude()
 
     def _rehearse(self) -> None:
-        """A micro-batch of whole photos before the first: where photos grow, a GPU that can't hold them would say so after
-        three fifths of the epochs, and other settings begin anew."""
+        """A micro-batch of whole photos before the first: a GPU that can't hold them says so, and what to lower. Where
+        photos grow it would after three fifths of the epochs, and other settings begin anew."""
         side, num_photos = self.recipe.image_size, self.recipe.micro_batch
         twin = copy.deepcopy(self.network).train()  # with statistics and gradients of its own
         try:
@@ -243,12 +243,12 @@ class _Loop:
                         set_momentum(self.normalisations, index, own)
                     loss_sum += self._accumulate(next(planned), prepared.pixels, per_batch, synchronise=last)
                 with watch.phase("optimiser"):
-                    norm = nn.utils.clip_grad_norm_(
-                        [p for p in self.network.parameters() if p.requires_grad], MAX_GRADIENT_NORM
-                    )
                     if checked:
                         self.seen.layer_ratios.append(layer_ratios(self.network))
                         self.seen.dead_shares.append(self.activations.take())
+                    norm = nn.utils.clip_grad_norm_(
+                        [p for p in self.network.parameters() if p.requires_grad], MAX_GRADIENT_NORM
+                    )
                     self.optimiser.step()
                     self.optimiser.zero_grad(set_to_none=True)
                     self.average.update()

@@ -127,7 +127,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "images_per_second",
             _SHARE,
-            "Images scored a second, start-up left out; null when all were staged, and of one shard.",
+            "Images fetched and scored a second, start-up left out; null when all were staged, and of one shard.",
         ),
         column("price_per_1000_images", _VALUE, "From --node-price, seconds and nodes; null without it."),
     ]

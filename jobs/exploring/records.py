@@ -36,9 +36,9 @@ class RecordFacts:
     """Bins in which an optional column holds a value."""
     num_inconsistent: int = 0
     inconsistent: list[dict[str, Any]] = field(default_factory=list)
-    """The first NUM_LISTED by bin_id: bin_id, image_uri, expected_qty, lines_qty, names."""
+    """The first NUM_LISTED by bin_id: bin_id, image_uri, expected_qty, lines_qty, record_inconsistent, names."""
     largest: list[dict[str, Any]] = field(default_factory=list)
-    """The NUM_LISTED largest quantities: bin_id, image_uri, expected_qty, lines_qty, names."""
+    """The NUM_LISTED largest quantities, likewise."""
 
     def merge(self, other: RecordFacts) -> None:
         self.num_bins += other.num_bins
@@ -80,6 +80,7 @@ def _describe(row: dict[str, Any]) -> dict[str, Any]:
         "image_uri": row["image_uri"],
         "expected_qty": row["expected_qty"],
         "lines_qty": sum(line["quantity"] or 0 for line in row["skus"]),
+        "record_inconsistent": row["record_inconsistent"],  # not so where a record names no lines
         "names": [(line["name"] or line["sku"] or "")[:80] for line in row["skus"][:3]],
     }
 

@@ -96,7 +96,8 @@ def line_plot(
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(size, x, y)
         for (name, (places, values)), colour, dash in zip(series.items(), SERIES, ("-", "--"), strict=False):
-            axes.plot(places, values, dash, color=colour, label=name, linewidth=1.6)
+            marker = "o" if len(places) == 1 else None  # a line of one point is none
+            axes.plot(places, values, dash, color=colour, label=name, linewidth=1.6, marker=marker, markersize=4)
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if len(series) > 1:
             axes.legend(fontsize=9)

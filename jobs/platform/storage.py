@@ -74,6 +74,14 @@ def absolute(uri: str) -> str:
     return "/" + path.lstrip("/")  # abspath keeps two leading slashes
 
 
+def beside(uri: str, suffix: str) -> str:
+    """The place of that name and `suffix`. Raises InputError for a whole bucket: what is named so is another bucket."""
+    place = absolute(uri)
+    if is_s3(place) and "/" not in place.removeprefix("s3://"):
+        raise InputError(f"{uri}: expected a place in the bucket, such as {place}/NAME, found the bucket alone")
+    return place + suffix
+
+
 def _checked_s3(uri: str) -> str:
     bucket, *key = uri.removeprefix("s3:").removeprefix("//").split("/")
     if not bucket:

@@ -70,6 +70,7 @@ class Photo:
     pixels: np.ndarray | None = field(default=None, repr=False)
     """No part of the text of a Photo: asyncio.run writes that of its result into an error that Python drops."""
     sha256: bytes = b""
+    contrast: float | None = None
     gave_up: bool = False
     """The storage did not deliver, after all retries."""
 
@@ -82,7 +83,7 @@ def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
         pa.array([str(photo.status) for photo in photos], pa.string()),
         pa.array([photo.error for photo in photos], pa.string()),
         pa.array([photo.sha256 in known for photo in photos], pa.bool_()),
-        pa.array([None if photo.pixels is None else measure_contrast(photo.pixels) for photo in photos], pa.float32()),
+        pa.array([photo.contrast for photo in photos], pa.float32()),
         _pixels_column([photo.pixels for photo in photos]),
     ]
     return pa.Table.from_arrays([*rows.select(MANIFEST_SCHEMA.names).columns, *columns], schema=FETCHED_SCHEMA)
@@ -190,9 +191,10 @@ def _decode(data: bytes | Photo, preprocessing: Preprocessing) -> Photo:
         return data
     digest = hashlib.sha256(data).digest()
     try:
-        return Photo(ImageStatus.SCORED, None, decode_image(data, preprocessing), digest)
+        pixels = decode_image(data, preprocessing)
     except (UnreadableImage, RejectedImage) as error:
-        return Photo(error.status, str(error), None, digest)
+        return Photo(error.status, str(error), sha256=digest)
+    return Photo(ImageStatus.SCORED, pixels=pixels, contrast=measure_contrast(pixels), sha256=digest)
 
 
 @lru_cache(maxsize=2)

@@ -13,6 +13,8 @@ from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
+Span = tuple[float, float, int]
+"""Of a shard: when something began with its images and was through (seconds since the epoch), and how many they are."""
 
 MISSING = (str(ImageStatus.MISSING_IMAGE), str(ImageStatus.FETCH_FAILED))
 UNREADABLE = (str(ImageStatus.UNREADABLE_IMAGE), str(ImageStatus.IMAGE_REJECTED))
@@ -28,9 +30,8 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     num_done: int = 0
     num_fresh: int = 0
-    scored: list[tuple[float, float, int]] = field(default_factory=list)
-    """Of each shard that the network had to do with: when it began and when it was through (seconds since the epoch), and
-    its images."""
+    fetched: list[Span] = field(default_factory=list)
+    scored: list[Span] = field(default_factory=list)
     statuses: Counter = field(default_factory=Counter)
     findings: Counter = field(default_factory=Counter)
     _last_line: float = 0.0
@@ -38,6 +39,8 @@ class Progress:
     def add(self, shard: StagedShard) -> None:
         """Counts a staged shard, and says so when it is time. Raises GateError as soon as a gate can't be met."""
         now = time.monotonic()
+        if shard.fetching_began_at is not None and shard.fetched_at is not None:
+            self.fetched.append((shard.fetching_began_at, shard.fetched_at, shard.num_fresh))
         if shard.scoring_began_at is not None and shard.scored_at is not None:
             self.scored.append((shard.scoring_began_at, shard.scored_at, shard.num_fresh))
         self.num_done += shard.num_rows
@@ -50,18 +53,10 @@ class Progress:
         self.check_gates()
 
     def images_per_second(self) -> float | None:
-        """Steady state: from the end of the middle shard to the end of the last, so that start-up is left out, and the
-        photos that lay ready when it was over; None for one shard. Of a shard that another scorer had begun before, the
-        part that lies in that time."""
-        ends = sorted(ended for _, ended, _ in self.scored)
-        if not ends or ends[-1] <= (begin := ends[(len(ends) - 1) // 2]):
-            return None
-        images = sum(
-            num_images * (ended - max(began, begin)) / (ended - began)
-            for began, ended, num_images in self.scored
-            if ended > begin
-        )
-        return images / (ends[-1] - begin)
+        """Steady state of fetching or of scoring, whichever is slower; None for one shard. Photos pile up while a GPU's
+        scorer starts, and what it makes of those says nothing of a night."""
+        rates = [rate for spans in (self.fetched, self.scored) if (rate := _steady_rate(spans)) is not None]
+        return min(rates, default=None)
 
     def line(self, now: float) -> str:
         rate = self.num_done / max(1e-9, now - self.started)
@@ -92,6 +87,20 @@ class Progress:
                     f"(seen so far: {self.num_done} bins). {cause}"
                     "Nothing was committed; mend it and run the same command again, which retries them"
                 )
+
+
+def _steady_rate(spans: list[Span]) -> float | None:
+    """Images per second from the end of the middle shard to the end of the last, so that start-up is left out. Of a shard
+    that was begun before, beside others, the part that lies in that time."""
+    ends = sorted(ended for _, ended, _ in spans)
+    if not ends or ends[-1] <= (begin := ends[(len(ends) - 1) // 2]):
+        return None
+    images = sum(
+        num_images * (ended - max(began, begin)) / (ended - began)
+        for began, ended, num_images in spans
+        if ended > begin
+    )
+    return images / (ends[-1] - begin)
 
 
 def _duration(seconds: float) -> str:

@@ -141,9 +141,9 @@ class Card:
 
 
 def fit_batch(resources: Resources, precision: Precision, image_size: int, cards: Sequence[Card]) -> Resources:
-    """`resources` with the batch of a GPU halved until its photos take a quarter of the smallest card; the rest is for
-    a second one under way, weights, workspaces and whoever else is there. By what a card has and not by what is free: another batch gives other
-    last bits. One that doesn't say, or none that can be asked, counts as UNKNOWN_MEMORY."""
+    """`resources` with the batch of a GPU halved until its photos take a quarter of the smallest card; the rest is for a
+    second batch under way, weights, workspaces and whoever else is there. By what a card has and not by what is free:
+    another batch gives other last bits. One that doesn't say, or none that can be asked, counts as UNKNOWN_MEMORY."""
     if resources.device == "cpu":
         return resources
     least = min((card.memory or UNKNOWN_MEMORY for card in cards), default=UNKNOWN_MEMORY)

@@ -19,22 +19,20 @@ from jobs.stages.resources import Resources
 from jobs.stages.worklist import Shard, shard_dataset
 from schemas.errors import GateError, InputError
 
+TIMES = ("fetching_began_at", "fetched_at", "scoring_began_at", "scored_at")
+"""Of a shard, in seconds since the epoch: when its photos were asked for and lay decoded, when the network began with them
+and was through; null where there was nothing to do."""
 SCORED_SCHEMA = pa.schema(
     [
         *(field for field in FETCHED_SCHEMA if field.name != "pixels"),
         pa.field("probabilities", pa.list_(pa.float32())),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("fresh", pa.bool_(), nullable=False),
-        pa.field("scoring_began_at", pa.float64()),
-        pa.field("scored_at", pa.float64()),
+        *(pa.field(name, pa.float64()) for name in TIMES),
     ]
 )
 """Manifest columns, what became of the photo, the calibrated probabilities. `fresh`: tried in this try of the run,
-so the row's shard has to be staged (again). `scoring_began_at`, `scored_at`: when the network began with the shard and was
-through with it, in seconds since the epoch; null where it had nothing to do."""
-
-
-TIMES = ("scoring_began_at", "scored_at")
+so the row's shard has to be staged (again)."""
 FETCHED_SHARD_SCHEMA = pa.schema(
     [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh", *TIMES))]
 )
@@ -119,14 +117,18 @@ def without_pixels(rows: pa.Table) -> pa.Table:
     return rows.select(SCORED_SCHEMA.names)
 
 
-def shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
-    """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more)."""
+def shard_table(rows: pa.Table, shard: int, *, fresh: bool, fetching: tuple[float, float] | None = None) -> pa.Table:
+    """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more). `fetching`: the first
+    two of TIMES."""
     added = {
         "pixels": pa.nulls(rows.num_rows, pa.binary()),
         "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
         "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
         "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
-        **dict.fromkeys(TIMES, pa.nulls(rows.num_rows, pa.float64())),
+        **{
+            name: pa.repeat(pa.scalar(at, pa.float64()), rows.num_rows)
+            for name, at in zip(TIMES, (*(fetching or (None, None)), None, None), strict=True)
+        },
     }
     columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)

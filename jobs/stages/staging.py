@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,9 +42,11 @@ class StagedShard:
     num_rows: int
     num_fresh: int
     """Images scored in this try of the run."""
+    fetching_began_at: float | None
+    fetched_at: float | None
     scoring_began_at: float | None
     scored_at: float | None
-    """Seconds since the epoch; None where the network had nothing to do."""
+    """Seconds since the epoch; None where there was nothing to do."""
     statuses: dict[str, int]
     findings: Counter
     """(status, error, where the images lie) -> how many; see trim_findings."""
@@ -104,20 +107,23 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
     for item in items.to_pylist():
         shard = Shard(item["index"], item["uri"], item["row_group"], item["num_rows"])
         staged = _read_staged(staged_uri(folder_uri, shard.index))
+        began = time.time()
         if staged is None:
-            yield shard_table(fetch_rows(read_row_group(shard.uri, shard.row_group), plan), shard.index, fresh=True)
+            rows = fetch_rows(read_row_group(shard.uri, shard.row_group), plan)
+            yield shard_table(rows, shard.index, fresh=True, fetching=(began, time.time()))
             continue
         again = pc.not_equal(staged["status"], SCORED)
         if not pc.any(again).as_py():
             yield shard_table(staged, shard.index, fresh=False)
             continue
         retried = fetch_rows(staged.filter(again).select(MANIFEST_SCHEMA.names), plan)
+        fetching = began, time.time()
         # the shard's own order again: rows that were scored, rows tried now
         order = np.argsort(np.concatenate([np.flatnonzero(~again.to_numpy()), np.flatnonzero(again.to_numpy())]))
         both = pa.concat_tables(
             [
-                shard_table(staged.filter(pc.invert(again)), shard.index, fresh=False),
-                shard_table(retried, shard.index, fresh=True),
+                shard_table(staged.filter(pc.invert(again)), shard.index, fresh=False, fetching=fetching),
+                shard_table(retried, shard.index, fresh=True, fetching=fetching),
             ]
         )
         yield both.take(pa.array(order))

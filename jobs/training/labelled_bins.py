@@ -78,7 +78,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
         )
     # as the audit, which does not compare such a record with the photo either
     moved = stock_moved(bins)
-    bins = bins.filter(pc.invert(moved)).select(COLUMNS)
+    bins = bins.filter(pc.invert(moved)).select([*COLUMNS, "image_etag"])
     num_moved = pc.sum(moved).as_py()
     if num_moved:
         logger.warning("%d bins are left out: their stock has moved since the photo", num_moved)
@@ -102,7 +102,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
 def _training_columns(data: bytes) -> pa.Table:
     """The columns that training needs of a file of a manifest."""
     table = conform(pq.read_table(io.BytesIO(data)), MANIFEST_SCHEMA)
-    return table.select([*COLUMNS, "moves_since_photo"]).replace_schema_metadata(None)
+    return table.select([*COLUMNS, "image_etag", "moves_since_photo"]).replace_schema_metadata(None)
 
 
 def task_pool(num_blocks: int, num_readers: int = 1) -> ray.data.TaskPoolStrategy:
@@ -121,7 +121,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
     """
     table = bins.table
     blocks = [
-        table.slice(start, ROWS_PER_TASK).select(["bin_id", "image_uri"])
+        table.slice(start, ROWS_PER_TASK).select(["bin_id", "image_uri", "image_etag"])
         for start in range(0, table.num_rows, ROWS_PER_TASK)
     ]
     checked = ray.data.from_blocks(blocks).map_batches(  # from_arrow's own tasks need a whole CPU
@@ -134,7 +134,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
     )
     found = pa.concat_tables(list(checked.iter_batches(batch_size=None, batch_format="pyarrow")))
     found = found.sort_by("bin_id")
-    table = table.append_column("image_sha256", found["image_sha256"].combine_chunks())
+    table = table.drop_columns("image_etag").append_column("image_sha256", found["image_sha256"].combine_chunks())
     usable = table.filter(pc.is_valid(table["image_sha256"]))
     if usable.num_rows == table.num_rows:
         return replace(bins, table=usable)
@@ -163,8 +163,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
 
 
 def _check_batch(batch: pa.Table, plan: FetchPlan) -> pa.Table:
-    uris = batch["image_uri"].to_pylist()
-    photos = fetch_photos(uris, [None] * len(uris), plan)
+    photos = fetch_photos(batch["image_uri"].to_pylist(), batch["image_etag"].to_pylist(), plan)
     hashes = [photo.sha256.hex() if photo.status == ImageStatus.SCORED else None for photo in photos]
     return pa.table(
         {

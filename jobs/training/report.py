@@ -50,12 +50,13 @@ def render_training_report(
     table = confusion(probabilities.argmax(axis=1), labels, len(classes))
     profile = outcome["profile"]
     wall = sum(profile[name] for name in PHASES)
+    counts = scope_name("1..5", config.top_class) if config.top_class > 2 else None  # of one class there are no figures
     return render_page(
         "training.html",
         config=config,
         figure_names=FIGURES,
         scopes=[scope for scope in metrics["test"] if scope != "calibration_error"],
-        counts=scope_name("1..5", config.top_class),
+        counts=counts,
         test=metrics["test"],
         selection=metrics["selection"],
         error=metrics["test"]["calibration_error"],
@@ -80,7 +81,7 @@ def render_training_report(
             },
             title="Counts by epoch",
             x="epoch",
-            y=f"selection bins of {scope_name('1..5', config.top_class)}",
+            y=f"selection bins of {counts}",
             size=PLOT_SIZE,
         ),
         step_plot=line_plot(

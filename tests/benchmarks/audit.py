@@ -8,7 +8,8 @@ Photos come from a real S3 server (SeaweedFS) on this machine; every measurement
 are interleaved, so that a machine that slows down does so for all. Figures are medians, the spread is their range.
 
 Steady state leaves start-up out, and the photos that lay ready when it was over: from the middle batch (ours: shard) that
-is scored to the last. A share of the bound above 1.0 is a measuring error: exit code 1.
+is scored to the last; of ours the slower of that and of the same from the middle shard that is fetched, as photos pile up
+while a GPU's scorer starts. A share of the bound above 1.0 is a measuring error: exit code 1.
 
 On a machine with a GPU, everything that has a network computes there, and the photos must be many (--num-images 65536): a
 night's start takes it as long as thousands of photos.

@@ -47,7 +47,7 @@ def rate_of_processes(part: str, uris: Path, image_size: int) -> float:
     a pipe holds, and each process would start only when the one before it is through with its imports."""
     context = multiprocessing.get_context("spawn")
     count = os.cpu_count() or 1
-    start, results = context.Barrier(count), context.SimpleQueue()
+    start, results = context.Barrier(count, timeout=120), context.SimpleQueue()
     work = fetch_photos if part == "fetch" else decode_photos
     processes = [
         context.Process(target=work, args=(uris, slice(i, None, count), image_size, start, results))
@@ -55,10 +55,11 @@ def rate_of_processes(part: str, uris: Path, image_size: int) -> float:
     ]
     for process in processes:
         process.start()
-    rate = sum(results.get() for _ in processes)
     for process in processes:
         process.join()
-    return rate
+    if any(process.exitcode for process in processes):
+        raise SystemExit(f"{part}: a process failed")
+    return sum(results.get() for _ in processes)  # a number each, which the pipe holds
 
 
 def fetch_photos(

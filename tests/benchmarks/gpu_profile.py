@@ -25,7 +25,8 @@ import torch
 from jobs.stages import score
 from tests.hooked_audit import run_hooked_audit
 
-FIRST_CALL, NUM_CALLS = 60, 40
+FIRST_CALL, NUM_CALLS = 320, 40
+"""The first shards had piled up while the scorer started."""
 FILE_VARIABLE = "GPU_PROFILE_FILE"
 Interval = tuple[float, float]
 

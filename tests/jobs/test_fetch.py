@@ -217,7 +217,7 @@ def test_training_waits_for_a_storage_that_is_away_and_not_for_a_photo_that_it_r
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server or free_port()}")
     images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
-    photos = pa.table({"bin_id": ["1"], "image_uri": [f"{images_uri}/1.jpg"]})
+    photos = pa.table({"bin_id": ["1"], "image_uri": [f"{images_uri}/1.jpg"], "image_etag": pa.nulls(1, pa.string())})
     checked = _check_batch(photos, _plan(images_uri))
     assert (checked["status"].to_pylist(), checked["gave_up"].to_pylist()) == (["fetch_failed"], [server is None])
 

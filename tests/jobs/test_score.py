@@ -63,7 +63,7 @@ def _shard(pixels: list[bytes | None], probabilities: list[list[float] | None]) 
     }
     for name, column in added.items():
         rows = rows.append_column(name, column)
-    return shard_table(rows, 3, fresh=True)
+    return shard_table(rows, 3, fresh=True, fetching=(8.5, 10.0))
 
 
 def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None:
@@ -71,7 +71,7 @@ def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None
     scored = with_probabilities(rows, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 11.0, 12.5)
     assert scored.schema.equals(SCORED_SCHEMA)
     assert scored["probabilities"].to_pylist() == [[1.0, 0.0], [0.25, 0.75], None, [0.5, 0.5]]
-    assert [set(scored[name].to_pylist()) for name in TIMES] == [{11.0}, {12.5}]
+    assert [set(scored[name].to_pylist()) for name in TIMES] == [{8.5}, {10.0}, {11.0}, {12.5}]
     assert scored["bin_id"].to_pylist() == rows["bin_id"].to_pylist()
     in_two_pieces = pa.concat_tables([rows.slice(0, 1), rows.slice(1)])
     assert with_probabilities(in_two_pieces, np.array([[0.25, 0.75], [0.5, 0.5]], np.float32), 11.0, 12.5).equals(
@@ -105,16 +105,25 @@ def test_the_rate_is_that_of_the_steady_state() -> None:
     # the first began late and was quick, as its photos lay ready
     shards = [(10, 100.0, 102.0), (10, 99.0, 100.0), (0, None, None), (10, 104.0, 106.0), (10, 102.0, 104.0)]
     for index, (num_fresh, began_at, scored_at) in enumerate(shards):
-        progress.add(StagedShard(index, 10, num_fresh, began_at, scored_at, {"scored": 10}, Counter()))
+        progress.add(StagedShard(index, 10, num_fresh, None, None, began_at, scored_at, {"scored": 10}, Counter()))
     # twenty images in the four seconds after the middle shard, whichever was staged first
     assert progress.images_per_second() == pytest.approx(5.0)
+
+
+def test_the_rate_of_photos_that_piled_up_is_that_of_their_fetches() -> None:
+    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
+    # ten images are fetched a second, and scored in a quarter of one, once the scorer has started
+    for index, (fetched_at, scored_at) in enumerate([(101.0, 104.0), (102.0, 104.25), (103.0, 104.5), (104.0, 104.75)]):
+        times = fetched_at - 1, fetched_at, scored_at - 0.25, scored_at
+        progress.add(StagedShard(index, 10, 10, *times, {"scored": 10}, Counter()))
+    assert progress.images_per_second() == pytest.approx(10.0)
 
 
 def test_the_rate_of_several_scorers_counts_nothing_that_was_done_before() -> None:
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     # two scorers of five images a second each
     for index, (began_at, scored_at) in enumerate([(98.0, 100.0), (99.0, 101.0), (100.0, 102.0), (101.0, 103.0)]):
-        progress.add(StagedShard(index, 10, 10, began_at, scored_at, {"scored": 10}, Counter()))
+        progress.add(StagedShard(index, 10, 10, None, None, began_at, scored_at, {"scored": 10}, Counter()))
     # from 101 to 103 one of them is done with its work at 102
     assert progress.images_per_second() == pytest.approx((5 + 10) / 2)
 
@@ -183,7 +192,7 @@ def _failed_shard(index: int, *failures: tuple[str, str, int]) -> StagedShard:
     }
     statuses = Counter({"scored": 250 - len(folders)})
     statuses.update(status for status, _, _ in folders)
-    return StagedShard(index, 250, 0, None, None, dict(statuses), trim_findings(Counter(folders)))
+    return StagedShard(index, 250, 0, None, None, None, None, dict(statuses), trim_findings(Counter(folders)))
 
 
 def test_the_commonest_cause_is_found_among_many_kinds() -> None:
@@ -199,7 +208,7 @@ def test_the_commonest_cause_is_found_among_many_kinds() -> None:
 def test_a_gate_without_findings_says_what_it_knows() -> None:
     progress = Progress(num_bins=10, max_unreadable_share=0.05, max_missing_share=0.05)
     with pytest.raises(GateError, match=r"10 of 10 images .* \(seen so far: 10 bins\)\. Nothing was committed"):
-        progress.add(StagedShard(0, 10, 0, None, None, {"missing_image": 10}, Counter()))
+        progress.add(StagedShard(0, 10, 0, None, None, None, None, {"missing_image": 10}, Counter()))
 
 
 @pytest.mark.parametrize(("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32")], ids=str)
@@ -347,6 +356,6 @@ def test_bf16_is_taken_where_the_hardware_gains_by_it(
 @pytest.mark.parametrize("status", ["missing_image", "fetch_failed", "unreadable_image", "image_rejected"])
 def test_every_kind_of_photo_without_a_score_counts_for_a_gate(status: str) -> None:
     progress = Progress(num_bins=100, max_unreadable_share=0.05, max_missing_share=0.05)
-    progress.add(StagedShard(0, 5, 0, None, None, {status: 5}, Counter()))
+    progress.add(StagedShard(0, 5, 0, None, None, None, None, {status: 5}, Counter()))
     with pytest.raises(GateError, match=f"6 of 100 images are .*{status}"):
-        progress.add(StagedShard(1, 1, 0, None, None, {status: 1}, Counter()))
+        progress.add(StagedShard(1, 1, 0, None, None, None, None, {status: 1}, Counter()))

@@ -173,6 +173,13 @@ def test_another_scheme_is_an_input_error() -> None:
         storage.absolute("https://example.org/a")
 
 
+def test_what_lies_beside_a_bucket_would_be_another_bucket() -> None:
+    assert storage.beside("s3://stock/bundle/", ".training") == "s3://stock/bundle.training"
+    assert storage.beside("/bundle", ".training") == "/bundle.training"
+    with pytest.raises(InputError, match="s3://stock: expected a place in the bucket, such as s3://stock/NAME"):
+        storage.beside("s3://stock", ".training")
+
+
 @pytest.mark.s3
 def test_without_credentials_the_message_says_what_to_set(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

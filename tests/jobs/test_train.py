@@ -33,7 +33,7 @@ from jobs import tune as tune_job
 from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
 from jobs.platform import s3, storage
-from jobs.platform.parquet import read_table
+from jobs.platform.parquet import read_table, write_table
 from jobs.stages.images import Photo
 from jobs.train import main
 from jobs.training import labelled_bins, network
@@ -64,7 +64,7 @@ from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
-from tests.dump import write_bundle
+from tests.dump import manifest_table, write_bundle, write_photos
 
 NUM_BINS = 200
 NOTHING_SEEN = TRAINING_IMAGES_SCHEMA.empty_table()
@@ -647,6 +647,22 @@ def test_a_photo_that_can_never_be_fetched_is_left_out(ray_cluster: None, tmp_pa
     photo.unlink()
     photo.symlink_to(photo)  # neither gone nor to be read
     assert check_photos(read_labelled_bins(made), made).left_out == {"fetch_failed": 1}
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_photo_that_changed_since_it_was_listed_is_left_out(ray_cluster: None, bucket: str) -> None:
+    write_photos(f"{bucket}/bin-images", [1, 2])
+    etags = [entry.etag for entry in storage.list_objects(f"{bucket}/bin-images")]
+    uri = f"{bucket}/manifest"
+    table = manifest_table(f"{bucket}/bin-images", [1, 2], image_etag=etags)
+    write_table(storage.join(uri, "part-0.parquet"), table)
+    write_photos(f"{bucket}/bin-images", [5])  # the first bin's
+    made = config(uri, max_unusable_share=0.5)
+    found = check_photos(read_labelled_bins(made), made)
+    assert found.left_out == {"fetch_failed": 1}
+    assert found.table["bin_id"].to_pylist() == ["00001"]
+    assert "image_etag" not in found.table.column_names
 
 
 @pytest.mark.ray

@@ -1,5 +1,6 @@
 """What only a GPU shows; skipped without one."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle, load_bundle
+from model.inference import MixedNetwork, prepare_network
 from model.scoring import Precision, Scorer
 from model.training import STATE_FILE
 from tests.dump import write_bundle
@@ -43,6 +45,23 @@ def test_a_gpu_answers_as_a_processor_and_alone_as_in_company(
     spread = float(expected.std(axis=0).mean())  # what tells photos apart
     assert np.abs(together - expected).max() < tolerance * spread
     assert np.array_equal(together, np.concatenate([scorer.logits(photo[None]) for photo in pixels]))
+
+
+def test_threads_share_a_gpu(tmp_path: Path) -> None:
+    scorer = Scorer(_trained(tmp_path), device="cuda", precision="bf16", batch_size=8)
+    shards = np.random.default_rng(5).integers(0, 256, (20, 12, 32, 32, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(scorer.logits, shards))
+    assert np.array_equal(together, [scorer.logits(shard) for shard in shards])
+
+
+def test_weights_rounded_once_answer_as_those_that_autocast_rounds(tmp_path: Path) -> None:
+    network, cuda = _trained(tmp_path).network.eval(), torch.device("cuda")
+    inputs = torch.randn(8, 3, 32, 32, device=cuda).to(memory_format=torch.channels_last)
+    ready = prepare_network(network, cuda, torch.bfloat16)
+    rounded_anew = MixedNetwork(network.to(cuda, memory_format=torch.channels_last), torch.bfloat16)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        assert torch.equal(ready(inputs), rounded_anew(inputs))
 
 
 def test_a_training_on_a_gpu_goes_as_on_a_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

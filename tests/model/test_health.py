@@ -102,6 +102,20 @@ def test_a_rule_fires_with_evidence_and_a_remedy(rule: str, changes: dict[str, A
     assert len(findings[0].message) > 40
 
 
+@pytest.mark.parametrize(
+    ("histogram", "name", "lowers"),
+    [
+        ([2, 400, 900], "Class 0 has", False),
+        ([400, 2, 900], "Class 1 has", True),
+        ([400, 900, 2], "Class 2+ has", True),
+    ],
+)
+def test_a_rare_class_is_named_and_merged_only_where_that_helps(histogram: list[int], name: str, lowers: bool) -> None:
+    finding = health.class_imbalance(sound(label_histogram=histogram))
+    assert finding is not None and finding.message.startswith(name)
+    assert ("--top-class" in finding.message) == lowers
+
+
 def test_every_rule_has_a_sick_case() -> None:
     assert {rule.__name__ for rule in health.RULES} == set(SICK)
 

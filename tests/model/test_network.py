@@ -61,6 +61,13 @@ def test_a_pickle_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "executed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1", b"a", b"sgu"])
+def test_what_is_no_weights_file_is_an_input_error_without_unsafe_advice(content: bytes) -> None:
+    with pytest.raises(InputError, match=r"weights w\.pth: ") as refused:
+        load_weights(build_network("resnet18", 7), "w.pth", "resnet18", content)
+    assert "weights_only" not in str(refused.value)
+
+
 @pytest.mark.parametrize("weights", ["IMAGENET9", "weights.bin"])
 def test_a_name_that_torchvision_does_not_know_is_an_input_error(weights: str) -> None:
     with pytest.raises(InputError, match=r"neither a weights file by its name .*IMAGENET1K_V1.*none"):
