@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from schemas.results import RESULTS_SCHEMA, Verdict
 
@@ -70,24 +70,24 @@ def rows_by_doubt(batches: Iterable[pa.Table], histogram: np.ndarray) -> Iterato
     """
     edges = _edges(histogram)
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
-        paths = [Path(folder) / f"{number:05d}.parquet" for number in range(len(edges) + 1)]
-        writers: dict[int, pq.ParquetWriter] = {}
-        try:
+        paths = [Path(folder) / f"{number:05d}.arrows" for number in range(len(edges) + 1)]
+        writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        # streams: a Parquet writer keeps in memory what its footer is to say of each of so many small writes
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with ExitStack() as opened:
             for batch in batches:
                 bucket = np.searchsorted(edges, doubt_keys(batch), side="right")
                 for number in np.unique(bucket).tolist():
                     if number not in writers:
-                        writers[number] = pq.ParquetWriter(paths[number], RESULTS_SCHEMA, compression="lz4")
+                        sink = opened.enter_context(pa.OSFile(str(paths[number]), "wb"))
+                        writers[number] = opened.enter_context(pa.ipc.new_stream(sink, RESULTS_SCHEMA, options=options))
                     writers[number].write_table(batch.filter(pa.array(bucket == number)))
-        finally:
-            for writer in writers.values():
-                writer.close()
         for number in sorted(writers):
-            with pq.ParquetFile(paths[number]) as file:
+            with pa.OSFile(str(paths[number])) as source, pa.ipc.open_stream(source) as reader:
                 if number == len(edges):
-                    yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches())
+                    yield from (pa.Table.from_batches([rows]) for rows in reader)
                 else:
-                    yield sort_rows(file.read())
+                    yield sort_rows(reader.read_all().combine_chunks())
             paths[number].unlink()
 
 
