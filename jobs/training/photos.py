@@ -125,43 +125,57 @@ def _blocks(micro_batches: Sequence[MicroBatch], num_cpus: float) -> Iterator[pa
 
 
 def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.Table]:
-    """Runs in a Ray task: planned micro-batches to their pixels, one row each."""
+    """Runs in a Ray task: planned micro-batches to their pixels, one row each. The next one is fetched meanwhile."""
     uris, hashes, digests = _bins(stream.bins_uri)
-    for planned in block.to_pylist():
-        rows, side, epoch = np.array(planned["rows"]), planned["side"], planned["epoch"]
-        started = time.perf_counter()
-        with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
-            photos = list(pool.map(partial(_fetch, anonymous=stream.anonymous), [uris[row] for row in rows]))
-        fetching = time.perf_counter() - started
-        for row, data in zip(rows, photos, strict=True):
-            if hashlib.sha256(data).hexdigest() != digests[row]:
-                raise ValueError(
-                    f"{uris[row]}: another photo than when training began; put the former back to go on from the last "
-                    "checkpoint: with this one, the same command begins anew"
-                )
-        preprocessing = Preprocessing(image_size=side)
-        keys = [None] * len(rows) if epoch is None else keyed(hashes[rows], stream.seed + 1, epoch).tolist()
-        pixels, decoding, augmenting = [], 0.0, 0.0
-        # one by one: a telephone's photo takes 37 MB until it is shrunk
-        for data, key in zip(photos, keys, strict=True):
+    batches = block.to_pylist()
+    with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+
+        def ask(planned: dict) -> Iterator[bytes]:
+            return pool.map(partial(_fetch, anonymous=stream.anonymous), [uris[row] for row in planned["rows"]])
+
+        coming = ask(batches[0])
+        for planned, following in zip(batches, [*batches[1:], None], strict=True):
+            rows, side, epoch = np.array(planned["rows"]), planned["side"], planned["epoch"]
             started = time.perf_counter()
-            photo = read_pixels(data)
-            decoded = time.perf_counter()
-            if key is None:
-                pixels.append(resize_image(photo, preprocessing))
-            else:
-                pixels.append(augment(photo, key, stream.augmentation, preprocessing))
-            decoding, augmenting = decoding + decoded - started, augmenting + time.perf_counter() - decoded
-        yield pa.table(
-            {
-                "pixels": pa.array([np.stack(pixels).tobytes()], pa.large_binary()),
-                "num_photos": [len(pixels)],
-                "side": [side],
-                "fetch": [fetching],
-                "decode": [decoding],
-                "augment": [augmenting],
-            }
-        )
+            photos = list(coming)
+            fetching = time.perf_counter() - started
+            if following is not None:
+                coming = ask(following)
+            for row, data in zip(rows, photos, strict=True):
+                if hashlib.sha256(data).hexdigest() != digests[row]:
+                    raise ValueError(
+                        f"{uris[row]}: another photo than when training began; put the former back to go on from the last "
+                        "checkpoint: with this one, the same command begins anew"
+                    )
+            keys = [None] * len(rows) if epoch is None else keyed(hashes[rows], stream.seed + 1, epoch).tolist()
+            yield _prepared_row(photos, keys, Preprocessing(image_size=side), stream.augmentation, fetching)
+
+
+def _prepared_row(
+    photos: list[bytes], keys: list[int | None], preprocessing: Preprocessing, augmentation: float, fetching: float
+) -> pa.Table:
+    """A row: the photos' pixels, augmented by their keys where they have one, and the seconds that it took."""
+    pixels, decoding, augmenting = [], 0.0, 0.0
+    # one by one: a telephone's photo takes 37 MB until it is shrunk
+    for data, key in zip(photos, keys, strict=True):
+        started = time.perf_counter()
+        photo = read_pixels(data)
+        decoded = time.perf_counter()
+        if key is None:
+            pixels.append(resize_image(photo, preprocessing))
+        else:
+            pixels.append(augment(photo, key, augmentation, preprocessing))
+        decoding, augmenting = decoding + decoded - started, augmenting + time.perf_counter() - decoded
+    return pa.table(
+        {
+            "pixels": pa.array([np.stack(pixels).tobytes()], pa.large_binary()),
+            "num_photos": [len(pixels)],
+            "side": [preprocessing.image_size],
+            "fetch": [fetching],
+            "decode": [decoding],
+            "augment": [augmenting],
+        }
+    )
 
 
 def _fetch(uri: str, anonymous: bool) -> bytes:
