@@ -331,7 +331,7 @@ def _tell(tonight: Tonight, summary: dict) -> None:
             if summary["num_random_window"]
             else "no night has 90 % of its random bins resolved yet"
         )
-        lines.append(f"record accuracy: {why}: ranking only")
+        lines.append(f"record accuracy: {why}" + ("" if summary["num_certified"] else ": ranking only"))
     else:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
         lines.append(f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%})")

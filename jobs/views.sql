@@ -1,5 +1,6 @@
 -- The committed nights, and nothing else: a night is committed by its summary, which names the run that made it.
--- A bare glob over results/ may see a publish in progress for seconds; these views never do.
+-- A bare glob over results/ also sees the parts of a run that has not committed: while it writes them, after a crash until
+-- the same command has gone on, and with --replace beside those of the run that it replaces. These views never do.
 -- DuckDB runs this file as it is; for Athena and Spark take the same SELECTs over tables from `python -m schemas.ddl`.
 
 CREATE OR REPLACE VIEW summary AS

@@ -37,8 +37,9 @@ BIN_COLUMNS = ("currency", "zone", "abc_class", "image_uri", "photo_at", "expect
 empty."""
 
 _THOUSAND = re.compile(r"\+?[1-9]\d{0,2}\.000", re.ASCII)
-_WHOLE = re.compile(r"\+?\d{1,12}(\.0*)?", re.ASCII)
-_DECIMAL = re.compile(r"\+?\d{1,30}(\.\d*)?([eE][+-]?\d{1,2})?", re.ASCII)
+# databases write 0.5 as .5, and a decimal 0 as .00
+_WHOLE = re.compile(r"\+?(\d{1,12}(\.0*)?|\.0+)", re.ASCII)
+_DECIMAL = re.compile(r"\+?(\d{1,30}(\.\d*)?|\.\d{1,30})([eE][+-]?\d{1,2})?", re.ASCII)
 _NUMBER_RANGE = f"expected a whole number from 0 to {MAX_QUANTITY}"
 
 
@@ -110,9 +111,10 @@ def _parse_whole(cell: object) -> int:
     text = f"{cell:f}" if isinstance(cell, Decimal) else str(cell).strip()  # str() of a decimal's 0 is 0E-18
     if isinstance(cell, str) and _THOUSAND.fullmatch(text):  # and not a Parquet file's decimal
         raise ValueError("expected a whole number without a point, which may part decimals or thousands")
-    if not _WHOLE.fullmatch(text) or int(text.partition(".")[0]) > MAX_QUANTITY:
+    whole = text.partition(".")[0].lstrip("+") or "0"
+    if not _WHOLE.fullmatch(text) or int(whole) > MAX_QUANTITY:
         raise ValueError(_NUMBER_RANGE)
-    return int(text.partition(".")[0])
+    return int(whole)
 
 
 def _parse_decimal(cell: object) -> float:

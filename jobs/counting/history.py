@@ -154,7 +154,7 @@ class History:
 
     `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
     `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
-    of the night of the last count `night`, `expected_qty`, `expected_as_of`, `lines` (see `lines_of`) and `finding` (RIGHT,
+    of the night of the last count `night`, `expected_qty`, `lines` (see `lines_of`) and `finding` (RIGHT,
     WRONG, WAITING for a second count, or null for a mismatch that nobody is asked to count again) and `found_qty`, the
     quantity that it is about; `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
     """
@@ -185,7 +185,7 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
     """What was counted by the plans of committed nights before `audit_date`; the window begins with the night `first`, else
     WINDOW_NIGHTS days before."""
     output_uri = storage.absolute(output_uri)
-    counted = read_counted(output_uri, [*_COUNT_COLUMNS, "expected_as_of", "skus"])
+    counted = read_counted(output_uri, [*_COUNT_COLUMNS, "skus"])
     counted = counted.filter(pc.less(counted["audit_date"], audit_date))
     skus = counted["skus"]
     rows = counted.drop_columns(["skus"]).to_pylist()
@@ -329,7 +329,6 @@ def _last_counts(
                 "num_counted": sum(len(groups[entry]) for _, entry in latest),
                 "night": about.audit_date,
                 "expected_qty": about.expected_qty,
-                "expected_as_of": rows[place_of[about]]["expected_as_of"],
                 "lines": lines_of(skus[place_of[about]].as_py()),
                 "finding": _tell(finding, about, waiting),
                 "found_qty": None if finding is None else finding.qty,
@@ -353,7 +352,6 @@ LAST_COUNTS_SCHEMA = pa.schema(
         ("num_counted", pa.int32()),
         ("night", pa.string()),
         ("expected_qty", pa.int32()),
-        ("expected_as_of", TIMESTAMP),
         ("lines", pa.string()),
         ("finding", pa.string()),
         ("found_qty", pa.int32()),

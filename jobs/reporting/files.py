@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from xlsxwriter.exceptions import FileCreateError
+
 import jobs
 from jobs.config.report import ReportConfig
 from jobs.counting.estimates import estimate_window
@@ -34,12 +36,26 @@ from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
 from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, second_counts_csv, walk_order
 from model.estimators import WINDOW_NIGHTS
+from schemas.errors import GateError
 
 logger = logging.getLogger("jobs.report")
 
 
 def write_report(config: ReportConfig) -> None:
-    """Writes all files of a committed night. Raises InputError where it is not committed, naming those that are."""
+    """Writes all files of a committed night. Raises InputError where it is not committed, naming those that are, GateError
+    where the folder for temporary files has no room for them."""
+    try:
+        _write_files(config)
+    except (OSError, FileCreateError) as error:  # xlsxwriter's error is no OSError
+        # what has no number, and a file that is gone, is of what was read
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is None):
+            raise
+        raise GateError(
+            f"{tempfile.gettempdir()}: the report can't be made there ({error}); make room, or set TMPDIR"
+        ) from error
+
+
+def _write_files(config: ReportConfig) -> None:
     started = time.monotonic()
     night = read_night(storage.absolute(config.output_uri), config.audit_date.isoformat())
     run = read_run(run_uri(night.output_uri, night.run_id))
@@ -62,7 +78,10 @@ def write_report(config: ReportConfig) -> None:
         (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
         facts = _facts(config, night, run, overview)
         (folder / REPORT_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        storage.upload_folder(folder, storage.absolute(config.report_uri), last=REPORT_FACTS)
+        report_uri = storage.absolute(config.report_uri)
+        # an older report there stops being one before its files are overwritten
+        storage.delete([storage.join(report_uri, REPORT_FACTS)])
+        storage.upload_folder(folder, report_uri, last=REPORT_FACTS)
     logger.info(
         "night %s: report of %s bins in %s (%.1f s)",
         night.audit_date,

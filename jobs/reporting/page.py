@@ -79,6 +79,7 @@ def render_page(parts: PageParts) -> str:
         trend=trend,
         zones=zones,
         promises=parts.promises,
+        assumed_nights={row["audit_date"] for row in trend if row["record_model"] == "assumed"},
         certificates=parts.certificates,
         offenders=parts.offenders,
         all_offenders=len(parts.offenders) < MAX_OFFENDERS,
@@ -148,7 +149,7 @@ def _list_row(row: dict[str, Any], thumbnail: Thumbnail) -> dict[str, Any]:
         "certifiedAt": _rounded(row["certified_at"]),
         "counted": None
         if row["last_counted_at"] is None
-        else f"{row['last_counted_qty']} on {row['last_counted_at']:%Y-%m-%d}",
+        else f"{row['last_counted_qty']} on {row['last_counted_at']:%Y-%m-%d} (UTC)",
         "uri": shorten(visible_text(row["image_uri"]), 300),
         "photo": thumbnail.source,
         "problem": plain(thumbnail.problem),

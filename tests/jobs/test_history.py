@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.counting.counted import has_counts, read_counted
@@ -259,7 +260,11 @@ def test_what_was_known_when_a_run_began_stays_known_to_its_next_try(output: str
     assert len(later) == 2
     pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), later), first)
     assert len(freeze_last_counts(str(tmp_path / "other"), later)) == 0
-    (tmp_path / "run" / FROZEN / "last_counts.parquet").write_bytes(b"")  # by a power cut
+    frozen = tmp_path / "run" / FROZEN / "last_counts.parquet"
+    table = pq.read_table(frozen)
+    pq.write_table(table.append_column("dropped", table["night"]), frozen)  # by an older release
+    pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), later), first)
+    frozen.write_bytes(b"")  # by a power cut
     pd.testing.assert_frame_equal(freeze_last_counts(str(tmp_path / "run"), later), later)
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import boto3
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
@@ -297,6 +298,16 @@ def test_a_point_that_may_part_thousands_is_not_guessed_at() -> None:
     decimals = pa.array([Decimal("5.000")], pa.decimal128(13, 3))
     exact = parse_lines(pa.table({"bin_id": ["a"], "sku": ["S"], "quantity": decimals}), 1)
     assert exact["quantity"].to_pylist() == [5]
+
+
+def test_a_number_may_lack_its_leading_zero_as_databases_write_it() -> None:
+    quantities = [".0000", "+.0", "3", "3", "3", ".5", ".", "+"]
+    values = [".25", "+.5", ".5e1", ".", "-.5", "1", "1", "1"]
+    lines = {"bin_id": [f"b{i}" for i in range(len(values))], "sku": ["S"] * len(values)}
+    found = parse_lines(pa.table({**lines, "quantity": quantities, "unit_value": values}), 2)
+    assert found["quantity"].to_pylist() == [0, 0, 3, 3, 3, None, None, None]
+    assert found["unit_value"].to_pylist() == [0.25, 0.5, 5.0, None, None, 1, 1, 1]
+    assert pc.is_valid(found["problem"]).to_pylist() == [False] * 3 + [True] * 5
 
 
 @pytest.mark.parametrize("kind", [pa.decimal128(38, 18), pa.decimal128(10, 1), pa.float64(), pa.float32()])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -81,10 +82,28 @@ def test_money_is_named_where_all_of_it_is_in_one_currency(currencies: set[str |
 
 def test_a_night_without_random_bins_says_so(tmp_path: Path) -> None:
     write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
-    set_summary(tmp_path, ira=None, error_rate=None, error_rate_low=None, error_rate_high=None)
+    unknown = {"ira": None, "error_rate": None, "error_rate_low": None, "error_rate_high": None}
+    set_summary(tmp_path, num_certified=0, **unknown)
     page = render(tmp_path)
     assert "no random bins tonight: ranking only" in page
     assert "90 % of its random bins" not in page
+    set_summary(tmp_path, num_certified=3, **unknown)
+    page = render(tmp_path)
+    assert "no random bins tonight<" in page and "ranking only" not in page
+
+
+def test_bins_without_a_zone_are_told_of_below_the_table_of_zones(tmp_path: Path) -> None:
+    assert "in none of these rows" not in read_page(tmp_path)
+    path = tmp_path / "summary" / f"audit_date={TONIGHT}" / "summary.parquet"
+    table = pq.read_table(path, partitioning=None)
+    pq.write_table(table.filter(pc.not_equal(table["scope_value"].fill_null(""), "Z1")), path)
+    assert "<p>25 bins name no zone and are in none of these rows.</p>" in render(tmp_path)
+
+
+def test_a_list_of_an_assumed_record_model_stays_marked_when_tonight_s_is_learned(tmp_path: Path) -> None:
+    page = read_page(tmp_path)
+    promises = page[page.index('<section id="promises"') : page.index('<section id="accuracy"')]
+    assert re.findall(r'<tr><th scope="row">(.*?)</th>', promises) == [TONIGHT, "2026-03-01 (assumed)"]
 
 
 def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,15 +25,17 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError
 from PIL import Image
+from xlsxwriter.exceptions import FileCreateError
 
 from jobs.config.report import ReportConfig
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
 from jobs.platform import storage
+from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.provenance import provenance
 from jobs.platform.texts import visible_text
 from jobs.report import main
-from jobs.reporting import discrepancies, ordering, pictures
+from jobs.reporting import discrepancies, files, ordering, pictures
 from jobs.reporting.files import _list_second_counts, write_report
 from jobs.reporting.history import (
     CertificatePromise,
@@ -122,6 +127,45 @@ def test_a_night_that_is_not_committed_exits_2_and_names_those_that_are(
     message = capsys.readouterr().err
     assert "2026-04-01 is not committed" in message
     assert all(date in message for date in DATES)
+
+
+@pytest.mark.parametrize("kind", [lambda error: error, FileCreateError])
+def test_a_full_temporary_folder_exits_1_and_says_what_to_do(
+    nights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Callable[[OSError], Exception],
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind(OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(files, "write_discrepancies", fail)
+    assert main(["--output-uri", str(nights), "--audit-date", TONIGHT, "--report-uri", str(tmp_path / "report")]) == 1
+    said = capsys.readouterr().err
+    assert f"failed: {tempfile.gettempdir()}: the report can't be made there ([Errno 28] No space left" in said
+    assert "make room, or set TMPDIR" in said
+    assert not (tmp_path / "report").exists()
+
+
+def test_an_older_report_no_longer_stands_for_one_that_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=60)
+    report = tmp_path / "report"
+    _write(tmp_path, report)
+    assert (report / REPORT_FACTS).exists()
+    write_bytes = storage.write_bytes
+
+    def write_one(uri: str, data: Path) -> None:
+        if not uri.endswith("discrepancies.csv"):
+            raise GateError("killed")
+        write_bytes(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write_one)
+    with pytest.raises(GateError, match="killed"):
+        _write(tmp_path, report)
+    assert not (report / REPORT_FACTS).exists()
 
 
 def test_parts_of_a_run_that_did_not_commit_the_night_are_not_read(nights: Path, tmp_path: Path) -> None:
