@@ -46,6 +46,9 @@ GPU_FETCH_SURPLUS = 1.5
 """Fetches beside GPUs for each planned one: the driver takes its time to follow one that ended with the next."""
 
 
+GPU_FETCH_NICENESS = 10
+"""Of fetches beside GPUs, which take every core: who feeds the GPU, hands out work and answers requests needs one or two,
+and must not wait for them."""
 GPU_SHARDS_AT_ONCE = 2
 """Shards in threads of one scorer beside its GPU: one is taken in or handed on while the GPU computes another."""
 
@@ -134,6 +137,12 @@ def shard_table(rows: pa.Table, shard: int, *, fresh: bool, fetching: tuple[floa
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
 
 
+def _step_back(items: pa.Table, fetch: Callable[..., Iterator[pa.Table]], **fetch_kwargs: Any) -> Iterator[pa.Table]:
+    """`fetch` in a thread that lets others go first, and those that it starts; for good, as none may take its place back."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), GPU_FETCH_NICENESS))
+    yield from fetch(items, **fetch_kwargs)
+
+
 def score_shards(
     shards: list[Shard],
     fetch: Callable[..., Iterator[pa.Table]],
@@ -153,8 +162,8 @@ def score_shards(
     on_gpus = resources.device == "cuda"
     num_fetchers = int(resources.num_fetchers * (GPU_FETCH_SURPLUS if on_gpus else 1))
     fetched = shard_dataset(shards).map_batches(
-        fetch,
-        fn_kwargs=fetch_kwargs,
+        _step_back if on_gpus else fetch,  # type: ignore[arg-type]
+        fn_kwargs={"fetch": fetch, **fetch_kwargs} if on_gpus else fetch_kwargs,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=min(num_fetchers, len(shards))),
