@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from schemas.arrow import DAMAGED_PARQUET
+from schemas.arrow import DAMAGED_PARQUET, column
 from schemas.bundle import FORMAT_VERSION, BundleInfo, content_id
 from schemas.errors import InputError
 
@@ -27,13 +27,9 @@ REPORT_FILE = "report.html"
 
 TRAINING_IMAGES_SCHEMA = pa.schema(
     [
-        pa.field("image_sha256", pa.string(), metadata={"description": "SHA-256 of the photo's bytes, hex"}),
-        pa.field("bin_id", pa.string(), metadata={"description": "the bin that the photo shows"}),
-        pa.field(
-            "split",
-            pa.string(),
-            metadata={"description": "train, selection (stopping, calibration) or test (figures only)"},
-        ),
+        column("image_sha256", pa.string(), "SHA-256 of the photo's bytes, hex"),
+        column("bin_id", pa.string(), "the bin that the photo shows"),
+        column("split", pa.string(), "train, selection (stopping, calibration) or test (figures only)"),
     ]
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -22,13 +22,13 @@ SAMPLE_EVERY = 25
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule that fired."""
+    """One rule that fired: `check_health` says which, and when."""
 
-    rule: str
+    rule: str = field(default="", kw_only=True)
     message: str
     """What was seen, what it means and what to try."""
     evidence: dict[str, Any]
-    epoch: int
+    epoch: int = field(default=0, kw_only=True)
 
 
 @dataclass
@@ -86,7 +86,6 @@ def exploding_gradients(seen: Observations) -> Finding | None:
     if not (broken or burst or runaway):
         return None
     return Finding(
-        "exploding_gradients",
         "Gradients or losses run away: lower --learning-rate (a tenth), or lengthen the warm-up.",
         {
             "steps_not_finite": broken[:5],
@@ -95,7 +94,6 @@ def exploding_gradients(seen: Observations) -> Finding | None:
             "largest_loss": max(losses, default=math.nan),
             "loss_of_guessing": guess,
         },
-        seen.epoch,
     )
 
 
@@ -115,7 +113,6 @@ def vanishing_gradients(seen: Observations) -> Finding | None:
     if not stuck:
         return None
     return Finding(
-        "vanishing_gradients",
         "Layers receive (almost) no gradient and cannot learn: check the initial weights (--initialisation); where they "
         "have grown large, lower --learning-rate, else raise it.",
         {
@@ -123,7 +120,6 @@ def vanishing_gradients(seen: Observations) -> Finding | None:
             "num_layers": len(stuck),
             "last_ratios": {n: recent[-1][n] for n in stuck[:5]},
         },
-        seen.epoch,
     )
 
 
@@ -141,7 +137,6 @@ def poor_initialisation(seen: Observations) -> Finding | None:
     if not off and not confidently_wrong:
         return None
     return Finding(
-        "poor_initialisation",
         "The initial weights have a wrong spread, or the first predictions are confidently wrong: choose "
         "--initialisation kaiming-normal, or sound --weights.",
         {
@@ -150,7 +145,6 @@ def poor_initialisation(seen: Observations) -> Finding | None:
             "first_loss": first,
             "loss_of_guessing": guess,
         },
-        seen.epoch,
     )
 
 
@@ -163,11 +157,9 @@ def dead_activations(seen: Observations) -> Finding | None:
     if not dead:
         return None
     return Finding(
-        "dead_activations",
         "Most channels of a layer are silent for every photo and learn nothing: lower --learning-rate, or check "
         "the initial weights.",
         {"share_of_dead_channels": dict(sorted(dead.items())[:10])},
-        seen.epoch,
     )
 
 
@@ -192,12 +184,10 @@ def loss_not_decreasing(seen: Observations) -> Finding | None:
     if not stalled and not risen:
         return None
     return Finding(
-        "loss_not_decreasing",
         "The training loss "
         + ("has risen again: lower" if risen else "does not fall: raise or lower")
         + " --learning-rate by a factor of 3, and look at sample photos with their records (jobs.explore).",
         {"first_loss": losses[0], "lowest_at_this_size": best, "last_losses": last},
-        seen.epoch,
     )
 
 
@@ -219,7 +209,6 @@ def overfitting(seen: Observations) -> Finding | None:
     ):
         return None
     return Finding(
-        "overfitting",
         f"The network learns its training photos by heart since epoch {best + 1} (the weights that are kept are those of "
         "the best epoch on photos of the whole --image-size): add photos, raise --augmentation, raise --weight-decay, or "
         "train fewer epochs.",
@@ -229,7 +218,6 @@ def overfitting(seen: Observations) -> Finding | None:
             "selection_nlls": nlls[-5:],
             "train_losses": losses[-5:],
         },
-        seen.epoch,
     )
 
 
@@ -243,12 +231,10 @@ def nothing_learned(seen: Observations) -> Finding | None:
     if best < 0.99 * seen.guess_nll:
         return None
     return Finding(
-        "nothing_learned",
         "The network knows how common each count is, and nothing of the photos: are they joined to the right records? "
         "Look at sample photos with their records (jobs.explore); if they are right, raise --image-size or train from "
         "other --weights.",
         {"best_selection_nll": best, "nll_of_guessing": seen.guess_nll, "bins_per_class": seen.label_histogram},
-        seen.epoch,
     )
 
 
@@ -261,10 +247,8 @@ def class_imbalance(seen: Observations) -> Finding | None:
     name = f"{rarest}+" if rarest == len(counts) - 1 else str(rarest)
     remedy = "add such bins" + (", or lower --top-class" if rarest else "")
     return Finding(
-        "class_imbalance",
         f"Class {name} has few examples; its counts will be poor: {remedy}.",
         {"bins_per_class": counts, "ratio": max(counts) / max(1, min(counts))},
-        seen.epoch,
     )
 
 
@@ -274,11 +258,9 @@ def stalled_on_data(seen: Observations) -> Finding | None:
     if len(seen.wait_shares) - seen.first_epoch < 2 or seen.wait_shares[-1] <= 0.2:
         return None
     return Finding(
-        "stalled_on_data",
         "The network waits for photos: give the cluster more CPUs for decoding, put the photos nearer, or store "
         "them smaller.",
         {"wait_shares": seen.wait_shares[-5:]},
-        seen.epoch,
     )
 
 
@@ -308,7 +290,9 @@ def consequence(rules: Sequence[str], *, has_best_epoch: bool) -> Literal["go on
 
 def check_health(seen: Observations) -> list[Finding]:
     """All rules that fire on what has been seen so far."""
-    return [finding for rule in RULES if (finding := rule(seen)) is not None]
+    return [
+        replace(finding, rule=rule.__name__, epoch=seen.epoch) for rule in RULES if (finding := rule(seen)) is not None
+    ]
 
 
 def initial_weight_std(network: nn.Module) -> dict[str, float]:

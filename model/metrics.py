@@ -74,12 +74,13 @@ def evaluate_scope(
         return None
     restricted = restrict(probabilities[rows], classes)
     kept, kept_groups = labels[rows], groups[rows]
-    counts = predict(restricted, classes)
+    mode = restricted.argmax(axis=1) + classes.start
+    median = np.minimum((restricted.cumsum(axis=1) < 0.5).sum(axis=1), len(classes) - 1) + classes.start
     picked = restricted[np.arange(len(kept)), kept - classes.start]
     majority = np.bincount(kept).argmax()
     figures: dict[str, Any] = {"num_bins": int(rows.sum()), "classes": [classes.start, classes.stop - 1]}
     names = (*ERROR_FIGURES, "nll", "mae_median")
-    values = np.column_stack([_error_columns(counts["mode"] - kept), -np.log(picked), np.abs(counts["median"] - kept)])
+    values = np.column_stack([_error_columns(mode - kept), -np.log(picked), np.abs(median - kept)])
     figures |= with_intervals(names, values, kept_groups, seed=seed)
     figures["rmse"] = {end: None if found is None else math.sqrt(found) for end, found in figures["rmse"].items()}
     figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}
@@ -104,15 +105,6 @@ def format_interval(figure: Mapping[str, float | None], form: str) -> str:
     if figure["low"] is None:
         return f"{figure['value']:{form}}"
     return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
-
-
-def predict(probabilities: np.ndarray, classes: range) -> dict[str, np.ndarray]:
-    """`mode` (argmax) and `median` of each row, as counts: (n,) each."""
-    cumulative = probabilities.cumsum(axis=1)
-    return {
-        "mode": probabilities.argmax(axis=1) + classes.start,
-        "median": np.minimum((cumulative < 0.5).sum(axis=1), len(classes) - 1) + classes.start,
-    }
 
 
 def bootstrap_by_group(

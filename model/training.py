@@ -388,11 +388,10 @@ class _Loop:
             self._trace = gzip.compress(path.read_bytes())
 
     def _report(self, entry: dict[str, float]) -> None:
-        if self.worker.rank == 0:
-            print(_progress_line(entry, self.recipe, self.best_epoch), flush=True)
         if self.worker.rank != 0:
             ray.train.report(dict(entry))
             return
+        print(_progress_line(entry, self.recipe, self.best_epoch), flush=True)
         # waits for the last one: uploads slower than epochs would fill the disk
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         folder = tempfile.mkdtemp(prefix="checkpoint-")  # Ray removes it when it is uploaded
@@ -404,7 +403,6 @@ class _Loop:
         )
 
     def _state(self) -> dict[str, Any]:
-        seen = self.seen
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -417,7 +415,7 @@ class _Loop:
             "stopped": self.stopped,
             "findings": self.findings,
             "profile": self.watch.table(),
-            "seen": vars(seen),
+            "seen": vars(self.seen),
         }
 
     def _resume(self) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from jobs.platform import storage
 from model.bundle_files import read_bundle_info, read_training_images, read_weights
-from schemas.bundle import BundleInfo, Preprocessing
+from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
 if TYPE_CHECKING:  # drivers read bundles without torch
@@ -36,9 +36,7 @@ def local_bundle(uri: str) -> Iterator[Path]:
             raise InputError(str(error).replace(folder, uri)) from error
 
 
-def load_scorer(
-    uri: str, bundle_id: str, *, device: str, precision: str, batch_size: int
-) -> tuple[Preprocessing, Scorer]:
+def load_scorer(uri: str, bundle_id: str, *, device: str, precision: str, batch_size: int) -> Scorer:
     """The bundle's network, ready to score. Raises InputError where another bundle lies there than the one that the job
     began with, by whose figures its answers would be judged."""
     from model.bundle import load_bundle
@@ -48,8 +46,7 @@ def load_scorer(
         bundle = load_bundle(folder)
     if bundle.info.bundle_id != bundle_id:
         raise InputError(f"{uri}: expected bundle {bundle_id}, with which the job began, found {bundle.info.bundle_id}")
-    scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
-    return bundle.info.preprocessing, scorer
+    return Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
 
 
 def read_bundle(uri: str) -> tuple[BundleInfo, pa.Table]:

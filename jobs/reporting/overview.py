@@ -41,8 +41,8 @@ class Overview:
     """Bins that a person found wrong and whose record says the same tonight."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Bins not assessed by reason."""
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
-    """The first bins (in the tables' order) of each reason: bin_id, zone, error."""
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """The first bin_ids (in the tables' order) of each reason."""
     unreadable: list[dict[str, Any]] = field(default_factory=list)
     """The first unreadable or rejected images: bin_id, zone, status, error, image_uri."""
 
@@ -73,7 +73,7 @@ def _add(overview: Overview, rows: pa.Table) -> pa.Table:
         same = columns.filter(pc.equal(columns["reason"], reason))
         overview.reasons[reason or "unknown"] += same.num_rows
         kept = overview.examples[reason or "unknown"]
-        kept += same.slice(0, EXAMPLES - len(kept)).to_pylist()
+        kept += same["bin_id"].slice(0, EXAMPLES - len(kept)).to_pylist()
     room = UNREADABLE_ROWS - len(overview.unreadable)
     if room:
         broken = pc.is_in(

@@ -16,7 +16,7 @@ from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
 from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise, currencies_of
 from jobs.reporting.nights import Night
-from jobs.reporting.overview import TOP_ROWS, Overview
+from jobs.reporting.overview import Overview
 from jobs.reporting.photos import Thumbnail
 
 MAX_LINES = 8
@@ -63,7 +63,7 @@ def render_page(parts: PageParts) -> str:
     )
     return document.render_page(
         "report.html",
-        filters={"plain": plain, "reason": reason_words},
+        filters={"plain": plain},
         night=parts.night,
         whole=whole,
         claims_assumed=whole["record_model"] == "assumed",
@@ -75,7 +75,6 @@ def render_page(parts: PageParts) -> str:
             **{name: one_currency_money(whole[name], tonight | currencies_of(parts.promises)) for name in NET_VALUE},
         },
         overview=parts.overview,
-        top_rows=TOP_ROWS,
         trend=trend,
         zones=zones,
         promises=parts.promises,
@@ -199,10 +198,6 @@ def one_currency_money(value: float | None, currencies: AbstractSet[str | None])
 def plain(text: str | None) -> str | None:
     """Text from a record as the page shows it: control characters visible, cut at MAX_TEXT."""
     return None if text is None else shorten(visible_text(text), MAX_TEXT)
-
-
-def reason_words(reason: str) -> str:
-    return reason.replace("_", " ")
 
 
 def _rounded(value: float | None) -> float | None:

@@ -23,16 +23,14 @@ class Counter:
         """Raises InputError where the bundle is not the one that the front was built for."""
         import torch
 
-        preprocessing, self._scorer = load_scorer(
-            bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size
-        )
+        self._scorer = load_scorer(bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size)
         # One thread of our own, so that Serve can probe the replica meanwhile; OpenMP keeps its width per thread.
         width = max(1, min(threads, os.cpu_count() or 1))
         executor = ThreadPoolExecutor(1, "scorer")
         if device == "cpu":
             executor.submit(torch.set_num_threads, width).result()
         self._precision = precision
-        side = preprocessing.image_size
+        side = self._scorer.info.preprocessing.image_size
         # the first batch of a process is slow: no caller should wait for it
         executor.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()
         self._batcher = Batcher(self._score, batch_size, executor)

@@ -67,9 +67,7 @@ class ShardScorer:
         self._precision = precision
         self._refusal: InputError | GateError | None = None
         try:
-            self._preprocessing, self._scorer = load_scorer(
-                bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size
-            )
+            self._scorer = load_scorer(bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size)
         except (InputError, GateError) as error:
             # raised by the first call: what an actor's constructor raises reaches the driver as text of another error
             self._refusal = error
@@ -78,9 +76,9 @@ class ShardScorer:
         if self._refusal is not None:
             raise self._refusal
         began_at = time.time()
-        pixels = pixels_of(rows, self._preprocessing)
+        pixels = pixels_of(rows, self._scorer.info.preprocessing)
         if not len(pixels):
-            return without_pixels(rows)
+            return rows.select(SCORED_SCHEMA.names)
         probabilities = self._scorer.score(pixels)
         check_answers(rows, probabilities, self._precision)
         return with_probabilities(rows, probabilities, began_at, time.time())
@@ -114,10 +112,6 @@ def with_probabilities(rows: pa.Table, probabilities: np.ndarray, began_at: floa
         "scored_at": pa.repeat(pa.scalar(scored_at), rows.num_rows),
     }
     return pa.Table.from_arrays([columns.get(name, rows[name]) for name in SCORED_SCHEMA.names], schema=SCORED_SCHEMA)
-
-
-def without_pixels(rows: pa.Table) -> pa.Table:
-    return rows.select(SCORED_SCHEMA.names)
 
 
 def shard_table(rows: pa.Table, shard: int, *, fresh: bool, fetching: tuple[float, float] | None = None) -> pa.Table:

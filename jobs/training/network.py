@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from jobs.training.splits import training_set
 from jobs.training.start import Start
 from jobs.training.workers import plan_workers, worker_environment
 from model.micro_batches import TrainingSet
-from model.recipe import Recipe
 from model.training import NOT_FINITE, STATE_FILE, TOO_LARGE, UNHEALTHY, LoopSettings, train_loop_per_worker
 from schemas.errors import GateError
 
@@ -53,22 +53,9 @@ INITIAL_FILE = "initial.safetensors"
 FINDINGS_FILE = "findings.json"
 
 
-@dataclass(frozen=True)
-class LoadInputs:
+def load_inputs(initial_uri: str, photos: PhotoStream) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoStream]:
     """What a worker trains on, read from the run's own folder."""
-
-    bins_uri: str
-    initial_uri: str
-    recipe: Recipe
-    anonymous: bool = False
-    num_readers: int = 1
-    """See `PhotoStream`."""
-
-    def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoStream]:
-        stream = PhotoStream(
-            self.bins_uri, self.recipe.seed, self.recipe.augmentation, self.anonymous, self.num_readers
-        )
-        return training_set(read_table(self.bins_uri)), load(storage.read_bytes(self.initial_uri)), stream
+    return training_set(read_table(photos.bins_uri)), load(storage.read_bytes(initial_uri)), photos
 
 
 @dataclass(frozen=True)
@@ -131,9 +118,10 @@ def train_network(
     write_table(bins_uri, bins)
     storage.write_bytes(initial_uri, save(start.state))
     _discard_damaged_snapshot(run_uri)
+    photos = PhotoStream(bins_uri, recipe.seed, recipe.augmentation, config.anonymous, config.num_workers * num_runs)
     settings = LoopSettings(
         recipe=recipe,
-        load=LoadInputs(bins_uri, initial_uri, recipe, config.anonymous, config.num_workers * num_runs),
+        load=partial(load_inputs, initial_uri, photos),
         threads=threads,
         on_unhealthy=config.on_unhealthy,
         trace_steps=config.trace_steps,

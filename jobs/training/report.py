@@ -42,7 +42,7 @@ def render_training_report(
     provenance: dict[str, Any],
 ) -> str:
     """HTML. `probabilities` (n, K + 1) and `labels` (n,) are the test bins'; `outcome` is the training
-    loop's; `left_out` counts the bins whose photo can't be used, by its status."""
+    loop's; `left_out`: see `LabelledBins`."""
     history = outcome["history"]
     epochs = [entry["epoch"] + 1 for entry in history]
     steps = list(range(1, len(outcome["step_losses"]) + 1))

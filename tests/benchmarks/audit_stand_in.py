@@ -54,7 +54,7 @@ def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
     began_at = time.time()
     num_photos = rows.num_rows - rows["pixels"].null_count
     if not num_photos:
-        return score.without_pixels(rows)
+        return rows.select(score.SCORED_SCHEMA.names)
     seed = hashlib.sha256(rows["bin_id"][0].as_py().encode()).digest()[:8]
     chances = np.random.default_rng(int.from_bytes(seed)).dirichlet([0.3] * 7, num_photos)
     return score.with_probabilities(rows, chances.astype(np.float32), began_at, time.time())

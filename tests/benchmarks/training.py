@@ -17,6 +17,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.parquet import read_table, write_table
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import BINS_FILE, INITIAL_FILE, LoadInputs
+from jobs.training.network import BINS_FILE, INITIAL_FILE, load_inputs
+from jobs.training.photos import PhotoStream
 from jobs.training.start import read_start
 from jobs.training.workers import plan_workers, worker_environment
 from model.images import decode_image
@@ -53,18 +55,14 @@ class PhotosInMemory:
             yield PreparedBatch(self.pixels[batch.rows], {})
 
 
-@dataclass(frozen=True)
-class LoadInMemory:
-    """`LoadInputs`, with the photos decoded before training starts."""
-
-    inputs: LoadInputs
-
-    def __call__(self) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoSource]:
-        bins, state, _ = self.inputs()
-        uris = read_table(self.inputs.bins_uri, columns=["image_uri"])["image_uri"].to_pylist()
-        preprocessing = Preprocessing(image_size=self.inputs.recipe.image_size)
-        pixels = np.stack([decode_image(storage.read_bytes(uri), preprocessing) for uri in uris])
-        return bins, state, PhotosInMemory(pixels)
+def load_in_memory(
+    initial_uri: str, photos: PhotoStream, preprocessing: Preprocessing
+) -> tuple[TrainingSet, dict[str, torch.Tensor], PhotoSource]:
+    """`load_inputs`, with the photos decoded before training starts."""
+    bins, state, _ = load_inputs(initial_uri, photos)
+    uris = read_table(photos.bins_uri, columns=["image_uri"])["image_uri"].to_pylist()
+    pixels = np.stack([decode_image(storage.read_bytes(uri), preprocessing) for uri in uris])
+    return bins, state, PhotosInMemory(pixels)
 
 
 def choose_bins(config: TrainConfig, num_photos: int) -> pa.Table:
@@ -79,10 +77,12 @@ def choose_bins(config: TrainConfig, num_photos: int) -> pa.Table:
 def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, float]:
     """Photos per second and waiting share of the epochs after the first."""
     recipe = config.recipe()
-    inputs = LoadInputs(str(folder / BINS_FILE), str(folder / INITIAL_FILE), recipe)
+    photos = PhotoStream(str(folder / BINS_FILE), recipe.seed, recipe.augmentation)
+    inputs = str(folder / INITIAL_FILE), photos
+    in_memory = partial(load_in_memory, *inputs, Preprocessing(image_size=recipe.image_size))
     scaling, threads = plan_workers(config)
     settings = LoopSettings(
-        recipe=recipe, load=inputs if streamed else LoadInMemory(inputs), threads=threads, conclude=()
+        recipe=recipe, load=partial(load_inputs, *inputs) if streamed else in_memory, threads=threads, conclude=()
     )
     with tempfile.TemporaryDirectory() as place:
         result = TorchTrainer(
@@ -94,10 +94,10 @@ def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, f
             ),
         ).fit()
     history = result.return_value["history"][1:]  # type: ignore[attr-defined]
-    trained = read_table(inputs.bins_uri, columns=["split"])["split"].to_pylist().count("train")
-    photos = trained // recipe.batch_size * recipe.batch_size
+    trained = read_table(photos.bins_uri, columns=["split"])["split"].to_pylist().count("train")
+    num_photos = trained // recipe.batch_size * recipe.batch_size
     return {
-        "photos_per_second": photos * len(history) / sum(epoch["seconds"] for epoch in history),
+        "photos_per_second": num_photos * len(history) / sum(epoch["seconds"] for epoch in history),
         "wait_share": statistics.mean(epoch["wait_share"] for epoch in history),
     }
 

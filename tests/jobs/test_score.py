@@ -25,7 +25,7 @@ from jobs.stages import resources, staging, worklist
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
-from jobs.stages.score import SCORED_SCHEMA, TIMES, ShardScorer, shard_table, with_probabilities, without_pixels
+from jobs.stages.score import SCORED_SCHEMA, TIMES, ShardScorer, shard_table, with_probabilities
 from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import MixedNetwork
@@ -83,8 +83,9 @@ def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None
 def test_an_answer_that_is_no_number_ends_the_run_with_its_bin(precision: str, advice: str) -> None:
     scorer = object.__new__(ShardScorer)
     answers = np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)
-    scorer._refusal, scorer._precision, scorer._preprocessing = None, precision, Preprocessing(image_size=16)  # type: ignore[assignment]
-    scorer._scorer = SimpleNamespace(score=lambda pixels: answers)  # type: ignore[assignment]
+    scorer._refusal, scorer._precision = None, precision
+    info = SimpleNamespace(preprocessing=Preprocessing(image_size=16))
+    scorer._scorer = SimpleNamespace(info=info, score=lambda pixels: answers)  # type: ignore[assignment]
     rows = _shard([None, bytes(768), None, bytes(768)], [[1.0, 0.0], None, None, None])
     with pytest.raises(GateError, match=rf"bin {rows['bin_id'][3]}: .* not a number in {precision}.*{advice}"):
         scorer(rows)
@@ -170,7 +171,7 @@ def test_files_that_a_power_cut_left_cut_short_are_written_again(
     def stage() -> int:
         worklist._copy_file(row)
         (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
-        staging._stage(without_pixels(shard), str(tmp_path))
+        staging._stage(shard.select(SCORED_SCHEMA.names), str(tmp_path))
         return read_table(staged).num_rows
 
     assert stage() == 4

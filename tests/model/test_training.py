@@ -192,12 +192,12 @@ def test_weights_that_are_no_numbers_stop_the_loop_with_nothing_kept(
 def test_an_unhealthy_loop_stops_after_its_epoch_and_goes_on_where_it_is_to_warn(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = [Finding("class_imbalance", "few of one class", {}, 1)]
+    found = [Finding("few of one class", {}, rule="class_imbalance", epoch=1)]
     monkeypatch.setattr(training, "check_health", lambda seen: found)
     loop = make_loop(monkeypatch, on_unhealthy="stop")
     loop._check_health(0)
     assert loop.stopped is None, "such a finding stops nothing"
-    found.append(Finding("poor_initialisation", "alike", {}, 1))
+    found.append(Finding("alike", {}, rule="poor_initialisation", epoch=1))
     monkeypatch.setattr(_Loop, "_report", lambda loop, entry: torch.save(loop._state(), tmp_path / STATE_FILE))
     outcome = loop.run()
     assert outcome is not None and outcome["stopped"] == f"{UNHEALTHY} in epoch 1: poor_initialisation"
