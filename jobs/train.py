@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 def run_train(config: TrainConfig) -> None:
+    training_uri = storage.beside(config.bundle_uri, ".training")
     bins = read_labelled_bins(config)
     assign_splits(bins.table, config)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
-    training_uri = storage.beside(config.bundle_uri, ".training")
     with connect(quiet=WATCHDOG):
         await_workers(config)  # a cluster that is too small or busy is said before every photo is read
         bins = split_bins(check_photos(bins, config), config, start.seen)

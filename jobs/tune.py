@@ -35,10 +35,10 @@ from schemas.errors import GateError
 def run_tune(config: TuneConfig) -> None:
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]
+    output_uri = storage.absolute(config.output_uri or storage.beside(config.bundle_uri, ".search"))
     bins = read_labelled_bins(config)
     assign_splits(bins.table, largest)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
-    output_uri = storage.absolute(config.output_uri or storage.beside(config.bundle_uri, ".search"))
     training_uri = storage.join(output_uri, "training")
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from schemas.bundle import class_names
+
 SAMPLE_EVERY = 25
 """Layers are looked at in one step of so many; the loss and the gradient norm in every one."""
 
@@ -244,10 +246,9 @@ def class_imbalance(seen: Observations) -> Finding | None:
     if not counts or max(counts) <= 20 * max(1, min(counts)):
         return None
     rarest = counts.index(min(counts))
-    name = f"{rarest}+" if rarest == len(counts) - 1 else str(rarest)
-    remedy = "add such bins" + (", or lower --top-class" if rarest else "")
+    merged = f", or lower --top-class to {min(rarest, len(counts) - 2)}" if rarest and len(counts) > 2 else ""
     return Finding(
-        f"Class {name} has few examples; its counts will be poor: {remedy}.",
+        f"Class {class_names(len(counts) - 1)[rarest]} has few examples; its counts will be poor: add such bins{merged}.",
         {"bins_per_class": counts, "ratio": max(counts) / max(1, min(counts))},
     )
 

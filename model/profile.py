@@ -20,7 +20,7 @@ PHASES = (
 )
 """Of the worker that trains (rank 0); they add up to its wall time."""
 DATA_PHASES = ("fetch", "decode", "augment")
-"""Of the CPU tasks that prepare photos beside it, summed over tasks."""
+"""Of the CPU tasks that prepare photos beside it, summed over tasks; fetch: as far as decoding waited for it."""
 
 
 class Stopwatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import tempfile
@@ -46,9 +47,9 @@ def write_report(config: ReportConfig) -> None:
     where the folder for temporary files has no room for them."""
     try:
         _write_files(config)
-    except (OSError, FileCreateError) as error:  # xlsxwriter's error is no OSError
-        # what has no number, and a file that is gone, is of what was read
-        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is None):
+    except (OSError, FileCreateError) as error:  # xlsxwriter's, which is no OSError, holds one
+        cause = error.args[0] if isinstance(error, FileCreateError) else error
+        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise GateError(
             f"{tempfile.gettempdir()}: the report can't be made there ({error}); make room, or set TMPDIR"

@@ -39,7 +39,8 @@ class Progress:
     def add(self, shard: StagedShard) -> None:
         """Counts a staged shard, and says so when it is time. Raises GateError as soon as a gate can't be met."""
         now = time.monotonic()
-        if shard.fetching_began_at is not None and shard.fetched_at is not None:
+        # photos that are asked for again and are still missing say nothing of the rate
+        if shard.num_fresh and shard.fetching_began_at is not None and shard.fetched_at is not None:
             self.fetched.append((shard.fetching_began_at, shard.fetched_at, shard.num_fresh))
         if shard.scoring_began_at is not None and shard.scored_at is not None:
             self.scored.append((shard.scoring_began_at, shard.scored_at, shard.num_fresh))

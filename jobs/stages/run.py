@@ -45,10 +45,32 @@ _GENERATION = re.compile(r"\d{6}\.json")
 HEARTBEAT_SECONDS, LOOK_SECONDS, EXPIRY_SECONDS = 10.0, 1.0, 45.0
 
 
-def name_run(config: AuditConfig, audit_date: str, **found: Any) -> str:
-    """`<audit_date>-<12 hex digits>`, of the settings that affect results and of all that was `found` or settled beside
-    them. A replacement is another run than the one that it replaces, so that readers never see both under one name."""
-    facts = {name: getattr(config, name) for name in RESULT_SETTINGS} | {"audit_date": audit_date, **found}
+def name_run(
+    config: AuditConfig,
+    *,
+    audit_date: str,
+    manifest_fingerprint: str,
+    weights_sha256: str,
+    bundle_id: str,
+    device: str,
+    precision: str,
+    batch_size: int,
+    allowed_roots: tuple[str, ...],
+    replaces: str | None,
+) -> str:
+    """`<audit_date>-<12 hex digits>`. A replacement is another run than the one that it replaces, so that readers
+    never see both under one name."""
+    facts = {name: getattr(config, name) for name in RESULT_SETTINGS} | {
+        "audit_date": audit_date,
+        "manifest": manifest_fingerprint,
+        "weights": weights_sha256,
+        "bundle": bundle_id,
+        "device": device,
+        "precision": precision,
+        "batch_size": batch_size,
+        "allowed_roots": sorted(allowed_roots),
+        "replaces": replaces,
+    }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{audit_date}-{digest[:12]}"
 

@@ -44,8 +44,6 @@ GPU_FETCH_CLAIM = 0.25
 free for each stage, so that with whole claims it began 8 of 14 planned fetches."""
 GPU_FETCH_SURPLUS = 1.5
 """Fetches beside GPUs for each planned one: the driver takes its time to follow one that ended with the next."""
-
-
 GPU_FETCH_NICENESS = 10
 """Of fetches beside GPUs, which take every core: who feeds the GPU, hands out work and answers requests needs one or two,
 and must not wait for them."""

@@ -68,14 +68,14 @@ def settle_night(config: AuditConfig) -> Tonight:
     name = partial(
         name_run,
         config,
-        manifest.audit_date,
-        manifest=manifest.fingerprint,
-        weights=bundle.weights_sha256,
-        bundle=bundle.bundle_id,
+        audit_date=manifest.audit_date,
+        manifest_fingerprint=manifest.fingerprint,
+        weights_sha256=bundle.weights_sha256,
+        bundle_id=bundle.bundle_id,
         device=resources.device,
         precision=precision,
         batch_size=resources.batch_size,
-        allowed_roots=sorted(roots),
+        allowed_roots=roots,
     )
     committed = committed_run(output_uri, manifest.audit_date)
     settle = partial(Tonight, config, output_uri, manifest, bundle, training_photos, roots, resources, precision)

@@ -39,7 +39,8 @@ CHECKED = Preprocessing(image_size=16)
 
 @dataclass(frozen=True)
 class LabelledBins:
-    """Bins to learn from: a table with COLUMNS, sorted by bin_id, and where their photos may be read."""
+    """Bins to learn from: a table with COLUMNS (and image_etag, until the photos are checked), sorted by bin_id, and where
+    their photos may be read."""
 
     table: pa.Table
     roots: tuple[str, ...]

@@ -154,7 +154,8 @@ def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.T
 def _prepared_row(
     photos: list[bytes], keys: list[int | None], preprocessing: Preprocessing, augmentation: float, fetching: float
 ) -> pa.Table:
-    """A row: the photos' pixels, augmented by their keys where they have one, and the seconds that it took."""
+    """A row: the photos' pixels, augmented by their keys where they have one, and the seconds that it took; `fetching`: those
+    that the photos were waited for."""
     pixels, decoding, augmenting = [], 0.0, 0.0
     # one by one: a telephone's photo takes 37 MB until it is shrunk
     for data, key in zip(photos, keys, strict=True):

@@ -74,7 +74,9 @@ def render_training_report(
             y="nats per photo",
             size=PLOT_SIZE,
         ),
-        count_plot=line_plot(
+        count_plot=None
+        if counts is None
+        else line_plot(
             {
                 "exact share": (epochs, [entry.get("selection_exact", np.nan) for entry in history]),
                 "MAE": (epochs, [entry.get("selection_mae", np.nan) for entry in history]),

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.gpu_profile --manifest-uri M --bundle-uri B --output-uri EMPTY --json FILE
 
-Recorded are NUM_CALLS shards in the middle of the night. Of that time: the share in which the GPU computes; in which
+Recorded are NUM_CALLS shards after the FIRST_CALL-th, before which the photos are scored that had piled up while the scorer
+started. Of that time: the share in which the GPU computes; in which
 it doesn't while a shard is with the scorer (its photos are copied to pinned memory, sent, its answers fetched); and in which
-no shard is, so that the GPU waits for photos. Needs a machine with one GPU and a night of more than FIRST_CALL + NUM_CALLS
-shards of 256.
+no shard is, so that the GPU waits for photos. Needs a machine with one GPU and a night of half as many
+shards of 256 again: the profiler takes its time to start, and in a night's last seconds cores are idle.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from jobs.stages import score
 from tests.hooked_audit import run_hooked_audit
 
 FIRST_CALL, NUM_CALLS = 320, 40
-"""The first shards had piled up while the scorer started."""
 FILE_VARIABLE = "GPU_PROFILE_FILE"
 Interval = tuple[float, float]
 
@@ -143,7 +143,7 @@ def main() -> int:
     environment = {FILE_VARIABLE: str(options.json.absolute())}
     code = run_hooked_audit("tests.benchmarks.gpu_profile.watch_scorer", given, environment=environment)
     if not options.json.is_file():
-        raise SystemExit(f"expected a night of more than {FIRST_CALL + NUM_CALLS} shards, which this one was not")
+        raise SystemExit(f"expected a night of well over {FIRST_CALL + NUM_CALLS} shards, found one too short")
     print(options.json.read_text())
     return code
 

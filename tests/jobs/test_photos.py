@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from jobs.training import photos
 from jobs.training.labelled_bins import task_pool
 from jobs.training.photos import (
     FIRST_WINDOW,
@@ -96,3 +99,25 @@ def test_workers_that_read_at_the_same_time_share_the_cluster_s_cpus(monkeypatch
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0})
     assert [task_pool(100, num_readers).size for num_readers in (1, 8)] == [64, 8]
     assert task_pool(3).size == 3
+
+
+def test_the_next_micro_batch_is_fetched_while_one_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [photo(3, number) for number in range(2)]
+    uris = [str(tmp_path / f"{number}.jpg") for number in range(2)]
+    for uri, file in zip(uris, files, strict=True):
+        Path(uri).write_bytes(file)
+    digests = [hashlib.sha256(file).hexdigest() for file in files]
+    bins = pa.table({"bin_id": ["0", "1"], "image_uri": uris, "image_sha256": digests})
+    pq.write_table(bins, tmp_path / "bins.parquet")
+    fetch, asked = photos._fetch, {uri: threading.Event() for uri in uris}
+
+    def note(uri: str, **given: Any) -> bytes:
+        asked[uri].set()
+        return fetch(uri, **given)
+
+    monkeypatch.setattr(photos, "_fetch", note)
+    (block,) = _blocks([MicroBatch(np.array([number]), 32, None) for number in range(2)], num_cpus=1)
+    rows = prepare_micro_batches(block, PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5))
+    next(rows)
+    assert asked[uris[1]].wait(10)
+    assert len(list(rows)) == 1

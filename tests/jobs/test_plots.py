@@ -36,6 +36,12 @@ def test_every_plot_is_well_formed_named_and_coloured_by_the_page(plots: list[st
         assert not re.findall(r"#0[1-7]0[1-7]0[1-7]", svg)
 
 
+def test_a_line_of_one_point_is_seen() -> None:
+    drawn = (line_plot({"a": ([1], [y])}, title="Point", x="epoch", y="loss") for y in (2.0, np.nan))
+    seen, nothing = (svg.count("<use") for svg in drawn)
+    assert seen > nothing
+
+
 def test_counted_values_are_drawn_as_if_each_stood_there() -> None:
     counts = np.array([2, 5, 1])
     drawn = (

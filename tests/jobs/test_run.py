@@ -25,9 +25,9 @@ from tests.dump import manifest_table
 CONFIG = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o")
 FACTS = {
     "audit_date": "2026-11-22",
-    "manifest": "f",
-    "weights": "w",
-    "bundle": "b",
+    "manifest_fingerprint": "f",
+    "weights_sha256": "w",
+    "bundle_id": "b",
     "device": "cpu",
     "precision": "fp32",
     "batch_size": 32,

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,15 @@ from jobs.stages import resources, staging, worklist
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
 from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve_precision
-from jobs.stages.score import SCORED_SCHEMA, TIMES, ShardScorer, shard_table, with_probabilities
+from jobs.stages.score import (
+    GPU_FETCH_NICENESS,
+    SCORED_SCHEMA,
+    TIMES,
+    ShardScorer,
+    _step_back,
+    shard_table,
+    with_probabilities,
+)
 from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import MixedNetwork
@@ -100,6 +109,19 @@ def test_a_bundle_that_changed_under_way_is_named_by_the_first_call_and_not_by_t
         scorer(_shard([None], [None]))
 
 
+def test_fetches_beside_a_gpu_let_others_go_first() -> None:
+    rows = pa.table({"x": [1, 2]})
+
+    def niceness() -> int:
+        assert list(_step_back(rows, lambda items, times: iter([items] * times), times=2)) == [rows, rows]
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1) as threads:  # niceness is a thread's own
+        assert threads.submit(niceness).result() == max(own, GPU_FETCH_NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
 def test_the_rate_is_that_of_the_steady_state() -> None:
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     assert progress.images_per_second() is None
@@ -118,6 +140,22 @@ def test_the_rate_of_photos_that_piled_up_is_that_of_their_fetches() -> None:
         times = fetched_at - 1, fetched_at, scored_at - 0.25, scored_at
         progress.add(StagedShard(index, 10, 10, *times, {"scored": 10}, Counter()))
     assert progress.images_per_second() == pytest.approx(10.0)
+
+
+def test_the_rate_of_photos_that_come_faster_than_they_are_scored_is_the_scorer_s() -> None:
+    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
+    for index in range(4):  # forty are fetched a second, ten scored
+        times = 100 + index / 4, 100.25 + index / 4, 101.0 + index, 102.0 + index
+        progress.add(StagedShard(index, 10, 10, *times, {"scored": 10}, Counter()))
+    assert progress.images_per_second() == pytest.approx(10.0)
+
+
+def test_photos_that_are_still_missing_have_no_rate() -> None:
+    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
+    for index in range(2):
+        times = 1.0 + index, 2.0 + index, None, None
+        progress.add(StagedShard(index, 10, 0, *times, {"missing_image": 1, "scored": 9}, Counter()))
+    assert progress.images_per_second() is None
 
 
 def test_the_rate_of_several_scorers_counts_nothing_that_was_done_before() -> None:
@@ -148,11 +186,13 @@ def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(
     )["report"]
     first = pickle.loads(report.as_py())  # noqa: S301 - of the line above
     assert (first.num_fresh, first.statuses) == (1, {"scored": 4})
+    assert first.fetching_began_at <= first.fetched_at
     found = read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
     assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
     (again,) = staging._fetch_or_resume(work, str(tmp_path), plan)
     (report,) = staging._stage(again, str(tmp_path))["report"]
-    assert pickle.loads(report.as_py()).num_fresh == 0  # noqa: S301 - of the line above
+    second = pickle.loads(report.as_py())  # noqa: S301 - of the line above
+    assert (second.num_fresh, second.fetched_at) == (0, None)
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])
@@ -171,6 +211,8 @@ def test_files_that_a_power_cut_left_cut_short_are_written_again(
     def stage() -> int:
         worklist._copy_file(row)
         (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
+        began, ended = (shard[name][0].as_py() for name in TIMES[:2])
+        assert (began is None) == (ended is None) == Path(staged).exists() or began <= ended
         staging._stage(shard.select(SCORED_SCHEMA.names), str(tmp_path))
         return read_table(staged).num_rows
 

@@ -516,6 +516,10 @@ def check_refused(capsys: pytest.CaptureFixture, arguments: list[str], *texts: s
         assert text in message
 
 
+def test_a_bucket_alone_is_no_place_for_a_bundle(manifest_uri: str, capsys: pytest.CaptureFixture) -> None:
+    check_refused(capsys, ["--manifest-uri", manifest_uri, "--bundle-uri", "s3://stock"], "found the bucket alone")
+
+
 def test_too_few_groups_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     uri = write_dump(tmp_path / "dump", group=[f"g{i % 3}" for i in range(NUM_BINS)])
     check_refused(capsys, flags(uri, tmp_path / "b"), "group: expected at least 5 groups", "found 3")

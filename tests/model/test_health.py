@@ -108,6 +108,7 @@ def test_a_rule_fires_with_evidence_and_a_remedy(rule: str, changes: dict[str, A
         ([2, 400, 900], "Class 0 has", False),
         ([400, 2, 900], "Class 1 has", True),
         ([400, 900, 2], "Class 2+ has", True),
+        ([900, 2], "Class 1+ has", False),
     ],
 )
 def test_a_rare_class_is_named_and_merged_only_where_that_helps(histogram: list[int], name: str, lowers: bool) -> None:

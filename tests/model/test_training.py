@@ -165,6 +165,13 @@ def test_a_killed_loop_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch,
     assert all(torch.equal(value, state["best_state"][name]) for name, value in again.best_state.items())
 
 
+def test_what_a_layer_receives_is_measured_before_its_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "MAX_GRADIENT_NORM", 1e-9)
+    loop = make_loop(monkeypatch)
+    loop.run()
+    assert max(loop.seen.layer_ratios[0].values()) > 1e-6
+
+
 @pytest.mark.parametrize(("spoiled_after", "num_steps"), [(0, 1), (3, 3)], ids=["by the loss", "by the answers"])
 def test_weights_that_are_no_numbers_stop_the_loop_with_nothing_kept(
     monkeypatch: pytest.MonkeyPatch, spoiled_after: int, num_steps: int
