@@ -115,15 +115,13 @@ def with_probabilities(rows: pa.Table, probabilities: np.ndarray, began_at: floa
 def shard_table(rows: pa.Table, shard: int, *, fresh: bool, fetching: tuple[float, float] | None = None) -> pa.Table:
     """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more). `fetching`: the first
     two of TIMES."""
+    times = dict(zip(TIMES, fetching or (), strict=False))
     added = {
         "pixels": pa.nulls(rows.num_rows, pa.binary()),
         "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
         "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
         "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
-        **{
-            name: pa.repeat(pa.scalar(at, pa.float64()), rows.num_rows)
-            for name, at in zip(TIMES, (*(fetching or (None, None)), None, None), strict=True)
-        },
+        **{name: pa.repeat(pa.scalar(times.get(name), pa.float64()), rows.num_rows) for name in TIMES},
     }
     columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)
