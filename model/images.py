@@ -65,26 +65,26 @@ def resize_image(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray
     """(height, width, 3) uint8 to (S, S, 3); the aspect ratio is not kept."""
     side = preprocessing.image_size
     if preprocessing.resampling == "supersampled":
-        pixels = _finer(pixels, side)
+        height, width = pixels.shape[:2]
+        finer_height, finer_width = finer_shape(height, width, side)
+        if (finer_height, finer_width) != (height, width):
+            pixels = cv2.resize(pixels, (finer_width, finer_height), interpolation=cv2.INTER_LINEAR)
     if pixels.shape[:2] == (side, side):
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA))
 
 
-def _finer(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The photo at a multiple of `side` along each axis, interpolated. What is left to do for INTER_AREA are means of whole
-    pixels, which OpenCV is quick at, most of all of two by two; of parts of pixels it is slower than a JPEG's decoding. On
-    real bin photos the result is as sharp as by areas, and 0.3 of 255 levels off. A photo so odd that this would be far
-    larger stays as it is."""
-    height, width = pixels.shape[:2]
+def finer_shape(height: int, width: int, side: int) -> tuple[int, int]:
+    """A multiple of `side` along each axis, to which a photo is interpolated. What is left to do for INTER_AREA are means of
+    whole pixels, which OpenCV is quick at, most of all of two by two; of parts of pixels it is slower than a JPEG's
+    decoding. On real bin photos the result is as sharp as by areas, and 0.3 of 255 levels off. A photo so odd that this
+    would be far larger stays as it is."""
 
     def finer(length: int) -> int:
         return side * (1 if length <= 1.25 * side else 2 if length <= 3 * side else round(length / side))
 
-    finer_height, finer_width = finer(height), finer(width)
-    if (finer_height, finer_width) == (height, width) or finer_height * finer_width > 4 * height * width + side**2:
-        return pixels
-    return cv2.resize(pixels, (finer_width, finer_height), interpolation=cv2.INTER_LINEAR)
+    shape = finer(height), finer(width)
+    return (height, width) if shape[0] * shape[1] > 4 * height * width + side**2 else shape
 
 
 def read_pixels(data: bytes) -> np.ndarray:

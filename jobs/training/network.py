@@ -145,7 +145,7 @@ def train_network(
         ),
     )
     try:
-        with _controller_environment(), _own_interrupt():
+        with controller_environment(), _own_interrupt():
             result = trainer.fit()
     except TrainingFailedError as error:
         reason = _reason(error)
@@ -194,7 +194,7 @@ NOBODY = "http://127.0.0.1:9"
 
 
 @contextmanager
-def _controller_environment() -> Iterator[None]:
+def controller_environment() -> Iterator[None]:
     """Tells Ray Train's watchdog which cluster is its own, and that nobody asks for notice of nodes that are to go: that
     is a process of its own, which takes seconds to start beside every training.
 

@@ -32,7 +32,7 @@ from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.parquet import read_table, write_table
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import BINS_FILE, INITIAL_FILE, load_inputs
+from jobs.training.network import BINS_FILE, INITIAL_FILE, controller_environment, load_inputs
 from jobs.training.photos import PhotoStream
 from jobs.training.start import read_start
 from jobs.training.workers import plan_workers, worker_environment
@@ -84,7 +84,7 @@ def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, f
     settings = LoopSettings(
         recipe=recipe, load=partial(load_inputs, *inputs) if streamed else in_memory, threads=threads, conclude=()
     )
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, controller_environment():
         result = TorchTrainer(
             train_loop_per_worker,  # type: ignore[arg-type]
             train_loop_config={"settings": settings},

@@ -331,7 +331,7 @@ def test_an_unhealthy_training_ends_with_its_findings_and_no_network(
     outcome = {"stopped": f"{UNHEALTHY} in epoch 1: poor_initialisation", "findings": [finding]}
     ended = SimpleNamespace(return_value=outcome, checkpoint=object())
     monkeypatch.setattr(network, "plan_workers", lambda *given: (None, 1))
-    monkeypatch.setattr(network, "_controller_environment", nullcontext)
+    monkeypatch.setattr(network, "controller_environment", nullcontext)
     told: list[str] = []
 
     def make_trainer(loop: object, *, train_loop_config: dict[str, Any], **named: object) -> SimpleNamespace:

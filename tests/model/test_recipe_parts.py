@@ -92,6 +92,16 @@ def test_without_strength_a_photo_is_only_mirrored() -> None:
         assert min(abs(found - plain).max(), abs(found - plain[:, ::-1]).max()) <= 1
 
 
+@pytest.mark.parametrize("shape", [(90, 130), (130, 60), (300, 400)], ids=str)
+def test_a_photo_that_is_only_mirrored_is_the_one_that_the_network_is_asked_about(shape: tuple[int, int]) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    photo = cv2.GaussianBlur(photo, (0, 0), max(shape) / 60)
+    plain = resize_image(photo, HALF)
+    for key in range(10):
+        found = augment(photo, key, 0.0, HALF).astype(int)
+        assert min(abs(found - plain).max(), abs(found - plain[:, ::-1]).max()) <= 2
+
+
 def test_augmented_photos_are_as_sharp_as_those_that_the_network_is_asked_about() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     photo = cv2.GaussianBlur(photo, (0, 0), 1.5)
