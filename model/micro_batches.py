@@ -38,7 +38,8 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """A micro-batch's photos: uint8 (rows, S, S, 3), in the order of its rows, and the seconds it took by phase."""
+    """A micro-batch's photos: uint8 (rows, S, S, 3), perhaps read-only, in the order of its rows, and the seconds it took by
+    phase."""
 
     pixels: np.ndarray
     seconds: dict[str, float]

@@ -21,8 +21,11 @@ class TrainWorker:
         self._scale, self._shift = normalisation(preprocessing, device)
 
     def inputs(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 (n, S, S, 3) as the network's input on the device."""
-        return to_inputs(self.send(torch.from_numpy(pixels)), self._scale, self._shift)
+        """uint8 (n, S, S, 3), which may be read-only, as the network's input on the device."""
+        # the only copy, to where a GPU fetches from: beside one the network waits for each
+        photos = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        photos.numpy()[:] = pixels
+        return to_inputs(photos.to(self.device, non_blocking=True), self._scale, self._shift)
 
     def send(self, values: torch.Tensor) -> torch.Tensor:
         """`values` on the device; from pinned memory, as from any other a GPU's copy blocks whatever was asked for."""

@@ -102,8 +102,7 @@ def _prepared_batches(block: pa.Table) -> Iterator[PreparedBatch]:
     for row in range(block.num_rows):
         values = {name: block[name][row] for name in block.column_names}
         shape = (values["num_photos"].as_py(), values["side"].as_py(), values["side"].as_py(), 3)
-        # a copy, as torch wants memory that it may write to
-        pixels = np.frombuffer(values["pixels"].as_buffer(), np.uint8).reshape(shape).copy()
+        pixels = np.frombuffer(values["pixels"].as_buffer(), np.uint8).reshape(shape)
         yield PreparedBatch(pixels, {name: values[name].as_py() for name in ("fetch", "decode", "augment")})
 
 
