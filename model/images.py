@@ -26,6 +26,8 @@ MAX_ODD_PIXELS = 12_500_000
 MAX_SCANNED_PIXELS = 2_500_000_000
 """Pixels times scans of a JPEG. Every further scan goes over the whole photo, in a few bytes: 30 kB can ask for a
 minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has ten scans."""
+SHORTEST_SCAN = 10
+"""Bytes of a scan's header, of one component (ISO/IEC 10918-1, B.2.3)."""
 MAX_SEGMENTS = 1000
 """Of a JPEG beside its scans, or chunks of a PNG beside its data: Pillow keeps each of them, and joins those of EXIF one by
 one, so that a file of MAX_IMAGE_BYTES could ask for a gigabyte, or for an hour. A photo has a dozen."""
@@ -266,7 +268,8 @@ def _check_pixels(width: int, height: int, most: int) -> None:
 
 def _check_scans(data: bytes, width: int, height: int) -> None:
     most = MAX_SCANNED_PIXELS // max(1, width * height)
-    if data.count(b"\xff\xda") <= most:  # quick, and never too few
+    # by what fits in, which tells it of a bin photo at once; then quickly, and never too few
+    if len(data) // SHORTEST_SCAN <= most or data.count(b"\xff\xda") <= most:
         return
     scans = 0
     for kind, _ in _segments(data):
