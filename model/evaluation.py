@@ -66,7 +66,8 @@ class Evaluation:
                 yield from zip(mine, batches, strict=True)
                 return
             self._kept = []  # those of another size go before these come
-            self._kept_of, self._kept = (split, image_size), list(batches)
+            # copies: views into Ray's store would hold its memory for as long as the training takes
+            self._kept_of, self._kept = (split, image_size), [pixels.copy() for pixels in batches]
         yield from zip(mine, self._kept, strict=True)
 
     def activation_ranges(self, state: dict[str, torch.Tensor]) -> dict[str, Range]:

@@ -27,7 +27,7 @@ MAX_SCANNED_PIXELS = 2_500_000_000
 """Pixels times scans of a JPEG. Every further scan goes over the whole photo, in a few bytes: 30 kB can ask for a
 minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has ten scans."""
 SHORTEST_SCAN = 10
-"""Bytes of a scan's header, of one component (ISO/IEC 10918-1, B.2.3)."""
+"""Bytes of a scan's marker and header, of one component (ISO/IEC 10918-1, B.2.3)."""
 MAX_SEGMENTS = 1000
 """Of a JPEG beside its scans, or chunks of a PNG beside its data: Pillow keeps each of them, and joins those of EXIF one by
 one, so that a file of MAX_IMAGE_BYTES could ask for a gigabyte, or for an hour. A photo has a dozen."""

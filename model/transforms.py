@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 
 from model.images import finer_shape
-from schemas.bundle import Preprocessing
 
 # At strength 1.
 MAX_SHIFT = 0.08
@@ -18,22 +17,20 @@ MAX_GAMMA = 0.25
 MAX_TINT = 0.06
 BLUR_SHARE = 0.2
 
-MOST_SIDES = 3
-"""A photo longer than so many times the final side is shrunk to them first: moving all of its pixels would take longer than
-decoding them."""
+MOST_SIDES = 6
+"""A photo longer than so many times the final side is shrunk to them first: moving megapixels takes as long as decoding them,
+and OpenCV moves none of more than 32,767 pixels a side."""
 
 
-def augment(pixels: np.ndarray, key: int, strength: float, preprocessing: Preprocessing) -> np.ndarray:
-    """A photo, uint8 (height, width, 3), as the network sees it in training: (S, S, 3), S = `preprocessing.image_size`;
-    mirrored in half of the cases, and moved, scaled, lit and blurred as far as `strength` (0 to 1) allows, as the 64-bit
-    `key` says.
+def augment(pixels: np.ndarray, key: int, strength: float, side: int) -> np.ndarray:
+    """A photo, uint8 (height, width, 3), as the network sees it in training: (S, S, 3), S = `side`; mirrored in half of
+    the cases, and moved, scaled, lit and blurred as far as `strength` (0 to 1) allows, as the 64-bit `key` says.
 
     It is moved on its way to the finer pixels whose means the network sees, in the one interpolation that a plain photo
     has too, so that it comes out as sharp: moved at the final size it would lose a third of its fine detail, and the
     network would learn from softer photos than it is asked about.
     """
     generator = np.random.Generator(np.random.Philox(key=key))
-    side = preprocessing.image_size
     if max(pixels.shape[:2]) > MOST_SIDES * side:
         height, width = (min(length, MOST_SIDES * side) for length in pixels.shape[:2])
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

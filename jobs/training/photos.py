@@ -164,7 +164,7 @@ def _prepared_row(
         if key is None:
             pixels.append(resize_image(photo, preprocessing))
         else:
-            pixels.append(augment(photo, key, augmentation, preprocessing))
+            pixels.append(augment(photo, key, augmentation, preprocessing.image_size))
         decoding, augmenting = decoding + decoded - started, augmenting + time.perf_counter() - decoded
     return pa.table(
         {

@@ -80,7 +80,7 @@ def test_a_photo_is_augmented_anew_in_each_epoch_as_far_as_was_asked_for(tmp_pat
     assert np.array_equal(plain, resize_image(read_pixels(data), small))
     for epoch, pixels in enumerate(found):
         (key,) = keyed(id_hashes(["1"]), 8, epoch).tolist()
-        assert np.array_equal(pixels, augment(read_pixels(data), key, 0.5, small))
+        assert np.array_equal(pixels, augment(read_pixels(data), key, 0.5, small.image_size))
     assert not np.array_equal(*found)
 
 

@@ -75,7 +75,14 @@ def test_workers_share_a_split() -> None:
 def test_logits_are_those_of_the_state_asked_about_as_the_audit_scores() -> None:
     asked, _ = _evaluation()
     photos = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
-    asked.photos = lambda plan: (PreparedBatch(photos[batch.rows], {}) for batch in plan)
+
+    def as_from_ray(plan: Sequence[MicroBatch]) -> Iterator[PreparedBatch]:
+        for batch in plan:
+            pixels = photos[batch.rows]
+            pixels.flags.writeable = False
+            yield PreparedBatch(pixels, {})
+
+    asked.photos = as_from_ray
     torch.manual_seed(0)
     other = CountingNetwork(build_network("resnet18", 7), auxiliary=False).eval()
     inputs = asked.worker.inputs(photos[asked.bins.rows_of("selection")])

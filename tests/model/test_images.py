@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from model.images import RejectedImage, UnreadableImage, decode_image, finer_shape, read_pixels, resize_image
+from model.images import (
+    MAX_SCANNED_PIXELS,
+    RejectedImage,
+    UnreadableImage,
+    _check_scans,
+    decode_image,
+    finer_shape,
+    read_pixels,
+    resize_image,
+)
+from model.transforms import augment
 from schemas.bundle import Preprocessing
 from tests import dump
 from tests.model.hostile_photos import encode, png
@@ -177,6 +187,14 @@ def test_chunks_without_end_are_rejected_at_once(photo: Image.Image) -> None:
         read_pixels(data[:33] + 100_000 * chunk + data[33:])
 
 
+def test_every_scan_of_a_file_of_nothing_but_scans_counts() -> None:
+    scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 63, 0)
+    most = MAX_SCANNED_PIXELS // (5000 * 5000)
+    _check_scans(b"\xff\xd8" + most * scan, 5000, 5000)
+    with pytest.raises(RejectedImage, match=f"more than {most} scans"):
+        _check_scans(b"\xff\xd8" + (most + 1) * scan, 5000, 5000)
+
+
 def test_a_film_behind_a_photo_has_no_scans(photo: Image.Image) -> None:
     data = encode(photo.resize((4032, 3024)), "JPEG", quality=20)
     film = 300 * (b"\xff\xda" + bytes(1000))
@@ -252,6 +270,8 @@ def test_an_odd_photo_takes_no_more_memory_than_it_has() -> None:
     assert finer_shape(1, 300_000, 64) == (1, 300_000)
     found = resize_image(line, Preprocessing(image_size=64))
     assert (found[:, :31] == 0).all() and (found[:, 33:] == 200).all()
+    moved = augment(line, 1, 0.0, 64)  # longer than OpenCV moves
+    assert {int(moved[:, :30].mean()), int(moved[:, 34:].mean())} == {0, 200}
 
 
 def test_what_is_no_image_is_named_the_same_in_every_run() -> None:
