@@ -98,8 +98,8 @@ def test_without_strength_a_photo_is_only_mirrored() -> None:
         ((90, 130), 48, 0.5),
         ((130, 60), 48, 0.5),
         ((334, 468), 224, 0.5),
-        ((200, 280), 48, 4),
-    ],  # the last is shrunk first
+        ((200, 280), 48, 4),  # shrunk first
+    ],
     ids=str,
 )
 def test_a_photo_that_is_only_mirrored_is_the_one_that_the_network_is_asked_about(
