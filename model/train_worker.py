@@ -21,17 +21,16 @@ class TrainWorker:
         self._scale, self._shift = normalisation(preprocessing, device)
 
     def inputs(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 (n, S, S, 3), which may be read-only, as the network's input on the device."""
-        # the only copy, to where a GPU fetches from: beside one the network waits for each
-        photos = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        photos.numpy()[:] = pixels
-        return to_inputs(photos.to(self.device, non_blocking=True), self._scale, self._shift)
+        """uint8 (n, S, S, 3) as the network's input on the device."""
+        return to_inputs(self.send(pixels), self._scale, self._shift)
 
-    def send(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` on the device; from pinned memory, as from any other a GPU's copy blocks whatever was asked for."""
-        if self.device.type == "cuda":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
+    def send(self, values: np.ndarray) -> torch.Tensor:
+        """`values`, which may be read-only, on the device; copied once, as beside a GPU the network waits for each copy, and
+        there to pinned memory, as from any other its own copy blocks whatever was asked for."""
+        dtype = getattr(torch, values.dtype.name)
+        held = torch.empty(values.shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+        held.numpy()[:] = values
+        return held.to(self.device, non_blocking=True)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the convolutions run in it."""

@@ -276,7 +276,7 @@ class _Loop:
         watch = self.watch
         with watch.phase("transfer"):
             inputs = self.worker.inputs(pixels)
-            rows = self.worker.send(torch.from_numpy(batch.rows))
+            rows = self.worker.send(batch.rows)
             counts, quantity, skus = self._count_rows[rows], self._quantities[rows], self._skus[rows]
         quiet = self.worker.num_workers > 1 and not synchronise
         with self.distributed.no_sync() if quiet else nullcontext():  # type: ignore[operator]
