@@ -168,7 +168,7 @@ def _prepared_row(
         decoding, augmenting = decoding + decoded - started, augmenting + time.perf_counter() - decoded
     return pa.table(
         {
-            "pixels": pa.array([np.stack(pixels).tobytes()], pa.large_binary()),
+            "pixels": _one_value(np.stack(pixels)),
             "num_photos": [len(pixels)],
             "side": [preprocessing.image_size],
             "fetch": [fetching],
@@ -176,6 +176,12 @@ def _prepared_row(
             "augment": [augmenting],
         }
     )
+
+
+def _one_value(pixels: np.ndarray) -> pa.Array:
+    """Large binary, of length 1; where the pixels are, not in a copy."""
+    ends = np.array([0, pixels.nbytes], np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(pixels)])
 
 
 def _fetch(uri: str, anonymous: bool) -> bytes:
