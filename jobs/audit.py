@@ -328,7 +328,7 @@ def _tell(tonight: Tonight, summary: dict) -> None:
     if summary["error_rate"] is None:
         why = (
             "no random bins tonight"
-            if summary["num_random_window"]
+            if summary["num_random_window"] or not summary["num_random"]
             else "no night has 90 % of its random bins resolved yet"
         )
         lines.append(f"record accuracy: {why}" + ("" if summary["num_certified"] else ": ranking only"))

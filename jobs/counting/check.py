@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -16,9 +16,9 @@ from jobs.counting.count_rows import CountRow, Reject, parse_row
 from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_marked_runs, read_plan
-from jobs.counting.records import NightRecord, find_records, lines_of
+from jobs.counting.records import NightRecord, began_at, find_records, lines_of
 from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts
-from jobs.platform.layout import read_run, run_in_force, run_uri
+from jobs.platform.layout import run_in_force
 from jobs.platform.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
 
@@ -180,7 +180,7 @@ def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
     for night in nights:
         in_force = run_in_force(output_uri, night)
         replaced = [run_id for run_id in marked.get(night, []) if run_id != in_force]
-        began = {run_id: _began_at(output_uri, run_id) for run_id in (in_force, *replaced)}
+        began = {run_id: began_at(output_uri, run_id) for run_id in (in_force, *replaced)}
         replaced.sort(key=lambda run_id: began[run_id] or datetime.min.replace(tzinfo=UTC), reverse=True)
         plans[night] = [
             {
@@ -190,12 +190,6 @@ def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
             for run_id in (in_force, *replaced)
         ]
     return plans
-
-
-def _began_at(output_uri: str, run_id: str) -> datetime | None:
-    """When the run that made a plan began; None where it doesn't say."""
-    text = read_run(run_uri(output_uri, run_id)).get("started_at")
-    return None if text is None else datetime.fromisoformat(text)
 
 
 def _list_names(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
@@ -305,11 +299,9 @@ def _check_unchanged(
         record = records.get((night, count.bin_id))
         if record is None or not record.says_other_than(planned["expected_qty"], lines_of(planned["skus"])):
             continue
-        # a record of unknown age is taken to be as old as its night, which is over a day later
-        read_at = record.expected_as_of or datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
-        if count.count.counted_at < read_at <= count.latest:
+        if count.count.counted_at < record.read_at <= count.latest:
             raise Reject(RejectReason.BAD_DATE, NO_TIME)
-        if read_at <= count.count.counted_at:
+        if record.read_at <= count.count.counted_at:
             was, became = planned["expected_qty"], record.expected_qty
             change = f"from {was} to {became} pieces" if was != became else "to pieces of other SKUs"
             detail = f"the record changed {change} before the count (audit of {night})"

@@ -7,15 +7,16 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.platform.layout import part_uris, run_in_force, unless_replaced
+from jobs.platform.layout import part_uris, read_run, run_in_force, run_uri, unless_replaced
 from jobs.platform.parquet import open_parquet
+from schemas.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class NightRecord:
     """The record of one bin as one night's audit saw it."""
 
     expected_qty: int
-    expected_as_of: datetime | None
+    read_at: datetime
+    """When it was read, at the latest where it doesn't say: by the end of its night's day, and by when that audit began."""
     lines: str | None
     """See `lines_of`."""
 
@@ -71,6 +73,7 @@ def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[
         parts = part_uris(output_uri, "results", night, run_id)
         if not parts:
             raise FileNotFoundError(f"{output_uri}: night {night}: run {run_id} has no parts")
+        read_by = _read_by(output_uri, night, run_id)
         for part in parts:
             with open_parquet(part) as parquet:
                 for group in range(parquet.metadata.num_row_groups):
@@ -80,8 +83,24 @@ def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[
                     for row in rows.filter(pc.is_in(rows["bin_id"], values)).to_pylist():
                         yield (
                             row["bin_id"],
-                            NightRecord(row["expected_qty"], row["expected_as_of"], lines_of(row["skus"])),
+                            NightRecord(row["expected_qty"], row["expected_as_of"] or read_by, lines_of(row["skus"])),
                         )
+
+
+def _read_by(output_uri: str, night: str, run_id: str) -> datetime:
+    """By when the records that a night's run audited were read."""
+    day_is_over = datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
+    try:
+        began = began_at(output_uri, run_id)
+    except InputError:  # what learns from the counts, after they are taken in, says that the run's record is lost
+        began = None
+    return min(day_is_over, began or day_is_over)
+
+
+def began_at(output_uri: str, run_id: str) -> datetime | None:
+    """When a run began; None where it doesn't say. Raises InputError where it has no record of its own."""
+    text = read_run(run_uri(output_uri, run_id)).get("started_at")
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _may_hold(group: pq.RowGroupMetaData, bin_ids: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import tempfile
@@ -35,11 +36,21 @@ from jobs.reporting.ordering import rows_by_doubt
 from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import PageParts, render_page
 from jobs.reporting.photos import fetch_thumbnails
-from jobs.reporting.recount_lists import planner_csv, recount_csv, recount_xlsx, second_counts_csv, walk_order
+from jobs.reporting.recount_lists import (
+    is_blank,
+    planner_csv,
+    recount_csv,
+    recount_xlsx,
+    second_counts_csv,
+    walk_order,
+)
 from model.estimators import WINDOW_NIGHTS
 from schemas.errors import GateError
 
 logger = logging.getLogger("jobs.report")
+
+RECOUNT_LIST, SECOND_COUNTS = FLOOR_LISTS = ("recount_list.csv", "second_counts.csv")
+"""What people fill in."""
 
 
 def write_report(config: ReportConfig) -> None:
@@ -70,8 +81,8 @@ def _write_files(config: ReportConfig) -> None:
         (folder / "report.html").write_text(page, encoding="utf-8")
         logger.info("page: %.1f s", time.monotonic() - started)
         places = walk_order(read_plan(night))
-        (folder / "second_counts.csv").write_bytes(second_counts_csv(waiting))
-        (folder / "recount_list.csv").write_bytes(recount_csv(places, night.audit_date))
+        (folder / SECOND_COUNTS).write_bytes(second_counts_csv(waiting))
+        (folder / RECOUNT_LIST).write_bytes(recount_csv(places, night.audit_date))
         (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))
         (folder / "recount_list_planner.csv").write_bytes(planner_csv(places, overview.planned, night.audit_date))
         rows = rows_by_doubt(read_results(night), overview.histogram)
@@ -80,6 +91,8 @@ def _write_files(config: ReportConfig) -> None:
         facts = _facts(config, night, run, overview)
         (folder / REPORT_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         report_uri = storage.absolute(config.report_uri)
+        for list_name in FLOOR_LISTS:
+            _set_aside(report_uri, list_name)
         # an older report there stops being one before its files are overwritten
         storage.delete([storage.join(report_uri, REPORT_FACTS)])
         storage.upload_folder(folder, report_uri, last=REPORT_FACTS)
@@ -89,6 +102,25 @@ def _write_files(config: ReportConfig) -> None:
         f"{overview.num_rows:,}",
         config.report_uri,
         time.monotonic() - started,
+    )
+
+
+def _set_aside(report_uri: str, name: str) -> None:
+    """Copies a list that somebody has filled in where it lies: counts not handed in yet stand nowhere else."""
+    try:
+        data = storage.read_bytes(storage.join(report_uri, name))
+    except FileNotFoundError:
+        return
+    if is_blank(data):
+        return
+    stem, _, suffix = name.partition(".")
+    kept = f"{stem}-filled-in-{hashlib.sha256(data).hexdigest()[:8]}.{suffix}"
+    storage.write_bytes(storage.join(report_uri, kept), data)
+    logger.warning(
+        "%s: somebody has filled in %s, which this report replaces; it is kept as %s: hand it in with jobs.recount",
+        report_uri,
+        name,
+        kept,
     )
 
 

@@ -79,6 +79,11 @@ def blind_csv(places: list[tuple[str | None, str, str]]) -> bytes:
     return text.getvalue().encode(CSV_ENCODING)
 
 
+def is_blank(data: bytes) -> bool:
+    """Whether a list is as `blind_csv` wrote it: nobody has filled it in, nor saved it in a form of their own."""
+    return all(line.endswith(b"," * len(FILLED_IN)) for line in data.splitlines()[1:])
+
+
 def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_date: str) -> bytes:
     """The blind list's bins at their stops with what the night says of them (`planned`, PLANNER_SCHEMA, in any order)."""
     zones, bins = (pa.array([place[part] for place in places], pa.string()) for part in (0, 1))

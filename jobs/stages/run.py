@@ -173,7 +173,8 @@ class NightLock:
         return max(generations), holder
 
     def _is_dead(self, generation: int, holder: dict[str, Any]) -> bool:
-        here = holder["host"] == self._holder["host"] and holder["boot"] == self._holder["boot"]
+        # one that knows no boot (macOS) may be another machine of the same name
+        here = holder["boot"].strip() and all(holder[name] == self._holder[name] for name in ("host", "boot"))
         if here and not _is_running(holder["pid"]):
             return True
         silent_for = 0.0

@@ -98,17 +98,23 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
     reported = _reported_run(config.report_uri)
     if config.replace:  # asked for anew, unless this very command died before its report
         same = frozen["outcome"].get("config") == config.model_dump(mode="json")
-        return same and reported in (None, frozen.get("replaces"))
-    return reported != frozen["run_id"]
+        return same and reported in ("", frozen.get("replaces"))
+    # nights may share a folder: the report of a later one stays
+    return reported != frozen["run_id"] and _night_of(reported) <= _night_of(frozen["run_id"])
 
 
-def _reported_run(report_uri: str) -> str | None:
-    """The run that the report there is of; None where there is none, or none of ours."""
+def _reported_run(report_uri: str) -> str:
+    """The run that the report there is of; empty where there is none, or none of ours."""
     try:
         report = storage.read_json(storage.join(storage.absolute(report_uri), REPORT_FACTS))
     except (FileNotFoundError, InputError):
-        return None
-    return report.get("run_id") if isinstance(report, dict) else None
+        return ""
+    return str(report.get("run_id", "")) if isinstance(report, dict) else ""
+
+
+def _night_of(run_id: str) -> str:
+    """See `name_run`."""
+    return run_id[: len("2026-11-22")]
 
 
 def _check_flags(config: AuditConfig, manifest: Manifest) -> None:

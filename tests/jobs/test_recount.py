@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -249,6 +252,30 @@ def test_a_count_before_the_record_changed_stands(output: str) -> None:
     changed = [plan_row("b", 5), plan_row("c", 5, expected_as_of=at(20))]
     commit_night(output, "2026-03-03", [], other_bins=changed)
     assert take_in(output, *(f"{name},{NIGHT},3,2026-03-03T19:00Z,,," for name in "bc")) == 0
+
+
+@pytest.mark.parametrize(
+    ("counted_at", "reason"),
+    [("2026-03-03T02:00Z", None), ("2026-03-03T10:00Z", "record_changed"), ("2026-03-03", "bad_date")],
+)
+def test_a_record_of_unknown_age_was_read_before_its_audit_began(
+    output: str, counted_at: str, reason: str | None
+) -> None:
+    """Two pieces came, the audit that began at 2:30 has seen them in the record, and somebody counts by the list of the day
+    before: no error of the record."""
+    changed = [plan_row("b", 5)]
+    commit_night(output, "2026-03-03", [], other_bins=changed, started_at="2026-03-03T02:30:00+00:00")
+    assert take_in(output, f"b,{NIGHT},5,{counted_at},,,") == (reason is not None)
+    if reason:
+        assert [found["reason"] for found in rejects(output)] == [reason]
+
+
+def test_time_zones_need_none_of_the_system_s_files() -> None:
+    ask = "from zoneinfo import ZoneInfo; print(ZoneInfo('UTC'), ZoneInfo('Europe/Berlin'))"
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env=os.environ | {"PYTHONTZPATH": ""}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "UTC Europe/Berlin\n"
 
 
 def test_a_count_by_a_plan_that_was_replaced_meanwhile_is_about_that_plan_s_record(tmp_path: Path) -> None:

@@ -365,6 +365,25 @@ def test_a_night_without_a_plan_has_empty_lists(tmp_path: Path) -> None:
         assert len((tmp_path / "report" / name).read_text().splitlines()) == 1
 
 
+def test_a_list_that_was_filled_in_where_it_lies_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=60)
+    report = tmp_path / "report"
+    _write(tmp_path, report)
+    path = report / "recount_list.csv"
+    blank = path.read_text()
+    _write(tmp_path, report)
+    assert not list(report.glob("*-filled-in-*"))
+    lines = blank.splitlines()
+    counted = "\n".join([lines[0], lines[1][: -len(",,,")] + "2,2026-03-02T12:00,kim,", *lines[2:]])
+    path.write_text(counted)
+    for _ in range(2):
+        _write(tmp_path, report)
+        assert path.read_text() == blank
+        (kept,) = report.glob("*-filled-in-*")
+        assert kept.read_text() == counted
+    assert f"it is kept as {kept.name}" in caplog.text
+
+
 def test_walk_order_compares_numbers_as_numbers_and_puts_unknown_zones_last() -> None:
     plan = pa.table({"zone": ["Z10", "Z2", None, "Z2", "Z2"], "bin_id": ["a", "b-10", "c", "b-9", "b-09x"]})
     assert walk_order(plan) == [("Z2", "b-9"), ("Z2", "b-09x"), ("Z2", "b-10"), ("Z10", "a"), (None, "c")]

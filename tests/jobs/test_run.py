@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -181,6 +182,23 @@ def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeyp
     holder._stopped.set()
 
 
+def test_a_machine_that_knows_no_boot_is_known_by_its_heart_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As macOS: another one of the same name would be taken for this one, and its process for dead."""
+    monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
+    monkeypatch.setattr(run, "LOOK_SECONDS", 0.5)
+    folder = tmp_path / "locks" / "audit_date=2026-11-22"
+    hold_and_die(str(folder))
+    (lock,) = folder.iterdir()
+    holder = json.loads(lock.read_text())
+    lock.write_text(json.dumps(holder | {"boot": " "}))
+    monkeypatch.setattr(run, "_boot_id", lambda: " ")
+    started = time.monotonic()
+    with hold_night(str(tmp_path), "2026-11-22", "run-b"):
+        assert time.monotonic() - started > 2.0
+
+
 def test_a_process_of_another_container_on_this_machine_is_not_taken_for_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,10 +217,15 @@ def test_a_process_of_another_container_on_this_machine_is_not_taken_for_dead(
 
 def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> None:
     config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o", report_uri=str(tmp_path))
-    frozen = {"outcome": {}, "run_id": "run-a", "config": {"replace": False}}
+    frozen = {"outcome": {}, "run_id": "2026-11-22-a", "config": {"replace": False}}
     for text, unfinished in (
-        ("no JSON", True), ("[1]", True), ('{"run_id": "other"}', True), ('{"run_id": "run-a"}', False)
-    ):  # fmt: skip
+        ("no JSON", True),
+        ("[1]", True),
+        ('{"run_id": "2026-11-22-b"}', True),
+        ('{"run_id": "2026-11-21-b"}', True),
+        ('{"run_id": "2026-11-22-a"}', False),
+        ('{"run_id": "2026-11-23-b"}', False),  # a later night's, where all share one folder
+    ):
         (tmp_path / REPORT_FACTS).write_text(text)
         assert tonight._is_unfinished(config, frozen) is unfinished
 
