@@ -75,6 +75,7 @@ def run_endpoint(config: ServeConfig) -> None:
             print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
             while not stopped.wait(LOOK_SECONDS):
                 _check_running()
+            _check_running()
             print("shutting down: finishing the requests that were taken", flush=True)
             stop_endpoint()
 
@@ -86,8 +87,8 @@ def start_endpoint(config: ServeConfig) -> None:
     application = build_app(config)
     if serve.status().proxies:
         raise InputError(
-            "the cluster serves already: `serve shutdown` there ends that (also what a killed jobs.serve left behind), "
-            "`serve deploy` replaces it (see jobs/serving/app.py)"
+            "the cluster serves already: stop the jobs.serve that does, or end it by `serve shutdown` there (also what a "
+            "killed one left behind)"
         )
     _check_port(config.host, config.port)
     try:
@@ -107,12 +108,15 @@ def start_endpoint(config: ServeConfig) -> None:
 
 def _check_running() -> None:
     """Raises GateError where the endpoint has gone (what looks after this command starts it again then)."""
+    gone = GateError("the endpoint was ended from elsewhere (`serve shutdown` or `serve delete`)")
     try:
         applications = serve.status().applications
-    except RayActorError:  # Serve's controller
-        applications = {}
+    except RayActorError as error:  # Serve's controller
+        raise gone from error
     if APP_NAME not in applications:
-        raise GateError("the endpoint was ended from elsewhere (`serve shutdown` or `serve deploy`)")
+        if not applications:
+            serve.shutdown()  # `serve delete` leaves Serve itself, and the next start would find the cluster serving
+        raise gone
 
 
 def stop_endpoint() -> None:

@@ -53,11 +53,13 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: not found; expected a bundle written by jobs.train") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected JSON, found binary data; train the bundle anew") from error
     try:
         fields = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: expected JSON, found a damaged file ({error}); train the bundle anew") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
@@ -87,6 +89,8 @@ def read_weights(folder: Path, info: BundleInfo) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; the bundle is incomplete: copy it again or train it anew") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     found = hashlib.sha256(data).hexdigest()
     if found != info.weights_sha256:
         raise InputError(
@@ -94,6 +98,10 @@ def read_weights(folder: Path, info: BundleInfo) -> bytes:
             "the file is damaged or from another bundle: copy it again"
         )
     return data
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: expected a file that may be read, found: {error.strerror}; who runs this needs access")
 
 
 def read_training_images(folder: Path) -> pa.Table:

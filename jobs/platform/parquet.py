@@ -25,13 +25,17 @@ def _damaged(uri: str, error: Exception) -> DamagedParquet:
     return DamagedParquet(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
 
 
+SUFFIX = ".parquet"
+"""In any case: other systems write `.PARQUET`."""
+
+
 def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredObject]:
     """The Parquet files of a data set (one file, or a folder of them), sorted by URI. Names with `_` or `.` in front, of
     files and of folders (`_temporary`, `_delta_log`), are those of what wrote it.
 
     Raises InputError where there is none, and where the folder is marked as not yet whole.
     """
-    if uri.endswith(".parquet") and (one := storage.describe(uri, anonymous=anonymous)) is not None:
+    if uri.lower().endswith(SUFFIX) and (one := storage.describe(uri, anonymous=anonymous)) is not None:
         return [one]
     listed = list(storage.list_objects(uri, anonymous=anonymous))
     below = storage.join(storage.absolute(uri), "")
@@ -42,7 +46,7 @@ def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredOb
     found = [
         entry
         for entry in listed
-        if entry.uri.endswith(".parquet")
+        if entry.uri.lower().endswith(SUFFIX)
         and not any(name.startswith(("_", ".")) for name in entry.uri.removeprefix(below).split("/"))
     ]
     if not found:

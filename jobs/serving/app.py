@@ -10,6 +10,8 @@
         import_path: jobs.serving.app:build_app
         args: {bundle_uri: "s3://stock/bundle", output_uri: "s3://stock/audits", max_replicas: 8}
 
+Stop a jobs.serve that runs on the cluster before: both name the same application, which ends with that command.
+
 The package must be installed on the cluster (or named by runtime_env's working_dir). A bearer token is taken from
 STOCK_AUDIT_TOKEN in the environment that Ray's nodes were started with (in Kubernetes an env entry with a secretKeyRef
 on every pod). Never name it in this file: `runtime_env` and `args` are shown in Ray's dashboard and by `serve config`.

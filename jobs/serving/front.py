@@ -20,7 +20,7 @@ from jobs.platform.bundles import local_bundle
 from jobs.serving.answers import Answer, Judge
 from jobs.serving.gate import Gate, Room
 from jobs.serving.metrics import count_photos
-from jobs.serving.problems import Problem
+from jobs.serving.problems import Problem, log_defect
 from jobs.serving.uploads import Upload
 from model.bundle_files import digests, learned_from, read_bundle_info, read_training_images
 from model.images import RejectedImage, UnreadableImage, decode_image
@@ -87,12 +87,16 @@ class Front:
         return api
 
     async def count(self, upload: Upload) -> Answer:
-        """Raises Problem."""
+        """Raises Problem, also for what nobody foresaw: the other photos of its batch get their answers all the same."""
         try:
             answer = await self._count(upload)
         except Problem as problem:
             self.photos.inc(tags={"outcome": problem.cause})
             raise
+        except Exception as error:
+            defect = log_defect(error)
+            self.photos.inc(tags={"outcome": defect.cause})
+            raise defect from error
         self.photos.inc(tags={"outcome": "counted"})
         return answer
 

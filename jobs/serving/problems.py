@@ -118,9 +118,13 @@ def install_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def _defect(request: Request, error: Exception) -> JSONResponse:
-        logger.error("defect: %s", type(error).__name__, exc_info=error)
-        problem = Problem("internal_error", "see the endpoint's log for this request_id")
-        return answer_problem(problem, find_request_id(request.headers))
+        return answer_problem(log_defect(error), find_request_id(request.headers))
+
+
+def log_defect(error: Exception) -> Problem:
+    """What a caller is told of an error that nobody foresaw; the log has the rest."""
+    logger.error("defect: %s", type(error).__name__, exc_info=error)
+    return Problem("internal_error", "see the endpoint's log for this request_id")
 
 
 def find_request_id(headers: Mapping[str, str]) -> str | None:

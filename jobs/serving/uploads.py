@@ -105,18 +105,21 @@ async def _read_form(request: Request, max_files: int, timeout_s: float) -> tupl
     except HTTPException as error:  # a broken form, or more in it than is taken
         raise Problem("invalid_request", str(error.detail)) from error
     try:
+        if unknown := sorted(set(form) - {"file", "expected_qty"}):
+            found = _clean(", ".join(unknown))[:100]
+            raise Problem("invalid_request", f"form: expected the fields file and expected_qty, found {found}")
         files = [value for value in form.getlist("file") if isinstance(value, UploadFile)]
         if len(files) < len(form.getlist("file")):
             raise Problem("invalid_request", "file: expected files, each with a filename, found text in the form field")
         recorded = [_parse_quantity(value) for value in form.getlist("expected_qty")]
-        return [Upload(await file.read(), _clean(file.filename), None) for file in files], recorded
+        return [Upload(await file.read(), file.filename and _clean(file.filename), None) for file in files], recorded
     finally:
         await form.close()
 
 
-def _clean(name: str | None) -> str | None:
+def _clean(name: str) -> str:
     """A lone surrogate could not be written into the answer."""
-    return None if name is None else name.encode("utf-8", "replace").decode()
+    return name.encode("utf-8", "replace").decode()
 
 
 async def _in_time(reading: Awaitable[Body], timeout_s: float) -> Body:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.serve --bundle DIR --photo FILE --requests 12 --json figures.json
 
-Three servers one after the other on a free port, each a process of its own: `serve` (the endpoint as it is),
+Four servers one after the other on a free port, each a process of its own: `serve` (the endpoint as it is),
 `serve-single` (the endpoint with --batch-size 1: no batching), `plain` (FastAPI, one process, one photo per forward
 pass, no queue, no batches) and `plain-batch` (the same with a padded batch of the endpoint's size collected by hand).
 The load is closed and comes from `hey` (Debian's package of that name): every client sends its next photo when the
@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 
+from jobs.serving.access import TOKEN_VARIABLE
 from tests.conftest import free_port
 from tests.dump import photo, write_bundle
 
@@ -119,7 +120,10 @@ def measure(name: str, bundle: str, photo_path: Path, clients: list[int], per_cl
         command = ["-m", "jobs.serve", "--bundle-uri", bundle, "--port", f"{port}", "--batch-size", f"{size}"]
         command += ["--max-waiting", "64"]
     # a group of its own: Ctrl-C is ours to hand on
-    server = subprocess.Popen([sys.executable, *command], start_new_session=True, stdout=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}  # `hey` sends none
+    server = subprocess.Popen(
+        [sys.executable, *command], start_new_session=True, stdout=subprocess.DEVNULL, env=environment
+    )
     try:
         _wait(server, port)
         url = f"http://127.0.0.1:{port}/v1/count"

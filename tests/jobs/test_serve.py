@@ -54,12 +54,18 @@ def test_an_answer_that_is_no_number_is_not_taken_for_a_count(bundle: Path) -> N
 
 
 def test_an_endpoint_that_was_ended_from_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    status = SimpleNamespace(applications={APP_NAME: "RUNNING"})
+    status, ended = SimpleNamespace(applications={APP_NAME: "RUNNING"}), []
     monkeypatch.setattr(serve_job.serve, "status", lambda: status)
+    monkeypatch.setattr(serve_job.serve, "shutdown", lambda: ended.append(True))
     serve_job._check_running()
+    status.applications = {"another": "RUNNING"}
+    with pytest.raises(GateError, match="ended from elsewhere"):
+        serve_job._check_running()
+    assert ended == []  # it is the other one's
     status.applications = {}
     with pytest.raises(GateError, match="ended from elsewhere"):
         serve_job._check_running()
+    assert ended == [True]
 
 
 @pytest.mark.parametrize("error", [TimeoutError("60s"), RayActorError()], ids=["late", "dead"])
@@ -264,6 +270,14 @@ def test_a_front_answers_in_time_and_judges_by_no_other_bundle(bundle: Path) -> 
             with pytest.raises(Problem) as late:
                 await front.count(uploads.Upload(photo(3, 3), None, 3))
         assert late.value.cause == "timed_out"
+
+        async def fail(pixels: np.ndarray) -> np.ndarray:
+            raise GateError("the network gave a row that is no probability")
+
+        front._counter = SimpleNamespace(count=SimpleNamespace(remote=fail))  # type: ignore[assignment]
+        with pytest.raises(Problem) as defect:
+            await front.count(uploads.Upload(photo(3, 3), None, 3))
+        assert defect.value.cause == "internal_error"  # told to its caller alone, not to those of its whole batch
 
     asyncio.run(live())
     with pytest.raises(InputError, match="deployed with bundle another"):

@@ -148,10 +148,12 @@ def test_a_photo_that_was_taken_is_not_kept() -> None:
     assert upload.data == b""
 
 
-def form(*names: bytes, charset: str = "") -> tuple[bytes, dict[str, str]]:
+def form(*names: bytes, charset: str = "", field: bytes = b"file") -> tuple[bytes, dict[str, str]]:
+    """One file of each name, the last one in the field `field`."""
+    fields = [b"file"] * (len(names) - 1) + [field]
     parts = [
-        b'--edge\r\nContent-Disposition: form-data; name="file"; filename="' + name + b'"\r\n\r\nx\r\n'
-        for name in names
+        b'--edge\r\nContent-Disposition: form-data; name="' + field + b'"; filename="' + name + b'"\r\n\r\nx\r\n'
+        for field, name in zip(fields, names, strict=False)
     ]
     return b"".join(parts) + b"--edge--\r\n", {"content-type": f"multipart/form-data; boundary=edge{charset}"}
 
@@ -232,6 +234,13 @@ def test_any_file_name_can_be_answered(charset: str, name: bytes) -> None:
     reply = asyncio.run(ask(build(Room(10)), "/v1/count/batch", body, headers=headers))
     assert reply.status == 200
     assert reply.json()["items"][0]["file"]
+
+
+@pytest.mark.parametrize(("path", "names"), [("/v1/count", [b"a.jpg"]), ("/v1/count/batch", [b"a.jpg", b"b.jpg"])])
+def test_a_form_field_of_another_name_is_not_passed_over(path: str, names: list[bytes]) -> None:
+    body, headers = form(*names, field=b"file2")
+    refused = problem(asyncio.run(ask(build(Room(10)), path, body, headers=headers)), 422, "invalid_request")
+    assert "expected the fields file and expected_qty, found file2" in refused.json()["detail"]
 
 
 def test_a_batch_takes_a_place_for_each_of_its_photos() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.bundle import load_bundle, save_bundle
-from model.bundle_files import read_bundle_info, read_training_images
+from model.bundle_files import read_bundle_info, read_training_images, read_weights
 from model.network import build_network
 from model.scoring import Scorer, normalisation, to_inputs
 from schemas.bundle import BundleInfo, Preprocessing
@@ -77,6 +77,17 @@ def test_the_bundle_id_covers_weights_and_calibration_but_not_metrics(tmp_path: 
 def test_a_missing_bundle_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bundle\.json: not found"):
         load_bundle(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "weights.safetensors", "training_images.parquet"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, network: torch.nn.Module, name: str) -> None:
+    info = save(tmp_path, network)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()  # root may read everything else
+    with pytest.raises(InputError, match=name):
+        read_bundle_info(tmp_path)
+        read_weights(tmp_path, info)
+        read_training_images(tmp_path)
 
 
 def test_another_format_version_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
