@@ -26,7 +26,7 @@ import ray
 
 from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.figures import measure
-from jobs.evaluating.page import render_evaluation
+from jobs.evaluating.page import find_warnings, render_evaluation
 from jobs.evaluating.predictions import SCORED, Predictions, compare_counts, predict_bins
 from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
@@ -96,6 +96,8 @@ def run_evaluation(config: EvaluateConfig) -> None:
     storage.write_bytes(storage.join(output_uri, "index.html"), page.encode())
     storage.write_bytes(storage.join(output_uri, "metrics.json"), document.encode())
     print(summarize(figures))
+    for warning in find_warnings(figures):
+        logger.warning(warning)
     print(f"written: {storage.join(output_uri, 'index.html')} and metrics.json")
     _check_gate(predictions)
     if agreement and agreement["share"] < MIN_AGREEMENT:

@@ -35,24 +35,33 @@ def run_train(config: TrainConfig) -> None:
     with connect(quiet=WATCHDOG):
         await_workers(config)  # a cluster that is too small or busy is said before every photo is read
         bins = split_bins(check_photos(bins, config), config, start.seen)
-        _tell_of_others(training_uri, run_name(bins.table, config, start))
+        name = run_name(bins.table, config, start)
+        _tell_of_others(training_uri, name)
         trained = train_network(bins.table, config, start, training_uri)
         write_bundle(bins, config, start, trained)
-    remove_run(trained.run_uri)
+    # also those of trainings with other settings, which never got as far
+    for run in _list_runs(training_uri) | {name}:
+        remove_run(storage.join(training_uri, run))
 
 
 def _tell_of_others(training_uri: str, name: str) -> None:
     """A training that was cut short is gone on with by the same command on the same bins only: a photo that has
     vanished since makes another training of it, which should not begin anew without a word."""
+    found = _list_runs(training_uri)
+    if found and name not in found:
+        logger.warning(
+            "%s holds the checkpoints of a training of other bins, photos or settings; this one begins anew, and they are "
+            "deleted once its bundle is written",
+            training_uri,
+        )
+
+
+def _list_runs(training_uri: str) -> set[str]:
     below = storage.absolute(training_uri) + "/"
     # Ray Train leaves empty objects where folders were on S3
     objects = (entry for entry in storage.list_objects(training_uri) if entry.num_bytes)
-    found = {entry.uri.removeprefix(below).partition("/")[0] for entry in objects}
-    if found and name not in found:
-        logger.warning(
-            "%s holds the checkpoints of a training of other bins, photos or settings; this one begins anew",
-            training_uri,
-        )
+    paths = (entry.uri.removeprefix(below) for entry in objects)
+    return {path.partition("/")[0] for path in paths if "/" in path}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

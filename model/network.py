@@ -63,6 +63,7 @@ def _parse_weights(file: bytes, name: str) -> Mapping[str, torch.Tensor]:
         EOFError,
         LookupError,
         TypeError,
+        AssertionError,  # of a damaged file in the format before zip archives
         struct.error,
     ) as error:
         raise InputError(f"weights {name}: not a readable weights file ({_first_line(error)})") from error

@@ -30,6 +30,7 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
     return {
         "num_bins": len(predictions),
         "num_groups": len(np.unique(predictions.groups)),
+        "num_ungrouped": int((predictions.groups == predictions.bin_ids).sum()),
         "metrics": metrics,
         "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
         "per_class": [_class_row(info, k, predictions, labels, table, covered, seed) for k in range(info.num_classes)],

@@ -61,6 +61,11 @@ def find_warnings(figures: dict[str, Any]) -> list[str]:
     unscored = sum(figures["unscored"].values())
     if unscored:
         found.append(f"{format_integer(unscored)} photos have no score and are not in the figures; see “Which bins”.")
+    if figures["num_ungrouped"]:
+        found.append(
+            f"{format_integer(figures['num_ungrouped'])} of {format_integer(figures['num_bins'])} bins name no group (or only "
+            "themselves): bins with the same products count as independent, so the intervals are too narrow."
+        )
     if figures["num_groups"] < 3:  # of as many `bootstrap_by_group` was tried
         found.append(
             f"Only {figures['num_groups']} groups of bins: the intervals rest on too few of them to be trusted."

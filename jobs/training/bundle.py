@@ -59,7 +59,7 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
         "label_histogram": histogram.tolist(),
         "metrics": metrics,
         "training": config.model_dump(mode="json")
-        | {"best_epoch": outcome["best_epoch"], "epochs": len(outcome["history"])}
+        | {"best_epoch": outcome["best_epoch"] + 1, "epochs": len(outcome["history"])}
         | {name: outcome[name] for name in ("stopped", "precision")}
         | {"left_out": left_out, "weights_started_from": start.weights, "weights_bundle_id": start.bundle_id},
         "data_fingerprint": fingerprint(bins),

@@ -101,9 +101,11 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
 
 
 def _training_columns(data: bytes) -> pa.Table:
-    """The columns that training needs of a file of a manifest."""
-    table = conform(pq.read_table(io.BytesIO(data)), MANIFEST_SCHEMA)
-    return table.select([*COLUMNS, "image_etag", "moves_since_photo"]).replace_schema_metadata(None)
+    """The columns that training needs of a file of a manifest; what else is in it may be large, damaged or there twice."""
+    needed = pa.schema([MANIFEST_SCHEMA.field(name) for name in (*COLUMNS, "image_etag", "moves_since_photo")])
+    with pq.ParquetFile(io.BytesIO(data)) as file:
+        table = file.read(columns=[name for name in needed.names if name in file.schema_arrow.names])
+    return conform(table, needed).replace_schema_metadata(None)
 
 
 def task_pool(num_blocks: int, num_readers: int = 1) -> ray.data.TaskPoolStrategy:

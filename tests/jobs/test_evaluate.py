@@ -19,6 +19,7 @@ from jobs import evaluate
 from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.doubt import measure_doubt
 from jobs.evaluating.figures import measure
+from jobs.evaluating.page import find_warnings
 from jobs.evaluating.predictions import Predictions, predict_bins
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
@@ -350,6 +351,11 @@ def test_records_stand_by_row_precision_is_of_what_was_counted_so_and_too_many_i
     probabilities[np.arange(4), camera] = 0.94
     predictions = Predictions(names, names, record, probabilities, Counter(), [], 0, 0, 0, [])
     found = measure(predictions, bundle_info(), seed=0)
+    warnings = find_warnings(found | {"num_learned_from": 0, "unscored": {}})
+    assert "4 of 4 bins name no group" in warnings[0] and len(warnings) == 1
+    one_by_one = replace(predictions, groups=np.array(list("xyzz")))
+    grouped = measure(one_by_one, bundle_info(), seed=0)
+    assert find_warnings(grouped | {"num_learned_from": 0, "unscored": {}}) == []
     assert [row[:3] for row in found["confusion"]["table"][:3]] == [[0, 0, 0], [0, 1, 2], [0, 0, 1]]
     one, two = found["per_class"][1:3]
     assert (one["precision"], two["precision"]) == (1.0, pytest.approx(1 / 3))

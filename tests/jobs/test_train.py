@@ -221,6 +221,9 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     with pytest.raises(GateError, match="the same command continues"):
         train(checked, training, mixed_precision=False, callbacks=[StopAfterFirstEpoch()])
     first = first_epoch(training)
+    other = training / "0123456789ab" / "inputs" / "bins.parquet"  # of a training with other settings, given up
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"bins")
     concluded: list[tuple[LabelledBins, Trained]] = []
     before = pa.table({"image_sha256": ["ab" * 32], "bin_id": ["before"], "split": ["train"]})
 
@@ -240,6 +243,7 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     assert set(resumed.outcome["logits"]) == set(undisturbed.outcome["logits"]) == {"selection", "test"}
     assert "2 of 200 photos can't be used (1 unreadable_image, 1 missing_image; the first, " in caplog.text
     assert "their bins are left out" in caplog.text
+    assert not training.exists()
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.info.classes == ["0", "1", "2", "3+"]
     assert bundle.info.preprocessing.image_size == 32
@@ -252,6 +256,7 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     assert bundle.info.label_histogram == histogram.tolist()
     assert bundle.info.metrics["test"]["all"]["num_bins"] == (splits == "test").sum() > 0
     assert bundle.info.training["epochs"] == 2
+    assert bundle.info.training["best_epoch"] == resumed.outcome["best_epoch"] + 1 in (1, 2)
     assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}
     images = read_training_images(tmp_path / "bundle")
     assert images.num_rows == NUM_BINS - 2 + before.num_rows
@@ -599,6 +604,17 @@ def test_a_manifest_that_names_no_place_for_its_photos_needs_a_root(tmp_path: Pa
     with pytest.raises(InputError, match="--allowed-root"):
         read_labelled_bins(config(str(uri)))
     assert read_labelled_bins(config(str(uri), allowed_root=("/photos",))).roots == ("/photos",)
+
+
+def test_what_else_a_manifest_holds_is_not_read(tmp_path: Path) -> None:
+    """Two columns of one name, as a join leaves them, are none that audit or evaluation would refuse."""
+    uri = Path(write_dump(tmp_path / "dump"))
+    table = pq.read_table(uri)
+    plain = read_labelled_bins(config(str(uri))).table
+    for value in ("x", "y"):
+        table = table.append_column("note", pa.array([value] * NUM_BINS))
+    pq.write_table(table, uri)
+    assert read_labelled_bins(config(str(uri))).table.equals(plain)
 
 
 def test_bins_without_a_group_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
