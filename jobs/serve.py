@@ -87,8 +87,8 @@ def start_endpoint(config: ServeConfig) -> None:
     application = build_app(config)
     if serve.status().proxies:
         raise InputError(
-            "the cluster serves already: stop the jobs.serve that does, or end it by `serve shutdown` there (also what a "
-            "killed one left behind)"
+            "the cluster serves already: `serve shutdown` there ends that (also what a killed jobs.serve left behind); a "
+            "jobs.serve that runs is stopped as it was started"
         )
     _check_port(config.host, config.port)
     try:
