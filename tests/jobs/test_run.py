@@ -182,34 +182,21 @@ def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeyp
     holder._stopped.set()
 
 
-def test_a_machine_that_knows_no_boot_is_known_by_its_heart_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As macOS: another one of the same name would be taken for this one, and its process for dead."""
-    monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
-    monkeypatch.setattr(run, "LOOK_SECONDS", 0.5)
-    folder = tmp_path / "locks" / "audit_date=2026-11-22"
-    hold_and_die(str(folder))
-    (lock,) = folder.iterdir()
-    holder = json.loads(lock.read_text())
-    lock.write_text(json.dumps(holder | {"boot": " "}))
-    monkeypatch.setattr(run, "_boot_id", lambda: " ")
-    started = time.monotonic()
-    with hold_night(str(tmp_path), "2026-11-22", "run-b"):
-        assert time.monotonic() - started > 2.0
-
-
-def test_a_process_of_another_container_on_this_machine_is_not_taken_for_dead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("knows_boot", [True, False], ids=["another container", "no boot, as on macOS"])
+def test_a_process_that_may_run_elsewhere_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_boot: bool
 ) -> None:
     monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
     monkeypatch.setattr(run, "LOOK_SECONDS", 0.5)
+    if not knows_boot:  # another machine of the same name would be taken for this one
+        monkeypatch.setattr(run, "_boot_id", lambda: " ")
     folder = tmp_path / "locks" / "audit_date=2026-11-22"
     hold_and_die(str(folder))
     (lock,) = folder.iterdir()
-    # its own processes have numbers of their own, and here none has this one
-    lock.write_text(re.sub(r"pid:\[\d+\]", "pid:[1]", lock.read_text()))
-    assert "pid:[1]" in lock.read_text()
+    # a container's own processes have numbers of their own, and here none has this one
+    boot = re.sub(r"pid:\[\d+\]", "pid:[1]", run._boot_id())
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"boot": boot}))
+    assert ("pid:[1]" in lock.read_text()) == knows_boot
     started = time.monotonic()
     with hold_night(str(tmp_path), "2026-11-22", "run-b"):
         assert time.monotonic() - started > 2.0
