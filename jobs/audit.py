@@ -334,7 +334,10 @@ def _tell(tonight: Tonight, summary: dict) -> None:
         lines.append(f"record accuracy: {why}" + ("" if summary["num_certified"] else ": ranking only"))
     else:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
-        lines.append(f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%})")
+        lines.append(
+            f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%}; {summary['num_random_window']} random "
+            f"counts, {summary['window_nights']} nights)"
+        )
     if summary["drift_alarm"]:
         lines.append(
             "drift alarm: records leave the camera's 90 % set more often than when it was calibrated, or than in earlier nights"

@@ -45,7 +45,7 @@ def run_recount(config: RecountConfig) -> None:
         raise InputError(f"{output_uri}: expected the output of jobs.audit, found no committed night")
     try:
         zone = ZoneInfo(config.time_zone)
-    except (ZoneInfoNotFoundError, ValueError) as error:
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # OSError: a folder of zones, such as Europe
         raise InputError(f"--time-zone: expected a name such as Europe/Berlin, found {config.time_zone!r}") from error
     rows = read_counts_file(storage.absolute(config.counts_uri))
     checked = check_counts(output_uri, nights, rows, zone=zone, now=datetime.now(UTC))

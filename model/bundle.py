@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,25 +48,27 @@ def save_bundle(
 ) -> BundleInfo:
     """Writes the four files into `folder`.
 
-    `fields`: those of BundleInfo but `format_version`, `classes`, `weights_sha256` and `bundle_id`, which are
-    worked out here. `training_images`: columns image_sha256, bin_id, split.
+    `fields`: those of BundleInfo but `format_version`, `classes`, `bundle_id` and the checksums, which are worked out
+    here. `training_images`: columns image_sha256, bin_id, split.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    weights = save(state)
+    weights, images = save(state), io.BytesIO()
+    table = training_images.select(TRAINING_IMAGES_SCHEMA.names).cast(TRAINING_IMAGES_SCHEMA)
+    pq.write_table(table, images, compression="zstd")
     complete = {
         **fields,
         "format_version": FORMAT_VERSION,
         "classes": class_names(fields["top_class"]),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "training_images_sha256": hashlib.sha256(images.getvalue()).hexdigest(),
         "bundle_id": "",
     }
     # through the document once, so that the id is computed from what a reader will see
     complete = json.loads(BundleInfo.model_validate(complete).model_dump_json())
     info = BundleInfo.model_validate(complete | {"bundle_id": content_id(complete)})
     (folder / WEIGHTS_FILE).write_bytes(weights)
-    table = training_images.select(TRAINING_IMAGES_SCHEMA.names).cast(TRAINING_IMAGES_SCHEMA)
-    pq.write_table(table, folder / TRAINING_IMAGES_FILE, compression="zstd")
+    (folder / TRAINING_IMAGES_FILE).write_bytes(images.getvalue())
     (folder / REPORT_FILE).write_text(report_html, encoding="utf-8")
     (folder / INFO_FILE).write_text(info.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return info

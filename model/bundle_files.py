@@ -6,6 +6,7 @@ A bundle is a folder with `weights.safetensors`, `bundle.json`, `training_images
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -50,11 +51,7 @@ def read_bundle_info(folder: Path) -> BundleInfo:
     another version."""
     path = folder / INFO_FILE
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: not found; expected a bundle written by jobs.train") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        text = _read(path, missing="expected a bundle written by jobs.train").decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: expected JSON, found binary data; train the bundle anew") from error
     try:
@@ -84,36 +81,44 @@ def read_bundle_info(folder: Path) -> BundleInfo:
 def read_weights(folder: Path, info: BundleInfo) -> bytes:
     """The weights' file as it is, in the safetensors format. Raises InputError where it is missing or not the one that
     `info` is of."""
-    path = folder / WEIGHTS_FILE
+    return _read_checked(folder / WEIGHTS_FILE, info.weights_sha256)
+
+
+def read_training_images(folder: Path, info: BundleInfo) -> pa.Table:
+    """Every photo that training has seen: columns image_sha256, bin_id, split. Raises InputError where the file is missing
+    or not the one that `info` is of."""
+    path = folder / TRAINING_IMAGES_FILE
+    data = _read_checked(path, info.training_images_sha256)
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found; the bundle is incomplete: copy it again or train it anew") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            table = file.read()
+    except DAMAGED_PARQUET as error:
+        raise InputError(f"{path}: expected a Parquet file, found a damaged one ({error})") from error
+    if table.schema != TRAINING_IMAGES_SCHEMA:
+        expected, found = (
+            schema.to_string(show_field_metadata=False) for schema in (TRAINING_IMAGES_SCHEMA, table.schema)
+        )
+        raise InputError(f"{path}: columns: expected {expected!r}, found {found!r}")
+    return table
+
+
+def _read_checked(path: Path, sha256: str | None) -> bytes:
+    data = _read(path, missing="the bundle is incomplete: copy it again or train it anew")
     found = hashlib.sha256(data).hexdigest()
-    if found != info.weights_sha256:
+    if sha256 not in (None, found):
         raise InputError(
-            f"{path}: SHA-256: expected {info.weights_sha256[:12]}…, found {found[:12]}…; "
+            f"{path}: SHA-256: expected {sha256[:12]}…, found {found[:12]}…; "
             "the file is damaged or from another bundle: copy it again"
         )
     return data
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: expected a file that may be read, found: {error.strerror}; who runs this needs access")
-
-
-def read_training_images(folder: Path) -> pa.Table:
-    """Every photo that training has seen: columns image_sha256, bin_id, split. Raises InputError."""
-    path = folder / TRAINING_IMAGES_FILE
+def _read(path: Path, missing: str) -> bytes:
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found; the bundle is incomplete: copy it again") from error
-    except DAMAGED_PARQUET as error:
-        raise InputError(f"{path}: expected a Parquet file, found a damaged one ({error})") from error
-    if table.schema.names != TRAINING_IMAGES_SCHEMA.names:
-        raise InputError(f"{path}: columns: expected {TRAINING_IMAGES_SCHEMA.names}, found {table.schema.names}")
-    return table
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: not found; {missing}") from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a file that may be read, found: {error.strerror}; who runs this needs access"
+        ) from error

@@ -72,7 +72,7 @@ class BundleInfo(Document):
 
     format_version: int = FORMAT_VERSION
     bundle_id: str
-    """Its `content_id`: of all that changes a probability or a set."""
+    """Its `content_id`: of all that changes a probability, a set or which bins are assessed."""
     architecture: Architecture
     """The torchvision network."""
     top_class: int = Field(ge=1)
@@ -108,6 +108,8 @@ class BundleInfo(Document):
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of Python and of the libraries that made the bundle."""
     weights_sha256: str
+    training_images_sha256: str | None = None
+    """Of the file that names the photos which training has seen. None in bundles of before 28 November 2026: not checked."""
 
     @property
     def num_classes(self) -> int:
@@ -132,7 +134,8 @@ def class_names(top_class: int) -> list[str]:
 
 
 def content_id(fields: dict[str, Any]) -> str:
-    """The `bundle_id` of a bundle with these fields: what changes a probability or a set changes the id."""
+    """The `bundle_id` of a bundle with these fields: what changes a probability, a set or which bins are assessed changes
+    the id."""
     covered = {
         name: fields[name]
         for name in (
@@ -150,7 +153,7 @@ def content_id(fields: dict[str, Any]) -> str:
             "label_noise",
         )
     }
-    for name in ("activation_ranges", "num_independent"):
+    for name in ("activation_ranges", "num_independent", "training_images_sha256"):
         if fields.get(name) is not None:  # the id of a bundle without them stays what it was
             covered[name] = fields[name]
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))

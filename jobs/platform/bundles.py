@@ -55,4 +55,4 @@ def read_bundle(uri: str) -> tuple[BundleInfo, pa.Table]:
     with local_bundle(uri) as folder:
         info = read_bundle_info(folder)
         read_weights(folder, info)
-        return info, read_training_images(folder)
+        return info, read_training_images(folder, info)

@@ -18,6 +18,7 @@ from xlsxwriter.worksheet import Worksheet
 
 from jobs.platform.texts import cell_text, csv_text
 from jobs.reporting.nights import Night
+from jobs.reporting.recount_lists import RECORD_MODEL
 from schemas.arrow import describe
 from schemas.results import RESULTS_SCHEMA
 
@@ -46,7 +47,12 @@ SHARES = ("p_", "certificate_p", "certified_at", "inclusion_probability")
 def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, num_rows: int) -> None:
     """`discrepancies.csv` and `discrepancies.xlsx` in `folder` from the rows in their order (RESULTS_SCHEMA)."""
     csv_path, xlsx_path = folder / "discrepancies.csv", folder / "discrepancies.xlsx"
-    schema = pa.schema([("audit_date", pa.string()), *[(name, _flat_type(name)) for name in COLUMNS]])
+    columns = [
+        ("audit_date", pa.string()),
+        *[(name, _flat_type(name)) for name in COLUMNS],
+        (RECORD_MODEL, pa.string()),
+    ]
+    schema = pa.schema(columns)
     options = {
         "constant_memory": True,
         "strings_to_formulas": False,
@@ -74,8 +80,11 @@ def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, 
             for start in range(0, table.num_rows, 10_000):
                 rows = flatten(table.slice(start, 10_000))
                 sheet.add(rows)
-                dates = pa.repeat(pa.scalar(night.audit_date), rows.num_rows)
-                csv_file.write_table(_csv_rows(rows).add_column(0, "audit_date", dates).cast(schema))
+                dates, models = (
+                    pa.repeat(pa.scalar(text), rows.num_rows) for text in (night.audit_date, night.whole[RECORD_MODEL])
+                )
+                whole = _csv_rows(rows).add_column(0, "audit_date", dates).append_column(RECORD_MODEL, models)
+                csv_file.write_table(whole.cast(schema))
 
 
 def flatten(rows: pa.Table) -> pa.Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +31,7 @@ class Night:
     run_id: str
     summary: pa.Table
 
-    @property
+    @cached_property
     def whole(self) -> dict[str, Any]:
         """The summary's row of the whole night."""
         return next(row for row in self.summary.to_pylist() if row["scope"] == "all")

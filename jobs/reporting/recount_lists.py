@@ -34,6 +34,9 @@ SEEN_BY_PLANNER = [
     *("value_at_risk", "currency"),
 ]
 
+RECORD_MODEL = "record_model"
+"""What the probabilities of a planner's file rest on stands in its last column, the same in every row."""
+
 PLANNER_SCHEMA = pa.schema([RESULTS_SCHEMA.field(name) for name in ("bin_id", *SEEN_BY_PLANNER)])
 
 
@@ -84,7 +87,7 @@ def is_blank(data: bytes) -> bool:
     return all(line.endswith(b"," * len(FILLED_IN)) for line in data.splitlines()[1:])
 
 
-def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_date: str) -> bytes:
+def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_date: str, record_model: str) -> bytes:
     """The blind list's bins at their stops with what the night says of them (`planned`, PLANNER_SCHEMA, in any order)."""
     zones, bins = (pa.array([place[part] for place in places], pa.string()) for part in (0, 1))
     rows = planned.take(pc.index_in(bins, planned["bin_id"].combine_chunks()))
@@ -92,7 +95,8 @@ def planner_csv(places: list[tuple[str | None, str]], planned: pa.Table, audit_d
     where = [range(1, len(places) + 1), csv_text(zones), csv_text(bins), pa.repeat(audit_date, len(places))]
     sink = io.BytesIO()
     sink.write(codecs.BOM_UTF8)
-    pa_csv.write_csv(pa.table([*where, *texts], names=[*PLACE, *SEEN_BY_PLANNER]), sink)
+    names = [*PLACE, *SEEN_BY_PLANNER, RECORD_MODEL]
+    pa_csv.write_csv(pa.table([*where, *texts, pa.repeat(record_model, len(places))], names=names), sink)
     return sink.getvalue()
 
 

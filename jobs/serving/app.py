@@ -132,9 +132,10 @@ def _check_bundle(uri: str) -> BundleInfo:
     from model.bundle import load_bundle
 
     with local_bundle(uri) as folder:
-        read_training_images(folder)
         # whole, as its replicas will: Serve would start one that can't load it again and again
-        return load_bundle(folder).info
+        info = load_bundle(folder).info
+        read_training_images(folder, info)
+    return info
 
 
 def _counter_options(resources: Resources) -> dict:

@@ -55,7 +55,7 @@ class Front:
         self.settings = settings
         with local_bundle(settings.bundle_uri) as folder:
             self.bundle: BundleInfo = read_bundle_info(folder)
-            images = read_training_images(folder)
+            images = read_training_images(folder, self.bundle)
         built_for = settings.belief["bundle_id"]
         if self.bundle.bundle_id != built_for:
             # else the old network's counts would be judged by the new bundle's figures

@@ -53,8 +53,8 @@ def read_start(config: TrainConfig) -> Start:
             )
         if name == WEIGHTS_FILE and storage.exists(storage.join(folder, INFO_FILE)):
             with local_bundle(folder) as local:
-                info, images = read_bundle_info(local), read_training_images(local)
-                file = read_weights(local, info)
+                info = read_bundle_info(local)
+                file, images = read_weights(local, info), read_training_images(local, info)
             bundle_id, seen = info.bundle_id, learned_from(images)
         else:
             try:

@@ -44,7 +44,7 @@ def score_test_photos(manifest_uri: str, bundle_uri: str) -> tuple[np.ndarray, n
     bins = pa.concat_tables([table.select(["bin_id", "image_uri", "expected_qty"]) for table in tables])
     with local_bundle(bundle_uri) as folder:
         bundle = load_bundle(folder)
-        seen = read_training_images(folder)
+        seen = read_training_images(folder, bundle.info)
     test = seen.filter(pc.equal(seen["split"], "test"))
     bins = bins.filter(pc.is_in(bins["bin_id"], test["bin_id"].combine_chunks())).sort_by("bin_id")
     known = set(test["image_sha256"].to_pylist())

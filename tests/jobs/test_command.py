@@ -49,6 +49,7 @@ def test_a_flag_of_several_values_takes_them_in_a_row_or_repeated(flags: str) ->
     ("flags", "said"),
     [
         ("--recount-budget -5", "--recount-budget: expected greater than or equal to 0, found -5"),
+        ("--alpha", "--alpha: expected Tuple should have at least 1 item after validation, not 0, found ()"),
         ("--random-share 1.5", "--random-share: expected less than or equal to 1, found 1.5"),
         ("--audit-date tomorrow", "audit-date"),
         ("--output-uri /data/audits\x01", r"--output-uri: expected a place, found '/data/audits\x01'"),

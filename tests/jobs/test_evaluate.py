@@ -273,14 +273,14 @@ def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_othe
     code: int,
 ) -> None:
     bundle = load_bundle(dump / "bundle")
-    computed = {"format_version", "classes", "weights_sha256", "bundle_id"}
+    computed = {"format_version", "classes", "weights_sha256", "training_images_sha256", "bundle_id"}
     assert bundle.info.activation_ranges is not None
     narrow = {name: (low / 100, high / 100) for name, (low, high) in bundle.info.activation_ranges.items()}
     save_bundle(
         dump / "narrow",
         network=bundle.network,
         fields=bundle.info.model_dump(mode="json", exclude=computed) | {"activation_ranges": narrow},
-        training_images=read_training_images(dump / "bundle"),
+        training_images=read_training_images(dump / "bundle", bundle.info),
         report_html="",
     )
     kept = [number for number in range(20, NUM_BINS) if number not in (MISSING, EMPTY)]

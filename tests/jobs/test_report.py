@@ -226,7 +226,7 @@ def test_no_text_from_a_record_leaves_its_place_in_the_page(report: Path) -> Non
 def test_every_bin_stands_once_in_the_csv_and_in_the_spreadsheet(report: Path, nights: Path) -> None:
     expected = pa.concat_tables(read_results(read_night(str(nights), TONIGHT)))
     table = duckdb.sql(f"SELECT * FROM read_csv('{report / 'discrepancies.csv'}')")
-    assert table.columns == ["audit_date", *discrepancies.COLUMNS]
+    assert table.columns == ["audit_date", *discrepancies.COLUMNS, "record_model"]
     assert set(discrepancies.COLUMNS) == set(RESULTS_SCHEMA.names)
     frame = table.pl()
     sheet = pd.read_excel(report / "discrepancies.xlsx", sheet_name="Discrepancies")
@@ -237,6 +237,7 @@ def test_every_bin_stands_once_in_the_csv_and_in_the_spreadsheet(report: Path, n
     doubt = pa.compute.sum(expected["p_record_wrong"]).as_py()
     assert frame["p_record_wrong"].sum() == pytest.approx(doubt, rel=1e-5)
     assert sheet["p_record_wrong"].sum() == pytest.approx(doubt, rel=1e-4)
+    assert set(frame["record_model"]) == {"learned"}
     assert frame["rank"][0] == sheet["rank"].iloc[0] == 1
     assert frame["photo_at"].dtype.is_temporal()
     assert str(sheet["photo_at"].dtype).startswith("datetime64")
@@ -333,7 +334,8 @@ def test_the_planner_s_list_has_the_blind_list_s_stops_with_what_the_results_say
         for name in ("recount_list.csv", "recount_list_planner.csv")
     )
     place = ["stop", "zone", "bin_id", "audit_date"]
-    assert list(planner[0]) == [*place, *SEEN_BY_PLANNER]
+    assert list(planner[0]) == [*place, *SEEN_BY_PLANNER, "record_model"]
+    assert {row["record_model"] for row in planner} == {"learned"}
     assert [[row[name] for name in place] for row in planner] == [[row[name] for name in place] for row in blind]
     night = read_night(str(nights), TONIGHT)
     results = {row["bin_id"]: row for rows in read_results(night) for row in rows.to_pylist()}
@@ -354,8 +356,9 @@ def test_a_currency_is_no_formula_in_the_planner_s_list() -> None:
         "currency": "=1+1",
     }
     planned = pa.Table.from_pylist([facts], schema=PLANNER_SCHEMA)
-    (row,) = csv.DictReader(planner_csv([("=Z", "b")], planned, TONIGHT).decode("utf-8-sig").splitlines())
+    (row,) = csv.DictReader(planner_csv([("=Z", "b")], planned, TONIGHT, "learned").decode("utf-8-sig").splitlines())
     assert (row["zone"], row["currency"], row["value_at_risk"]) == ("'=Z", "'=1+1", "")
+    assert row["record_model"] == "learned"
 
 
 def test_a_night_without_a_plan_has_empty_lists(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     assert bundle.info.training["epochs"] == 2
     assert bundle.info.training["best_epoch"] == resumed.outcome["best_epoch"] + 1 in (1, 2)
     assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}
-    images = read_training_images(tmp_path / "bundle")
+    images = read_training_images(tmp_path / "bundle", bundle.info)
     assert images.num_rows == NUM_BINS - 2 + before.num_rows
     assert before.to_pylist()[0] in images.select(before.column_names).to_pylist()
     assert {"00007", "00008"}.isdisjoint(images["bin_id"].to_pylist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def test_a_saved_bundle_loads_with_the_same_outputs(tmp_path: Path, network: tor
     assert bundle.info == info
     inputs = torch.rand(2, 3, 32, 32)
     assert torch.equal(bundle.network(inputs), network(inputs))
-    assert read_training_images(tmp_path).to_pylist() == TRAINING_IMAGES.to_pylist()
+    assert read_training_images(tmp_path, info).to_pylist() == TRAINING_IMAGES.to_pylist()
     assert bundle.info.classes == ["0", "1", "2", "3", "4", "5", "6+"]
 
 
@@ -87,7 +88,24 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, network: torch.nn.M
     with pytest.raises(InputError, match=name):
         read_bundle_info(tmp_path)
         read_weights(tmp_path, info)
-        read_training_images(tmp_path)
+        read_training_images(tmp_path, info)
+
+
+def test_the_training_images_of_another_bundle_are_refused(tmp_path: Path, network: torch.nn.Module) -> None:
+    info = save(tmp_path / "a", network)
+    other = save_bundle(
+        tmp_path / "b",
+        network=network,
+        fields=fields(),
+        training_images=TRAINING_IMAGES.slice(1),
+        report_html="",
+    )
+    assert other.bundle_id != info.bundle_id
+    shutil.copy(tmp_path / "b" / "training_images.parquet", tmp_path / "a")
+    with pytest.raises(InputError, match=r"training_images\.parquet: SHA-256: expected"):
+        read_training_images(tmp_path / "a", info)
+    unchecked = info.model_copy(update={"training_images_sha256": None})
+    assert read_training_images(tmp_path / "a", unchecked).num_rows == TRAINING_IMAGES.num_rows - 1
 
 
 def test_another_format_version_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
