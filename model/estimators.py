@@ -158,8 +158,8 @@ def _count_recounts(nights: Sequence[NightSample]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The nights together: `total` of the outcome, its `variance` (residuals pooled over nights, finite populations),
-    and what they rest on. `variance_of_more`: what two more errors would add to it. `num_wrong`: outcomes other than 0 in
+    """The nights together: `total` of the outcome, its `variance` (residuals about their common mean, each for the bins that
+    it stands for: large nights may be worse than small ones; finite populations), and what they rest on. `variance_of_more`: what two more errors would add to it. `num_wrong`: outcomes other than 0 in
     the random sample."""
 
     total: float
@@ -186,7 +186,7 @@ def _pool_as_fits(nights: Sequence[NightSample]) -> _Pool:
 
 
 def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
-    totals, residuals, outcomes, multipliers, spread, num_bins = [], [], [], [], 0.0, 0
+    totals, residuals, outcomes, multipliers, parts, num_bins = [], [], [], [], [], 0
     num_sampled = sum(bool(np.any(night.is_random)) for night in nights)
     for night in nights:
         census = night.in_reach if use_prediction else np.zeros(len(night.outcome), dtype=bool)
@@ -201,25 +201,30 @@ def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
             if use_prediction:
                 base += night.prediction_total - float(night.prediction[census].sum())
             base += rest * float(residual.mean())
-            spread += rest * (rest - size) / size
             residuals.append(residual)
             outcomes.append(night.outcome[sample])
             multipliers.append(np.full(size, rest / size))
+            parts.append(np.full(size, rest * (rest - size) / size**2))
         totals.append(base)
         num_bins += night.num_assessed
     pooled, outcome = np.concatenate([np.zeros(0), *residuals]), np.concatenate([np.zeros(0), *outcomes])
     found = outcome[outcome != 0]
     squares = [night.error_size**2 for night in nights] + ([float(np.square(found).max())] if found.size else [])
-    weight = np.concatenate([np.zeros(0), *multipliers])
-    spread_of_one = spread / (pooled.size - 1) if pooled.size > 1 else 0.0
+    weight, part = np.concatenate([np.zeros(0), *multipliers]), np.concatenate([np.zeros(0), *parts])
+    size = float(weight.sum() ** 2 / np.square(weight).sum()) if weight.size else 0.0
+    variance = variance_of_one = 0.0
+    if pooled.size > 1:
+        part *= size / (size - 1)  # for the mean that is taken from them (Bessel)
+        variance = float((part * np.square(pooled - np.average(pooled, weights=weight))).sum())
+        variance_of_one = float(np.average(part, weights=weight))  # an error is as likely in any bin
     return _Pool(
         total=float(np.sum(totals)),
-        variance=float(np.square(pooled - pooled.mean()).sum()) * spread_of_one if pooled.size else 0.0,
-        variance_of_more=2 * max(squares) * spread_of_one,
-        effective_size=float(weight.sum() ** 2 / np.square(weight).sum()) if weight.size else 0.0,
+        variance=variance,
+        variance_of_more=2 * max(squares) * variance_of_one,
+        effective_size=size,
         num_wrong=found.size,
         num_bins=num_bins,
         num_nights=len(totals),
         use_prediction=use_prediction,
-        is_census=spread == 0 and len(totals) == num_sampled > 0,
+        is_census=not part.any() and len(totals) == num_sampled > 0,
     )

@@ -29,6 +29,8 @@ from model.record_errors import Floats, record_rows
 from model.record_model import RecordModel, scale_to_effective_size
 
 _PROBABILITY_FLOOR = 1e-5
+LEAST_LABEL_SHARE = 0.005
+"""Of a class among the labels, as far as photos are judged by it."""
 # the prior on the noise rate is half-normal; its sigma is so many assumed rates, which makes its mean one
 _NOISE_SPREAD = math.sqrt(math.pi / 2)
 _NOISE_GRID = np.linspace(0, 0.12, 13)
@@ -105,7 +107,10 @@ def label_noise(label_histogram: ArrayLike, noise_rate: float, record_model: Rec
 
 
 def _label_shares(label_histogram: ArrayLike) -> Floats:
-    counts = np.asarray(label_histogram, dtype=np.float64) + 1  # no class is impossible because none was seen
+    """No class is impossible, nor next to it, because hardly any was seen: the photo's probabilities are divided by these
+    shares, and a class of one label in thousands would have every record beside it doubted."""
+    counts = np.asarray(label_histogram, dtype=np.float64) + 1
+    counts = np.maximum(counts, LEAST_LABEL_SHARE * counts.sum())
     return counts / counts.sum()
 
 

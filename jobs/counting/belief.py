@@ -132,9 +132,11 @@ def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: Record
 def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> ReferenceScores | None:
     """Settled random recounts of bins that this bundle scored, scored anew by tonight's assessor.
 
-    Mismatches that nobody confirmed are left out, however their records went on: most are wrong records, and without them
-    only the number counted is lower, which errs against certificates. A miscount among them is a right record that is
-    missed; taken as right, the wrong ones would leave nothing to certify.
+    Mismatches of class that nobody confirmed are left out, however their records went on: most are wrong records, and
+    without them only the number counted is lower, which errs against certificates. A miscount among them is a right record
+    that is missed; taken as right, the wrong ones would leave nothing to certify. Where the class agrees (7 counted for a
+    record of 8, and "6 or more" is the top), the record is right as certificates have it, confirmed or not, and often more
+    doubted than others: without these 39 % of what is certified at 0.3 is right (simulated, 40 % bulk stock).
 
     Bins that were off the list on their night, as counted not long before, and found right again are among them: most
     are false alarms that people have seen through, and when their counts are old enough all of them may stand on the list
@@ -143,7 +145,8 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
     parts = []
     for sample in samples_to_learn_from(history):
         waiting = ~sample.was_listable() & sample.in_wrong_class
-        rows = sample.is_of_bundle(bundle_id) & sample.is_random & sample.settled & ~waiting
+        known = sample.settled | ~sample.in_wrong_class
+        rows = sample.is_of_bundle(bundle_id) & sample.is_random & known & ~waiting
         if rows.any():
             parts.append((sample, rows))
     if not parts:

@@ -302,6 +302,16 @@ def test_a_list_that_nobody_counted_does_not_shift_the_estimate(output: str) -> 
     assert belief.estimates.list_precision_window is None
 
 
+def test_a_record_off_by_a_piece_within_the_top_class_is_a_right_one_for_certificates(output: str) -> None:
+    """Where 7 were counted for 8, nobody counts again: the camera can't tell, and what is certified is the class."""
+    plan = random_plan(20, expected_qty=8, p_record_wrong=0.02) + [plan_row(f"s{place:03d}") for place in range(20)]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    count(output, "2026-03-02", plan, right(plan) | {"r000": 7, "r001": 6, "s000": 1}, confirmed=False)
+    reference = learn_belief(history_of(output), bundle_info(), SHARES).reference
+    assert reference is not None
+    assert (reference.num_counted, len(reference.right_scores)) == (39, 39), "s000 may be a miscount"
+
+
 def test_the_reference_holds_only_bins_that_this_bundle_scored(output: str) -> None:
     for night, bundle_id in (("2026-03-01", "another"), ("2026-03-02", BUNDLE_ID)):
         plan = random_plan(20, bundle_id=bundle_id)

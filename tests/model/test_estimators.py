@@ -57,6 +57,30 @@ def test_a_camera_that_leaves_nothing_to_measure_its_misses_by_does_not_pass_for
     assert held >= 190
 
 
+def test_a_few_large_and_worse_nights_among_small_and_good_ones_widen_the_intervals() -> None:
+    """Counts of small nights, alike in number, tell little of the large ones, which hold nearly all errors."""
+    num_held = np.zeros(3, int)
+    for seed in range(150):
+        random = np.random.default_rng(seed)
+        shares, nets, grosses, differences = [], [], [], []
+        for num_bins, error_rate in [(3000, 0.08)] * 5 + [(300, 0.0)] * 25:
+            wrong = random.random(num_bins) < error_rate
+            difference = np.where(wrong, random.choice([-1, 1, -2, 2], num_bins, p=[0.45, 0.3, 0.15, 0.1]), 0.0)
+            rows, ones = random.permutation(num_bins)[:30], np.ones(30, bool)
+            shares.append(NightSample(num_bins, 0.05 * num_bins, wrong[rows] * 1.0, np.full(30, 0.05), ones, ~ones))
+            nets.append(NightSample(num_bins, 0.0, difference[rows], np.zeros(30), ones, ~ones))
+            grosses.append(NightSample(num_bins, 0.0, np.abs(difference[rows]), np.zeros(30), ones, ~ones))
+            differences.append(difference)
+        truth = np.concatenate(differences)
+        found = [
+            (estimate_share(shares), np.mean(truth != 0)),
+            (estimate_total(nets), truth.sum() / 30),
+            (estimate_total(grosses), np.abs(truth).sum() / 30),
+        ]
+        num_held += [estimate.low <= value <= estimate.high for estimate, value in found]
+    assert num_held[0] >= 0.85 * 150 and num_held[1:].min() >= 0.92 * 150, num_held
+
+
 def test_thirty_small_nights_count_as_one_large_sample() -> None:
     random = np.random.default_rng(0)
     nights = [draw_night(random, 30)[0] for _ in range(30)]

@@ -41,6 +41,16 @@ def test_columns_are_consistent_for_any_photo_and_record(seed: int) -> None:
     assert np.allclose(columns["value_at_risk"], 2.5 * columns["expected_abs_variance_qty"])
 
 
+@pytest.mark.parametrize("num_empty", [0, 1, 3])
+def test_a_count_that_hardly_any_label_names_does_not_have_its_neighbours_doubted(num_empty: int) -> None:
+    """A warehouse whose export lists no empty bins: a camera that leaves 2 % to "empty" says nothing against records of 1."""
+    labels = np.array([num_empty, 2000, 1700, 1400, 1200, 900, 800])
+    shares = label_noise(labels, 0.05, assume_record_model(labels + 1))[1]
+    photo = np.array([[0.02, 0.70, 0.20, 0.05, 0.02, 0.005, 0.005]])
+    doubt = build_assessor(labels, 0.02, assume_record_model(shares)).assess(photo, [1])["p_record_wrong"][0]
+    assert doubt < 0.05
+
+
 def test_expected_variance_is_the_posteriors_mean() -> None:
     posterior = np.array([[0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1]])
     columns = posterior_columns(posterior, [2])
