@@ -211,17 +211,17 @@ def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
     found = outcome[outcome != 0]
     squares = [night.error_size**2 for night in nights] + ([float(np.square(found).max())] if found.size else [])
     weight, part = np.concatenate([np.zeros(0), *multipliers]), np.concatenate([np.zeros(0), *parts])
-    size = float(weight.sum() ** 2 / np.square(weight).sum()) if weight.size else 0.0
+    effective_size = float(weight.sum() ** 2 / np.square(weight).sum()) if weight.size else 0.0
     variance = variance_of_one = 0.0
     if pooled.size > 1:
-        part *= size / (size - 1)  # for the mean that is taken from them (Bessel)
+        part *= effective_size / (effective_size - 1)  # for the mean that is taken from them (Bessel)
         variance = float((part * np.square(pooled - np.average(pooled, weights=weight))).sum())
         variance_of_one = float(np.average(part, weights=weight))  # an error is as likely in any bin
     return _Pool(
         total=float(np.sum(totals)),
         variance=variance,
         variance_of_more=2 * max(squares) * variance_of_one,
-        effective_size=size,
+        effective_size=effective_size,
         num_wrong=found.size,
         num_bins=num_bins,
         num_nights=len(totals),
