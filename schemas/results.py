@@ -112,7 +112,7 @@ CONCLUSION_COLUMNS = [
     column(
         "certified_at",
         pa.float32(),
-        "Smallest false-discovery rate at which the bin is certified; a rate holds for all bins up to it together.",
+        "Smallest false-discovery rate at which the bin is certified; a rate holds for all bins up to it together. Ask for `<= 0.301`, not `<= 0.3`: in double precision (Spark) the stored 0.3 is a little more.",
     ),
     column("last_counted_at", TIMESTAMP, "When a person last counted the bin."),
     column("last_counted_qty", pa.int32(), "What that person counted."),
