@@ -114,15 +114,15 @@ def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel
 def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: RecordModel) -> float:
     """Of this bundle's training labels, from recounts of bins that this bundle scored."""
     assumed = bundle.label_noise.rate
-    parts = [(sample, sample.is_of_bundle(bundle.bundle_id)) for sample in samples_to_learn_from(history)]
-    parts = [(sample, rows) for sample, rows in parts if rows.any()]
-    if not parts or assumed == 0:
+    samples = [sample.of_bundle(bundle.bundle_id) for sample in samples_to_learn_from(history)]
+    samples = [sample for sample in samples if len(sample.rows)]
+    if not samples or assumed == 0:
         return assumed  # a rate of exactly 0 is a statement, not a guess
     return fit_noise_rate(
-        np.concatenate([sample.probabilities(rows) for sample, rows in parts]),
-        np.concatenate([sample.expected_qty[rows] for sample, rows in parts]),
-        np.concatenate([sample.counted_qty[rows] for sample, rows in parts]),
-        np.concatenate([sample.weight[rows] for sample, rows in parts]),
+        np.concatenate([sample.probabilities for sample in samples]),
+        np.concatenate([sample.expected_qty for sample in samples]),
+        np.concatenate([sample.counted_qty for sample in samples]),
+        np.concatenate([sample.weight for sample in samples]),
         bundle.label_histogram,
         record_model,
         assumed,
@@ -142,19 +142,19 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
     are false alarms that people have seen through, and when their counts are old enough all of them may stand on the list
     again. Those found wrong are not: such bins are no candidates while they wait, and would only make every p smaller.
     """
-    parts = []
-    for sample in samples_to_learn_from(history):
-        waiting = ~sample.was_listable() & sample.in_wrong_class
-        known = sample.settled | ~sample.in_wrong_class
-        rows = sample.is_of_bundle(bundle_id) & sample.is_random & known & ~waiting
-        if rows.any():
-            parts.append((sample, rows))
-    if not parts:
+    samples = [sample.of_bundle(bundle_id) for sample in samples_to_learn_from(history)]
+    # of those in the wrong class, the confirmed ones that could have been listed
+    samples = [
+        sample.where(sample.is_random & (~sample.in_wrong_class | (sample.settled & sample.was_listable())))
+        for sample in samples
+    ]
+    samples = [sample for sample in samples if len(sample.rows)]
+    if not samples:
         return None
-    expected_qty = np.concatenate([sample.expected_qty[rows] for sample, rows in parts])
-    counted_qty = np.concatenate([sample.counted_qty[rows] for sample, rows in parts])
-    probabilities = np.concatenate([sample.probabilities(rows) for sample, rows in parts])
-    zones = [zone for sample, rows in parts for zone, row in zip(sample.zones, rows, strict=True) if row]
+    expected_qty = np.concatenate([sample.expected_qty for sample in samples])
+    counted_qty = np.concatenate([sample.counted_qty for sample in samples])
+    probabilities = np.concatenate([sample.probabilities for sample in samples])
+    zones = [zone for sample in samples for zone in sample.zones]
     scores = assessor.assess(probabilities, expected_qty, zones=zones)["p_record_wrong"]
     return build_reference(scores.astype(np.float32), expected_qty, counted_qty, assessor.top_class)
 

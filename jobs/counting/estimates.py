@@ -147,11 +147,11 @@ def _survey_lists(lists: Sequence[PlanRecounts]) -> dict[str, Any]:
 def _survey_random(samples: Sequence[Sample]) -> dict[str, Any]:
     """Of the random bins of these samples: how far claims are off, and how precise it would be to doubt each record that
     the camera's count differs from. The first is about the class, the second about the exact quantity."""
-    drawn = [(sample, sample.is_random) for sample in samples]
-    claimed = _joined([sample.column("p_record_wrong")[rows] for sample, rows in drawn])
-    in_wrong_class = _joined([sample.in_wrong_class[rows] for sample, rows in drawn]).astype(bool)
-    wrong = _joined([sample.wrong[rows] for sample, rows in drawn])
-    differs = [(sample.column("camera_qty") != sample.plan.recorded_class[sample.rows])[rows] for sample, rows in drawn]
+    drawn = [sample.where(sample.is_random) for sample in samples]
+    claimed = _joined([sample.column("p_record_wrong") for sample in drawn])
+    in_wrong_class = _joined([sample.in_wrong_class for sample in drawn]).astype(bool)
+    wrong = _joined([sample.wrong for sample in drawn])
+    differs = [sample.column("camera_qty") != sample.plan.recorded_class[sample.rows] for sample in drawn]
     mismatch = _joined(differs).astype(bool)
     error = (
         expected_calibration_error(claimed, in_wrong_class) - calibration_errors_by_chance(claimed).mean()
@@ -185,13 +185,11 @@ def _wrong_sample(sample: Sample) -> NightSample:
 
 
 def _net_sample(sample: Sample) -> NightSample:
-    return NightSample(
-        num_assessed=sample.plan.whole_night.num_assessed,
+    return replace(
+        _wrong_sample(sample),
         prediction_total=sample.plan.whole_night.net_variance_predicted,
         outcome=(sample.counted_qty - sample.expected_qty).astype(np.float64),
         prediction=sample.column("expected_variance_qty"),
-        is_random=sample.is_random,
-        in_reach=sample.in_reach,
     )
 
 

@@ -44,6 +44,10 @@ class Sample:
     def is_random(self) -> Mask:
         return self.plan.is_random[self.rows]
 
+    def where(self, mask: Mask) -> Sample:
+        """Those of them for which `mask` (m,) holds."""
+        return replace(self, rows=self.rows[mask], in_reach=self.in_reach[mask])
+
     def sum_uncounted(self, worth: Floats) -> float:
         """Sum of `worth`, one of each of the plan's bins, over the night's bins that those planned ones stand for that
         nobody counted; a listed one stands for itself."""
@@ -67,16 +71,18 @@ class Sample:
     def zones(self) -> list[str | None]:
         return self.plan.planned["zone"].take(self.rows).to_pylist()
 
-    def is_of_bundle(self, bundle_id: str) -> Mask:
-        return pc.equal(self.plan.planned["bundle_id"], bundle_id).to_numpy()[self.rows]
+    def of_bundle(self, bundle_id: str) -> Sample:
+        """Those whose photos this bundle scored."""
+        return self.where(pc.equal(self.plan.planned["bundle_id"], bundle_id).to_numpy()[self.rows])
 
     def was_listable(self) -> Mask:
         """Not kept off the priority list for having been counted not long before."""
         return pc.is_null(self.plan.planned["reason"]).to_numpy()[self.rows]
 
-    def probabilities(self, mask: Mask) -> Floats:
-        """(k, K + 1) where the mask holds."""
-        return np.array(self.plan.planned["probabilities"].take(self.rows[mask]).to_pylist(), dtype=np.float64)
+    @property
+    def probabilities(self) -> Floats:
+        """(m, K + 1)."""
+        return np.array(self.plan.planned["probabilities"].take(self.rows).to_pylist(), dtype=np.float64)
 
 
 def take_sample(plan: PlanRecounts) -> Sample:

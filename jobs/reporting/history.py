@@ -111,10 +111,10 @@ def keep_certificates(history: History) -> list[CertificatePromise]:
     """One per false-discovery rate at which a bin of the window was certified and counted, the strictest first."""
     level, right, weight = [np.zeros(0)], [np.zeros(0, dtype=bool)], [np.zeros(0)]
     for sample in samples_in_force(history):
-        rows = ~np.isnan(sample.column("certified_at"))
-        level.append(sample.column("certified_at")[rows])
-        right.append(~sample.in_wrong_class[rows])
-        weight.append(sample.weight[rows])
+        certified = sample.where(~np.isnan(sample.column("certified_at")))
+        level.append(certified.column("certified_at"))
+        right.append(~certified.in_wrong_class)
+        weight.append(certified.weight)
     levels, is_right, weights = np.concatenate(level), np.concatenate(right), np.concatenate(weight)
     promises = []
     for alpha in np.unique(levels).tolist():
