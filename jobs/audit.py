@@ -215,7 +215,17 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame, lock:
     Nothing is written before the stage is known to be whole: were this process paused until another one took the run
     over, committed it and cleared the stage, its parts would go over the committed ones."""
     config = tonight.config
+    reconciler = Reconciler(
+        assessor=build_assessor(tonight.bundle.label_histogram, belief.noise_rate, belief.record_model),
+        prediction_set_threshold=tonight.bundle.prediction_set_threshold,
+        audit_date=date.fromisoformat(tonight.audit_date),
+        max_photo_age_hours=config.max_photo_age_hours,
+        count_valid_nights=config.count_valid_nights,
+        last_counts=last_counts,
+    )
     rules = Rules(
+        reconciler=reconciler,
+        reference=belief.reference,
         run_id=tonight.run_id,
         audit_date=tonight.audit_date,
         seed=config.seed,
@@ -226,21 +236,13 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame, lock:
         bundle_id=tonight.bundle.bundle_id,
         calibration_id=belief.calibration_id,
     )
-    reconciler = Reconciler(
-        assessor=build_assessor(tonight.bundle.label_histogram, belief.noise_rate, belief.record_model),
-        prediction_set_threshold=tonight.bundle.prediction_set_threshold,
-        audit_date=date.fromisoformat(tonight.audit_date),
-        max_photo_age_hours=config.max_photo_age_hours,
-        count_valid_nights=config.count_valid_nights,
-        last_counts=last_counts,
-    )
     staged = sorted(storage.list_objects(storage.join(tonight.run_uri, STAGED)), key=lambda entry: entry.uri)
     groups = group_shards(staged)
     cpus = tonight.resources.small_task_cpus
-    decisions = decide_night(groups, reconciler, belief.reference, belief.drift_baseline, rules, tonight.bundle, cpus)
+    decisions = decide_night(groups, rules, belief.drift_baseline, tonight.bundle, cpus)
     _require_all(decisions.num_bins, tonight, "staged")
     lock.check()
-    night = write_parts(groups, reconciler, belief.reference, rules, decisions, tonight.output_uri, cpus)
+    night = write_parts(groups, rules, decisions, tonight.output_uri, cpus)
     _require_all(night.num_bins, tonight, "written")
     return night, decisions
 

@@ -33,7 +33,6 @@ from model.certificates import (
 )
 from model.drift import Baseline, DriftCheck, check_drift
 from model.drill import Drill, alter_records, choose_drilled, merge_drills
-from model.posterior import Assessor
 from model.recount_plan import (
     Candidates,
     RecountPlan,
@@ -55,8 +54,11 @@ MERGED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Rules:
-    """The settings of the second pass."""
+    """What the second pass goes by: how rows are judged and certified, and the run's settings."""
 
+    reconciler: Reconciler
+    reference: ReferenceScores | None
+    """Without it nothing is certified."""
     run_id: str
     audit_date: str
     seed: int
@@ -118,18 +120,11 @@ class Night:
 
 
 def decide_night(
-    groups: list[list[str]],
-    reconciler: Reconciler,
-    reference: ReferenceScores | None,
-    baseline: Baseline | None,
-    rules: Rules,
-    bundle: BundleInfo,
-    task_cpus: float,
+    groups: list[list[str]], rules: Rules, baseline: Baseline | None, bundle: BundleInfo, task_cpus: float
 ) -> Decisions:
     """Pass 2a over groups of staged files."""
-    shared = ray.put((reconciler, reference, rules))
     merged = Reduction()
-    for row in _over_groups(groups, _reduce_group, {"shared": shared}, task_cpus):
+    for row in _over_groups(groups, _reduce_group, {"shared": ray.put(rules)}, task_cpus):
         merged.merge([pickle.loads(row["reduction"])], rules.budget)  # noqa: S301 - written by our own worker
     drift = check_drift(
         merged.num_outside,
@@ -165,17 +160,10 @@ def _drill_recall(plan: RecountPlan, merged: Reduction, budget: int) -> float | 
 
 
 def write_parts(
-    groups: list[list[str]],
-    reconciler: Reconciler,
-    reference: ReferenceScores | None,
-    rules: Rules,
-    decisions: Decisions,
-    output_uri: str,
-    task_cpus: float,
+    groups: list[list[str]], rules: Rules, decisions: Decisions, output_uri: str, task_cpus: float
 ) -> Night:
     """Pass 2b: one part of the results per group."""
-    shared = ray.put((reconciler, reference, rules, decisions))
-    options = {"shared": shared, "output_uri": output_uri}
+    options = {"shared": ray.put((rules, decisions)), "output_uri": output_uri}
     written = [
         pickle.loads(row["written"])  # noqa: S301 - written by our own worker
         for row in _over_groups(groups, _write_group, options, task_cpus)
@@ -212,18 +200,15 @@ def _over_groups(
 
 
 def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
-    reconciler, reference, rules = ray.get(shared)
+    rules: Rules = ray.get(shared)
     total = Reduction()
-    reduced = (
-        _reduce(reconciler.reconcile(staged), reconciler.assessor, reference, rules)
-        for staged in map(read_table, row["uris"])
-    )
+    reduced = (_reduce(rules.reconciler.reconcile(staged), rules) for staged in map(read_table, row["uris"]))
     while some := list(islice(reduced, MERGED_AT_ONCE)):
         total.merge(some, rules.budget)
     return {"reduction": pickle.dumps(total)}
 
 
-def _reduce(rows: pa.Table, assessor: Assessor, reference: ReferenceScores | None, rules: Rules) -> Reduction:
+def _reduce(rows: pa.Table, rules: Rules) -> Reduction:
     assessed = rows.filter(rows["assessed"])
     bin_ids = assessed["bin_id"].to_pylist()
     keys = draw_keys(bin_ids, rules.seed, rules.audit_date)
@@ -232,8 +217,8 @@ def _reduce(rows: pa.Table, assessor: Assessor, reference: ReferenceScores | Non
     score = assessed[objective].to_numpy()
     ids = np.array(bin_ids, dtype=object)
     histogram = None
-    if reference is not None:
-        histogram = p_value_histogram(assessed["p_record_wrong"].to_numpy()[rankable], reference)
+    if rules.reference is not None:
+        histogram = p_value_histogram(assessed["p_record_wrong"].to_numpy()[rankable], rules.reference)
     return Reduction(
         num_bins=rows.num_rows,
         num_assessed=assessed.num_rows,
@@ -241,11 +226,12 @@ def _reduce(rows: pa.Table, assessor: Assessor, reference: ReferenceScores | Non
         random=best_candidates(bin_ids, keys, np.zeros(len(bin_ids)), rules.budget),
         ranked=best_candidates(ids[rankable].tolist(), keys[rankable], score[rankable], rules.budget),
         p_values=histogram,
-        drill=_drill(assessed.filter(pa.array(rankable)), assessor, objective, rules),
+        drill=_drill(assessed.filter(pa.array(rankable)), objective, rules),
     )
 
 
-def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> Drill:
+def _drill(rows: pa.Table, objective: str, rules: Rules) -> Drill:
+    assessor = rules.reconciler.assessor
     key = draw_keys(rows["bin_id"].to_pylist(), rules.seed, f"drill of {rules.audit_date}")
     chosen = choose_drilled(key)
     rows, key = rows.take(chosen), key[chosen]
@@ -262,11 +248,12 @@ def _drill(rows: pa.Table, assessor: Assessor, objective: str, rules: Rules) -> 
 
 
 def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
-    reconciler, reference, rules, decisions = ray.get(shared)
+    rules, decisions = ray.get(shared)
+    reconciler: Reconciler = rules.reconciler
     tables, planned, sums = [], [], []
     for staged in map(read_table, row["uris"]):
         rows = reconciler.reconcile(staged)
-        results = _conclude(rows, reference, rules, decisions)
+        results = _conclude(rows, rules, decisions)
         planned.append(_planned(rows, results))
         outside = pc.and_(rows["assessed"], pc.invert(pc.fill_null(rows["record_in_set"], True)))
         sums.append(sum_scopes(results, outside.to_numpy(), reconciler.assessor.top_class))
@@ -277,7 +264,7 @@ def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
     return {"written": pickle.dumps(written)}
 
 
-def _conclude(rows: pa.Table, reference: ReferenceScores | None, rules: Rules, decisions: Decisions) -> pa.Table:
+def _conclude(rows: pa.Table, rules: Rules, decisions: Decisions) -> pa.Table:
     """RESULTS_SCHEMA from reconciled rows."""
     n = rows.num_rows
     assessed = rows["assessed"].to_numpy()
@@ -294,8 +281,8 @@ def _conclude(rows: pa.Table, reference: ReferenceScores | None, rules: Rules, d
     rank[planned] = plan.rank[place[planned]]
     inclusion[planned] = plan.inclusion_probability[place[planned]]
     p_value, level = np.full(n, np.nan), np.full(n, np.nan)
-    if reference is not None:
-        p_value = conformal_p_values(np.where(known, np.nan, p_wrong), reference)
+    if rules.reference is not None:
+        p_value = conformal_p_values(np.where(known, np.nan, p_wrong), rules.reference)
         level = certified_at(p_value, decisions.thresholds)
     suspect = (recount == str(Recount.PRIORITY)) | ((p_wrong >= 0.5) & ~known) | found_wrong
     verdict = np.select(

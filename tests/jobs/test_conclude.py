@@ -141,9 +141,9 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
     listed = rows["bin_id"].to_pylist()[140:143]
     recount = np.array(["priority"] * 3, dtype=object)
     plan = RecountPlan(np.array(listed, dtype=object), recount, np.arange(1, 4, dtype=np.int32), np.ones(3))
-    rules = Rules("r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
+    rules = Rules(made, None, "r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
     decisions = Decisions(NUM_BINS, plan, {}, None, None)  # type: ignore[arg-type]
-    found = _conclude(rows, None, rules, decisions).to_pandas().set_index("bin_id")
+    found = _conclude(rows, rules, decisions).to_pandas().set_index("bin_id")
     doubted = found["p_record_wrong"] >= 0.5
     assert doubted[COUNTED].all() and not doubted[listed].any()
     expected = pd.Series(np.where(doubted | found.index.isin(listed), "suspect", "ok"), found.index)
@@ -152,7 +152,7 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
 
     right = rows.filter(pa.array(np.arange(rows.num_rows) >= NUM_WRONG))
     own = right["p_record_wrong"].to_numpy()
-    assert np.median(_drill(right, made.assessor, "p_record_wrong", rules).score) > 3 * np.median(own)
+    assert np.median(_drill(right, "p_record_wrong", rules).score) > 3 * np.median(own)
 
 
 @pytest.mark.ray
@@ -178,9 +178,10 @@ def test_certificates_and_ranks_are_of_the_whole_night(
 
     seed = next(seed for seed in range(99) if draw(seed) & set(COUNTED))
     known_wrong = reconciler([(RECORDED, 6, WRONG)] * len(COUNTED))
-    rules = Rules("r", NIGHT, seed, BUDGET, NUM_RANDOM / BUDGET, objective, alphas, "b", "c")
-    decisions = decide_night(groups, known_wrong, REFERENCE, baseline, rules, bundle, 1.0)
-    night = write_parts(groups, known_wrong, REFERENCE, rules, decisions, str(tmp_path), 1.0)
+    share = NUM_RANDOM / BUDGET
+    rules = Rules(known_wrong, REFERENCE, "r", NIGHT, seed, BUDGET, share, objective, alphas, "b", "c")
+    decisions = decide_night(groups, rules, baseline, bundle, 1.0)
+    night = write_parts(groups, rules, decisions, str(tmp_path), 1.0)
     assert (decisions.drift.alarm, night.num_bins) == (alarm, NUM_BINS)
     rows = pa.concat_tables([read_table(uri) for uri in night.part_uris]).to_pandas().set_index("bin_id")
 
@@ -231,10 +232,10 @@ def test_a_group_of_more_shards_than_are_merged_at_once_is_reduced_whole(
 ) -> None:
     monkeypatch.setattr(conclude, "MERGED_AT_ONCE", 1)
     monkeypatch.setattr(conclude.ray, "get", lambda shared: shared)
-    groups, rules = stage_night(tmp_path), Rules("r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
-    shared = (reconciler([(RECORDED, RECORDED, RIGHT)]), REFERENCE, rules)
+    groups, made = stage_night(tmp_path), reconciler([(RECORDED, RECORDED, RIGHT)])
+    rules = Rules(made, REFERENCE, "r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
     first, second, whole = (
-        pickle.loads(conclude._reduce_group({"uris": uris}, shared)["reduction"])  # noqa: S301 - of the line itself
+        pickle.loads(conclude._reduce_group({"uris": uris}, rules)["reduction"])  # noqa: S301 - of the line itself
         for uris in (*groups, [uri for uris in groups for uri in uris])
     )
     assert (whole.num_bins, whole.num_assessed) == (NUM_BINS, NUM_BINS - 1)
