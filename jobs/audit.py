@@ -35,6 +35,7 @@ from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, summ
 from jobs.platform.parquet import read_table
 from jobs.platform.provenance import provenance
 from jobs.reporting.files import write_report
+from jobs.reporting.nights import explain_no_accuracy
 from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
@@ -328,12 +329,8 @@ def _tell(tonight: Tonight, summary: dict) -> None:
         f"records), {summary['num_random']} random ones; record model: {summary['record_model']}",
     ]
     if summary["error_rate"] is None:
-        why = (
-            "no random bins tonight"
-            if summary["num_random_window"] or not summary["num_random"]
-            else "no night has 90 % of its random bins resolved yet"
-        )
-        lines.append(f"record accuracy: {why}" + ("" if summary["num_certified"] else ": ranking only"))
+        only = "" if summary["num_certified"] else ": ranking only"
+        lines.append(f"record accuracy: {explain_no_accuracy(summary)}{only}")
     else:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
         lines.append(

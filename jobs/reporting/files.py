@@ -34,7 +34,7 @@ from jobs.reporting.nights import (
 )
 from jobs.reporting.ordering import rows_by_doubt
 from jobs.reporting.overview import Overview, survey_night
-from jobs.reporting.page import PageParts, render_page
+from jobs.reporting.page import render_report
 from jobs.reporting.photos import fetch_thumbnails
 from jobs.reporting.recount_lists import (
     is_blank,
@@ -155,17 +155,15 @@ def _build_page(
 ) -> str:
     listed = overview.top.select(["image_uri", "status"]).to_pylist()
     anonymous = bool(settings_of(run).get("anonymous", False))
-    return render_page(
-        PageParts(
-            night=night,
-            run=run,
-            overview=overview,
-            thumbnails=fetch_thumbnails(listed, anonymous=anonymous),
-            nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
-            promises=keep_promises(history),
-            certificates=keep_certificates(history),
-            offenders=find_offenders(history),
-            so_far=estimate_window(history),
-            num_second_counts=num_second_counts,
-        )
+    return render_report(
+        night=night,
+        run=run,
+        overview=overview,
+        thumbnails=fetch_thumbnails(listed, anonymous=anonymous),
+        nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
+        promises=keep_promises(history),
+        certificates=keep_certificates(history),
+        offenders=find_offenders(history),
+        so_far=estimate_window(history),
+        num_second_counts=num_second_counts,
     )

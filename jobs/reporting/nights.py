@@ -40,6 +40,13 @@ class Night:
         return [row for row in self.summary.to_pylist() if row["scope"] == scope]
 
 
+def explain_no_accuracy(whole: dict[str, Any]) -> str:
+    """Why the summary's row of a whole night has no accuracy."""
+    if whole["num_random_window"] or not whole["num_random"]:
+        return "no random bins tonight"
+    return "no night has 90 % of its random bins resolved yet"
+
+
 def read_night(output_uri: str, audit_date: str) -> Night:
     """Raises InputError, naming the nights there are, where `audit_date` is not committed."""
     try:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates
-from jobs.pages import document
+from jobs.pages.document import format_integer, format_percent, read_source, render_page, source_hash
 from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
 from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise, currencies_of
-from jobs.reporting.nights import Night
+from jobs.reporting.nights import Night, explain_no_accuracy
 from jobs.reporting.overview import Overview
 from jobs.reporting.photos import Thumbnail
 
@@ -34,68 +33,65 @@ LITTLE_DOUBT = 0.01
 """Below this probability that a record is wrong, the page names no direction."""
 
 
-@dataclass(frozen=True)
-class PageParts:
-    """Everything that the page is made of."""
-
-    night: Night
-    run: dict[str, Any]
-    overview: Overview
-    thumbnails: list[Thumbnail]
-    nights: list[Night]
-    promises: list[Promise]
-    certificates: list[CertificatePromise]
-    offenders: list[dict[str, Any]]
-    so_far: Estimates
-    """What the counts that are in by now come to; the night's summary has what was known when its audit began."""
-    num_second_counts: int
-
-
-def render_page(parts: PageParts) -> str:
+def render_report(
+    *,
+    night: Night,
+    run: dict[str, Any],
+    overview: Overview,
+    thumbnails: list[Thumbnail],
+    nights: list[Night],
+    promises: list[Promise],
+    certificates: list[CertificatePromise],
+    offenders: list[dict[str, Any]],
+    so_far: Estimates,
+    num_second_counts: int,
+) -> str:
     """The page as HTML text. What comes from records is escaped: by Jinja2 in the HTML, by JSON in the list's data,
-    and a content security policy names the one script that may run."""
-    script = document.read_source("report.js")
-    whole, tonight = parts.night.whole, parts.overview.currencies
-    trend = [{**night.whole, "audit_date": night.audit_date} for night in parts.nights]
+    and a content security policy names the one script that may run.
+
+    `so_far`: what the counts that are in by now come to; the night's summary has what was known when its audit began.
+    """
+    script = read_source("report.js")
+    whole, tonight = night.whole, overview.currencies
+    trend = [{**one.whole, "audit_date": one.audit_date} for one in nights]
     # without unit values, by the wrong records that are expected
-    zones = sorted(
-        parts.night.scopes("zone"), key=lambda row: (-(row["value_at_risk"] or 0), -(row["expected_wrong"] or 0))
-    )
-    return document.render_page(
+    zones = sorted(night.scopes("zone"), key=lambda row: (-(row["value_at_risk"] or 0), -(row["expected_wrong"] or 0)))
+    return render_page(
         "report.html",
         filters={"plain": plain},
-        night=parts.night,
+        night=night,
         whole=whole,
         claims_assumed=whole["record_model"] == "assumed",
-        worries=list_worries(whole, parts.overview),
-        list_value=money(parts.overview.list_value),
+        unclaimed=explain_no_accuracy(whole),
+        worries=list_worries(whole, overview),
+        list_value=money(overview.list_value),
         whole_money={
             **{name: one_currency_money(whole[name], tonight) for name in ("shortage_value", "overage_value")},
             # from the counts of the window, which may have been valued otherwise than tonight
-            **{name: one_currency_money(whole[name], tonight | currencies_of(parts.promises)) for name in NET_VALUE},
+            **{name: one_currency_money(whole[name], tonight | currencies_of(promises)) for name in NET_VALUE},
         },
-        overview=parts.overview,
+        overview=overview,
         trend=trend,
         zones=zones,
-        promises=parts.promises,
+        promises=promises,
         assumed_nights={row["audit_date"] for row in trend if row["record_model"] == "assumed"},
-        certificates=parts.certificates,
-        offenders=parts.offenders,
-        all_offenders=len(parts.offenders) < MAX_OFFENDERS,
-        so_far=parts.so_far,
-        num_second_counts=parts.num_second_counts,
-        settings=flatten_settings(parts.run),
+        certificates=certificates,
+        offenders=offenders,
+        all_offenders=len(offenders) < MAX_OFFENDERS,
+        so_far=so_far,
+        num_second_counts=num_second_counts,
+        settings=flatten_settings(run),
         pictures={
             "accuracy": pictures.accuracy_picture(trend),
-            "precision": pictures.precision_picture(parts.promises),
-            "value": pictures.value_picture(parts.promises),
+            "precision": pictures.precision_picture(promises),
+            "value": pictures.value_picture(promises),
             "drift": pictures.drift_picture(trend),
             "zones": pictures.zone_picture(zones),
         },
-        data=script_json(list_rows(parts.overview, parts.thumbnails)),
+        data=script_json(list_rows(overview, thumbnails)),
         script=Markup(script),
-        style=Markup(document.read_source("report.css")),
-        script_hash=document.source_hash(script),
+        style=Markup(read_source("report.css")),
+        script_hash=source_hash(script),
     )
 
 
@@ -161,12 +157,12 @@ def list_worries(whole: dict[str, Any], overview: Overview) -> list[str]:
     if whole["drift_alarm"]:
         worries.append("Drift alarm: camera or records have changed. The ranking stands, certificates are suspended.")
     if whole["coverage"] is not None and whole["coverage"] < LOW_COVERAGE:
-        worries.append(f"Only {document.format_percent(whole['coverage'])} of the bins were assessed.")
+        worries.append(f"Only {format_percent(whole['coverage'])} of the bins were assessed.")
     failed = whole["num_bins"] - whole["num_scored"]
     if failed > (1 - LOW_COVERAGE) * whole["num_bins"]:
-        worries.append(f"{document.format_integer(failed)} photos could not be scored.")
+        worries.append(f"{format_integer(failed)} photos could not be scored.")
     if overview.num_rows != whole["num_bins"]:
-        found, expected = document.format_integer(overview.num_rows), document.format_integer(whole["num_bins"])
+        found, expected = format_integer(overview.num_rows), format_integer(whole["num_bins"])
         worries.append(f"The results hold {found} bins, the summary {expected}.")
     return worries
 
