@@ -22,7 +22,7 @@ from model.estimators import wilson_interval
 from schemas.arrow import TIMESTAMP, conform
 from schemas.manifest import SKU_LINE
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
-from schemas.results import RESULTS_SCHEMA
+from schemas.results import RESULTS_SCHEMA, ImageStatus
 from schemas.summary import SUMMARY_SCHEMA
 from tests.planned_night import assumed_belief
 
@@ -177,7 +177,7 @@ def audit_bins(
 
     midnight = np.datetime64(audit_date, "us")
     errors = np.array(["not found", "access denied", "truncated or damaged JPEG: Premature end of file", "too large"])
-    error = errors[np.maximum(np.searchsorted(_STATUS_ORDER, status.astype(str)) - 0, 0) % 4].astype(object)
+    error = errors[np.searchsorted(sorted(ImageStatus), status.astype(str)) % 4].astype(object)
     rows: Rows = {
         "bin_id": warehouse.bin_id,
         "image_uri": warehouse.image_uri,
@@ -225,9 +225,6 @@ def audit_bins(
         "calibration_id": np.full(size, "cal-1", dtype=object),
     }
     return rows, true_qty
-
-
-_STATUS_ORDER = ["fetch_failed", "image_rejected", "missing_image", "scored", "unreadable_image"]
 
 
 def run_name(audit_date: str) -> str:
@@ -286,7 +283,7 @@ def summarise(results: pa.Table, counted: pa.Table | None) -> pa.Table:
                 "scope": scope,
                 "scope_value": value,
                 "num_bins": num_bins,
-                **{f"num_{name}": int((group["status"] == name).sum()) for name in _STATUS_ORDER},
+                **{f"num_{name}": int((group["status"] == name).sum()) for name in ImageStatus},
                 "num_assessed": assessed,
                 "coverage": assessed / num_bins,
                 "recorded_units": int(group["expected_qty"].sum()),
