@@ -16,7 +16,7 @@ from model.drift import check_drift, measure_baseline
 from model.estimators import Estimate, NightSample, estimate_share
 from model.posterior import Assessor, build_assessor, fit_noise_rate
 from model.prediction_sets import build_prediction_sets, lac_quantile
-from model.record_model import RecordModel, assume_record_model, fit_record_model, recount_weights
+from model.record_model import PRIOR_ERROR_RATE, RecordModel, assume_record_model, fit_record_model, recount_weights
 from model.recount_plan import best_candidates, draw_keys, find_reach, plan_recounts
 from schemas.bundle import LabelNoise
 from tests.simulator import Bins, Camera, World, draw_bins
@@ -38,23 +38,21 @@ def precision_at(score: np.ndarray, wrong: np.ndarray) -> list[float]:
     return [float(wrong[order[:size]].mean()) for size in (100, 200, 500)]
 
 
-def learn(camera: Camera, counted: Bins) -> tuple[RecordModel, Assessor]:
-    """Record model, noise rate and assessor from bins counted at random."""
-    ones = np.ones(len(counted))
-    record_model = fit_record_model(counted.expected_qty, counted.true_qty, ones, ones > 0, camera.label_histogram)
-    return record_model, build_assessor(
-        camera.label_histogram,
-        fit_noise_rate(
-            counted.probabilities,
-            counted.expected_qty,
-            counted.true_qty,
-            ones,
-            camera.label_histogram,
-            record_model,
-            LabelNoise().rate,
-        ),
-        record_model,
-    )
+def learn(
+    camera: Camera,
+    counted: Bins,
+    weights: np.ndarray | None = None,
+    is_random: np.ndarray | None = None,
+    prior_error_rate: float = PRIOR_ERROR_RATE,
+) -> tuple[RecordModel, Assessor]:
+    """Record model and assessor from counted bins: all of them random ones of weight 1, unless given otherwise."""
+    expected, true, histogram = counted.expected_qty, counted.true_qty, camera.label_histogram
+    weights = np.ones(len(counted)) if weights is None else weights
+    is_random = np.ones(len(counted), dtype=bool) if is_random is None else is_random
+    record_model = fit_record_model(expected, true, weights, is_random, histogram, prior_error_rate)
+    assert record_model.top_class == camera.trained_in.top_class
+    rate = fit_noise_rate(counted.probabilities, expected, true, weights, histogram, record_model, LabelNoise().rate)
+    return record_model, build_assessor(histogram, rate, record_model)
 
 
 def wrong_probability(assessor: Assessor, bins: Bins) -> np.ndarray:
@@ -93,27 +91,15 @@ class History:
 
     def learned(self) -> tuple[RecordModel, Assessor]:
         """Record model and assessor from the recounts of the last 30 nights."""
-        histogram, top = self.camera.label_histogram, self.camera.trained_in.top_class
         if not self.nights:
-            record_model = assume_record_model(histogram, self.prior_error_rate)
-            return record_model, build_assessor(histogram, 0.02, record_model)
+            record_model = assume_record_model(self.camera.label_histogram, self.prior_error_rate)
+            return record_model, build_assessor(self.camera.label_histogram, 0.02, record_model)
         window = self.nights[-WINDOW:]
-        expected, counted, inclusion, in_reach, random = (
-            np.concatenate(parts)
-            for parts in zip(
-                *(
-                    (night.bins.expected_qty, night.bins.true_qty, night.inclusion, night.in_reach, night.random)
-                    for night in window
-                ),
-                strict=True,
-            )
+        inclusion, in_reach, random = (
+            np.concatenate([getattr(night, name) for night in window]) for name in ("inclusion", "in_reach", "random")
         )
         weights = self.weigh(inclusion, in_reach)
-        record_model = fit_record_model(expected, counted, weights, random, histogram, self.prior_error_rate)
-        probabilities = np.concatenate([night.bins.probabilities for night in window])
-        rate = fit_noise_rate(probabilities, expected, counted, weights, histogram, record_model, LabelNoise().rate)
-        assert record_model.top_class == top
-        return record_model, build_assessor(histogram, rate, record_model)
+        return learn(self.camera, join([night.bins for night in window]), weights, random, self.prior_error_rate)
 
     def audit(self, random: np.random.Generator) -> tuple[Bins, np.ndarray, Night, np.ndarray, Estimate]:
         """One more night: its bins, p_record_wrong, recounts, certificates (alpha or NaN) and error-rate estimate."""

@@ -19,7 +19,13 @@ import pytest
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 # Workers inherit these; a test never reaches real AWS.
-S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "tester-secret", "AWS_REGION": "us-east-1"}
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "tester",
+    "AWS_SECRET_ACCESS_KEY": "tester-secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,8 +37,6 @@ def _isolated_environment() -> Iterator[None]:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "RAY_ADDRESS"):
         patch.delenv(name, raising=False)
     patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    patch.setenv("AWS_CONFIG_FILE", os.devnull)
-    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     yield
     patch.undo()
 

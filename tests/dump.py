@@ -58,7 +58,7 @@ def manifest_table(images_uri: str, quantities: list[int], **columns: list) -> p
     return pa.Table.from_pydict(values, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
 
 
-def write_night(folder: str, num_bins: int, **columns: list) -> str:
+def write_dump(folder: str, num_bins: int, **columns: list) -> str:
     """Photos and their manifest below `folder`; the manifest's URI."""
     quantities = [number % 8 for number in range(num_bins)]
     write_photos(storage.join(folder, "bin-images"), quantities)

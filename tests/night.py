@@ -8,7 +8,6 @@ true quantity and the posterior is Bayes with the record model that drew the rec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
+from jobs.platform.parquet import write_table
 from model.estimators import wilson_interval
 from schemas.arrow import TIMESTAMP, conform
 from schemas.manifest import SKU_LINE
-from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
-from schemas.results import RESULTS_SCHEMA
+from schemas.recount import COUNTED_SCHEMA
+from schemas.results import RESULTS_SCHEMA, ImageStatus
 from schemas.summary import SUMMARY_SCHEMA
-from tests.planned_night import assumed_belief
+from tests.planned_night import write_run, write_tables
 
 TOP_CLASS = 6
 ERROR_RATE = 0.05
@@ -92,7 +91,7 @@ def write_nights(
         write_night(output, audit_date, rows, pa.concat_tables(counted) if counted else None)
         if count_recounts and number < len(audit_dates) - 1:
             counted.append(_count(rows, audit_date, true_qty, rng))
-            _write(output / "counted" / f"counts-{audit_date}.parquet", counted[-1])
+            write_table(str(output / "counted" / f"counts-{audit_date}.parquet"), counted[-1])
 
 
 def make_warehouse(num_bins: int, seed: int, photos: Sequence[str] = (), texts: Sequence[str] = ()) -> Warehouse:
@@ -177,7 +176,7 @@ def audit_bins(
 
     midnight = np.datetime64(audit_date, "us")
     errors = np.array(["not found", "access denied", "truncated or damaged JPEG: Premature end of file", "too large"])
-    error = errors[np.maximum(np.searchsorted(_STATUS_ORDER, status.astype(str)) - 0, 0) % 4].astype(object)
+    error = errors[np.searchsorted(sorted(ImageStatus), status.astype(str)) % 4].astype(object)
     rows: Rows = {
         "bin_id": warehouse.bin_id,
         "image_uri": warehouse.image_uri,
@@ -227,41 +226,31 @@ def audit_bins(
     return rows, true_qty
 
 
-_STATUS_ORDER = ["fetch_failed", "image_rejected", "missing_image", "scored", "unreadable_image"]
-
-
 def run_name(audit_date: str) -> str:
     return f"{audit_date}-abcdef012345"
 
 
 def write_night(output: Path, audit_date: str, rows: Rows, counted: pa.Table | None) -> None:
     """Publishes a night in the audit's order: two parts and the plan first, the summary last."""
-    results = conform(pa.table(rows), RESULTS_SCHEMA)
-    partition, run_id = f"audit_date={audit_date}", run_name(audit_date)
-    step = -(-results.num_rows // 2)
-    for number in range(2):
-        part = results.slice(number * step, step)
-        _write(output / "results" / partition / f"part-{run_id}-{number:05d}.parquet", part)
+    results, run_id = conform(pa.table(rows), RESULTS_SCHEMA), run_name(audit_date)
     planned = results.filter(pa.compute.is_valid(results["recount"]))
-    _write(output / "recount_plan" / partition / f"part-{run_id}-00000.parquet", conform(planned, RECOUNT_PLAN_SCHEMA))
-    _write(output / "runs" / run_id / "plan.parquet", conform(planned, PLANNED_SCHEMA).sort_by("bin_id"))
-    run = {
-        "run_id": run_id,
-        "audit_date": audit_date,
-        "config": {
+    write_run(
+        str(output),
+        run_id,
+        planned.sort_by("bin_id").to_pylist(),
+        audit_date=audit_date,
+        config={
             "manifest_uri": "s3://stock/manifest",
             "bundle_uri": "s3://stock/bundle",
             "objective": "probability",
         },
-        "bundle": {"bundle_id": "0123456789ab", "architecture": "resnet18", "top_class": TOP_CLASS},
-        "versions": {"python": "3.11.2"},
-        "belief": assumed_belief(),
-        "outcome": {"seconds": {"score": 12.5}, "status": {"scored": results.num_rows}},
-    }
-    path = output / "runs" / run_id / "run.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(run))
-    _write(output / "summary" / partition / "summary.parquet", summarise(results, counted))
+        bundle={"bundle_id": "0123456789ab", "architecture": "resnet18", "top_class": TOP_CLASS},
+        versions={"python": "3.11.2"},
+        outcome={"seconds": {"score": 12.5}, "status": {"scored": results.num_rows}},
+    )
+    step = -(-results.num_rows // 2)
+    parts = [results.slice(0, step), results.slice(step)]
+    write_tables(str(output), audit_date, run_id, parts, planned, summarise(results, counted), row_group_size=20_000)
 
 
 def summarise(results: pa.Table, counted: pa.Table | None) -> pa.Table:
@@ -286,7 +275,7 @@ def summarise(results: pa.Table, counted: pa.Table | None) -> pa.Table:
                 "scope": scope,
                 "scope_value": value,
                 "num_bins": num_bins,
-                **{f"num_{name}": int((group["status"] == name).sum()) for name in _STATUS_ORDER},
+                **{f"num_{name}": int((group["status"] == name).sum()) for name in ImageStatus},
                 "num_assessed": assessed,
                 "coverage": assessed / num_bins,
                 "recorded_units": int(group["expected_qty"].sum()),
@@ -424,8 +413,3 @@ _COUNTED_FROM_RESULTS = (
     "camera_qty",
     "expected_as_of",
 )
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", row_group_size=20_000)

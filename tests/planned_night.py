@@ -15,6 +15,7 @@ from jobs.counting.estimates import Estimates
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from model.record_model import assume_record_model
+from schemas.arrow import conform
 from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
 from schemas.recount import COUNTED_SCHEMA, PLANNED_SCHEMA, RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
@@ -66,19 +67,32 @@ def take_in(output_uri: object, *rows: dict[str, Any]) -> None:
     add_counted(str(output_uri), pa.Table.from_pylist(list(rows), schema=COUNTED_SCHEMA))
 
 
-def write_run(
-    output_uri: str,
-    run_id: str,
-    plan: Sequence[dict[str, Any]],
-    objective: str = "probability",
-    started_at: str | None = None,
-) -> None:
-    """A run's private folder as it stands right before its commit."""
+def write_run(output_uri: str, run_id: str, plan: Sequence[dict[str, Any]], **facts: Any) -> None:
+    """A run's private folder as it stands right before its commit; `facts` replace or add to `run.json`."""
     private = storage.join(output_uri, "runs", run_id)
     write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
-    config = {"objective": objective}
-    facts = {"run_id": run_id, "config": config, "belief": assumed_belief(), "started_at": started_at}
-    storage.write_bytes(storage.join(private, "run.json"), json.dumps(facts).encode())
+    config = {"objective": "probability"}
+    run = {"run_id": run_id, "config": config, "belief": assumed_belief(), "started_at": None, **facts}
+    storage.write_bytes(storage.join(private, "run.json"), json.dumps(run).encode())
+
+
+def write_tables(
+    output_uri: str,
+    audit_date: str,
+    run_id: str,
+    parts: Sequence[pa.Table],
+    plan: pa.Table,
+    summary: pa.Table,
+    row_group_size: int,
+) -> None:
+    """A night's tables in the order of its commit: the parts of `results` and the plan first, the summary last."""
+    partition = f"audit_date={audit_date}"
+    for number, part in enumerate(parts):
+        uri = storage.join(output_uri, "results", partition, f"part-{run_id}-{number:05d}.parquet")
+        write_table(uri, part, row_group_size=row_group_size)
+    uri = storage.join(output_uri, "recount_plan", partition, f"part-{run_id}-00000.parquet")
+    write_table(uri, conform(plan, RECOUNT_PLAN_SCHEMA))
+    write_table(storage.join(output_uri, "summary", partition, "summary.parquet"), summary)
 
 
 def assumed_belief() -> dict[str, Any]:
@@ -120,17 +134,9 @@ def commit_night(
     rows of bins that the plan left alone. Returns the run_id."""
     run_id = f"{audit_date}-{run}"
     rows = [*plan, *other_bins]
-    write_run(output_uri, run_id, plan, objective, started_at)
+    write_run(output_uri, run_id, plan, config={"objective": objective}, started_at=started_at)
     results_uri = storage.join(output_uri, "results", f"audit_date={audit_date}")
     storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
-    write_table(storage.join(results_uri, f"part-{run_id}-00000.parquet"), _results(rows, run_id), row_group_size=3)
-    listed = [
-        {**{name: row[name] for name in RECOUNT_PLAN_SCHEMA.names if name in row}, "run_id": run_id} for row in plan
-    ]
-    write_table(
-        storage.join(output_uri, "recount_plan", f"audit_date={audit_date}", f"part-{run_id}-00000.parquet"),
-        pa.Table.from_pylist(listed, schema=RECOUNT_PLAN_SCHEMA),
-    )
     totals: dict[str, Any] = {
         "audit_date": audit_date,
         "run_id": run_id,
@@ -145,8 +151,9 @@ def commit_night(
     if any(row["unit_value"] is not None for row in rows):
         totals |= {"shortage_value": _value(rows, sign=-1), "overage_value": _value(rows, sign=1)}
     summary = [totals, {**totals, "scope": "zone", "scope_value": "Z", "num_assessed": 1}]
-    uri = storage.join(output_uri, "summary", f"audit_date={audit_date}", "summary.parquet")
-    write_table(uri, _with_defaults(summary, SUMMARY_SCHEMA))
+    listed = pa.Table.from_pylist([{**row, "run_id": run_id} for row in plan], schema=RECOUNT_PLAN_SCHEMA)
+    whole = _with_defaults(summary, SUMMARY_SCHEMA)
+    write_tables(output_uri, audit_date, run_id, [_results(rows, run_id)], listed, whole, row_group_size=3)
     if marked:
         mark_run(output_uri, run_id)
     return run_id
@@ -179,14 +186,7 @@ def bundle_info(bundle_id: str = BUNDLE_ID) -> BundleInfo:
 
 
 def _results(rows: Sequence[dict[str, Any]], run_id: str) -> pa.Table:
-    facts = [
-        {
-            **{name: row[name] for name in RESULTS_SCHEMA.names if name in row},
-            "run_id": run_id,
-            "skus": row["skus"] or [],
-        }
-        for row in rows
-    ]
+    facts = [{**row, "run_id": run_id, "skus": row["skus"] or []} for row in rows]
     return _with_defaults(facts, RESULTS_SCHEMA)
 
 

@@ -24,7 +24,7 @@ from model.posterior import build_assessor
 from model.recount_plan import draw_keys
 from schemas.errors import InputError
 from schemas.results import RESULTS_SCHEMA
-from tests.dump import NIGHT, manifest_table, photo, write_bundle, write_night
+from tests.dump import NIGHT, manifest_table, photo, write_bundle, write_dump
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -56,7 +56,7 @@ def _read(output: str, table: str = "results") -> pa.Table:
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_every_bin_appears_once_whatever_its_photo(place: str, bundle: str) -> None:
     uris = [f"{place}/{'elsewhere' if number == 10 else 'bin-images'}/{number:05d}.jpg" for number in range(300)]
-    manifest = write_night(place, 300, image_uri=uris)
+    manifest = write_dump(place, 300, image_uri=uris)
     storage.write_bytes(uris[10], photo(2, 10))
     storage.delete([f"{place}/bin-images/00007.jpg"])
     storage.write_bytes(f"{place}/bin-images/00008.jpg", b"")
@@ -106,7 +106,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     bundle = str(write_bundle(folder / "bundle", seen=seen))
     read = datetime(2026, 11, 22, 12, tzinfo=UTC)
-    manifest = write_night(
+    manifest = write_dump(
         str(folder),
         20,
         moves_since_photo=[2] + [0] * 19,
@@ -151,7 +151,7 @@ def test_a_committed_night_is_finished_by_the_same_command_where_its_report_fail
     def fail(config: object) -> None:
         raise InputError("report: can't be written")
 
-    manifest, output, report = write_night(str(tmp_path), 30), f"{tmp_path}/audits", tmp_path / "report"
+    manifest, output, report = write_dump(str(tmp_path), 30), f"{tmp_path}/audits", tmp_path / "report"
     with monkeypatch.context() as patch:
         patch.setattr(audit, "write_report", fail)
         assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 1
@@ -191,7 +191,7 @@ def test_a_committed_night_is_finished_by_the_same_command_where_its_report_fail
 def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
     tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest, output = write_night(str(tmp_path), 30), tmp_path / "audits"
+    manifest, output = write_dump(str(tmp_path), 30), tmp_path / "audits"
     storage.delete(f"{tmp_path}/bin-images/{number:05d}.jpg" for number in range(5))
     flags = ("--recount-budget", "0")
     assert _audit(manifest, bundle, str(output), *flags) == 1
@@ -235,7 +235,7 @@ def test_bad_arguments_exit_2_before_anything_is_scored(
     name, value = flags[0], flags[1].format(tmp=tmp_path)
     arguments = {"--manifest-uri": "", "--bundle-uri": bundle, "--output-uri": f"{tmp_path}/audits"}
     if name != "--manifest-uri":
-        arguments["--manifest-uri"] = write_night(str(tmp_path), 3)
+        arguments["--manifest-uri"] = write_dump(str(tmp_path), 3)
     arguments[name] = value
     assert audit.main([part for pair in arguments.items() for part in pair]) == 2
     assert message in capsys.readouterr().err
@@ -255,7 +255,7 @@ def test_moved_and_stale_bins_and_photos_the_bundle_has_learned_from_are_scored_
 def first_night(tmp_path_factory: pytest.TempPathFactory, bundle: str) -> Path:
     """A night of 60 bins, which hold their number modulo 8, with a plan of 30; for who goes on from it to copy."""
     folder = tmp_path_factory.mktemp("first")
-    assert _audit(write_night(str(folder), 60), bundle, f"{folder}/audits", "--recount-budget", "30") == 0
+    assert _audit(write_dump(str(folder), 60), bundle, f"{folder}/audits", "--recount-budget", "30") == 0
     return folder
 
 

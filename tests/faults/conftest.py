@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -36,13 +35,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         stack.callback(server.stop)
         network = FaultyNetwork(port, server.endpoint)
         stack.callback(network.stop)
-        environment = {
-            **S3_ENVIRONMENT,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "PYTHONPATH": str(ROOT),
-        }
+        address = f"http://127.0.0.1:{port}"
+        environment = {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": address, "PYTHONPATH": str(ROOT)}
         nodes = RayNodes(environment, num_cpus=NUM_CPUS)
         stack.callback(nodes.stop)
         patch = stack.enter_context(pytest.MonkeyPatch.context())

@@ -594,8 +594,6 @@ def test_a_photo_whose_store_can_not_be_opened_says_why_and_ends_no_report(monke
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, "/dev/null")
     locate, asked = storage.locate, []
     monkeypatch.setattr(storage, "locate", lambda uri, **flags: asked.append(uri) or locate(uri, **flags))
     uris = ["s3://no-keys-here/a.jpg", "s3://no-keys-here/b.jpg", "gs://elsewhere/c.jpg"]

@@ -45,14 +45,14 @@ from model.bundle_files import read_bundle_info
 from model.network import build_network
 from schemas.errors import GateError, InputError
 from tests.conftest import S3_ENVIRONMENT
-from tests.dump import write_bundle, write_night
+from tests.dump import write_bundle, write_dump
 
 NUM_BINS = 140
 
 
 @pytest.fixture(scope="module")
 def manifest_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_night(str(tmp_path_factory.mktemp("dump")), NUM_BINS)
+    return write_dump(str(tmp_path_factory.mktemp("dump")), NUM_BINS)
 
 
 def flags(manifest_uri: str, folder: Path, **changes: Any) -> list[str]:
