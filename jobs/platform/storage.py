@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import time
@@ -33,6 +34,8 @@ from obstore.store import LocalStore, ObjectStore
 
 from jobs.platform.s3 import open_bucket
 from schemas.errors import GateError, InputError
+
+logger = logging.getLogger(__name__)
 
 CUT_TRIES = 6
 """An answer that breaks off is asked for again so often; see is_cut_short."""
@@ -243,6 +246,18 @@ def create_bytes(uri: str, data: bytes | memoryview) -> bool:
     except (BaseError, OSError) as error:
         raise _failure(uri, "written", error) from error
     return True
+
+
+def freeze_json(uri: str, document: bytes) -> Any:
+    """Writes a JSON document where none is and returns what stands there, this one or an earlier one, parsed. What a power
+    cut left of an earlier one is replaced, with a warning."""
+    if not create_bytes(uri, document):
+        kept = read_json(uri)
+        if kept is not None:
+            return kept
+        logger.warning("%s: damaged, as by a power cut; passed over", uri)
+        write_bytes(uri, document)
+    return json.loads(document)
 
 
 def exists(uri: str) -> bool:

@@ -117,13 +117,7 @@ class Trials:
         self._config, self.output_uri = config, output_uri
         settings = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
         settings |= {"data": fingerprint, "weights": weights}
-        uri = storage.join(output_uri, SEARCH_FILE)
-        document = json.dumps(settings, indent=1).encode()
-        storage.create_bytes(uri, document)
-        kept = _read_whole(uri)
-        if kept is None:
-            storage.write_bytes(uri, document)
-            kept = settings
+        kept = storage.freeze_json(storage.join(output_uri, SEARCH_FILE), json.dumps(settings, indent=1).encode())
         differing = [name for name in settings if kept.get(name) != settings[name]]
         if differing:
             raise InputError(
