@@ -59,6 +59,11 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def bucket_of(uri: str) -> str | None:
+    """None for a local path."""
+    return uri.split("/", 3)[2] if is_s3(uri) else None
+
+
 def absolute(uri: str) -> str:
     """The form of `uri` that means the same on every worker and stands in listings: local paths absolute, no trailing
     slash. Raises InputError for what names no place, or one that listings would name otherwise."""
@@ -281,7 +286,7 @@ def describe(uri: str, *, anonymous: bool = False) -> StoredObject | None:
 def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None = None) -> Iterator[StoredObject]:
     """All objects below `uri`, streamed page by page; none where the folder doesn't exist."""
     store, prefix = locate(uri, anonymous=anonymous)
-    root = "/".join(uri.split("/", 3)[:3]) + "/" if is_s3(uri) else "/"
+    root = f"s3://{bucket_of(uri)}/" if is_s3(uri) else "/"
     num_failed = 0
     while True:
         try:
