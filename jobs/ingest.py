@@ -37,6 +37,7 @@ from jobs.ingesting.readable import check_readable, unfetched_error
 from jobs.platform import storage
 from jobs.platform.cluster import await_slot, connect
 from jobs.platform.command import run_command
+from jobs.platform.line_timer import LineTimer
 from jobs.platform.provenance import provenance
 from schemas.errors import GateError, InputError
 
@@ -188,7 +189,7 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
     dataset = ray.data.from_arrow_refs(slices).map_batches(
         write, batch_size=None, batch_format="pyarrow", fn_kwargs={"target": target}
     )
-    started = told = time.monotonic()
+    started, timer = time.monotonic(), LineTimer(5.0)
     num_read = num_unfetched = 0
     unfetched: list[str] = []
     for row in dataset.iter_rows():
@@ -197,12 +198,9 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
         num_unfetched += report.num_unfetched
         unfetched = (unfetched + report.unfetched)[:EXAMPLES]
         counts.update({"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects})
-        now = time.monotonic()
-        if now - told > 5:
-            told = now
-            log.info(
-                "records: %s of %s read (%s/s)", f"{num_read:,}", f"{num_bins:,}", f"{num_read / (now - started):,.0f}"
-            )
+        if timer.is_due():
+            rate = num_read / (time.monotonic() - started)
+            log.info("records: %s of %s read (%s/s)", f"{num_read:,}", f"{num_bins:,}", f"{rate:,.0f}")
     if num_unfetched:
         raise unfetched_error(num_unfetched, unfetched, "the manifest is not complete")
     return counts

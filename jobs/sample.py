@@ -25,6 +25,7 @@ from jobs.config.sample import SampleConfig
 from jobs.platform import storage
 from jobs.platform.cluster import await_slot, connect
 from jobs.platform.command import run_command
+from jobs.platform.line_timer import LineTimer
 from jobs.platform.parquet import write_table
 from jobs.platform.provenance import provenance
 from jobs.sampling.dump import name_bin, write_all_bins
@@ -32,15 +33,13 @@ from schemas.errors import InputError
 
 logger = logging.getLogger("jobs.sample")
 
-SECONDS_BETWEEN_LINES = 5.0
-
 
 def run_sample(config: SampleConfig) -> None:
     """The whole job. Raises InputError where the output holds something else or can't be written."""
     output_uri = storage.absolute(config.output_uri)
     settings = config.model_dump(mode="json", exclude={"output_uri"})
     _claim_output(output_uri, settings)
-    started = said = time.monotonic()
+    started, timer = time.monotonic(), LineTimer(5.0)
     # One byte a bin: all that the driver keeps.
     true_qty = np.zeros(config.num_bins, np.int8)
     num_done = num_wrong = 0
@@ -52,10 +51,8 @@ def run_sample(config: SampleConfig) -> None:
             true_qty[first - 1 : first - 1 + len(quantities)] = quantities
             num_done += len(quantities)
             num_wrong += wrong
-            now = time.monotonic()
-            if now - said > SECONDS_BETWEEN_LINES:
-                said = now
-                rate = num_done / (now - started)
+            if timer.is_due():
+                rate = num_done / (time.monotonic() - started)
                 left = (config.num_bins - num_done) / rate
                 logger.info(
                     "%s of %s bins, %.0f photos/s, %.0f s left", f"{num_done:,}", f"{config.num_bins:,}", rate, left

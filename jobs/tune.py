@@ -19,7 +19,7 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import WATCHDOG, TrainingStoppedError, remove_run, train_network
+from jobs.training.network import WATCHDOG, TrainingStoppedError, train_network
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import Start, read_start
 from jobs.training.workers import await_workers
@@ -39,15 +39,14 @@ def run_tune(config: TuneConfig) -> None:
     bins = read_labelled_bins(config)
     assign_splits(bins.table, largest)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
-    training_uri = storage.join(output_uri, "training")
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)
         bins = split_bins(check_photos(bins, config), largest, start.seen)
         trials = Trials(config, output_uri, fingerprint(bins.table), start.weights)
-        run_trials(bins.table, config, start, trials, training_uri)
-        publish_search(config, trials, None)
-        best, info = finish_best(bins, config, start, trials, training_uri)
-    publish_search(config, trials, info)
+        run_trials(bins.table, start, trials)
+        publish_search(trials, None)
+        best, info = finish_best(bins, start, trials)
+    publish_search(trials, info)
     print(format_trials(trials.records, list(search_space(config))))
     if best is not None:
         print(
@@ -75,19 +74,18 @@ def require_whole_search(records: list[TrialRecord], best: TrialRecord | None) -
         )
 
 
-def finish_best(
-    bins: LabelledBins, config: TuneConfig, start: Start, trials: Trials, training_uri: str
-) -> tuple[TrialRecord | None, BundleInfo | None]:
+def finish_best(bins: LabelledBins, start: Start, trials: Trials) -> tuple[TrialRecord | None, BundleInfo | None]:
     """The best trial, trained to its end, and its bundle, written; the next best where that fails; None where all do."""
+    bundle_uri = trials.config.bundle_uri
     for record in ranked(trials.records):
-        info = written_bundle(config.bundle_uri, record)
+        info = written_bundle(bundle_uri, record)
         if info is not None:
-            print(f"bundle {info.bundle_id} of trial {record.number} stands in {config.bundle_uri} already")
-            _remove_checkpoints(record, trials, training_uri)  # an earlier run may have ended just before
+            print(f"bundle {info.bundle_id} of trial {record.number} stands in {bundle_uri} already")
+            _remove_checkpoints(record, trials)  # an earlier run may have ended just before
             return record, info
-        settings = trial_config(config, record.parameters)
+        settings = trial_config(trials.config, record.parameters)
         try:
-            trained = train_network(bins.table, settings, start, training_uri)
+            trained = train_network(bins.table, settings, start, trials.training_uri)
         except TrainingStoppedError as error:
             record.end(FAILED, error.reason)
             trials.save(record)
@@ -101,17 +99,14 @@ def finish_best(
         for other in trials.records:
             other.bundle_id = info.bundle_id if other is record else None
             trials.save(other)
-        _remove_checkpoints(record, trials, training_uri)
+        _remove_checkpoints(record, trials)
         return record, info
     return None, None
 
 
-def _remove_checkpoints(record: TrialRecord, trials: Trials, training_uri: str) -> None:
-    if record.run is not None:
-        storage.settle(trials.output_uri)  # the records, as the bundle, must outlive the checkpoints
-        remove_run(storage.join(training_uri, record.run))
-        record.run = None  # a later search must not look for it
-        trials.save(record)
+def _remove_checkpoints(record: TrialRecord, trials: Trials) -> None:
+    storage.settle(trials.output_uri)  # the records, as the bundle, must outlive the checkpoints
+    trials.drop_checkpoints(record)
 
 
 def written_bundle(bundle_uri: str, record: TrialRecord) -> BundleInfo | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.platform import storage
-from jobs.platform.layout import COMMITTED_MARKER, RUN_PLAN, list_below, run_uri, summary_uri
+from jobs.platform.layout import COMMITTED_MARKER, RUN_PLAN, RUNS, list_below, night_of, run_uri, summary_uri
 from jobs.platform.parquet import read_table
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -52,10 +52,10 @@ def read_summary(output_uri: str, audit_date: str) -> NightSummary:
 def list_marked_runs(output_uri: str, first: str | None = None) -> dict[str, list[str]]:
     """Night -> runs marked as committed, in or out of force; one that died right after its commit lacks the mark."""
     runs: dict[str, list[str]] = {}
-    for name in list_below(output_uri, "runs", first):
+    for name in list_below(output_uri, RUNS, first):
         run_id, _, rest = name.partition("/")
         if rest == COMMITTED_MARKER:
-            runs.setdefault(run_id.rsplit("-", 1)[0], []).append(run_id)
+            runs.setdefault(night_of(run_id), []).append(run_id)
     return {night: sorted(names) for night, names in runs.items()}
 
 

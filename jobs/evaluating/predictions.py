@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config.evaluate import Split
+from jobs.platform.line_timer import LineTimer
 from jobs.platform.parquet import read_row_group
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
 from jobs.stages.reconcile import probability_matrix
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 NUM_WORST = 24
 MAX_EXAMPLES = 20
 """So many photos without a score are named; all are counted."""
-SECONDS_BETWEEN_LINES = 10.0
 SCORED = str(ImageStatus.SCORED)
 
 
@@ -145,15 +145,12 @@ def predict_bins(
     )
     tally = _Tally()
     num_bins = sum(shard.num_rows for shard in shards)
-    started = last_line = time.monotonic()
+    started, timer = time.monotonic(), LineTimer(10.0)
     for rows in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
         _add(tally, rows, split, known_bins, info)
-        now = time.monotonic()
-        if now - last_line > SECONDS_BETWEEN_LINES or tally.num_done == num_bins:
-            last_line = now
-            logger.info(
-                "%d of %d bins, %.1f a second", tally.num_done, num_bins, tally.num_done / max(1e-9, now - started)
-            )
+        if timer.is_due() or tally.num_done == num_bins:
+            rate = tally.num_done / max(1e-9, time.monotonic() - started)
+            logger.info("%d of %d bins, %.1f a second", tally.num_done, num_bins, rate)
     _settle_untold(tally, split)
     return _predictions(tally, info)
 

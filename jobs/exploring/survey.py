@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import ray.data
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
 from jobs.platform.cluster import CHECK_CPUS
+from jobs.platform.line_timer import LineTimer
 from jobs.platform.parquet import read_row_group
 from jobs.stages.duplicates import find_duplicates
 from jobs.stages.images import FetchPlan
@@ -25,7 +25,6 @@ from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 10.0
 MAX_IDENTICAL = 12
 
 
@@ -55,13 +54,12 @@ def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int
     )
     records, looks = RecordFacts(), []
     num_bins = sum(shard.num_rows for shard in shards)
-    last_line = time.monotonic()
+    timer = LineTimer(10.0)
     for row in found.iter_rows():
         facts, found_looks = pickle.loads(row["report"])  # noqa: S301 - written by our own worker
         records.merge(facts)
         looks += found_looks
-        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES or records.num_bins == num_bins:
-            last_line = time.monotonic()
+        if timer.is_due() or records.num_bins == num_bins:
             logger.info("%d of %d bins, %d photos looked at", records.num_bins, num_bins, len(looks))
     looks.sort(key=lambda look: look["bin_id"])
     photos = [look for look in looks if look["status"] == ImageStatus.SCORED]

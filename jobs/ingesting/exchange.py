@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 
 from jobs.ingesting.keys import ChunkInfo
+from jobs.platform.line_timer import LineTimer
 
 PARTITION_ROWS = 500_000
 SPLIT_CHUNKS = 10
@@ -40,7 +41,7 @@ class Chunks:
 def collect(what: str, generators: Sequence[Any]) -> Chunks:
     """Follows the sources to their ends, with a line about the progress now and then. Raises what a source raises."""
     chunks = Chunks()
-    started = told = time.monotonic()
+    started, timer = time.monotonic(), LineTimer(5.0)
     for generator in generators:
         for info_ref in generator:
             info: ChunkInfo = ray.get(info_ref)
@@ -49,12 +50,9 @@ def collect(what: str, generators: Sequence[Any]) -> Chunks:
             chunks.sample += info.sample
             chunks.num_others += info.num_others
             chunks.others = (chunks.others + info.others)[:3]
-            now = time.monotonic()
-            if now - told > 5:
-                told = now
-                log.info(
-                    "%s: %s so far (%s/s)", what, f"{chunks.num_rows:,}", f"{chunks.num_rows / (now - started):,.0f}"
-                )
+            if timer.is_due():
+                rate = chunks.num_rows / (time.monotonic() - started)
+                log.info("%s: %s so far (%s/s)", what, f"{chunks.num_rows:,}", f"{rate:,.0f}")
     log.info("%s: %s in %.1f s", what, f"{chunks.num_rows:,}", time.monotonic() - started)
     return chunks
 

@@ -53,7 +53,7 @@ def _is_public(uri: str, folder: Folder) -> bool:
 
 
 def are_in_one_bucket(uri: str, other: str) -> bool:
-    return storage.is_s3(uri) and storage.is_s3(other) and uri.split("/")[2] == other.split("/")[2]
+    return storage.is_s3(uri) and storage.bucket_of(uri) == storage.bucket_of(other)
 
 
 def _read_manifest(uri: str, folder: Folder) -> list[Any]:

@@ -20,6 +20,9 @@ WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
 RUN_RECORD, RUN_PLAN = "run.json", "plan.parquet"
 """Of a run, kept: what it says of itself, and every recount that it planned."""
 
+RUNS = "runs"
+"""A folder for each run."""
+
 COUNTED = "counted"
 """The table of counts, of all nights together."""
 
@@ -39,7 +42,12 @@ def summary_uri(output_uri: str, audit_date: str) -> str:
 
 
 def run_uri(output_uri: str, run_id: str) -> str:
-    return storage.join(output_uri, "runs", run_id)
+    return storage.join(output_uri, RUNS, run_id)
+
+
+def night_of(run_id: str) -> str:
+    """A run's name begins with its night."""
+    return run_id.rsplit("-", 1)[0]
 
 
 def read_run(run_uri: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import time
@@ -34,6 +35,8 @@ from obstore.store import LocalStore, ObjectStore
 from jobs.platform.s3 import open_bucket
 from schemas.errors import GateError, InputError
 
+logger = logging.getLogger(__name__)
+
 CUT_TRIES = 6
 """An answer that breaks off is asked for again so often; see is_cut_short."""
 
@@ -54,6 +57,11 @@ class StoredObject:
 
 def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
+
+
+def bucket_of(uri: str) -> str | None:
+    """None for a local path."""
+    return uri.split("/", 3)[2] if is_s3(uri) else None
 
 
 def absolute(uri: str) -> str:
@@ -245,6 +253,18 @@ def create_bytes(uri: str, data: bytes | memoryview) -> bool:
     return True
 
 
+def freeze_json(uri: str, document: bytes) -> Any:
+    """Writes a JSON document where none is and returns what stands there, this one or an earlier one, parsed. What a power
+    cut left of an earlier one is replaced, with a warning."""
+    if not create_bytes(uri, document):
+        kept = read_json(uri)
+        if kept is not None:
+            return kept
+        logger.warning("%s: damaged, as by a power cut; passed over", uri)
+        write_bytes(uri, document)
+    return json.loads(document)
+
+
 def exists(uri: str) -> bool:
     """Whether one object is stored at exactly this URI. Raises InputError where it can't be asked for, GateError where
     storage is away."""
@@ -266,7 +286,7 @@ def describe(uri: str, *, anonymous: bool = False) -> StoredObject | None:
 def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None = None) -> Iterator[StoredObject]:
     """All objects below `uri`, streamed page by page; none where the folder doesn't exist."""
     store, prefix = locate(uri, anonymous=anonymous)
-    root = "/".join(uri.split("/", 3)[:3]) + "/" if is_s3(uri) else "/"
+    root = f"s3://{bucket_of(uri)}/" if is_s3(uri) else "/"
     num_failed = 0
     while True:
         try:

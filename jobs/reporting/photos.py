@@ -57,7 +57,7 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbn
     async def fetch(place: int, row: dict[str, Any]) -> Thumbnail:
         if row["status"] != ImageStatus.SCORED:
             return Thumbnail(None, str(row["status"]).replace("_", " "))
-        bucket = _bucket(row["image_uri"])
+        bucket = storage.bucket_of(row["image_uri"])
         async with slots:
             if bucket in closed:
                 return Thumbnail(None, closed[bucket])
@@ -79,10 +79,6 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbn
                 return Thumbnail(None, str(error))
 
     return list(await asyncio.gather(*(fetch(place, row) for place, row in enumerate(rows))))
-
-
-def _bucket(uri: str) -> str | None:
-    return uri.split("/", 3)[2] if storage.is_s3(uri) else None
 
 
 def _shrink(data: bytes, side: int) -> str:

@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from jobs.platform.line_timer import LineTimer
 from jobs.stages.staging import SCORED, StagedShard, trim_findings
 from schemas.errors import GateError
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
-SECONDS_BETWEEN_LINES = 5.0
 Span = tuple[float, float, int]
 """Of a shard: when something began with its images and was through (seconds since the epoch), and how many they are."""
 
@@ -34,11 +34,10 @@ class Progress:
     scored: list[Span] = field(default_factory=list)
     statuses: Counter = field(default_factory=Counter)
     findings: Counter = field(default_factory=Counter)
-    _last_line: float = 0.0
+    _timer: LineTimer = field(default_factory=lambda: LineTimer(5.0, at_once=True))
 
     def add(self, shard: StagedShard) -> None:
         """Counts a staged shard, and says so when it is time. Raises GateError as soon as a gate can't be met."""
-        now = time.monotonic()
         # photos that are asked for again and are still missing say nothing of the rate
         if shard.num_fresh and shard.fetching_began_at is not None and shard.fetched_at is not None:
             self.fetched.append((shard.fetching_began_at, shard.fetched_at, shard.num_fresh))
@@ -48,9 +47,8 @@ class Progress:
         self.num_fresh += shard.num_fresh
         self.statuses.update(shard.statuses)
         self.findings = trim_findings(self.findings + shard.findings)
-        if now - self._last_line > SECONDS_BETWEEN_LINES or self.num_done == self.num_bins:
-            self._last_line = now
-            logger.info("%s", self.line(now))
+        if self._timer.is_due() or self.num_done == self.num_bins:
+            logger.info("%s", self.line())
         self.check_gates()
 
     def images_per_second(self) -> float | None:
@@ -59,8 +57,8 @@ class Progress:
         rates = [rate for spans in (self.fetched, self.scored) if (rate := _steady_rate(spans)) is not None]
         return min(rates, default=None)
 
-    def line(self, now: float) -> str:
-        rate = self.num_done / max(1e-9, now - self.started)
+    def line(self) -> str:
+        rate = self.num_done / max(1e-9, time.monotonic() - self.started)
         left = (self.num_bins - self.num_done) / rate if rate else 0.0
         failed = {status: count for status, count in self.statuses.items() if status != SCORED}
         rejects = ", ".join(f"{count} {status}" for status, count in sorted(failed.items())) or "none"

@@ -19,10 +19,12 @@ from jobs.platform.layout import (
     COMMITTED_MARKER,
     COUNTED,
     RUN_PLAN,
+    RUNS,
     WORKING_FOLDERS,
     committed_run,
     is_part_of,
     list_below,
+    night_of,
     part_uri,
     part_uris,
     partition_uri,
@@ -143,12 +145,11 @@ def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
 def _abandoned(output_uri: str, audit_date: str) -> Iterator[str]:
     """What runs of a night that was committed just now had staged, and could not finish: a run is named by what it
     replaces too, so no command goes on with them any more."""
-    runs = storage.join(output_uri, "runs")
-    for name in list_below(output_uri, "runs", audit_date):
+    for name in list_below(output_uri, RUNS, audit_date):
         run_id, _, rest = name.partition("/")
-        if run_id.startswith(f"{audit_date}-") and rest.partition("/")[0] in WORKING_FOLDERS:
-            yield storage.join(runs, name)
-        elif storage.is_s3(runs) and run_id > f"{audit_date}.":
+        if night_of(run_id) == audit_date and rest.partition("/")[0] in WORKING_FOLDERS:
+            yield storage.join(output_uri, RUNS, name)
+        elif storage.is_s3(output_uri) and run_id > f"{audit_date}.":
             break  # listed in order: only later nights come now
 
 

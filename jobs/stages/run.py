@@ -25,7 +25,7 @@ from typing import Any
 from jobs.config.audit import AuditConfig
 from jobs.platform import storage
 from jobs.platform.command import message
-from jobs.platform.layout import RUN_RECORD, read_run
+from jobs.platform.layout import RUN_RECORD
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -77,10 +77,7 @@ def name_run(
 
 def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes `run.json` where none is yet, and returns what stands there: this try's facts or an earlier one's."""
-    uri = storage.join(run_uri, RUN_RECORD)
-    if not storage.create_bytes(uri, _document(facts)) and storage.read_json(uri) is None:
-        storage.write_bytes(uri, _document(facts))
-    return read_run(run_uri)
+    return storage.freeze_json(storage.join(run_uri, RUN_RECORD), _document(facts))
 
 
 def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:

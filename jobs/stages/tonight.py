@@ -13,7 +13,7 @@ from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
-from jobs.platform.layout import REPORT_FACTS, committed_run, read_run, run_uri
+from jobs.platform.layout import REPORT_FACTS, committed_run, night_of, read_run, run_uri
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, settle_resources
@@ -100,7 +100,7 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
         same = frozen["outcome"].get("config") == config.model_dump(mode="json")
         return same and reported in ("", frozen.get("replaces"))
     # nights may share a folder: the report of a later one stays
-    return reported != frozen["run_id"] and _night_of(reported) <= _night_of(frozen["run_id"])
+    return reported != frozen["run_id"] and night_of(reported) <= night_of(frozen["run_id"])
 
 
 def _reported_run(report_uri: str) -> str:
@@ -110,11 +110,6 @@ def _reported_run(report_uri: str) -> str:
     except (FileNotFoundError, InputError):
         return ""
     return str(report.get("run_id", "")) if isinstance(report, dict) else ""
-
-
-def _night_of(run_id: str) -> str:
-    """See `name_run`."""
-    return run_id[: len("2026-11-22")]
 
 
 def _check_flags(config: AuditConfig, manifest: Manifest) -> None:

@@ -20,10 +20,10 @@ from schemas.bundle import BundleInfo
 PAGE_FILE = "search.html"
 
 
-def publish_search(config: TuneConfig, trials: Trials, info: BundleInfo | None) -> None:
+def publish_search(trials: Trials, info: BundleInfo | None) -> None:
     """Writes trials.parquet and search.html; `info` is of the best trial's bundle, once there is one."""
     write_table(storage.join(trials.output_uri, TABLE_FILE), trials_table(trials.records))
-    page = render_search(config, trials.records, info)
+    page = render_search(trials.config, trials.records, info)
     storage.write_bytes(storage.join(trials.output_uri, PAGE_FILE), page.encode())
 
 

@@ -33,8 +33,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.util.queue import Full
 
 from jobs.config.tune import TuneConfig
-from jobs.platform import storage
-from jobs.training.network import TrainingStoppedError, remove_run, run_name, train_network
+from jobs.training.network import TrainingStoppedError, run_name, train_network
 from jobs.training.start import Start
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, best_nll, format_setting, ranked
@@ -57,14 +56,12 @@ class SearchInputs:
     """What every trial is given."""
 
     bins: pa.Table
-    config: TuneConfig
     start: Start
-    training_uri: str
-    records: list[TrialRecord]
-    """Of earlier runs of this search."""
+    trials: Trials
+    """As earlier runs of this search have left them."""
 
 
-def run_trials(bins: pa.Table, config: TuneConfig, start: Start, trials: Trials, training_uri: str) -> None:
+def run_trials(bins: pa.Table, start: Start, trials: Trials) -> None:
     """Runs the search up to `num_trials`; every trial's record in `trials` has ended when it returns.
 
     The trials of earlier runs come first and in their order, so that Optuna and ASHA know them: one that has ended only
@@ -76,11 +73,11 @@ def run_trials(bins: pa.Table, config: TuneConfig, start: Start, trials: Trials,
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records are our own
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted search must not go on to choose
-    known, keep = trials.records, KeepRecords(trials, training_uri)
+    config, known, keep = trials.config, trials.records, KeepRecords(trials)
     if len(known) >= config.num_trials and all(record.final for record in known):
         keep.remove_runs()
         return  # in Tune each of them would start a driver, for seconds, only to say again what it said
-    inputs = SearchInputs(bins, config, start, training_uri, list(known))
+    inputs = SearchInputs(bins, start, trials)
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=RANDOM_TRIALS,
         # what is known is not drawn, so with the same seed the first draws of a restart would be its repetition
@@ -122,8 +119,8 @@ def this_node() -> str:
 
 def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any]:
     """The driver of one trial. Returns its last report: the history of its epochs, or why it failed."""
-    record = next((record for record in inputs.records if record.parameters == parameters), None)
-    config = trial_config(inputs.config, parameters)
+    record = next((record for record in inputs.trials.records if record.parameters == parameters), None)
+    config = trial_config(inputs.trials.config, parameters)
     if record is not None:
         for epoch in record.epochs:
             tune.report({**epoch, **progress(epoch, config.max_epochs)})
@@ -136,9 +133,9 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
             inputs.bins,
             config,
             inputs.start,
-            inputs.training_uri,
+            inputs.trials.training_uri,
             callbacks=[reports],
-            num_runs=inputs.config.max_concurrent,
+            num_runs=inputs.trials.config.max_concurrent,
             conclude=(),
         )
     except TrainingStoppedError as error:
@@ -205,8 +202,8 @@ class ReportEpochs(TuneReportCallback):
 class KeepRecords(tune.Callback):
     """Runs in the search's own process: writes each trial's record as it goes, and frees what a trial held."""
 
-    def __init__(self, trials: Trials, training_uri: str) -> None:
-        self._trials, self._training_uri = trials, training_uri
+    def __init__(self, trials: Trials) -> None:
+        self._trials = trials
         self._controllers: dict[str, ActorHandle] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -264,9 +261,7 @@ class KeepRecords(tune.Callback):
 
     def remove_runs(self) -> None:
         """The checkpoints of every trial that has ended, but of the best one."""
-        records = self._trials.records
-        for record in records:
-            if record.final and record.run is not None and record not in ranked(records)[:1]:
-                remove_run(storage.join(self._training_uri, record.run))
-                record.run = None
-                self._trials.save(record)
+        best = ranked(self._trials.records)[:1]
+        for record in self._trials.records:
+            if record.final and record not in best:
+                self._trials.drop_checkpoints(record)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
+from jobs.training.network import remove_run
 from jobs.tuning.space import SETTINGS, trial_config
 from schemas.errors import InputError
 
@@ -114,16 +115,10 @@ class Trials:
 
     def __init__(self, config: TuneConfig, output_uri: str, fingerprint: str, weights: str) -> None:
         """Reads what an earlier run of the same search has left. Raises InputError where another search is there."""
-        self._config, self.output_uri = config, output_uri
+        self.config, self.output_uri = config, output_uri
         settings = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
         settings |= {"data": fingerprint, "weights": weights}
-        uri = storage.join(output_uri, SEARCH_FILE)
-        document = json.dumps(settings, indent=1).encode()
-        storage.create_bytes(uri, document)
-        kept = _read_whole(uri)
-        if kept is None:
-            storage.write_bytes(uri, document)
-            kept = settings
+        kept = storage.freeze_json(storage.join(output_uri, SEARCH_FILE), json.dumps(settings, indent=1).encode())
         differing = [name for name in settings if kept.get(name) != settings[name]]
         if differing:
             raise InputError(
@@ -135,12 +130,17 @@ class Trials:
         records = (TrialRecord(**fields) for fields in found if fields is not None)
         self.records = sorted(records, key=lambda record: record.number)
 
+    @property
+    def training_uri(self) -> str:
+        """Where the trials keep their checkpoints."""
+        return storage.join(self.output_uri, "training")
+
     def of(self, parameters: dict[str, Any]) -> TrialRecord:
         """The record of the trial with these parameters, a new one where there is none."""
         for record in self.records:
             if record.parameters == parameters:
                 return record
-        config = trial_config(self._config, parameters)
+        config = trial_config(self.config, parameters)
         settings = {name: getattr(config, name) for name in SETTINGS}
         number = max((record.number for record in self.records), default=0) + 1
         self.records.append(TrialRecord(number, parameters, settings))
@@ -149,6 +149,13 @@ class Trials:
     def save(self, record: TrialRecord) -> None:
         uri = storage.join(self.output_uri, "trials", f"{record.number:05d}.json")
         storage.write_bytes(uri, json.dumps(asdict(record), indent=1).encode())
+
+    def drop_checkpoints(self, record: TrialRecord) -> None:
+        """Deletes those of the trial, where it has any, and says so in its record: a later search must not look for them."""
+        if record.run is not None:
+            remove_run(storage.join(self.training_uri, record.run))
+            record.run = None
+            self.save(record)
 
 
 def _read_whole(uri: str) -> dict[str, Any] | None:

@@ -343,10 +343,10 @@ def test_the_checkpoints_of_a_bundle_that_stands_already_are_removed(
     (tmp_path / "training" / "run").mkdir(parents=True)
     written = SimpleNamespace(bundle_id="b")
     monkeypatch.setattr(tune, "written_bundle", lambda uri, found: written)
-    bins, config, start = (cast(Any, None), TuneConfig(manifest_uri="m", bundle_uri="b"), cast(Any, None))
-    assert tune.finish_best(bins, config, start, trials, str(tmp_path / "training")) == (best, written)
+    bins, start = cast(Any, None), cast(Any, None)
+    assert tune.finish_best(bins, start, trials) == (best, written)
     assert not (tmp_path / "training").exists()
-    assert Trials(config, str(tmp_path), "data", "weights").records[0].run is None
+    assert Trials(trials.config, str(tmp_path), "data", "weights").records[0].run is None
 
 
 def test_a_removal_that_is_cut_short_leaves_no_snapshot_of_checkpoints_that_have_gone(
@@ -376,7 +376,7 @@ def test_a_removal_that_is_cut_short_leaves_no_snapshot_of_checkpoints_that_have
     ids=["storage", "denied", "unhealthy"],
 )
 def test_only_a_training_that_fails_by_its_settings_has_had_its_trial(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, final: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, final: bool
 ) -> None:
     def fail(*given: Any, **named: Any) -> None:
         raise error
@@ -384,7 +384,8 @@ def test_only_a_training_that_fails_by_its_settings_has_had_its_trial(
     monkeypatch.setattr(search, "train_network", fail)
     monkeypatch.setattr(search, "run_name", lambda *given: "run")
     monkeypatch.setattr(search, "ReportEpochs", lambda *given: SimpleNamespace(wait=lambda: None))
-    nothing, config = cast(Any, None), TuneConfig(manifest_uri="m", bundle_uri="b")
+    nothing: Any = None
+    trials = Trials(TuneConfig(manifest_uri="m", bundle_uri="b"), str(tmp_path), "data", "weights")
     drawn = {"learning_rate": 0.01, "batch_size": 32, "max_epochs": 2}
-    last = search.run_trial(drawn, search.SearchInputs(nothing, config, nothing, "t", []))
+    last = search.run_trial(drawn, search.SearchInputs(nothing, nothing, trials))
     assert last[search.FINAL] is final
