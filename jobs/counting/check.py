@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -30,6 +31,11 @@ NO_TIME = "counted_at: expected a time of day, found the date alone of a day on 
 
 BEGAN_AT = "began_at"
 
+Rejected = tuple[CountsRow, RejectReason, str]
+
+Pair = tuple[CountRow, CountRow]
+"""A row as it stands in the file, and as it is where its bin_id lost its zeros in a spreadsheet."""
+
 Plan = Mapping[str, dict[str, Any]]
 """bin_id -> row of PLANNED_SCHEMA, with the run_id and BEGAN_AT, when that run began."""
 
@@ -44,7 +50,7 @@ class CheckedCounts:
     """Rows that an earlier call took in."""
     num_blank: int
     """Rows of the recount list that are not filled in yet: pending, like bins that the file leaves out."""
-    rejects: list[tuple[CountsRow, RejectReason, str]]
+    rejects: list[Rejected]
 
 
 def check_counts(
@@ -52,7 +58,7 @@ def check_counts(
 ) -> CheckedCounts:
     """Checks every row against the plans ever committed for its night, and against what was taken in before; `nights`
     are the committed ones."""
-    rejects: list[tuple[CountsRow, RejectReason, str]] = []
+    rejects: list[Rejected] = []
     counts: list[CountRow] = []
     filled_in = [row for row in rows if not row.is_blank]
     committed = set(nights)
@@ -71,10 +77,7 @@ def check_counts(
     ledger = _Ledger(output_uri, set(plans))
     # what an earlier call took in needs no record, and the results of its nights may have been deleted since
     pairs = [pair for pair in zip(counts, as_numbers, strict=True) if not any(map(ledger.knows, pair))]
-    records, gone = find_records(
-        output_uri, _wanted_records([count for pair in pairs for count in pair], plans, nights)
-    )
-    pairs, unjudged = _part_from_gone(pairs, gone, plans, nights)
+    records, pairs, unjudged = _read_records(output_uri, pairs, plans, nights)
     rejects += unjudged
     # a bin of the night that no plan asked for has its own name, and not that of a planned one
     counts = [count if (count.audit_date, count.bin_id) in records else as_number for count, as_number in pairs]
@@ -216,33 +219,27 @@ def _list_numbers(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]
     return numbers
 
 
-def _part_from_gone(
-    pairs: Sequence[tuple[CountRow, CountRow]],
-    gone: Set[str],
-    plans: Mapping[str, list[Plan]],
-    nights: Sequence[str],
-) -> tuple[list[tuple[CountRow, CountRow]], list[tuple[CountsRow, RejectReason, str]]]:
-    """The rows that can be judged, and the rejects of those that need a night whose results were deleted."""
+def _read_records(
+    output_uri: str, pairs: Sequence[Pair], plans: Mapping[str, list[Plan]], nights: Sequence[str]
+) -> tuple[dict[tuple[str, str], NightRecord], list[Pair], list[Rejected]]:
+    """(night, bin_id) -> what was recorded then, as far as the rows need it; the rows that can be judged by it; and the
+    rejects of those that need a night whose results were deleted."""
+    needed = [
+        [(night, count.bin_id) for count in pair for night in _needed_nights(count, plans, nights)] for pair in pairs
+    ]
+    wanted: dict[str, set[str]] = {}
+    for night, bin_id in chain.from_iterable(needed):
+        wanted.setdefault(night, set()).add(bin_id)
+    records, gone = find_records(output_uri, wanted)
     kept, rejects = [], []
-    for pair in pairs:
-        needed = {night for count in pair for night in _needed_nights(count, plans, nights)}
-        if missing := sorted(needed & gone):
-            detail = f"audit_date: the results of the night {missing[0]}, which say what was recorded then, are deleted"
+    for pair, of_pair in zip(pairs, needed, strict=True):
+        if missing := gone & {night for night, _ in of_pair}:
+            night = min(missing)
+            detail = f"audit_date: the results of the night {night}, which say what was recorded then, are deleted"
             rejects.append((pair[0].source, RejectReason.UNKNOWN_NIGHT, detail))
         else:
             kept.append(pair)
-    return kept, rejects
-
-
-def _wanted_records(
-    counts: Sequence[CountRow], plans: Mapping[str, list[Plan]], nights: Sequence[str]
-) -> dict[str, set[str]]:
-    """Of which bins the results of which nights are needed."""
-    wanted: dict[str, set[str]] = {}
-    for count in counts:
-        for night in _needed_nights(count, plans, nights):
-            wanted.setdefault(night, set()).add(count.bin_id)
-    return wanted
+    return records, kept, rejects
 
 
 def _needed_nights(count: CountRow, plans: Mapping[str, list[Plan]], nights: Sequence[str]) -> list[str]:
