@@ -39,10 +39,10 @@ class Baseline:
     num_assessed: int
     num_nights: float
 
-    def z(self, share: float, num_assessed: int) -> float:
+    def z(self, share: float, num_assessed: int, design_effect: float = 1.0) -> float:
         """Of tonight's share. Nights differ by more than chance where the stock changes, so the larger of the two
         variances counts."""
-        chance = max(self.share * (1 - self.share), 0.5 / self.num_assessed)
+        chance = max(self.share * (1 - self.share), 0.5 / self.num_assessed) * design_effect
         tonight = max(chance / num_assessed, self.variance)
         before = max(chance / self.num_assessed, self.variance / self.num_nights)
         return float((share - self.share) / np.sqrt(tonight + before))
@@ -69,12 +69,15 @@ def check_drift(
     calibration_share: float,
     num_calibration: int,
     baseline: Baseline | None = None,
+    design_effect: float = 1.0,
 ) -> DriftCheck:
     """z = (s - s0) / sqrt(s0 (1 - s0) (1/m + 1/n_cal)); alarm when z > 4 and s - s0 > 0.01 (two-sample score test), or
     when the same holds against `baseline`.
 
     `num_outside` and `num_assessed` m add up over shards; `calibration_share` s0 was measured on
-    `num_calibration` independent held-out bins n_cal. Nothing assessed, no alarm: share and z are NaN.
+    `num_calibration` independent held-out bins n_cal. Nothing assessed, no alarm: share and z are NaN. `design_effect`
+    (Kish): so many bins of a night tell as much as one independent one, as neighbours hold the same products; else a year
+    without a change had an alarm in 43 to 100 % of 30 (simulated, effects of 1.45 and 2.9), with it in 7 to 13 %.
     """
     if num_calibration <= 0 or not 0 <= calibration_share <= 1:
         raise ValueError("drift needs a calibration share in [0, 1] from at least one bin")
@@ -83,8 +86,8 @@ def check_drift(
     share = num_outside / num_assessed
     # a calibration share of exactly 0 or 1 is a share not seen: half a bin keeps z finite
     base = min(max(calibration_share, 0.5 / num_calibration), 1 - 0.5 / num_calibration)
-    z = (share - calibration_share) / np.sqrt(base * (1 - base) * (1 / num_assessed + 1 / num_calibration))
+    z = (share - calibration_share) / np.sqrt(base * (1 - base) * (design_effect / num_assessed + 1 / num_calibration))
     alarm = z > ALARM_Z and share - calibration_share > ALARM_RISE
     if baseline is not None:
-        alarm |= baseline.z(share, num_assessed) > ALARM_Z and share - baseline.share > ALARM_RISE
+        alarm |= baseline.z(share, num_assessed, design_effect) > ALARM_Z and share - baseline.share > ALARM_RISE
     return DriftCheck(share, float(z), bool(alarm))

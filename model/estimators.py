@@ -158,8 +158,9 @@ def _count_recounts(nights: Sequence[NightSample]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The nights together: `total` of the outcome, its `variance` (residuals about their common mean, each for the bins that
-    it stands for: large nights may be worse than small ones; finite populations), and what they rest on. `variance_of_more`: what two more errors would add to it. `num_wrong`: outcomes other than 0 in
+    """The nights together: `total` of the outcome, its `variance` (residuals about their common mean, each for the bins
+    that it stands for: large nights may be worse than small ones; finite populations), and what they rest on.
+    `variance_of_more`: what two more errors would add to it. `num_wrong`: outcomes other than 0 in
     the random sample."""
 
     total: float

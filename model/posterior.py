@@ -30,7 +30,7 @@ from model.record_model import RecordModel, scale_to_effective_size
 
 _PROBABILITY_FLOOR = 1e-5
 LEAST_LABEL_SHARE = 0.005
-"""Of a class among the labels, as far as photos are judged by it."""
+"""Of a class among labels or tonight's records, before they are made to sum to 1 again."""
 # the prior on the noise rate is half-normal; its sigma is so many assumed rates, which makes its mean one
 _NOISE_SPREAD = math.sqrt(math.pi / 2)
 _NOISE_GRID = np.linspace(0, 0.12, 13)
@@ -50,6 +50,8 @@ class Assessor:
     class_shares: Floats
     record_table: Floats
     zone_tables: dict[str, Floats] = field(default_factory=dict)
+    error_rates: dict[str | None, float] = field(default_factory=lambda: {None: 1.0})
+    """Of records, by zone; that of None is the others'."""
 
     @property
     def top_class(self) -> int:
@@ -84,7 +86,9 @@ def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: 
         raise ValueError(f"record model has {record_model.top_class + 1} classes, the label histogram {classes}")
     noise, shares = label_noise(label_histogram, noise_rate, record_model)
     zone_tables = {zone: record_model.table(zone) for zone in record_model.zone_error_rates}
-    return Assessor(noise, shares, record_model.table(), zone_tables)
+    error_rates: dict[str | None, float] = {None: record_model.error_rate}
+    error_rates.update(record_model.zone_error_rates.items())
+    return Assessor(noise, shares, record_model.table(), zone_tables, error_rates)
 
 
 def label_noise(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> tuple[Floats, Floats]:

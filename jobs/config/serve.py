@@ -12,8 +12,8 @@ class EndpointSettings(JobConfig):
     """The trained counter, as `jobs.train` writes it. Nothing picks the latest one for you."""
 
     output_uri: str | None = None
-    """The output of `jobs.audit` whose recounts of the last 30 days the record model is learned from; without it, or with
-    none of them, the model is assumed."""
+    """The output of `jobs.audit` whose recounts of the last 30 days the record model is learned from; without it, or
+    while no night of them has 90 % of its random bins resolved, the model is assumed."""
 
     precision: PrecisionChoice = "auto"
     """Arithmetic of the network; auto is what the audit takes on the same hardware. int8 is for CPUs: evaluate the bundle

@@ -130,7 +130,8 @@ def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: Record
 
 
 def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> ReferenceScores | None:
-    """Settled random recounts of bins that this bundle scored, scored anew by tonight's assessor.
+    """Random recounts of bins that this bundle scored whose class is right, or settled as wrong; scored anew by tonight's
+    assessor.
 
     Mismatches of class that nobody confirmed are left out, however their records went on: most are wrong records, and
     without them only the number counted is lower, which errs against certificates. A miscount among them is a right record

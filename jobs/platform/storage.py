@@ -260,7 +260,7 @@ def freeze_json(uri: str, document: bytes) -> Any:
         kept = read_json(uri)
         if kept is not None:
             return kept
-        logger.warning("%s: damaged, as by a power cut; passed over", uri)
+        logger.warning("%s: damaged, as by a power cut; written anew", uri)
         write_bytes(uri, document)
     return json.loads(document)
 

@@ -126,12 +126,14 @@ def decide_night(
     merged = Reduction()
     for row in _over_groups(groups, _reduce_group, {"shared": ray.put(rules)}, task_cpus):
         merged.merge([pickle.loads(row["reduction"])], rules.budget)  # noqa: S301 - written by our own worker
+    num_independent = max(1, bundle.num_independent or bundle.num_calibration)
     drift = check_drift(
         merged.num_outside,
         merged.num_assessed,
         bundle.record_outside_set_share,
-        max(1, bundle.num_independent or bundle.num_calibration),
+        num_independent,
         baseline,
+        design_effect=max(1.0, bundle.num_calibration / num_independent),
     )
     plan = plan_recounts(
         merged.random,
@@ -237,14 +239,11 @@ def _drill(rows: pa.Table, objective: str, rules: Rules) -> Drill:
     rows, key = rows.take(chosen), key[chosen]
     altered = alter_records(rows["expected_qty"].to_numpy(), key, assessor.noise)
     probabilities = probability_matrix(rows["probabilities"], assessor.top_class)
-    value = rows["unit_value"].to_numpy(zero_copy_only=False).astype(np.float64)
+    value, zones = rows["unit_value"].to_numpy(zero_copy_only=False).astype(np.float64), rows["zone"].to_pylist()
     # in single precision, as the columns hold the scores that it is compared with
-    return Drill(
-        key,
-        assessor.assess(probabilities, altered, value, rows["zone"].to_pylist())[objective]
-        .astype(np.float32)
-        .astype(np.float64),
-    )
+    score = assessor.assess(probabilities, altered, value, zones)[objective].astype(np.float32).astype(np.float64)
+    rates = assessor.error_rates
+    return Drill(key, score, np.array([rates.get(zone, rates[None]) for zone in zones], np.float64))
 
 
 def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:

@@ -152,7 +152,25 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
 
     right = rows.filter(pa.array(np.arange(rows.num_rows) >= NUM_WRONG))
     own = right["p_record_wrong"].to_numpy()
-    assert np.median(_drill(right, "p_record_wrong", rules).score) > 3 * np.median(own)
+    drill = _drill(right, "p_record_wrong", rules)
+    assert np.median(drill.score) > 3 * np.median(own)
+    assert set(drill.weights) == {0.05}
+
+
+def test_the_drill_weighs_bins_by_their_zone_s_rate(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    staged, plain = read_table(uri), reconciler([(RECORDED, RECORDED, RIGHT)])
+    zones = pa.array(["bad", None] * (staged.num_rows // 2), pa.string())
+    staged = staged.set_column(staged.schema.get_field_index("zone"), STAGED_SCHEMA.field("zone"), zones)
+    model = replace(assume_record_model([1.0] * (TOP_CLASS + 1)), zone_error_rates={"bad": 0.4})
+    zoned = replace(plain, assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, model))
+    rows = zoned.reconcile(staged)
+    rows = rows.filter(rows["assessed"])
+    rules = Rules(zoned, None, "r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
+    of_bad = set(rows.filter(pa.compute.equal(rows["zone"], "bad"))["bin_id"].to_pylist())
+    drill = _drill(rows, "p_record_wrong", rules)
+    assert sorted(set(drill.weights)) == [0.05, 0.4]
+    assert (drill.weights == 0.4).sum() == len(of_bad)
 
 
 @pytest.mark.ray

@@ -291,7 +291,7 @@ def test_what_a_power_cut_leaves_of_a_search_s_records_is_as_if_it_had_not_been_
         (tmp_path / name).write_bytes(b"")
     again = Trials(config, str(tmp_path), "data", "weights")
     assert [record.parameters for record in again.records] == [drawn[0], drawn[2]]
-    assert caplog.text.count("passed over") == 2
+    assert caplog.text.count("damaged, as by a power cut") == 2
     assert (again.of(drawn[3]).number, again.of(drawn[2]).number) == (4, 3)
     with pytest.raises(InputError, match=r"other settings \(data\)"):
         Trials(config, str(tmp_path), "other data", "weights")

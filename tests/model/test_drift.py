@@ -47,6 +47,15 @@ def test_earlier_nights_show_what_few_calibration_bins_hide() -> None:
     assert pilot is not None and check_drift(1_600, 10_000, 0.10, 1_300, pilot).alarm
 
 
+def test_bins_that_are_alike_tell_less() -> None:
+    steady = measure_baseline([0.101, 0.099, 0.100, 0.102, 0.100, 0.099, 0.102], [10_000] * 7)
+    assert check_drift(1_170, 10_000, 0.10, 1_300, steady).alarm
+    assert not check_drift(1_170, 10_000, 0.10, 1_300, steady, design_effect=2.9).alarm
+    assert check_drift(1_400, 10_000, 0.10, 1_300, steady, design_effect=2.9).alarm
+    assert not check_drift(1_500, 10_000, 0.10, 100_000, design_effect=20).alarm
+    assert check_drift(1_500, 10_000, 0.10, 100_000, design_effect=10).alarm
+
+
 def test_nights_that_differ_by_more_than_chance_are_no_alarm_by_themselves() -> None:
     restless = measure_baseline([0.08, 0.12, 0.09, 0.11, 0.10, 0.08, 0.12], [1_000_000] * 7)
     assert restless is not None

@@ -45,6 +45,14 @@ def test_the_same_bins_are_drilled_however_they_are_divided() -> None:
     assert np.array_equal(merged.key, whole.key) and np.array_equal(merged.score, whole.score)
 
 
+def test_bins_whose_records_are_oftener_wrong_count_for_more() -> None:
+    key = keys(4)
+    drill = Drill(key, np.array([0.1, 0.2, 0.3, 0.9]), np.array([0.01, 0.01, 0.09, 0.09]))
+    assert drill.recall(0.2) == pytest.approx(0.9)
+    parts = [Drill(key[rows], drill.score[rows], drill.weights[rows]) for rows in ([0, 3], [1, 2])]
+    assert merge_drills(parts).recall(0.2) == pytest.approx(0.9)
+
+
 def test_recall_is_the_share_above_the_list() -> None:
     assert Drill(keys(4), np.array([0.1, 0.2, 0.3, 0.9])).recall(0.2) == 0.5
     assert np.isnan(merge_drills([]).recall(0.2))

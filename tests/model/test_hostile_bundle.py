@@ -7,10 +7,12 @@ import json
 import pickle
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.bundle import load_bundle
-from model.bundle_files import INFO_FILE, TRAINING_IMAGES_FILE, WEIGHTS_FILE, read_training_images
+from model.bundle_files import INFO_FILE, TRAINING_IMAGES_FILE, WEIGHTS_FILE, read_bundle_info, read_training_images
 from schemas.bundle import content_id
 from schemas.errors import InputError
 from tests.dump import write_bundle
@@ -24,10 +26,11 @@ class Payload:
         return Path.touch, (self.marker,)
 
 
-def trust_weights(folder: Path) -> None:
-    """Makes bundle.json vouch for the weights file as it is, as whoever planted it would."""
+def trust_files(folder: Path) -> None:
+    """Makes bundle.json vouch for the other files as they are, as whoever planted them would."""
     fields = json.loads((folder / INFO_FILE).read_text())
-    fields["weights_sha256"] = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    for name, file in (("weights_sha256", WEIGHTS_FILE), ("training_images_sha256", TRAINING_IMAGES_FILE)):
+        fields[name] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
     fields["bundle_id"] = content_id(fields)
     (folder / INFO_FILE).write_text(json.dumps(fields))
 
@@ -42,8 +45,8 @@ def test_a_pickle_under_a_bundles_name_is_refused_unopened(tmp_path: Path, name:
         (folder / name).write_bytes(pickle.dumps(Payload(marker)))
     else:
         torch.save({"fc.weight": Payload(marker)}, folder / name)
-    if name == WEIGHTS_FILE:
-        trust_weights(folder)
+    if name != INFO_FILE:
+        trust_files(folder)
     with pytest.raises(InputError, match=name):
         read_training_images(folder, load_bundle(folder).info)
     assert not marker.exists()
@@ -51,3 +54,17 @@ def test_a_pickle_under_a_bundles_name_is_refused_unopened(tmp_path: Path, name:
     if form == "pickle":
         pickle.loads((folder / name).read_bytes())  # noqa: S301
         assert marker.exists()
+
+
+def test_training_images_of_other_types_are_refused(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    table = pq.read_table(folder / TRAINING_IMAGES_FILE)
+    place = table.schema.get_field_index("bin_id")
+    pq.write_table(
+        table.set_column(place, "bin_id", pa.array([7] * table.num_rows, pa.int64())), folder / TRAINING_IMAGES_FILE
+    )
+    trust_files(folder)
+    with pytest.raises(
+        InputError, match=r"training_images\.parquet: columns: expected .*bin_id: string.*bin_id: int64"
+    ):
+        read_training_images(folder, read_bundle_info(folder))
