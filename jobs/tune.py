@@ -105,8 +105,9 @@ def finish_best(bins: LabelledBins, start: Start, trials: Trials) -> tuple[Trial
 
 
 def _remove_checkpoints(record: TrialRecord, trials: Trials) -> None:
-    storage.settle(trials.output_uri)  # the records, as the bundle, must outlive the checkpoints
-    trials.drop_checkpoints(record)
+    if record.run is not None:
+        storage.settle(trials.output_uri)  # the records, as the bundle, must outlive the checkpoints
+        trials.drop_checkpoints(record)
 
 
 def written_bundle(bundle_uri: str, record: TrialRecord) -> BundleInfo | None:

@@ -25,18 +25,14 @@ class Drill:
 
     key: NDArray[np.uint64]
     score: Floats
-    weight: Floats | float = 1.0
-    """How often records like theirs are wrong, (m,) or the same for all: they are drawn evenly, wrong records are not."""
+    weight: Floats
+    """How often records like theirs are wrong: they are drawn evenly, wrong records are not."""
 
     def recall(self, lowest_listed: float) -> float:
         """Share of them, by weight, that score above the lowest bin of the list; NaN without bins."""
         if not self.score.size:
             return float("nan")
-        return float(np.average(self.score > lowest_listed, weights=self.weights))
-
-    @property
-    def weights(self) -> Floats:
-        return np.broadcast_to(self.weight, self.score.shape)
+        return float(np.average(self.score > lowest_listed, weights=self.weight))
 
 
 def choose_drilled(key: NDArray[np.uint64]) -> NDArray[np.intp]:
@@ -48,7 +44,7 @@ def merge_drills(parts: Sequence[Drill]) -> Drill:
     """The drill of all shards' bins together."""
     key = np.concatenate([np.zeros(0, np.uint64), *(part.key for part in parts)])
     score = np.concatenate([np.zeros(0), *(part.score for part in parts)])
-    weight = np.concatenate([np.zeros(0), *(part.weights for part in parts)])
+    weight = np.concatenate([np.zeros(0), *(part.weight for part in parts)])
     rows = choose_drilled(key)
     return Drill(key[rows], score[rows], weight[rows])
 

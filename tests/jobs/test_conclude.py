@@ -122,13 +122,18 @@ def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night
     assert list(reasons.values()) == ["counted", None, "counted", None]
 
 
-def test_a_bin_is_doubted_by_its_zone_s_rate(tmp_path: Path) -> None:
-    ((uri,), _) = stage_night(tmp_path)
+def stage_zones(folder: Path) -> tuple[pa.Table, Reconciler, Reconciler]:
+    """Staged rows of which every other one lies in a bad zone; a reconciler that knows of no zones, and one that does."""
+    ((uri,), _) = stage_night(folder)
     staged, plain = read_table(uri), reconciler([(RECORDED, RECORDED, RIGHT)])
     zones = pa.array(["bad", None] * (staged.num_rows // 2), pa.string())
     staged = staged.set_column(staged.schema.get_field_index("zone"), STAGED_SCHEMA.field("zone"), zones)
     model = replace(assume_record_model([1.0] * (TOP_CLASS + 1)), zone_error_rates={"bad": 0.4})
-    zoned = replace(plain, assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, model))
+    return staged, plain, replace(plain, assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, model))
+
+
+def test_a_bin_is_doubted_by_its_zone_s_rate(tmp_path: Path) -> None:
+    staged, plain, zoned = stage_zones(tmp_path)
     more, common = (each.reconcile(staged)["p_record_wrong"].to_numpy(zero_copy_only=False) for each in (zoned, plain))
     assert np.mean(more[::2] > common[::2]) > 0.5
     assert np.array_equal(more[1::2], common[1::2], equal_nan=True)
@@ -154,23 +159,18 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
     own = right["p_record_wrong"].to_numpy()
     drill = _drill(right, "p_record_wrong", rules)
     assert np.median(drill.score) > 3 * np.median(own)
-    assert set(drill.weights) == {0.05}
+    assert set(drill.weight) == {0.05}
 
 
 def test_the_drill_weighs_bins_by_their_zone_s_rate(tmp_path: Path) -> None:
-    ((uri,), _) = stage_night(tmp_path)
-    staged, plain = read_table(uri), reconciler([(RECORDED, RECORDED, RIGHT)])
-    zones = pa.array(["bad", None] * (staged.num_rows // 2), pa.string())
-    staged = staged.set_column(staged.schema.get_field_index("zone"), STAGED_SCHEMA.field("zone"), zones)
-    model = replace(assume_record_model([1.0] * (TOP_CLASS + 1)), zone_error_rates={"bad": 0.4})
-    zoned = replace(plain, assessor=build_assessor([100] * (TOP_CLASS + 1), 0.02, model))
+    staged, _, zoned = stage_zones(tmp_path)
     rows = zoned.reconcile(staged)
     rows = rows.filter(rows["assessed"])
     rules = Rules(zoned, None, "r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
     of_bad = set(rows.filter(pa.compute.equal(rows["zone"], "bad"))["bin_id"].to_pylist())
     drill = _drill(rows, "p_record_wrong", rules)
-    assert sorted(set(drill.weights)) == [0.05, 0.4]
-    assert (drill.weights == 0.4).sum() == len(of_bad)
+    assert sorted(set(drill.weight)) == [0.05, 0.4]
+    assert (drill.weight == 0.4).sum() == len(of_bad)
 
 
 @pytest.mark.ray

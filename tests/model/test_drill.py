@@ -35,11 +35,12 @@ def test_where_no_mistake_is_known_of_any_other_record_is_drawn() -> None:
 
 def test_the_same_bins_are_drilled_however_they_are_divided() -> None:
     key, score = keys(5_000), np.random.default_rng(1).random(5_000)
-    whole = Drill(key[choose_drilled(key)], score[choose_drilled(key)])
+    ones = np.ones(NUM_DRILLED)
+    whole = Drill(key[choose_drilled(key)], score[choose_drilled(key)], ones)
     parts = []
     for rows in np.array_split(np.random.default_rng(2).permutation(5_000), 7):
         chosen = rows[choose_drilled(key[rows])]
-        parts.append(Drill(key[chosen], score[chosen]))
+        parts.append(Drill(key[chosen], score[chosen], np.ones(len(chosen))))
     merged = merge_drills([merge_drills(parts[:3]), *parts[3:]])
     assert len(merged.key) == NUM_DRILLED
     assert np.array_equal(merged.key, whole.key) and np.array_equal(merged.score, whole.score)
@@ -49,12 +50,12 @@ def test_bins_whose_records_are_oftener_wrong_count_for_more() -> None:
     key = keys(4)
     drill = Drill(key, np.array([0.1, 0.2, 0.3, 0.9]), np.array([0.01, 0.01, 0.09, 0.09]))
     assert drill.recall(0.2) == pytest.approx(0.9)
-    parts = [Drill(key[rows], drill.score[rows], drill.weights[rows]) for rows in ([0, 3], [1, 2])]
+    parts = [Drill(key[rows], drill.score[rows], drill.weight[rows]) for rows in ([0, 3], [1, 2])]
     assert merge_drills(parts).recall(0.2) == pytest.approx(0.9)
 
 
 def test_recall_is_the_share_above_the_list() -> None:
-    assert Drill(keys(4), np.array([0.1, 0.2, 0.3, 0.9])).recall(0.2) == 0.5
+    assert Drill(keys(4), np.array([0.1, 0.2, 0.3, 0.9]), np.ones(4)).recall(0.2) == 0.5
     assert np.isnan(merge_drills([]).recall(0.2))
 
 
@@ -71,7 +72,8 @@ def test_the_drill_tells_how_many_wrong_records_a_list_holds() -> None:
         key = keys(10_000, night)
         rows = choose_drilled(key)
         altered = alter_records(bins.expected_qty[rows], key[rows], assessor.noise)
-        found = Drill(key[rows], assessor.assess(bins.probabilities[rows], altered)["p_record_wrong"])
+        of_altered = assessor.assess(bins.probabilities[rows], altered)["p_record_wrong"]
+        found = Drill(key[rows], of_altered, np.ones(len(rows)))
         drilled.append(found.recall(lowest))
         true.append((score[~same_class(bins, world.top_class)] > lowest).mean())
     assert np.mean(drilled) == pytest.approx(np.mean(true), abs=0.04)
