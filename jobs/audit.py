@@ -187,9 +187,7 @@ def _score(tonight: Tonight) -> Progress:
         shards,
         storage.join(tonight.run_uri, STAGED),
         plan,
-        bundle_uri=storage.absolute(config.bundle_uri),
-        bundle_id=tonight.bundle.bundle_id,
-        precision=tonight.precision,
+        scorer=tonight.resources.plan_scorer(storage.absolute(config.bundle_uri), tonight.bundle, tonight.precision),
         resources=tonight.resources,
     )
     try:

@@ -16,6 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -73,16 +74,17 @@ def run_evaluation(config: EvaluateConfig) -> None:
                 plan,
                 split=config.split,
                 known_bins=bins,
-                bundle_uri=storage.absolute(config.bundle_uri),
                 info=info,
                 resources=resources,
             )
-            predictions = predict(precision=precision)
+            scorer = resources.plan_scorer(storage.absolute(config.bundle_uri), info, precision)
+            predictions = predict(scorer=scorer)
             agreement = None
             if precision == "int8" and len(predictions):
                 reference = resolve_precision("auto", resources.device, info)  # int8 is of CPUs: no cards to ask
                 logger.info("all once more in %s, to compare", reference)
-                agreement = compare_counts(predictions, predict(precision=reference)) | {"with": reference}
+                again = predict(scorer=replace(scorer, precision=reference))
+                agreement = compare_counts(predictions, again) | {"with": reference}
     _check_any(predictions, manifest, config)
     scored_seconds = time.monotonic() - started
     figures = _describe(config, info, manifest, predictions) | {"device": resources.device, "precision": precision}

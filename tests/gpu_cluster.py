@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from dataclasses import replace
 
+from jobs.platform.bundles import ScorerPlan
 from jobs.stages import score
 from tests.hooked_audit import run_hooked_audit
 
@@ -18,10 +19,10 @@ def compute_on_processor() -> None:
     """Ray calls it in each worker before its first task."""
     load = score.ShardScorer.__init__
 
-    def load_on_processor(self: score.ShardScorer, *, device: str, **given: Any) -> None:
-        assert device == "cuda"
+    def load_on_processor(self: score.ShardScorer, plan: ScorerPlan) -> None:
+        assert plan.device == "cuda"
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0", "Ray gave the scorer the GPU"
-        load(self, device="cpu", **given)
+        load(self, replace(plan, device="cpu"))
 
     score.ShardScorer.__init__ = load_on_processor  # type: ignore[method-assign]
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config.evaluate import Split
+from jobs.platform.bundles import ScorerPlan
 from jobs.platform.line_timer import LineTimer
 from jobs.platform.parquet import read_row_group
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows
@@ -123,9 +124,8 @@ def predict_bins(
     *,
     split: Split,
     known_bins: frozenset[str],
-    bundle_uri: str,
     info: BundleInfo,
-    precision: str,
+    scorer: ScorerPlan,
     resources: Resources,
 ) -> Predictions:
     """Scores the photos of all shards. `plan.training_photos` names the photos that `split` is about: `unseen` leaves
@@ -138,9 +138,7 @@ def predict_bins(
         _fetch,
         {"plan": plan, "split": split},
         image_size=info.preprocessing.image_size,
-        bundle_uri=bundle_uri,
-        bundle_id=info.bundle_id,
-        precision=precision,
+        scorer=scorer,
         resources=resources,
     )
     tally = _Tally()

@@ -1,12 +1,15 @@
-"""Bundles at a `-uri`: a local folder as it is, one on S3 fetched for the length of a block."""
+"""Bundles at a `-uri`: a local folder as it is, one on S3 fetched for the length of a block; and the networks in them, as
+workers load them."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
@@ -16,7 +19,7 @@ from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
 if TYPE_CHECKING:  # drivers read bundles without torch
-    from model.scoring import Scorer
+    from model.scoring import Precision, Scorer
 
 
 @contextmanager
@@ -36,17 +39,36 @@ def local_bundle(uri: str) -> Iterator[Path]:
             raise InputError(str(error).replace(folder, uri)) from error
 
 
-def load_scorer(uri: str, bundle_id: str, *, device: str, precision: str, batch_size: int) -> Scorer:
-    """The bundle's network, ready to score. Raises InputError where another bundle lies there than the one that the job
-    began with, by whose figures its answers would be judged."""
-    from model.bundle import load_bundle
-    from model.scoring import Scorer
+@dataclass(frozen=True)
+class ScorerPlan:
+    """The network that a worker loads, and how it computes there."""
 
-    with local_bundle(uri) as folder:
-        bundle = load_bundle(folder)
-    if bundle.info.bundle_id != bundle_id:
-        raise InputError(f"{uri}: expected bundle {bundle_id}, with which the job began, found {bundle.info.bundle_id}")
-    return Scorer(bundle, device=device, precision=precision, batch_size=batch_size)  # type: ignore[arg-type]
+    bundle_uri: str
+    bundle_id: str
+    """Of the bundle that the job began with, by whose figures the answers are judged."""
+    device: Literal["cuda", "cpu"]
+    precision: Precision
+    batch_size: int
+    threads: int
+    """On a CPU, at most the machine's cores: Ray would give a worker as many as logical CPUs that it asked for."""
+
+    def num_threads(self) -> int:
+        """On this machine."""
+        return max(1, min(self.threads, os.cpu_count() or 1))
+
+    def load(self) -> Scorer:
+        """The network, ready to score. Raises InputError where another bundle lies there by now."""
+        from model.bundle import load_bundle
+        from model.scoring import Scorer
+
+        with local_bundle(self.bundle_uri) as folder:
+            bundle = load_bundle(folder)
+        if bundle.info.bundle_id != self.bundle_id:
+            raise InputError(
+                f"{self.bundle_uri}: expected bundle {self.bundle_id}, with which the job began, found "
+                f"{bundle.info.bundle_id}"
+            )
+        return Scorer(bundle, device=self.device, precision=self.precision, batch_size=self.batch_size)
 
 
 def read_bundle(uri: str) -> tuple[BundleInfo, pa.Table]:

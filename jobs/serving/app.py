@@ -19,6 +19,7 @@ on every pod). Never name it in this file: `runtime_env` and `args` are shown in
 
 # No `from __future__ import annotations`: Serve reads the builder's annotation to turn `args` into settings.
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from ray import serve
@@ -73,14 +74,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         logging_config=LOGGING,
         **_scaling(settings.max_replicas or resources.num_scorers, batch_size),
-    ).bind(
-        bundle_uri=bundle_uri,
-        bundle_id=bundle.bundle_id,
-        device=resources.device,
-        precision=precision,
-        batch_size=batch_size,
-        threads=resources.scorer_threads,
-    )
+    ).bind(replace(resources.plan_scorer(bundle_uri, bundle, precision), batch_size=batch_size))
     front_settings = FrontSettings(
         bundle_uri=bundle_uri,
         belief=belief.to_dict(),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from ray.serve.metrics import Histogram
 
-from jobs.platform.bundles import load_scorer
+from jobs.platform.bundles import ScorerPlan
 from jobs.serving.batching import Batcher
 from jobs.stages.score import not_a_number
 from schemas.errors import GateError
@@ -17,23 +16,20 @@ from schemas.errors import GateError
 class Counter:
     """One network on one device."""
 
-    def __init__(
-        self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int
-    ) -> None:
+    def __init__(self, plan: ScorerPlan) -> None:
         """Raises InputError where the bundle is not the one that the front was built for."""
         import torch
 
-        self._scorer = load_scorer(bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size)
+        self._scorer = plan.load()
         # One thread of our own, so that Serve can probe the replica meanwhile; OpenMP keeps its width per thread.
-        width = max(1, min(threads, os.cpu_count() or 1))
         executor = ThreadPoolExecutor(1, "scorer")
-        if device == "cpu":
-            executor.submit(torch.set_num_threads, width).result()
-        self._precision = precision
+        if plan.device == "cpu":
+            executor.submit(torch.set_num_threads, plan.num_threads()).result()
+        self._precision = plan.precision
         side = self._scorer.info.preprocessing.image_size
         # the first batch of a process is slow: no caller should wait for it
         executor.submit(self._scorer.score, np.zeros((1, side, side, 3), np.uint8)).result()
-        self._batcher = Batcher(self._score, batch_size, executor)
+        self._batcher = Batcher(self._score, plan.batch_size, executor)
         self._sizes = Histogram(
             "stock_audit_batch_photos",
             description="Photos in each batch that the network scored.",

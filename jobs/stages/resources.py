@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config.base import PrecisionChoice
+from jobs.platform.bundles import ScorerPlan
 from model.processor import check_int8, gains_by_bfloat16
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
@@ -47,7 +48,7 @@ class Resources:
     scorer_cpus: float
     scorer_gpus: float
     scorer_threads: int
-    """Threads of one scoring actor, at most its node's cores: Ray would give it one per logical CPU that it asks for."""
+    """Of one scoring actor; see `ScorerPlan.threads`."""
     num_fetchers: int
     """Fetch-and-decode tasks at once."""
     fetcher_cpus: float
@@ -60,6 +61,12 @@ class Resources:
         """What must be free for the work to go on: the scorers, and one task of each kind to feed them."""
         cpus = self.num_scorers * self.scorer_cpus + self.fetcher_cpus + self.small_task_cpus
         return {"CPU": cpus, **({"GPU": self.num_scorers * self.scorer_gpus} if self.scorer_gpus else {})}
+
+    def plan_scorer(self, bundle_uri: str, info: BundleInfo, precision: Precision) -> ScorerPlan:
+        """What each scoring actor is to load."""
+        return ScorerPlan(
+            bundle_uri, info.bundle_id, self.device, precision, batch_size=self.batch_size, threads=self.scorer_threads
+        )
 
 
 def settle_resources(asked: PrecisionChoice, info: BundleInfo) -> tuple[Resources, Precision]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from jobs.platform.bundles import load_scorer
+from jobs.platform.bundles import ScorerPlan
 from jobs.platform.cluster import network_environment
 from jobs.stages.images import FETCHED_SCHEMA, pixels_of
 from jobs.stages.resources import Resources
@@ -54,18 +54,16 @@ GPU_SHARDS_AT_ONCE = 2
 class ShardScorer:
     """A Ray Data actor that holds one network; called with blocks of fetched rows that may already have answers."""
 
-    def __init__(self, bundle_uri: str, bundle_id: str, device: str, precision: str, batch_size: int, threads: int):
-        if device == "cpu":
-            # Ray gives a worker as many threads as logical CPUs that it asked for; the network can use every core.
-            threads = max(1, min(threads, os.cpu_count() or 1))
-            os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is first imported
+    def __init__(self, plan: ScorerPlan):
+        if plan.device == "cpu":
+            os.environ["OMP_NUM_THREADS"] = str(plan.num_threads())  # read when torch is first imported
             import torch
 
-            torch.set_num_threads(threads)
-        self._precision = precision
+            torch.set_num_threads(plan.num_threads())
+        self._precision = plan.precision
         self._refusal: InputError | GateError | None = None
         try:
-            self._scorer = load_scorer(bundle_uri, bundle_id, device=device, precision=precision, batch_size=batch_size)
+            self._scorer = plan.load()
         except (InputError, GateError) as error:
             # raised by the first call: what an actor's constructor raises reaches the driver as text of another error
             self._refusal = error
@@ -139,9 +137,7 @@ def score_shards(
     fetch_kwargs: dict[str, Any],
     *,
     image_size: int,
-    bundle_uri: str,
-    bundle_id: str,
-    precision: str,
+    scorer: ScorerPlan,
     resources: Resources,
 ) -> ray.data.Dataset:
     """Scored shards, SCORED_SCHEMA, one block a shard, in the order of completion. `fetch`: from rows of `shard_dataset`
@@ -162,14 +158,7 @@ def score_shards(
     # `map_batches` itself refuses blocks as they are where there is a GPU, lest someone's batches be too small for it
     return fetched.map_batches_internal(
         ShardScorer,
-        fn_constructor_kwargs={
-            "bundle_uri": bundle_uri,
-            "bundle_id": bundle_id,
-            "device": resources.device,
-            "precision": precision,
-            "batch_size": resources.batch_size,
-            "threads": resources.scorer_threads,
-        },
+        fn_constructor_kwargs={"plan": scorer},
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.platform import storage
+from jobs.platform.bundles import ScorerPlan
 from jobs.platform.parquet import DamagedParquet, read_row_group, read_table, write_table
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.resources import Resources
@@ -76,9 +77,7 @@ def stage_shards(
     folder_uri: str,
     plan: FetchPlan,
     *,
-    bundle_uri: str,
-    bundle_id: str,
-    precision: str,
+    scorer: ScorerPlan,
     resources: Resources,
 ) -> Iterator[StagedShard]:
     """Runs the pass; yields each shard once it is staged, in the order of completion."""
@@ -87,9 +86,7 @@ def stage_shards(
         _fetch_or_resume,
         {"folder_uri": folder_uri, "plan": plan},
         image_size=plan.preprocessing.image_size,
-        bundle_uri=bundle_uri,
-        bundle_id=bundle_id,
-        precision=precision,
+        scorer=scorer,
         resources=resources,
     )
     staged = scored.map_batches(

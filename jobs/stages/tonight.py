@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from model.bundle_files import digests, learned_from
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
+if TYPE_CHECKING:
+    from model.scoring import Precision
+
 
 @dataclass(frozen=True)
 class Tonight:
@@ -35,7 +38,7 @@ class Tonight:
     """(n, 32) uint8: SHA-256 of the photos that the bundle has learned from."""
     allowed_roots: tuple[str, ...]
     resources: Resources
-    precision: str
+    precision: Precision
     replaces: str | None
     """The committed run of the same night that this one replaces."""
     run_id: str

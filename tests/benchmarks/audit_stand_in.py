@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
+from jobs.platform.bundles import ScorerPlan
 from jobs.stages import score, staging
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan
 from tests.hooked_audit import run_hooked_audit
@@ -46,7 +47,7 @@ def _fetched(rows: pa.Table, plan: FetchPlan) -> pa.Table:
     )
 
 
-def _hold_nothing(self: score.ShardScorer, **_: object) -> None:
+def _hold_nothing(self: score.ShardScorer, plan: ScorerPlan) -> None:
     pass
 
 

@@ -12,6 +12,7 @@ import ray.data
 
 from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
+from jobs.platform.bundles import ScorerPlan
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.stages.resources import CPU_BATCH, Resources
@@ -134,9 +135,7 @@ def test_a_bundle_that_changed_under_way_is_named(tmp_path: Path, capsys: pytest
             fetch,
             {},
             image_size=32,
-            bundle_uri=bundle_uri,
-            bundle_id="another",
-            precision="fp32",
+            scorer=ScorerPlan(bundle_uri, "another", "cpu", "fp32", batch_size=1, threads=1),
             resources=ONE_SCORER,
         ).materialize()
 

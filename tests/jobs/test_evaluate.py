@@ -22,6 +22,7 @@ from jobs.evaluating.figures import measure
 from jobs.evaluating.page import find_warnings
 from jobs.evaluating.predictions import Predictions, predict_bins
 from jobs.platform import storage
+from jobs.platform.bundles import ScorerPlan
 from jobs.platform.parquet import write_table
 from model.bundle import load_bundle, save_bundle
 from model.bundle_files import read_training_images
@@ -288,11 +289,11 @@ def test_int8_is_compared_with_what_it_replaces_and_refused_where_it_counts_othe
     counts = [row.argmax(1) for row in scores]
     first: list[Predictions] = []
 
-    def predict(*given: Any, precision: str, **named: Any) -> Predictions:
+    def predict(*given: Any, scorer: ScorerPlan, **named: Any) -> Predictions:
         """The second pass, which `score_directly` went through already, is left out."""
-        if precision != "int8":
+        if scorer.precision != "int8":
             return replace(first[0], probabilities=scores[1])
-        first.append(predict_bins(*given, precision=precision, **named))
+        first.append(predict_bins(*given, scorer=scorer, **named))
         return first[0]
 
     if name == "narrow":

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jobs.platform import storage
+from jobs.platform.bundles import ScorerPlan
 from jobs.platform.cluster import KEEP_MEMORY
 from jobs.platform.parquet import read_table, write_table
 from jobs.stages import resources, staging, worklist
@@ -104,7 +105,8 @@ def test_an_answer_that_is_no_number_ends_the_run_with_its_bin(precision: str, a
 
 def test_a_bundle_that_changed_under_way_is_named_by_the_first_call_and_not_by_the_constructor(tmp_path: Path) -> None:
     uri = str(write_bundle(tmp_path / "bundle"))
-    scorer = ShardScorer(uri, "another", "cuda", "fp32", 1, 1)  # on a CPU it would set this process's threads
+    # on a CPU it would set this process's threads
+    scorer = ShardScorer(ScorerPlan(uri, "another", "cuda", "fp32", batch_size=1, threads=1))
     with pytest.raises(InputError, match=f"{uri}: expected bundle another, with which the job began, found"):
         scorer(_shard([None], [None]))
 

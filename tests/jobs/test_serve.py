@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 
 from jobs import serve as serve_job
 from jobs.config.serve import EndpointSettings, ServeConfig
+from jobs.platform.bundles import ScorerPlan
 from jobs.serving import uploads
 from jobs.serving.access import is_authorized, read_token_digest
 from jobs.serving.app import APP_NAME, build_app, learn_current_belief
@@ -41,8 +42,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle"))
 
 
+def plan_of(bundle: Path) -> ScorerPlan:
+    return ScorerPlan(str(bundle), read_bundle_info(bundle).bundle_id, "cpu", "fp32", batch_size=1, threads=1)
+
+
 def test_an_answer_that_is_no_number_is_not_taken_for_a_count(bundle: Path) -> None:
-    counter = Counter(str(bundle), read_bundle_info(bundle).bundle_id, "cpu", "fp32", batch_size=1, threads=1)
+    counter = Counter(plan_of(bundle))
     counter._scorer = SimpleNamespace(score=lambda pixels: np.full((len(pixels), 7), np.nan, np.float32))
 
     async def live() -> None:
@@ -164,8 +169,7 @@ def test_a_batch_holds_what_came_while_the_last_one_was_scored() -> None:
 
 
 def test_a_network_that_failed_once_is_replaced(bundle: Path) -> None:
-    info = read_bundle_info(bundle)
-    counter = Counter(str(bundle), info.bundle_id, "cpu", "fp32", batch_size=1, threads=1)
+    counter = Counter(plan_of(bundle))
 
     async def live() -> None:
         counter.check_health()
