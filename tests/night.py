@@ -9,23 +9,26 @@ true quantity and the posterior is Bayes with the record model that drew the rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from jobs.counting.estimates import estimate_window
+from jobs.counting.history import read_history
 from jobs.platform.parquet import write_table
-from model.estimators import wilson_interval
+from jobs.stages.summary import sum_scopes, summarize
+from model.posterior import camera_columns, posterior_columns
 from schemas.arrow import TIMESTAMP, conform
 from schemas.manifest import SKU_LINE
 from schemas.recount import COUNTED_SCHEMA
 from schemas.results import RESULTS_SCHEMA, ImageStatus
-from schemas.summary import SUMMARY_SCHEMA
-from tests.planned_night import write_run, write_tables
+from tests.planned_night import assumed_belief, write_run, write_tables
 
 TOP_CLASS = 6
+SET_THRESHOLD = 0.9
 ERROR_RATE = 0.05
 OUTSIDE_SET_SHARE = 0.1
 
@@ -84,14 +87,13 @@ def write_nights(
     `photos` are URIs given to the bins in turn, `texts` become names, SKUs, zones and bin ids of the first bins.
     """
     warehouse = make_warehouse(num_bins, seed, photos, texts)
-    counted: list[pa.Table] = []
     for number, audit_date in enumerate(audit_dates):
         rng = np.random.default_rng([seed, number])
-        rows, true_qty = audit_bins(warehouse, audit_date, rng, recount_budget, learned=bool(counted))
-        write_night(output, audit_date, rows, pa.concat_tables(counted) if counted else None)
+        rows, true_qty = audit_bins(warehouse, audit_date, rng, recount_budget, learned=count_recounts and number > 0)
+        _write_night(output, audit_date, rows)
         if count_recounts and number < len(audit_dates) - 1:
-            counted.append(_count(rows, audit_date, true_qty, rng))
-            write_table(str(output / "counted" / f"counts-{audit_date}.parquet"), counted[-1])
+            counts = _count(rows, audit_date, true_qty, rng)
+            write_table(str(output / "counted" / f"counts-{audit_date}.parquet"), counts)
 
 
 def make_warehouse(num_bins: int, seed: int, photos: Sequence[str] = (), texts: Sequence[str] = ()) -> Warehouse:
@@ -147,15 +149,9 @@ def audit_bins(
     moved = scored & (rng.random(size) < 0.01)
     assessed = scored & ~moved
 
-    classes, record = np.arange(TOP_CLASS + 1), np.minimum(expected, TOP_CLASS)
-    short = np.where(classes < record[:, None], posterior, 0).sum(1).astype(np.float32)
-    over = np.where(classes > record[:, None], posterior, 0).sum(1).astype(np.float32)
-    p_wrong = short + over
-    shift = classes - record[:, None]
-    absolute = (posterior * abs(shift)).sum(1)
-    camera = probabilities.argmax(1).astype(np.int32)
-    in_set = probabilities >= 0.1 * probabilities.max(1, keepdims=True)
-    other = np.where(classes == record[:, None], -1, posterior).argmax(1)
+    camera = camera_columns(probabilities, expected, SET_THRESHOLD)
+    both = posterior_columns(posterior, expected, warehouse.unit_value)
+    p_wrong = both["p_record_wrong"]
 
     num_random = min(max(10, round(0.3 * recount_budget)), recount_budget)
     draw = np.where(assessed, rng.random(size), 2.0)
@@ -193,21 +189,13 @@ def audit_bins(
         "run_id": np.full(size, run_name(audit_date), dtype=object),
         "status": status,
         "error": given(error, ~scored, pa.string()),
-        "camera_qty": given(camera, scored, pa.int32()),
-        "camera_is_top_class": given(camera == TOP_CLASS, scored, pa.bool_()),
-        "qty_low": given(in_set.argmax(1), scored, pa.int32()),
-        "qty_high": given(TOP_CLASS - in_set[:, ::-1].argmax(1), scored, pa.int32()),
-        "variance_qty": given(camera - record, scored, pa.int32()),
         "probabilities": _lists(probabilities, scored),
-        "p_expected": given(np.take_along_axis(probabilities, record[:, None], 1)[:, 0], scored, pa.float32()),
-        "p_record_wrong": given(p_wrong, scored, pa.float32()),
-        "p_short": given(short, scored, pa.float32()),
-        "p_over": given(over, scored, pa.float32()),
-        "p_empty": given(posterior[:, 0], scored, pa.float32()),
-        "likely_qty": given(other, scored, pa.int32()),
-        "expected_variance_qty": given((posterior * shift).sum(1), scored, pa.float32()),
-        "expected_abs_variance_qty": given(absolute, scored, pa.float32()),
-        "value_at_risk": given(absolute * warehouse.unit_value, scored, pa.float64()),
+        **{
+            name: given(values, scored, RESULTS_SCHEMA.field(name).type)
+            for name, values in camera.items()
+            if name != "record_in_set"
+        },
+        **{name: given(values, assessed, RESULTS_SCHEMA.field(name).type) for name, values in both.items()},
         "verdict": verdict,
         "reason": given(np.where(moved, "moved", status), ~assessed, pa.string()),
         "rank": given(rank, rank > 0, pa.int32()),
@@ -230,7 +218,7 @@ def run_name(audit_date: str) -> str:
     return f"{audit_date}-abcdef012345"
 
 
-def write_night(output: Path, audit_date: str, rows: Rows, counted: pa.Table | None) -> None:
+def _write_night(output: Path, audit_date: str, rows: Rows) -> None:
     """Publishes a night in the audit's order: two parts and the plan first, the summary last."""
     results, run_id = conform(pa.table(rows), RESULTS_SCHEMA), run_name(audit_date)
     planned = results.filter(pa.compute.is_valid(results["recount"]))
@@ -250,91 +238,29 @@ def write_night(output: Path, audit_date: str, rows: Rows, counted: pa.Table | N
     )
     step = -(-results.num_rows // 2)
     parts = [results.slice(0, step), results.slice(step)]
-    write_tables(str(output), audit_date, run_id, parts, planned, summarise(results, counted), row_group_size=20_000)
+    summary = _summarise(output, results, audit_date)
+    write_tables(str(output), audit_date, run_id, parts, planned, summary, row_group_size=20_000)
 
 
-def summarise(results: pa.Table, counted: pa.Table | None) -> pa.Table:
-    """SUMMARY_SCHEMA: all, then one row per zone, class and recorded quantity."""
-    columns = ("zone", "abc_class", "expected_qty", "status", "verdict", "recount", "unit_value", "p_record_wrong")
-    frame = results.select(columns).to_pandas()
-    frame["at_risk"] = results["value_at_risk"].to_pandas().where(frame["verdict"] != "not_assessed")
-    frame["expected_scope"] = frame["expected_qty"].astype(str)
-    accuracy = _accuracy(counted)
-    scopes = [("all", None, frame)]
-    for scope, column in (("zone", "zone"), ("abc_class", "abc_class"), ("expected_qty", "expected_scope")):
-        scopes += [(scope, value, group) for value, group in frame.groupby(column)]
-    rng = np.random.default_rng(list(results["run_id"][0].as_py().encode()))
-    rows = []
-    for scope, value, group in scopes:
-        num_bins, assessed = len(group), int((group["verdict"] != "not_assessed").sum())
-        priority = group["recount"] == "priority"
-        share = OUTSIDE_SET_SHARE + rng.normal(0, 0.3 / np.sqrt(num_bins + 100))
-        rows.append(
-            {
-                "run_id": results["run_id"][0].as_py(),
-                "scope": scope,
-                "scope_value": value,
-                "num_bins": num_bins,
-                **{f"num_{name}": int((group["status"] == name).sum()) for name in ImageStatus},
-                "num_assessed": assessed,
-                "coverage": assessed / num_bins,
-                "recorded_units": int(group["expected_qty"].sum()),
-                "recorded_value": float((group["expected_qty"] * group["unit_value"]).sum()),
-                "num_suspect": int((group["verdict"] == "suspect").sum()),
-                "num_certified": int((group["verdict"] == "certified").sum()),
-                "num_priority": int(priority.sum()),
-                "num_random": int((group["recount"] == "random").sum()),
-                "alpha": 0.3 if counted is not None else None,
-                "exp_wrong_in_list": float(group["p_record_wrong"][priority].sum()),
-                "expected_wrong": float(group["p_record_wrong"][group["verdict"] != "not_assessed"].sum()),
-                "naive_mismatch_share": 0.47,
-                "record_model": "assumed" if counted is None else "learned",
-                "window_nights": 0 if counted is None else len(set(counted["audit_date"].to_pylist())),
-                "num_pending_window": 0,
-                "shortage_value": float(0.7 * group["at_risk"].sum()),
-                "overage_value": float(0.3 * group["at_risk"].sum()),
-                "value_at_risk": float(group["at_risk"].sum()),
-                "record_outside_set_share": share,
-                "drill_recall": 0.25,
-                "drift_alarm": False,
-                "record_error_rate_used": ERROR_RATE,
-                "label_noise_used": 0.02,
-                "bundle_id": "0123456789ab",
-                "calibration_id": "cal-1",
-                "images_per_second": 50.0 if scope == "all" else None,
-                **(accuracy if scope == "all" else _accuracy(None)),
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
-
-
-def _accuracy(counted: pa.Table | None) -> dict:
-    none = {"estimator": "none", "num_random_window": 0, "num_priority_window": 0}
-    if counted is None:
-        return none
-    frame = counted.select(["recount", "expected_qty", "counted_qty", "audit_date"]).to_pandas()
-    frame = frame[frame["audit_date"].isin(sorted(set(frame["audit_date"]))[-30:])]
-    frame["wrong"] = frame["expected_qty"] != frame["counted_qty"]
-    is_random = frame["recount"] == "random"
-    drawn, listed = frame[is_random], frame[~is_random]
-    rate, precision = float(drawn["wrong"].mean()), float(listed["wrong"].mean())
-    low, high = wilson_interval(rate, len(drawn))
-    listed_low, listed_high = wilson_interval(precision, len(listed))
-    return {
-        "estimator": "wilson",
-        "num_random_window": len(drawn),
-        "num_priority_window": len(listed),
-        "error_rate": rate,
-        "error_rate_low": low,
-        "error_rate_high": high,
-        "ira": 1 - rate,
-        "list_precision_window": precision,
-        "list_precision_window_low": listed_low,
-        "list_precision_window_high": listed_high,
-        "naive_precision_window": 0.09,
-        "claimed_over_found": 1.05,
-        "found_value_window": 1234.5,
+def _summarise(output: Path, results: pa.Table, audit_date: str) -> pa.Table:
+    """SUMMARY_SCHEMA, with estimates of the counts that have come in; what the audit measures while it runs is made up."""
+    run_id, estimates = run_name(audit_date), estimate_window(read_history(str(output), audit_date))
+    rng = np.random.default_rng(list(run_id.encode()))
+    assessed = pa.compute.not_equal(results["verdict"], "not_assessed").to_numpy()
+    outside = assessed & (rng.random(results.num_rows) < OUTSIDE_SET_SHARE)
+    learned = estimates.num_random_window > 0
+    facts = {
+        "run_id": run_id,
+        "alpha": 0.3 if learned else None,
+        "record_model": "learned" if learned else "assumed",
+        "record_error_rate_used": ERROR_RATE,
+        "label_noise_used": 0.02,
+        "bundle_id": "0123456789ab",
+        "calibration_id": "cal-1",
+        **assumed_belief()["estimates"],
     }
+    of_whole = {**asdict(estimates), "images_per_second": 50.0, "drill_recall": 0.25, "drift_alarm": False}
+    return summarize(sum_scopes(results, outside, TOP_CLASS), facts, {("all", None): of_whole}, ["EUR"])
 
 
 def _camera(true_class: np.ndarray, rng: np.random.Generator) -> np.ndarray:
