@@ -31,8 +31,7 @@ from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import message, run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, summary_uri
-from jobs.platform.parquet import read_table
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, read_summary_table
 from jobs.platform.provenance import provenance
 from jobs.reporting.files import write_report
 from jobs.reporting.nights import explain_no_accuracy
@@ -117,7 +116,7 @@ def _finish(tonight: Tonight) -> None:
             if "outcome" not in known:
                 finish_run(tonight.run_uri, known, _outcome(tonight.config))
     check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
-    _report_and_tell(tonight, read_table(summary_uri(tonight.output_uri, tonight.audit_date)))
+    _report_and_tell(tonight, read_summary_table(tonight.output_uri, tonight.audit_date))
 
 
 def _outcome(config: AuditConfig) -> dict[str, object]:

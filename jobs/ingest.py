@@ -72,7 +72,7 @@ def ingest(config: IngestConfig) -> None:
         check_missing(sum(found.rejects.get("no_image", 0) for found in matched), num_records, config)
         check_readable(slices, target)
         # only now, when it is known that there will be bins, a former manifest makes way
-        mark = parts.begin(target)
+        mark = parts.begin(target, replace=config.replace)
         parts.write_rejects(target, rejects)
         counts = write_parts(target, num_bins, slices)
         for found in matched:

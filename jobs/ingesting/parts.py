@@ -1,7 +1,7 @@
 """The manifest's files: claimed, written part by part, and declared whole at the end.
 
-A folder that holds `_incomplete` is no manifest: it stands there from before the first part until after the last one,
-readers refuse the folder for it (`parquet_files`), and the same command writes it anew.
+A folder that holds a mark, `_incomplete-…`, is no manifest: each run has one there from before its first part until after
+its last one, readers refuse the folder for it (`parquet_files`), and the same command writes it anew.
 """
 
 from __future__ import annotations
@@ -63,17 +63,24 @@ def check_target(target: Target, *, replace: bool) -> None:
             raise InputError(
                 f"{uri}: expected a folder of this job's own, found {foreign[0]}; choose another --manifest-uri"
             )
-    incomplete = storage.exists(storage.join(target.manifest_uri, INCOMPLETE))
-    if not replace and not incomplete and _parquet_below(target.manifest_uri):
+    if not replace and not _marks(target) and _parquet_below(target.manifest_uri):
         raise InputError(f"{target.manifest_uri}: a manifest is already there; choose another place or give --replace")
     for uri in (target.manifest_uri, target.rejects_uri):
         storage.check_writable(uri)
 
 
-def begin(target: Target) -> str:
-    """Marks the folder as incomplete, then clears it of a former manifest. Returns the mark."""
-    mark = uuid.uuid4().hex
-    storage.write_bytes(storage.join(target.manifest_uri, INCOMPLETE), mark.encode())
+def begin(target: Target, *, replace: bool) -> str:
+    """Marks the folder as incomplete, then clears it of a former manifest and of the marks of runs that did not finish it.
+    Returns the mark's URI. Raises GateError where another run has finished a manifest since `check_target`."""
+    others = _marks(target)
+    mark = storage.join(target.manifest_uri, f"{INCOMPLETE}-{uuid.uuid4().hex}")
+    storage.write_bytes(mark, b"")
+    if not replace and not others and _parquet_below(target.manifest_uri):
+        storage.delete([mark])
+        raise GateError(
+            f"{target.manifest_uri}: another ingest has finished a manifest there meanwhile; it is left as it is"
+        )
+    storage.delete(others)
     for uri in (target.manifest_uri, target.rejects_uri):
         storage.delete(entry.uri for entry in _parquet_below(uri))
     return mark
@@ -89,17 +96,16 @@ def write_rejects(target: Target, rejects: list[Any]) -> None:
 def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
     """Declares the manifest whole, made as `facts` say. Raises GateError where another run began meanwhile in the same
     folder."""
-    uri = storage.join(target.manifest_uri, INCOMPLETE)
-    if not storage.exists(uri) or storage.read_bytes(uri) != mark.encode():
+    if not storage.exists(mark):
         # the other may have finished already, and some of what lies there now is ours
-        storage.write_bytes(uri, mark.encode())
+        storage.write_bytes(mark, b"")
         raise GateError(
             f"{target.manifest_uri}: another ingest wrote into the same folder meanwhile; run one at a time"
         )
     # beside the manifest and not in its files: the same bins are the same manifest, whichever version found them
     document = json.dumps(facts, indent=1, sort_keys=True) + "\n"
     storage.write_bytes(f"{target.manifest_uri}.json", document.encode())
-    storage.delete([uri])
+    storage.delete([mark])
 
 
 def write_part(bins: pa.Table, target: Target) -> PartReport:
@@ -168,6 +174,12 @@ def _find_groups(rows: pa.Table) -> pa.Array:
         else:
             groups.append(lines[0]["sku"] if lines else bin_id)
     return pa.array(groups, pa.string())
+
+
+def _marks(target: Target) -> list[str]:
+    """Of runs that did not finish the manifest, or not yet."""
+    prefix = storage.join(target.manifest_uri, INCOMPLETE)
+    return [entry.uri for entry in storage.list_objects(target.manifest_uri) if entry.uri.startswith(prefix)]
 
 
 def _parquet_below(uri: str) -> list[storage.StoredObject]:

@@ -25,6 +25,9 @@ _RETRIED = re.compile(r"after \d+ retries")
 _LASTING = re.compile(r"\(os error (20|36|40)\)")
 """ENOTDIR, ENAMETOOLONG, ELOOP: a local path's own fault. What else a local read ends with is a disk or a mount that fails."""
 
+_NO_LOCAL_KEY = "Filenames containing trailing"
+"""obstore keeps `name#1` of a local folder for itself."""
+
 _SIGNS = (
     *("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"),
     "incorrectly configured region",
@@ -65,17 +68,21 @@ async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str |
         except (NotFoundError, FileNotFoundError) as error:
             raise NotFetched(Fault.MISSING, "not found") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise NotFetched(Fault.DENIED, _denied(error)) from error
+            if not storage.may_pass(error):
+                raise NotFetched(Fault.DENIED, _denied(error)) from error
+            failure = storage.explain(error)
         except PreconditionError as error:
             raise NotFetched(Fault.REFUSED, "changed since it was listed; ingest again") from error
         except (InvalidPathError, ValueError) as error:  # a control character in a key is a ValueError
             raise NotFetched(Fault.NO_KEY, "not a valid key") from error
         except (BaseError, OSError) as error:
+            if _NO_LOCAL_KEY in str(error):
+                raise NotFetched(Fault.NO_KEY, "a name that ends in # and digits; rename the file") from error
             if storage.is_s3(uri):
                 gave_up = _RETRIED.search(str(error)) is not None
             else:
                 gave_up = _LASTING.search(str(error)) is None
-            if gave_up or not storage.is_cut_short(error):
+            if gave_up or not storage.may_pass(error):
                 raise NotFetched(Fault.GAVE_UP if gave_up else Fault.REFUSED, _kind(error)) from error
             failure = _kind(error)
         else:

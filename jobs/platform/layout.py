@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.platform import storage
-from jobs.platform.parquet import read_table
+from jobs.platform.parquet import DamagedParquet, read_table
 from schemas.errors import GateError, InputError
 
 STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
@@ -78,8 +80,20 @@ def part_uris(output_uri: str, table: str, audit_date: str, run_id: str) -> list
 
 
 def run_in_force(output_uri: str, audit_date: str) -> str:
-    """The run that the night is committed by. Raises FileNotFoundError for a night that isn't."""
-    return read_table(summary_uri(output_uri, audit_date), ["run_id"])["run_id"][0].as_py()
+    """The run that the night is committed by. Raises as `read_summary_table` does."""
+    return read_summary_table(output_uri, audit_date, ["run_id"])["run_id"][0].as_py()
+
+
+def read_summary_table(output_uri: str, audit_date: str, columns: list[str] | None = None) -> pa.Table:
+    """The night's summary, as the version that committed it wrote it. Raises FileNotFoundError for a night that isn't
+    committed, InputError where the file is damaged."""
+    try:
+        return read_table(summary_uri(output_uri, audit_date), columns)
+    except DamagedParquet as error:
+        raise InputError(
+            f"{error}; where a power cut left it so, the night {audit_date} is not committed: delete the file and run that "
+            "night's audit again"
+        ) from error
 
 
 def committed_run(output_uri: str, audit_date: str) -> str | None:

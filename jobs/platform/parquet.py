@@ -13,7 +13,7 @@ from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import InputError
 
 INCOMPLETE = "_incomplete"
-"""Stands in a folder of Parquet files from before its first file until after its last one is written."""
+"""Names that begin so stand in a folder of Parquet files from before its first file until after its last one is written."""
 
 
 class DamagedParquet(InputError):  # noqa: N818 - what the file is
@@ -39,7 +39,7 @@ def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredOb
         return [one]
     listed = list(storage.list_objects(uri, anonymous=anonymous))
     below = storage.join(storage.absolute(uri), "")
-    if any(entry.uri == storage.join(storage.absolute(uri), INCOMPLETE) for entry in listed):
+    if any(entry.uri.removeprefix(below).startswith(INCOMPLETE) for entry in listed):
         raise InputError(
             f"{uri}: expected a whole data set, found one being written or cut short; run the job that writes it again"
         )

@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import boto3
 from botocore import UNSIGNED
@@ -28,14 +29,33 @@ RETRIES: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
 }
 
+CREDENTIAL_PAUSES = (0.5, 1.0, 0.0)
+"""After each time that no credentials were found, in seconds."""
+
 GUESS_SECONDS = 60.0
 """How long a bucket's region that could not be asked for stays a guess."""
 
 
 def endpoint() -> str | None:
     """The S3 server that is meant, by the environment or the profile; None for AWS's own."""
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return named or _profile_endpoint(os.environ.get("AWS_PROFILE"))
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if named := os.environ.get(name):
+            return _checked_endpoint(name, named)
+    named = _profile_endpoint(os.environ.get("AWS_PROFILE"))
+    return named and _checked_endpoint("endpoint_url", named)
+
+
+def _checked_endpoint(name: str, url: str) -> str:
+    """Raises InputError for what is no server's URL, or holds a secret that would stand in every message about it."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise InputError(
+            f"{name}: expected http://host:port, found one with a user or a password in it; give those as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if not url.startswith(("http://", "https://")) or not parts.hostname:
+        raise InputError(f"{name}: expected http://host:port or https://host, found {url!r}")
+    return url
 
 
 @lru_cache(maxsize=1)
@@ -139,12 +159,16 @@ def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
 
 def _check_credentials(bucket: str, session: boto3.Session) -> None:
     """Raises InputError where there are none, or where AWS's chain can't make them out."""
-    try:
-        found = session.get_credentials()
-    except BotoCoreError as error:
-        raise InputError(f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used") from error
-    if found is None:
-        raise InputError(
-            f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
-        )
+    for pause in CREDENTIAL_PAUSES:
+        try:
+            if session.get_credentials() is not None:
+                return
+        except BotoCoreError as error:
+            raise InputError(
+                f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used"
+            ) from error
+        time.sleep(pause)  # none at all, or a machine's own service that is slow to give them
+    raise InputError(
+        f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
+    )

@@ -38,7 +38,7 @@ from schemas.errors import GateError, InputError
 logger = logging.getLogger(__name__)
 
 CUT_TRIES = 6
-"""An answer that breaks off is asked for again so often; see is_cut_short."""
+"""What obstore doesn't ask for again is asked for again so often; see may_pass."""
 
 MOST_DELETED = 1000
 """Objects in one request to delete them, S3's own limit."""
@@ -165,7 +165,7 @@ def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
     refused = isinstance(
         error, PermissionDeniedError | UnauthenticatedError | InvalidPathError | NotFoundError | PermissionError
     )
-    if refused or any(sign in str(error).lower() for sign in _WRONG_PLACE):
+    if _NO_CREDENTIALS not in str(error) and (refused or any(sign in str(error).lower() for sign in _WRONG_PLACE)):
         return InputError(f"{message}; check the place and the permissions")
     return GateError(f"{message}; when storage is back, the same command goes on")
 
@@ -181,7 +181,7 @@ def read_bytes(uri: str, *, anonymous: bool = False) -> bytes:
             raise FileNotFoundError(f"{uri}: not found") from error
         except (BaseError, OSError) as error:
             num_failed += 1
-            if num_failed == CUT_TRIES or not is_cut_short(error):
+            if num_failed == CUT_TRIES or not may_pass(error):
                 raise _failure(uri, "read", error) from error
             time.sleep(0.2 * 2**num_failed)
 
@@ -195,10 +195,15 @@ def read_json(uri: str, *, anonymous: bool = False) -> Any:
         return None
 
 
-def is_cut_short(error: Exception) -> bool:
-    """Whether an answer broke off on its way. obstore goes on with an object's body, but asks again neither for a page
-    of a listing nor for the few bytes that say why there is no object."""
-    return "response body" in str(error)
+_NO_CREDENTIALS = "External AWS credential provider"
+"""Stands in obstore's errors where a role's credentials could not be renewed: whoever gives them was away."""
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether asking again may help where obstore doesn't: the source of credentials did not answer, or an answer broke off
+    on its way (obstore goes on with an object's body, but asks again neither for a page of a listing nor for the few bytes
+    that say why there is no object)."""
+    return "response body" in str(error) or _NO_CREDENTIALS in str(error)
 
 
 def explain(error: Exception) -> str:
@@ -302,7 +307,7 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
             return
         except (BaseError, OSError) as error:
             num_failed += 1
-            if num_failed == CUT_TRIES or not is_cut_short(error):
+            if num_failed == CUT_TRIES or not may_pass(error):
                 raise _failure(uri, "listed", error) from error
             # S3 lists in order, so it goes on after the last key
             time.sleep(0.2 * 2**num_failed)

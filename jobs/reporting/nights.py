@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.platform.layout import list_nights, part_uris, partition_uri, summary_uri, unless_replaced
+from jobs.platform.layout import list_nights, part_uris, partition_uri, read_summary_table, unless_replaced
 from jobs.platform.parquet import open_parquet, read_table
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -50,7 +50,7 @@ def explain_no_accuracy(whole: dict[str, Any]) -> str:
 def read_night(output_uri: str, audit_date: str) -> Night:
     """Raises InputError, naming the nights there are, where `audit_date` is not committed."""
     try:
-        summary = conform(read_table(summary_uri(output_uri, audit_date)), SUMMARY_SCHEMA)
+        summary = conform(read_summary_table(output_uri, audit_date), SUMMARY_SCHEMA)
     except FileNotFoundError as error:
         raise InputError(f"{output_uri}: night {audit_date} is not committed; {_found(output_uri)}") from error
     return Night(output_uri, audit_date, summary["run_id"][0].as_py(), summary)

@@ -163,8 +163,9 @@ def fetch_each(
                 if not (isinstance(found, Photo) and found.gave_up):
                     num_given_up = 0
                 elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:
+                    server = (s3.endpoint() or "S3") if storage.is_s3(uri) else "local files"
                     raise GateError(
-                        f"{s3.endpoint() or 'S3'}: the storage stopped answering: {uri}: {found.error}, like "
+                        f"{server}: the storage stopped answering: {uri}: {found.error}, like "
                         f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
                     )
                 return use(found)

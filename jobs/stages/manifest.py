@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -80,8 +81,10 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     Without `needs_night` a manifest may name none (its `audit_date` is then empty).
     """
     uri = storage.absolute(uri)
-    files = [entry.uri for entry in parquet_files(uri)]
+    parquet_files(uri)  # what is not there is said at once
     await_slot(CHECK_CPUS)
+    listed = parquet_files(uri)
+    files = [entry.uri for entry in listed]
     found = ray.data.from_items([{"uri": file} for file in files], override_num_blocks=len(files)).map(
         _check_file, num_cpus=CHECK_CPUS
     )
@@ -104,6 +107,12 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
             f"{uri}: bin_id {bin_id!r} stands in {count} rows; every bin must stand in exactly one"
             for bin_id, count in find_duplicates(files, "bin_id", limit=MAX_PROBLEMS)
         ]
+    # one that was written anew meanwhile may hold files that were never listed: their bins would be lost
+    if parquet_files(uri) != listed:
+        raise InputError(
+            f"{uri}: was written anew while it was read; leave the manifest alone while a job reads it, and run the same "
+            "command again"
+        )
     refuse(problems)
     digest = hashlib.sha256()
     for report in reports:
@@ -193,13 +202,15 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
     records = np.zeros(MOST_TOLD + 1, np.int64)
     present = [field.name for field in MANIFEST_SCHEMA if field.name in schema.names]
     for batch in parquet.iter_batches(batch_size=65536, columns=present):
-        try:
-            table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA)
-            table.validate(full=True)  # texts that are no UTF-8
-        except pa.ArrowInvalid as error:
-            start = report["num_rows"]
-            report["problems"].append(f"{uri}: rows {start} to {start + batch.num_rows - 1}: {error}")
+        misfits = [misfit for name in present if (misfit := _find_misfit(batch, MANIFEST_SCHEMA.field(name)))]
+        if misfits:
+            report["problems"] += [
+                f"{uri}: row {report['num_rows'] + row}: {name}: expected {MANIFEST_SCHEMA.field(name).type}, found another "
+                f"value ({error})"
+                for row, name, error in misfits
+            ]
             return
+        table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA)
         report["problems"] += list(row_problems(table, uri, report["num_rows"]))
         report["num_rows"] += table.num_rows
         told = table["expected_qty"].drop_null().to_numpy().clip(0, MOST_TOLD)
@@ -212,6 +223,24 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
             break
     report["currencies"] = _sort_currencies(currencies)[:MAX_PROBLEMS]
     report["records"] = records.tolist()
+
+
+def _find_misfit(batch: pa.RecordBatch, field: pa.Field) -> tuple[int, str, str] | None:
+    """Row, column and what is wrong of the first value that the column can't hold: a number out of its range, a text that is
+    no UTF-8."""
+    values = batch.column(field.name)
+
+    def misfit(rows: pa.Array) -> str | None:
+        try:
+            rows.cast(field.type).validate(full=True)
+        except pa.ArrowInvalid as error:
+            return str(error)
+        return None
+
+    if misfit(values) is None:
+        return None
+    row = bisect_left(range(len(values)), True, key=lambda last: misfit(values.slice(0, last + 1)) is not None)
+    return row, field.name, misfit(values.slice(row, 1)) or ""
 
 
 def _sort_currencies(currencies: set[str | None]) -> list[str | None]:

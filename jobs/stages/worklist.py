@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -86,9 +86,10 @@ def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int = 0)
     try:
         yield write_worklist(manifest, folder_uri, image_size)
     finally:
-        storage.delete([entry.uri for entry in storage.list_objects(folder_uri)])
-        if not storage.is_s3(folder_uri) and Path(folder_uri).is_dir():
-            Path(folder_uri).rmdir()
+        if storage.is_s3(folder_uri):
+            storage.delete([entry.uri for entry in storage.list_objects(folder_uri)])
+        else:  # with what a killed worker was writing, which no listing names
+            shutil.rmtree(folder_uri, ignore_errors=True)
 
 
 def _copy_file(row: dict) -> dict:

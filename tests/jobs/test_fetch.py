@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from obstore.exceptions import GenericError, PermissionDeniedError
+from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
 from PIL import Image
 
 from jobs.exploring.looks import look_at
@@ -236,6 +236,38 @@ def test_a_disk_that_fails_is_a_storage_that_is_away(
     found = asyncio.run(fetch_allowed(str(tmp_path / "a.jpg"), None, _plan(str(tmp_path))))
     assert isinstance(found, Photo)
     assert (found.status, found.gave_up) == ("fetch_failed", gave_up)
+
+
+def test_a_local_name_that_can_not_be_read_is_no_outage(tmp_path: Path) -> None:
+    for number in range(OUTAGE_FAILURES):
+        (tmp_path / f"bin#{number}").write_bytes(photo(1, 1))
+    rows = manifest_table(str(tmp_path), [1] * OUTAGE_FAILURES)
+    names = pa.array([f"{tmp_path}/bin#{number}" for number in range(OUTAGE_FAILURES)])
+    fetched = fetch_rows(
+        rows.set_column(rows.schema.get_field_index("image_uri"), "image_uri", names), _plan(str(tmp_path))
+    )
+    assert set(fetched["status"].to_pylist()) == {"image_rejected"}
+    assert set(fetched["error"].to_pylist()) == {"a name that ends in # and digits; rename the file"}
+
+
+def test_photos_wait_for_a_source_of_credentials_that_is_away(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unsigned:
+        num_asked = 0
+
+        async def get_async(self, key: str, *, options: object) -> None:
+            self.num_asked += 1
+            raise UnauthenticatedError("External AWS credential provider failed: EndpointConnectionError")
+
+    store = Unsigned()
+    monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (store, uri))
+
+    async def at_once(seconds: float) -> None: ...
+
+    monkeypatch.setattr(fetching.asyncio, "sleep", at_once)
+    found = asyncio.run(fetch_allowed("s3://bucket/images/1.jpg", None, _plan("s3://bucket/images")))
+    assert isinstance(found, Photo)
+    assert (found.status, found.gave_up, store.num_asked) == ("fetch_failed", True, storage.CUT_TRIES)
+    assert found.error is not None and "EndpointConnectionError" in found.error
 
 
 def test_folders_named_like_photos_fail_at_once(tmp_path: Path) -> None:

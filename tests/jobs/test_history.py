@@ -13,7 +13,8 @@ import pytest
 from jobs.counting.counted import has_counts, read_counted
 from jobs.counting.history import freeze_last_counts, read_history
 from jobs.counting.resolution import Count, Finding, resolve_counts
-from jobs.platform.layout import FROZEN
+from jobs.platform import storage
+from jobs.platform.layout import FROZEN, committed_run, summary_uri
 from schemas.errors import InputError
 from tests.planned_night import commit_night, counted_row, mark_run, plan_row, priority_row, take_in, write_run
 
@@ -168,6 +169,16 @@ def test_a_replaced_plan_stays_apart_from_the_one_in_force(output: str) -> None:
 def test_a_run_that_died_right_after_its_commit_is_in_force(output: str) -> None:
     commit_night(output, "2026-03-02", [plan_row("a")], marked=False)
     assert len(read_history(output, "2026-03-03").nights) == 1
+
+
+def test_a_summary_that_a_power_cut_left_empty_is_named_with_what_to_do(output: str) -> None:
+    commit_night(output, "2026-03-01", [plan_row("a")])
+    storage.write_bytes(summary_uri(output, "2026-03-01"), b"")
+    told = r"summary\.parquet: expected a Parquet file.*the night 2026-03-01 is not committed: delete the file and run that"
+    with pytest.raises(InputError, match=told):
+        committed_run(output, "2026-03-01")
+    with pytest.raises(InputError, match=told):
+        read_history(output, "2026-03-02")
 
 
 def test_a_committed_run_without_its_plan_is_said_to_be_broken(output: str) -> None:

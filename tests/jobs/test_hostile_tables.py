@@ -95,10 +95,13 @@ def test_a_number_that_is_none_is_named(tmp_path: Path, columns: dict, message: 
 def test_quantities_beyond_int32_and_texts_that_are_no_utf8_are_named(tmp_path: Path) -> None:
     table = manifest_table("/photos", [1, 2, 3])
     wide = table.set_column(2, "expected_qty", pa.array([1, 2**40, 3]))
-    assert "rows 0 to 2" in problems(tmp_path, parquet_bytes(wide))[0]
+    (problem,) = problems(tmp_path, parquet_bytes(wide))
+    assert (
+        "row 1: expected_qty: expected int32, found another value (Integer value 1099511627776 not in range" in problem
+    )
     broken = pa.array([b"a", b"\xff\xfe", b"c"]).view(pa.string())
     (problem,) = problems(tmp_path, parquet_bytes(table.set_column(0, "bin_id", broken)))
-    assert "UTF8" in problem
+    assert "row 1: bin_id: expected string, found another value (" in problem and "UTF8" in problem
 
 
 def test_metadata_of_noise_is_no_obstacle(tmp_path: Path) -> None:

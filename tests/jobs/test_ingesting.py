@@ -28,7 +28,7 @@ from jobs.ingesting.readable import probe, unfetched_error
 from jobs.ingesting.records import UNREADABLE, StorageOutage, read_records
 from jobs.platform import s3, storage
 from jobs.platform.fetching import Fault, NotFetched
-from jobs.platform.parquet import INCOMPLETE, parquet_files, read_table, write_table
+from jobs.platform.parquet import parquet_files, read_table, write_table
 from schemas.abid import UnreadableRecord
 from schemas.errors import GateError, InputError
 from schemas.wms import group_lines, parse_lines
@@ -409,11 +409,39 @@ def test_a_key_that_is_no_path_is_an_unreadable_record(tmp_path: Path) -> None:
 
 
 def test_an_ingest_that_was_overtaken_leaves_the_folder_marked_as_incomplete(target: Target) -> None:
-    first, second = begin(target), begin(target)
+    first, second = begin(target, replace=False), begin(target, replace=False)
     finish(target, second, {})
     with pytest.raises(GateError, match="another ingest"):
         finish(target, first, {})
-    assert storage.exists(f"{target.manifest_uri}/{INCOMPLETE}")
+    with pytest.raises(InputError, match="being written or cut short"):
+        parquet_files(target.manifest_uri)
+
+
+def test_an_ingest_that_finishes_leaves_the_mark_of_one_that_has_just_begun(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, write = begin(target, replace=False), storage.write_bytes
+
+    def write_and_begin(uri: str, data: bytes) -> None:
+        write(uri, data)
+        if uri == f"{target.manifest_uri}.json":
+            monkeypatch.undo()
+            begin(target, replace=True)
+
+    monkeypatch.setattr(parts.storage, "write_bytes", write_and_begin)
+    finish(target, first, {})
+    with pytest.raises(InputError, match="being written or cut short"):
+        parquet_files(target.manifest_uri)
+
+
+def test_a_manifest_that_was_finished_meanwhile_is_left_as_it_is(target: Target) -> None:
+    parts.check_target(target, replace=False)
+    write_table(f"{target.manifest_uri}/part-00000-00000.parquet", LINES)
+    with pytest.raises(GateError, match="another ingest has finished a manifest there meanwhile"):
+        begin(target, replace=False)
+    assert [entry.uri for entry in parquet_files(target.manifest_uri)] == [
+        f"{target.manifest_uri}/part-00000-00000.parquet"
+    ]
 
 
 def test_a_column_of_times_may_hold_nothing_or_be_a_dictionary() -> None:
@@ -506,6 +534,6 @@ def test_a_former_manifest_that_is_cleared_halfway_is_no_manifest(
 
     monkeypatch.setattr(parts.storage, "delete", die)
     with pytest.raises(KeyboardInterrupt):
-        begin(target)
+        begin(target, replace=True)
     with pytest.raises(InputError, match="being written or cut short"):
         parquet_files(target.manifest_uri)

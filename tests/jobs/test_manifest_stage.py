@@ -1,3 +1,4 @@
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from jobs.platform.cluster import connect
 from jobs.platform.parquet import read_row_group, write_table
+from jobs.stages import manifest as stages_manifest
 from jobs.stages.manifest import check_manifest
 from jobs.stages.worklist import shard_rows, temporary_worklist, write_worklist
 from schemas.errors import InputError
@@ -138,12 +140,33 @@ def test_a_manifest_that_changes_after_its_check_is_refused(ray_cluster: None, t
     assert not list((tmp_path / "worklist").glob("*"))
 
 
+def test_a_manifest_that_is_written_anew_while_it_is_checked_is_refused(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = _write(tmp_path, _rows(5))
+
+    def write_anew(*_: object, **__: object) -> list[tuple[str, int]]:
+        shutil.copy(f"{uri}/part-0.parquet", f"{uri}/part-1.parquet")
+        return []
+
+    monkeypatch.setattr(stages_manifest, "find_duplicates", write_anew)
+    with pytest.raises(InputError, match="was written anew while it was read"):
+        check_manifest(uri, None)
+
+
 def test_two_jobs_with_one_output_keep_their_own_worklists(ray_cluster: None, tmp_path: Path) -> None:
     manifest = check_manifest(_write(tmp_path, _rows(5)), None)
     with temporary_worklist(manifest, str(tmp_path / "out")) as shards:
         with temporary_worklist(manifest, str(tmp_path / "out")):
             pass
         assert read_row_group(shards[0].uri, shards[0].row_group).num_rows == 5
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_a_killed_worker_was_writing_goes_with_the_worklist(ray_cluster: None, tmp_path: Path) -> None:
+    manifest = check_manifest(_write(tmp_path, _rows(5)), None)
+    with temporary_worklist(manifest, str(tmp_path / "out")) as shards:
+        Path(f"{shards[0].uri}#1").write_bytes(b"half of it")
     assert not list((tmp_path / "out").iterdir())
 
 

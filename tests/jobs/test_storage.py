@@ -4,17 +4,18 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pyarrow as pa
 import pytest
 from botocore.exceptions import EndpointConnectionError
-from obstore.exceptions import BaseError, GenericError
+from obstore.exceptions import BaseError, GenericError, UnauthenticatedError
 
 from jobs.platform import s3, storage
 from jobs.platform.parquet import DamagedParquet, open_parquet, parquet_files, read_row_group, read_table, write_table
 from jobs.training.network import ray_storage
-from schemas.errors import InputError
+from schemas.errors import GateError, InputError
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -213,6 +214,61 @@ def test_a_profile_s_own_server_is_the_one_that_is_meant(monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="AWS settings: Invalid endpoint: minio:9000"):
         s3.endpoint()
     s3._profile_endpoint.cache_clear()
+
+
+@pytest.mark.parametrize("url", ["minio:9000", "HTTP://minio:9000", "http://", "ftp://minio:9000"])
+def test_a_server_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with pytest.raises(
+        InputError, match=re.escape(f"AWS_ENDPOINT_URL: expected http://host:port or https://host, found {url!r}")
+    ):
+        storage.read_bytes("s3://bucket/key")
+
+
+def test_a_secret_in_a_server_s_url_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:hush@minio:9000")
+    with pytest.raises(InputError, match=r"AWS_ENDPOINT_URL_S3: expected .* found one with a user") as raised:
+        storage.read_bytes("s3://bucket/key")
+    assert "hush" not in str(raised.value)
+
+
+def test_credentials_that_come_late_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, pauses = [None, "credentials"], []
+    monkeypatch.setattr(s3.time, "sleep", pauses.append)
+    session = SimpleNamespace(get_credentials=lambda: answers.pop(0))
+    s3._check_credentials("bucket", session)  # type: ignore[arg-type]
+    assert pauses == [0.5] and not answers
+
+
+def test_a_source_of_credentials_that_is_away_is_no_wrong_permission(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = UnauthenticatedError(
+        "Error performing GET: External AWS credential provider failed: EndpointConnectionError"
+    )
+
+    class Store:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def get(self, key: str) -> None:
+            self.asked += 1
+            raise gone
+
+        head = put = get
+
+        def list(self, *_: object, **__: object) -> None:
+            self.get("")
+
+    store = Store()
+    monkeypatch.setattr(storage, "locate", lambda uri, anonymous=False: (store, "key"))
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    for ask in (storage.read_bytes, storage.exists, lambda uri: list(storage.list_objects(uri))):
+        with pytest.raises(
+            GateError, match=r"EndpointConnectionError.*; when storage is back, the same command goes on"
+        ):
+            ask("s3://bucket/key")
+    assert store.asked == 2 * storage.CUT_TRIES + 1
 
 
 def test_s3_s_own_reason_is_told() -> None:
