@@ -111,11 +111,12 @@ class _Ledger:
         self.num_known = 0
 
     def knows(self, row: CountRow) -> bool:
-        """Whether an earlier call took the row in; one that it took in unconfirmed may come again once confirmed."""
+        """Whether an earlier call took the row in; one that it took in unconfirmed may come again once confirmed, and one
+        that is said to be unconfirmed after all is told so."""
         known = self._before.get(_identity(row.audit_date, row.bin_id, row.count))
         if row.count.counter_id is None:  # the same sheet without its column of names
             known = self._named.get(_identity(row.audit_date, row.bin_id, row.count)[:-1], known)
-        if known is None or (row.count.confirmed and not known):
+        if known is None or (row.count.confirmed and not known) or (known and row.confirmed is False):
             return False
         self.num_known += 1
         return True
@@ -152,20 +153,45 @@ class _Ledger:
             )
             if not (contradicts and (settles or is_doubt)):
                 detail = f"the bin is resolved for the night {row.audit_date}: {finding.qty} pieces"
+                if row.confirmed is False and any(
+                    count.confirmed and _is_same_sight(count, row.count) for count in kept
+                ):
+                    detail += "; this count was confirmed before, and what was confirmed stays so"
                 confirmed = replace(row.count, confirmed=True)
                 if contradicts and resolve_counts([*kept, confirmed], expected_qty) == settled:
                     detail += "; with confirmed it is overruled"
                 elif contradicts:
                     detail += "; only what is confirmed and has a later counted_at overrules it"
                 raise Reject(RejectReason.COUNTED_TWICE, detail)
-        about = row.count.counted_qty, row.count.counter_id
-        if not row.count.confirmed and any((count.counted_qty, count.counter_id) == about for count in kept):
-            who = f"counter_id {about[1]!a}" if about[1] else "a count without counter_id"
-            detail = f"{who} has found {about[0]} pieces already: a second count needs another counter_id, or confirmed"
-            raise Reject(RejectReason.COUNTED_TWICE, detail)
+        if not row.count.confirmed and (problem := _find_twin(row.count, kept)):
+            raise Reject(RejectReason.COUNTED_TWICE, problem)
         is_confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
         others = [count for count in kept if count not in unconfirmed]
         counts[:] = [*others, replace(unconfirmed[0] if unconfirmed else row.count, confirmed=is_confirmed)]
+
+
+def _find_twin(new: Count, kept: Sequence[Count]) -> str | None:
+    """Why an unconfirmed count says nothing new: rather the sheet of one that was taken in, handed in again with another
+    time, another name or none."""
+    same = [count for count in kept if count.counted_qty == new.counted_qty]
+    if new.counter_id is None and same:
+        return f"{new.counted_qty} pieces were found already: a second count needs a counter_id, or confirmed"
+    if any(count.counter_id == new.counter_id for count in same):
+        return (
+            f"counter_id {new.counter_id!a} has found {new.counted_qty} pieces already: a second count needs another "
+            "counter_id, or confirmed"
+        )
+    at = new.counted_at
+    if (at.second or at.microsecond) and any(count.counted_at == at for count in same):
+        return (
+            f"{new.counted_qty} pieces were found at the same second by another counter_id: the same sheet under another "
+            "name? If two people counted, say so with confirmed"
+        )
+    if any(count.counter_id == new.counter_id and count.counted_at == at for count in kept):
+        return (
+            f"counter_id {new.counter_id!a} has found another quantity at the same time: a correction needs a later one"
+        )
+    return None
 
 
 def _is_same_sight(one: Count, other: Count) -> bool:

@@ -36,7 +36,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the counts of a bin come to. Unresolved: `qty` is the first mismatch, as it was counted."""
+    """What the counts of a bin come to. Unresolved: `qty` is the first mismatch that its counter has not corrected."""
 
     qty: int
     resolved: bool
@@ -55,10 +55,11 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
 
     Right where every count equals the record. A mismatch is settled by a `confirmed` count, or by counts of the same
     quantity by two people (counts without a `counter_id` are nobody's); of several settled quantities the one that was
-    counted last wins. Where none is settled, and the mismatches have a `counter_id` each, a count by another person that
-    equals the record refutes them: right. `repeat_offenders` in queries.sql follows the same rule.
+    counted last wins. Of one person's mismatches the last is meant, the others were corrected by it. Where none is settled,
+    and the mismatches have a `counter_id` each, a count by another person that equals the record refutes them: right.
+    `repeat_offenders` in queries.sql follows the same rule.
     """
-    ordered = sort_counts(counts)
+    ordered = _without_corrected(sort_counts(counts), expected_qty)
     if not ordered:
         return None
     confirmed = {count.counted_qty for count in ordered if count.confirmed}
@@ -74,6 +75,18 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
     if not mismatches or (None not in erring and people.get(expected_qty, set()) - erring):
         return Finding(expected_qty, resolved=True)
     return Finding(mismatches[0].counted_qty, resolved=False)
+
+
+def _without_corrected(ordered: list[Count], expected_qty: int) -> list[Count]:
+    last = {count.counter_id: count.counted_at for count in ordered if count.counted_qty != expected_qty}
+    return [
+        count
+        for count in ordered
+        if count.confirmed
+        or count.counter_id is None
+        or count.counted_qty == expected_qty
+        or count.counted_at == last[count.counter_id]
+    ]
 
 
 def sort_counts(counts: Iterable[Count]) -> list[Count]:

@@ -367,6 +367,50 @@ def test_one_person_who_counts_twice_is_one_person(output: str) -> None:
     assert read_counted(output).num_rows == 1
 
 
+def test_a_person_s_own_correction_replaces_what_they_counted(output: str) -> None:
+    lines = [f"a,{NIGHT},{quantity},2026-03-03T0{hour}:00Z,kim,," for hour, quantity in ((8, 1), (9, 11))]
+    assert take_in(output, *lines) == 0
+    assert read_history(output, "2026-03-03").nights[0].counted_qty[0] == 11
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T10:00Z,lee,,", name="lee.csv") == 0  # kim has taken that back
+    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 0
+    assert take_in(output, f"a,{NIGHT},11,2026-03-03T11:00Z,ana,,", name="ana.csv") == 0
+    facts = read_history(output, "2026-03-03").last_counts.loc["a"]
+    assert (facts["finding"], facts["found_qty"]) == ("wrong", 11)
+
+
+def test_of_two_quantities_at_one_time_nobody_knows_which_corrects_the_other(output: str) -> None:
+    lines = [f"a,{NIGHT},{quantity},2026-03-03T08:00Z,kim,," for quantity in (1, 11)]
+    assert take_in(output, *lines) == 1
+    assert "another quantity at the same time: a correction needs a later one" in rejects(output)[0]["detail"]
+
+
+def test_a_sheet_that_comes_again_under_another_name_does_not_confirm_itself(output: str) -> None:
+    sheet = [f"a,{NIGHT},1,2026-03-03T08:15:42Z,kim,,", f"b,{NIGHT},1,2026-03-03T08:16:10Z,kim,,"]
+    assert take_in(output, *sheet) == 0
+    assert take_in(output, *(line.replace("kim", "lee") for line in sheet), name="renamed.csv") == 1
+    assert [found["bin_id"] for found in rejects(output)] == ["a", "b"]
+    assert "the same sheet under another name?" in rejects(output)[0]["detail"]
+    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:15:42Z,lee,true,", name="confirmed.csv") == 0
+
+
+def test_a_sheet_without_its_names_and_seconds_is_no_other_count(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:15:42Z,kim,,") == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03 08:15,,,", name="saved.csv") == 1
+    assert rejects(output)[0]["reason"] == "counted_twice"
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T09:00Z,lee,,", name="second.csv") == 0
+    assert read_history(output, "2026-03-03").last_counts.loc["a", "finding"] == "right"
+
+
+def test_a_confirmation_that_is_taken_back_is_not_passed_over(output: str) -> None:
+    line = f"a,{NIGHT},1,2026-03-03T08:00Z,kim,true,"
+    assert take_in(output, line) == 0
+    for empty in (line, line.replace("true", "")):
+        assert take_in(output, empty, name="again.csv") == 0
+    assert take_in(output, line.replace("true", "false"), name="withdrawn.csv") == 1
+    assert "this count was confirmed before, and what was confirmed stays so" in rejects(output)[0]["detail"]
+
+
 def test_a_count_may_come_again_once_it_is_confirmed(output: str) -> None:
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,") == 0
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,true,") == 0
