@@ -24,11 +24,13 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.schema import ApplicationStatus
 
 from jobs.config.serve import ServeConfig
 from jobs.platform.cluster import connect
@@ -55,6 +57,9 @@ SERVE_SETTINGS = {
 own must be started with them."""
 
 
+UNHEALTHY_SECONDS = 120.0
+"""So long Serve may try to replace replicas before the endpoint ends: a large bundle takes its time to load."""
+
 LOOK_SECONDS = 10.0
 """How often to look whether the endpoint is still there."""
 
@@ -73,8 +78,9 @@ def run_endpoint(config: ServeConfig) -> None:
             start_endpoint(config)
         with _on_stop(lambda *_: stopped.set()):
             print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
+            unhealthy_since = None
             while not stopped.wait(LOOK_SECONDS):
-                _check_running()
+                unhealthy_since = _check_running(unhealthy_since)
             _check_running()
             print("shutting down: finishing the requests that were taken", flush=True)
             stop_endpoint()
@@ -106,8 +112,10 @@ def start_endpoint(config: ServeConfig) -> None:
         raise GateError(f"the endpoint did not start: {error}") from error
 
 
-def _check_running() -> None:
-    """Raises GateError where the endpoint has gone (what looks after this command starts it again then)."""
+def _check_running(unhealthy_since: float | None = None) -> float | None:
+    """Raises GateError where the endpoint has gone, or has been unhealthy for UNHEALTHY_SECONDS, as where its bundle was
+    replaced and a replica died (what looks after this command starts it again then). `unhealthy_since`, by the monotonic
+    clock, is what the last look returned."""
     gone = GateError("the endpoint was ended from elsewhere (`serve shutdown` or `serve delete`)")
     try:
         applications = serve.status().applications
@@ -117,6 +125,16 @@ def _check_running() -> None:
         if not applications:
             serve.shutdown()  # `serve delete` leaves Serve itself, and the next start would find the cluster serving
         raise gone
+    found = applications[APP_NAME]
+    if found.status not in (ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOY_FAILED):
+        return None
+    now = time.monotonic()
+    if unhealthy_since is not None and now - unhealthy_since > UNHEALTHY_SECONDS:
+        messages = [found.message, *(deployment.message for deployment in found.deployments.values())]
+        lost = GateError(f"the endpoint can't be kept up: {' '.join(filter(None, messages))[-2000:]}")
+        stop_endpoint()
+        raise lost
+    return unhealthy_since or now
 
 
 def stop_endpoint() -> None:

@@ -18,17 +18,23 @@ def classes_of(expected_qty: np.ndarray, top_class: int) -> np.ndarray:
 
 def count_rows(expected_qty: np.ndarray, top_class: int) -> np.ndarray:
     """The row of `count_targets` for each record: its quantity, at most the last row's. int64 (n,)."""
-    return np.minimum(expected_qty, max(LEARNED_QUANTITY, top_class)).astype(np.int64)
+    return np.minimum(expected_qty, _last_row(top_class)).astype(np.int64)
+
+
+def _last_row(top_class: int) -> int:
+    """Far enough above K that a record there says "K or more" for certain."""
+    return max(LEARNED_QUANTITY, top_class + 4)
 
 
 def count_targets(top_class: int, kind: str) -> np.ndarray:
-    """Target probabilities, float32 (max(LEARNED_QUANTITY, K) + 1, K + 1): row q for a record of q (its last row for more).
+    """Target probabilities, float32 (max(LEARNED_QUANTITY, K + 4) + 1, K + 1): row q for a record of q (its last row for
+    more).
 
     `classes`: all on the record's class. `ordinal`: proportional to DECAY ** |k - q| over the quantities up to three
     beyond the last row's, then those of K and more are added up: a record of 9 says "K or more" for certain,
     a record of K leaves some to K - 1.
     """
-    last = max(LEARNED_QUANTITY, top_class)
+    last = _last_row(top_class)
     quantities = np.arange(last + 4)
     rows = np.arange(last + 1)
     if kind == "classes":

@@ -212,12 +212,18 @@ class _Loop:
         size, key = recipe.image_size_of(epoch), epoch if recipe.augmentation > 0 else None
         return [MicroBatch(rows, size, key) for rows in chosen]
 
+    def _num_per_batch(self) -> int:
+        """Micro-batches of one batch, and in `_num_own` this worker's of them."""
+        return self.recipe.batch_size // self.recipe.micro_batch
+
+    def _num_own(self) -> int:
+        return len(range(self.worker.rank, self._num_per_batch(), self.worker.num_workers))
+
     def _train_epoch(self, epoch: int, batches: list[MicroBatch], stream: Iterator[PreparedBatch]) -> None:
         recipe, watch = self.recipe, self.watch
         set_training_mode(self.network, recipe.unfreeze)
         planned = iter(batches)
-        per_batch = recipe.batch_size // recipe.micro_batch
-        own = len(batches) // self.steps_per_epoch
+        per_batch, own = self._num_per_batch(), self._num_own()
         num_steps = self.steps_per_epoch * recipe.max_epochs
         losses: list[torch.Tensor] = []
         started, wait_before = time.perf_counter(), watch.seconds["wait for photos"]
@@ -359,11 +365,13 @@ class _Loop:
 
     @torch.no_grad()
     def _average_statistics(self) -> None:
-        """Batch normalisation saw other photos on every worker: their running statistics are averaged."""
+        """Batch normalisation saw other photos on every worker: their running statistics are averaged, each worker's by its
+        share of a batch's micro-batches."""
+        share = self._num_own() / self._num_per_batch()
         for state in (self.network.state_dict(), self.average.state):
             for name, value in state.items():
                 if "running_" in name:
-                    self.worker.sum(value).div_(self.worker.num_workers)
+                    self.worker.sum(value.mul_(share))
 
     def _profiler(self, epoch: int) -> Any:
         if not self.settings.trace_steps or epoch > self.seen.first_epoch or self.worker.rank != 0:

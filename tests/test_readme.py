@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.platform.command import run_command
@@ -54,6 +55,19 @@ def test_the_last_night_s_list_is_read_the_same_in_duckdb_and_polars(tmp_path: P
         assert connection.sql(blocks[1]).pl()["bin_id"].to_list() == listed["bin_id"].to_list()
         counted, plan = connection.table("counted").pl(), connection.table("recount_plan").pl()
     assert counted.join(plan, on=["audit_date", "bin_id"]).height == counted.height > 0
+
+
+def test_polars_reads_nights_of_two_releases(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", "2026-03-02", "2026-03-03"], num_bins=200)
+    for night, table, gone in (("01", "summary", "ece_window"), ("03", "results", "certificate_p")):
+        for path in (tmp_path / table / f"audit_date=2026-03-{night}").iterdir():
+            pq.write_table(pq.read_table(path, partitioning=None).drop_columns([gone]), path)
+    snippet = re.search(r"```python\n(import polars.*?)```", README, re.DOTALL)
+    assert snippet is not None
+    (tmp_path / "snippet.py").write_text(snippet[1].replace('"audits/', f'"{tmp_path}/'))
+    listed = runpy.run_path(str(tmp_path / "snippet.py"))["listed"]
+    assert listed["rank"].to_list() == list(range(1, 21))
+    assert set(map(str, listed["audit_date"])) == {"2026-03-03"}
 
 
 def ask_three_questions(connection: duckdb.DuckDBPyConnection, output: Path) -> list[list[tuple]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.counting.belief import true_shares
 from model.posterior import Assessor, build_assessor
 from model.record_errors import DEFAULT_SIZES, SIZE_STEPS
 from model.record_model import assume_record_model
@@ -44,7 +45,8 @@ def measure_doubt(
     depths = [depth for depth in DEPTHS if depth <= num_altered]
     mistakes = _mistake_shares(info.num_classes).cumsum(axis=1)[:, :-1]  # the last class is what remains
     rates = {"p_record_wrong": info.label_noise.rate, **{f"noise_{rate:.2f}": rate for rate in NOISE_RATES}}
-    record_model = assume_record_model(np.asarray(info.label_histogram) + 1)
+    # as an audit of these bins would have it, whose mix of quantities need not be training's
+    record_model = assume_record_model(true_shares(np.bincount(labels, minlength=info.num_classes)))
     assessors = {name: build_assessor(info.label_histogram, rate, record_model) for name, rate in rates.items()}
     generator = np.random.default_rng(seed)
     found = {name: np.zeros(len(depths)) for name in RANKINGS}

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
+from scipy.stats import chisquare
 
 from jobs.evaluating.doubt import measure_doubt
 from jobs.evaluating.predictions import Predictions
-from model.metrics import confusion, evaluate_counts, reliability, with_intervals
+from model.calibration import negative_log_likelihood, shift_of_mix
+from model.metrics import calibration_error, confusion, evaluate_counts, reliability, with_intervals
 from model.prediction_sets import build_prediction_sets
 from schemas.bundle import BundleInfo
 
@@ -16,7 +19,7 @@ from schemas.bundle import BundleInfo
 def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[str, Any]:
     """Plain JSON values; null where a figure does not exist (an interval of a single group).
 
-    `metrics` (per scope: exact, within_one, mae, rmse, bias, nll with intervals, and `majority`), `calibration`,
+    `metrics` (per scope: exact, within_one, mae, rmse, bias, nll with intervals, and `majority`), `calibration`, `own_mix`,
     `per_class`, `confusion` (rows the record, columns the camera), `prediction_sets`, `doubt`.
     """
     probabilities = predictions.probabilities
@@ -33,6 +36,7 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
         "num_ungrouped": int((predictions.groups == predictions.bin_ids).sum()),
         "metrics": metrics,
         "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
+        "own_mix": _at_own_mix(probabilities, labels, info, seed),
         "per_class": [_class_row(info, k, predictions, labels, table, covered, seed) for k in range(info.num_classes)],
         "confusion": {"classes": info.classes, "table": table.tolist()},
         "prediction_sets": {
@@ -45,6 +49,22 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
             "sizes": np.bincount(sets.size, minlength=info.num_classes + 1)[1:].tolist(),
         },
         "doubt": measure_doubt(probabilities, predictions.expected_qty, info, seed=seed),
+    }
+
+
+def _at_own_mix(probabilities: np.ndarray, labels: np.ndarray, info: BundleInfo, seed: int) -> dict[str, float]:
+    """The probabilities have training's class mix, which an audit divides out. `difference`: the share of these bins that
+    would have to be of another class for the two mixes to be one, and `p_value` of a difference by chance; `nll` and `calibration_error` (above its noise floor)
+    with these bins' own mix instead."""
+    here = np.bincount(labels, minlength=info.num_classes) / len(labels)
+    training = np.asarray(info.label_histogram) + 1
+    training = training / training.sum()
+    shifted = softmax(np.log(np.maximum(probabilities, 1e-12)) + shift_of_mix(labels, info.label_histogram), axis=1)
+    return {
+        "difference": float(np.abs(here - training).sum() / 2),
+        "p_value": float(chisquare(len(labels) * here, len(labels) * training).pvalue),
+        "nll": negative_log_likelihood(shifted, labels),
+        "calibration_error": calibration_error(shifted, labels, seed=seed)["excess"],
     }
 
 

@@ -11,6 +11,10 @@ from jobs.pages.document import format_integer, render_page
 from jobs.pages.plots import bar_plot, reliability_plot
 from model.calibration_error import NUM_BINS
 
+MAX_MIX_DIFFERENCE, MAX_MIX_CHANCE = 0.1, 0.001
+"""Beyond such a difference between the evaluated bins' classes and training's, which is not one by chance, the figures must be
+read with care."""
+
 LEFT_OUT = {
     "unseen": "training learned from their photos",
     "test": "not among training's test photos",
@@ -65,6 +69,14 @@ def find_warnings(figures: dict[str, Any]) -> list[str]:
         found.append(
             f"{format_integer(figures['num_ungrouped'])} of {format_integer(figures['num_bins'])} bins name no group (or only "
             "themselves): bins with the same products count as independent, so the intervals are too narrow."
+        )
+    mix = figures["own_mix"]
+    if mix["difference"] > MAX_MIX_DIFFERENCE and mix["p_value"] < MAX_MIX_CHANCE:
+        found.append(
+            f"These bins' quantities are mixed otherwise than training's ({100 * mix['difference']:.0f} % of them would have to "
+            "be others). The camera's probabilities keep training's mix, which an audit divides out: exact shares, NLL and "
+            "calibration are better there than these figures say. With these bins' own mix the NLL of all classes is "
+            f"{mix['nll']:.3f} and the calibration error above its noise floor {mix['calibration_error']:.4f}."
         )
     if figures["num_groups"] < 3:  # of as many `bootstrap_by_group` was tried
         found.append(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from datetime import datetime
 from enum import StrEnum, auto
+from typing import Any
 
 from obstore.exceptions import (
     BaseError,
@@ -43,6 +45,7 @@ class Fault(StrEnum):
     NO_KEY = auto()
     TOO_LARGE = auto()
     REFUSED = auto()
+    CHANGED = auto()
     GAVE_UP = auto()
 
 
@@ -54,14 +57,19 @@ class NotFetched(Exception):  # noqa: N818 - what became of it, as UnreadableRec
         self.fault = fault
 
 
-async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str | None = None) -> bytes:
-    """The whole object of at most `most_bytes`; one in S3 must have the `etag` still. Connection errors and throttling are
+async def fetch_bytes(
+    uri: str, *, anonymous: bool, most_bytes: int, etag: str | None = None, unchanged_since: datetime | None = None
+) -> bytes:
+    """The whole object of at most `most_bytes`; one in S3 must have the `etag` still, and any must not have been written after
+    `unchanged_since`. Connection errors and throttling are
     retried by the storage layer, for s3.RETRIES, and then given up on.
 
     Raises NotFetched, and InputError for a store that can't be opened.
     """
     store, key = storage.locate(uri, anonymous=anonymous)
-    options = {"if_match": etag} if etag and storage.is_s3(uri) else None
+    options: dict[str, Any] = {"if_match": etag} if etag and storage.is_s3(uri) else {}
+    if unchanged_since is not None:
+        options["if_unmodified_since"] = unchanged_since
     for attempt in range(storage.CUT_TRIES):
         try:
             answer = await store.get_async(key, options=options)  # type: ignore[arg-type]
@@ -72,7 +80,7 @@ async def fetch_bytes(uri: str, *, anonymous: bool, most_bytes: int, etag: str |
                 raise NotFetched(Fault.DENIED, _denied(error)) from error
             failure = storage.explain(error)
         except PreconditionError as error:
-            raise NotFetched(Fault.REFUSED, "changed since it was listed; ingest again") from error
+            raise NotFetched(Fault.CHANGED, "changed since it was listed; ingest again") from error
         except (InvalidPathError, ValueError) as error:  # a control character in a key is a ValueError
             raise NotFetched(Fault.NO_KEY, "not a valid key") from error
         except (BaseError, OSError) as error:

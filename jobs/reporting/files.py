@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 import time
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,12 @@ def _build_page(
 ) -> str:
     listed = overview.top.select(["image_uri", "status"]).to_pylist()
     anonymous = bool(settings_of(run).get("anonymous", False))
+    ended = run.get("outcome", {}).get("finished_at")
     return render_report(
         night=night,
         run=run,
         overview=overview,
-        thumbnails=fetch_thumbnails(listed, anonymous=anonymous),
+        thumbnails=fetch_thumbnails(listed, anonymous=anonymous, audited_at=ended and datetime.fromisoformat(ended)),
         nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
         promises=keep_promises(history),
         certificates=keep_certificates(history),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from jobs.pages.photos import encode_thumbnail
@@ -27,6 +28,9 @@ MAX_SECONDS = 120.0
 
 IN_FLIGHT = 16
 
+GONE = {Fault.MISSING: "no longer there", Fault.CHANGED: "replaced since the audit"}
+"""What a report says of a photo that the audit had."""
+
 
 @dataclass(frozen=True)
 class Thumbnail:
@@ -36,10 +40,11 @@ class Thumbnail:
     problem: str | None = None
 
 
-def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thumbnail]:
+def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool, audited_at: datetime | None) -> list[Thumbnail]:
     """One per row (`image_uri`, `status`), in order. Only photos that the audit scored are fetched: it has checked
-    that they lie below the allowed roots."""
-    thumbnails = asyncio.run(_fetch_all(rows, anonymous))
+    that they lie below the allowed roots. One that was replaced after the audit ended, at `audited_at` where that is known,
+    is another photo than the one whose count stands beside it."""
+    thumbnails = asyncio.run(_fetch_all(rows, anonymous, audited_at))
     spent, kept = 0, []
     for thumbnail in thumbnails:
         spent += len(thumbnail.source or "")
@@ -48,7 +53,7 @@ def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thu
     return kept
 
 
-async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbnail]:
+async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool, audited_at: datetime | None) -> list[Thumbnail]:
     slots = asyncio.Semaphore(IN_FLIGHT)
     deadline = time.monotonic() + MAX_SECONDS
     # bucket -> why it can't be opened; looking for credentials takes seconds where there are none: once, not per photo
@@ -63,13 +68,18 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool) -> list[Thumbn
                 return Thumbnail(None, closed[bucket])
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    data = await fetch_bytes(row["image_uri"], anonymous=anonymous, most_bytes=MAX_IMAGE_BYTES)
+                    data = await fetch_bytes(
+                        row["image_uri"],
+                        anonymous=anonymous,
+                        most_bytes=MAX_IMAGE_BYTES,
+                        unchanged_since=audited_at,
+                    )
                 side = LARGE_SIDE if place < LARGE_PHOTOS else SMALL_SIDE
                 return Thumbnail(await asyncio.to_thread(_shrink, data, side))
             except TimeoutError:
                 return Thumbnail(None, "not fetched in time")
             except NotFetched as reason:
-                return Thumbnail(None, "no longer there" if reason.fault is Fault.MISSING else str(reason))
+                return Thumbnail(None, GONE.get(reason.fault, str(reason)))
             except InputError as error:  # its store can't be opened
                 problem = str(error).partition(";")[0]  # the rest is advice on flags that this job doesn't have
                 if bucket is not None:

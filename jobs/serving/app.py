@@ -36,6 +36,7 @@ from jobs.platform.layout import list_nights
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
 from jobs.serving.front import Front, FrontSettings
+from jobs.serving.uploads import MAX_PHOTOS
 from jobs.stages.resources import Resources, settle_resources
 from model.bundle_files import read_training_images
 from schemas.bundle import BundleInfo
@@ -68,8 +69,10 @@ def build_app(settings: EndpointSettings) -> serve.Application:
         Counter,
         # What Serve's router holds back it offers again after pauses of up to half a second, whoever is free: with one
         # batch at work and one forming as the limit, batches of one photo fell from 25 a second to 6.
-        max_ongoing_requests=max(2 * batch_size, max_waiting),
-        max_queued_requests=max_waiting,
+        # One more, for the question whether a replica is there: it must not wait for a batch to end.
+        max_ongoing_requests=max(2 * batch_size, max_waiting) + 1,
+        # a batch that is larger than a front's room has it alone, and must fit
+        max_queued_requests=max(max_waiting, MAX_PHOTOS),
         ray_actor_options=_counter_options(resources),
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         logging_config=LOGGING,

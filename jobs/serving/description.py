@@ -86,14 +86,20 @@ def ok(example: Any, media_type: str = "application/json") -> dict[int | str, di
 
 
 def problems(*causes: str) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI responses of these causes."""
+    """The OpenAPI responses of these causes, those of one status together."""
     schema = ProblemDetails.model_json_schema()
-    responses: dict[int | str, dict[str, Any]] = {}
+    of_status: dict[int, dict[str, Any]] = {}
     for cause in causes:
         status, title = CAUSES[cause]
-        example = Problem(cause, "…").details(REQUEST_ID).model_dump(exclude_none=True)
-        responses[status] = {"description": title, "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}
-    return responses
+        value = Problem(cause, "…").details(REQUEST_ID).model_dump(exclude_none=True)
+        of_status.setdefault(status, {})[cause] = {"summary": title, "value": value}
+    return {
+        status: {
+            "description": "; ".join(f"{cause}: {example['summary']}" for cause, example in examples.items()),
+            "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
+        }
+        for status, examples in of_status.items()
+    }
 
 
 def without_places(info: BundleInfo) -> BundleInfo:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
-from pydantic import BaseModel
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, BeforeValidator
 
 from jobs.serving import metrics
 from jobs.serving.answers import EXAMPLE, Answer, BatchAnswer, BatchItem
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     from jobs.serving.front import Front
 
 
+def _check_digits(value: object) -> object:
+    """As in a form: pydantic would take 1.000, a thousand to many, for 1, and 1_000 for a thousand."""
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        raise ValueError("expected a whole number")
+    return value
+
+
 class Health(BaseModel):
     """Says that there is an answer at all."""
 
@@ -48,27 +56,35 @@ def build_api(front: Front) -> FastAPI:
     )
     install_handlers(api)
     timeout_s = front.settings.request_timeout_s
-    refusals = problems(
+    # the gate asks for it; here it only stands in the API's description
+    token = [Depends(HTTPBearer(auto_error=False))] if front.settings.token_digest is not None else []
+    refusals = (
         *("body_timed_out", "body_too_large", "unsupported_media_type", "overloaded", "shutting_down"),
-        *("invalid_request", "timed_out", "unauthorized"),
+        *("invalid_request", "timed_out", "unavailable", "unauthorized", "internal_error"),
     )
 
     @api.post(
         "/v1/count",
         summary="Counts one photo",
-        responses=ok(EXAMPLE) | refusals,
+        responses=ok(EXAMPLE) | problems(*refusals, "unreadable_image", "image_rejected"),
+        dependencies=token,
         openapi_extra=COUNT_BODY,
     )
     async def count(
         request: Request,
-        expected_qty: Annotated[int | None, Query(ge=0, le=MAX_QUANTITY, description="The recorded quantity.")] = None,
+        expected_qty: Annotated[
+            int | None,
+            BeforeValidator(_check_digits),
+            Query(ge=0, le=MAX_QUANTITY, description="The recorded quantity."),
+        ] = None,
     ) -> Answer:
         return await front.count(await read_upload(request, expected_qty, timeout_s))
 
     @api.post(
         "/v1/count/batch",
         summary="Counts several photos; each gets an answer or a problem of its own",
-        responses=ok(BATCH_EXAMPLE) | refusals,
+        responses=ok(BATCH_EXAMPLE) | problems(*refusals),
+        dependencies=token,
         openapi_extra=BATCH_BODY,
     )
     async def count_batch(request: Request) -> BatchAnswer:
@@ -103,6 +119,7 @@ def build_api(front: Front) -> FastAPI:
         "/v1/bundle",
         summary="What the bundle says of itself",
         responses=ok(BUNDLE_EXAMPLE) | problems("unauthorized"),
+        dependencies=token,
     )
     async def bundle() -> BundleInfo:
         return without_places(front.bundle)
@@ -111,7 +128,11 @@ def build_api(front: Front) -> FastAPI:
     async def healthz() -> Health:
         return Health(status="ok")
 
-    @api.get("/readyz", summary="A photo would be counted", responses=ok({"status": "ready"}) | problems("unavailable"))
+    @api.get(
+        "/readyz",
+        summary="A photo would be counted",
+        responses=ok({"status": "ready"}) | problems("unavailable", "shutting_down"),
+    )
     async def readyz() -> Health:
         await front.check_ready()
         return Health(status="ready")
@@ -121,6 +142,7 @@ def build_api(front: Front) -> FastAPI:
         summary="Prometheus: Ray Serve's figures and ours, of all nodes",
         response_class=PlainTextResponse,
         responses=ok(METRICS_EXAMPLE, "text/plain") | problems("unauthorized", "unavailable"),
+        dependencies=token,
     )
     async def prometheus() -> PlainTextResponse:
         return PlainTextResponse(await metrics.gather_metrics(), media_type=metrics.MEDIA_TYPE)

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.counting.belief import true_shares
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.platform.parquet import parquet_files, read_table
@@ -84,7 +85,9 @@ def rank(probabilities: np.ndarray, recorded: np.ndarray, info: BundleInfo, nois
     top = info.top_class
     label = np.minimum(recorded, top)
     camera = probabilities.argmax(axis=1)
-    assessor = build_assessor(info.label_histogram, noise, assume_record_model(info.label_histogram))
+    assessor = build_assessor(
+        info.label_histogram, noise, assume_record_model(true_shares(np.bincount(label, minlength=top + 1)))
+    )
     return {
         "ours": assessor.assess(probabilities, recorded)["p_record_wrong"].astype(float),
         "1 - p_expected": 1.0 - probabilities[np.arange(len(label)), label],

@@ -234,13 +234,14 @@ def test_nothing_is_said_about_the_record_by_a_blank_photo_or_one_learned_from(c
         (photo(3, 3), "?expected_qty=-1", "image/jpeg", 422, "invalid_request"),
         (photo(3, 3), "?expected_qty=NaN", "image/jpeg", 422, "invalid_request"),
         (photo(3, 3), "?expected_qty=2.5", "image/jpeg", 422, "invalid_request"),
+        (photo(3, 3), "?expected_qty=1.000", "image/jpeg", 422, "invalid_request"),
         (photo(3, 3), "?expected_qty=99999999999999999999", "image/jpeg", 422, "invalid_request"),
         (_form([("a.jpg", b"")], expected_qty=["-1"])[0], "", "multipart/form-data; boundary=edge", 422, "invalid_request"),
         (_form([])[0], "", "multipart/form-data; boundary=edge", 422, "invalid_request"),
         (_form([("a.jpg", photo(3, 3))], file=["text"])[0], "", "multipart/form-data; boundary=edge", 422, "invalid_request"),
     ],
     ids=[
-        "empty", "text", "truncated", "too-large", "type", "curl-default", "negative", "nan", "fraction", "huge",
+        "empty", "text", "truncated", "too-large", "type", "curl-default", "negative", "nan", "fraction", "thousand", "huge",
         "negative-in-form", "no-file", "text-for-a-file",
     ],
 )  # fmt: skip

@@ -341,6 +341,23 @@ def test_a_counter_that_knows_doubts_the_altered_records_and_one_that_does_not_d
     assert rankings["p_record_wrong"] == rankings["noise_0.05"] != rankings["noise_0.00"]
 
 
+def test_bins_of_another_mix_are_doubted_as_an_audit_of_them_would_and_said_to_be_others() -> None:
+    generator, info = np.random.default_rng(0), bundle_info()
+    shares = np.array([0.02, 0.32, 0.32, 0.14, 0.1, 0.06, 0.04])  # training has all classes alike
+    labels = generator.choice(7, 4000, p=shares)
+    evidence = np.exp(-(((labels + generator.normal(0, 0.8, 4000))[:, None] - np.arange(7)) ** 2) / (2 * 0.8**2))
+    probabilities = (evidence / evidence.sum(axis=1, keepdims=True)).astype(np.float32)
+    rankings = measure_doubt(probabilities, labels, info, seed=0)["rankings"]
+    assert rankings["p_record_wrong"]["100"] > rankings["p_expected"]["100"] + 0.03
+    names = np.array([f"{number:04}" for number in range(4000)])
+    groups = np.array([name[:3] for name in names])
+    found = measure(Predictions(names, groups, labels, probabilities, Counter(), [], 0, 0, 0, []), info, seed=0)
+    assert found["calibration"]["excess"] > 0.02 > abs(found["own_mix"]["calibration_error"])
+    assert found["own_mix"]["nll"] < found["metrics"]["all"]["nll"]["value"]
+    (warning,) = find_warnings(found | {"num_learned_from": 0, "unscored": {}})
+    assert "mixed otherwise than training's (35 % of them" in warning
+
+
 def test_too_few_bins_give_no_ranking() -> None:
     found = measure_doubt(np.full((100, 7), 1 / 7), np.arange(100) % 7, bundle_info(), seed=0)
     assert found["rankings"]["p_expected"] == {}

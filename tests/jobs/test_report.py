@@ -563,7 +563,7 @@ def test_only_scored_photos_are_fetched_and_one_that_is_gone_says_so(tmp_path: P
         {"image_uri": str(tmp_path / "gone.jpg"), "status": "scored"},
         {"image_uri": str(tmp_path / "broken.jpg"), "status": "scored"},
     ]
-    shown, rejected, gone, broken = fetch_thumbnails(rows, anonymous=False)
+    shown, rejected, gone, broken = fetch_thumbnails(rows, anonymous=False, audited_at=None)
     assert shown.source is not None
     assert shown.source.startswith("data:image/jpeg;base64,")
     assert (rejected.source, rejected.problem) == (None, "image rejected")
@@ -572,10 +572,21 @@ def test_only_scored_photos_are_fetched_and_one_that_is_gone_says_so(tmp_path: P
     assert broken.problem
 
 
+def test_a_photo_that_was_replaced_since_the_audit_is_not_shown_beside_its_count(tmp_path: Path) -> None:
+    Image.new("RGB", (90, 30), "red").save(tmp_path / "photo.png")
+    write_nights(tmp_path, [TONIGHT], num_bins=60, photos=[str(tmp_path / "photo.png")])
+    for hours, is_shown in ((1, True), (-1, False)):
+        ended = datetime.now(UTC) + timedelta(hours=hours)
+        _set_run(tmp_path, outcome={"finished_at": ended.isoformat(timespec="seconds")})
+        _write(tmp_path, tmp_path / "report")
+        page = (tmp_path / "report" / "report.html").read_text()
+        assert ("data:image/jpeg;base64," in page, "replaced since the audit" in page) == (is_shown, not is_shown)
+
+
 def test_photos_are_read_as_the_try_that_committed_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
-    def fetch(rows: list[dict[str, Any]], *, anonymous: bool) -> list[Thumbnail]:
+    def fetch(rows: list[dict[str, Any]], *, anonymous: bool, **_: object) -> list[Thumbnail]:
         asked.append(anonymous)
         return [Thumbnail(None, "not asked for")] * len(rows)
 
@@ -597,7 +608,9 @@ def test_a_photo_whose_store_can_not_be_opened_says_why_and_ends_no_report(monke
     locate, asked = storage.locate, []
     monkeypatch.setattr(storage, "locate", lambda uri, **flags: asked.append(uri) or locate(uri, **flags))
     uris = ["s3://no-keys-here/a.jpg", "s3://no-keys-here/b.jpg", "gs://elsewhere/c.jpg"]
-    first, second, third = fetch_thumbnails([{"image_uri": uri, "status": "scored"} for uri in uris], anonymous=False)
+    first, second, third = fetch_thumbnails(
+        [{"image_uri": uri, "status": "scored"} for uri in uris], anonymous=False, audited_at=None
+    )
     assert first == second == Thumbnail(None, "s3://no-keys-here: no AWS credentials found")
     assert third.source is None and "another scheme" in str(third.problem)
     assert asked == [uris[0], uris[2]]
@@ -607,7 +620,7 @@ def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pyt
     photo = tmp_path / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(photo)
     monkeypatch.setattr("jobs.reporting.photos.MAX_PHOTO_BYTES", 150_000)
-    found = fetch_thumbnails([{"image_uri": str(photo), "status": "scored"}] * 30, anonymous=False)
+    found = fetch_thumbnails([{"image_uri": str(photo), "status": "scored"}] * 30, anonymous=False, audited_at=None)
     assert found[0].source is not None
     assert found[-1] == type(found[0])(None, "left out to keep the page small")
     assert sum(len(thumbnail.source or "") for thumbnail in found) <= 150_000
@@ -620,7 +633,9 @@ def test_a_photo_that_can_not_be_had_says_so_also_where_the_page_is_full(
     monkeypatch.setattr("jobs.reporting.photos.MAX_PHOTO_BYTES", 100)
     rows = [{"image_uri": str(tmp_path / name), "status": "scored"} for name in ("photo.png", "gone.jpg")]
     rejected = {"image_uri": str(tmp_path / "photo.png"), "status": "image_rejected"}
-    problems = [thumbnail.problem for thumbnail in fetch_thumbnails([*rows, rejected], anonymous=False)]
+    problems = [
+        thumbnail.problem for thumbnail in fetch_thumbnails([*rows, rejected], anonymous=False, audited_at=None)
+    ]
     assert problems == ["left out to keep the page small", "no longer there", "image rejected"]
 
 

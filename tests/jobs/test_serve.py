@@ -59,11 +59,12 @@ def test_an_answer_that_is_no_number_is_not_taken_for_a_count(bundle: Path) -> N
 
 
 def test_an_endpoint_that_was_ended_from_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    status, ended = SimpleNamespace(applications={APP_NAME: "RUNNING"}), []
+    running = SimpleNamespace(status="RUNNING")
+    status, ended = SimpleNamespace(applications={APP_NAME: running}), []
     monkeypatch.setattr(serve_job.serve, "status", lambda: status)
     monkeypatch.setattr(serve_job.serve, "shutdown", lambda: ended.append(True))
     serve_job._check_running()
-    status.applications = {"another": "RUNNING"}
+    status.applications = {"another": running}
     with pytest.raises(GateError, match="ended from elsewhere"):
         serve_job._check_running()
     assert ended == []  # it is the other one's
@@ -71,6 +72,22 @@ def test_an_endpoint_that_was_ended_from_elsewhere_is_noticed(monkeypatch: pytes
     with pytest.raises(GateError, match="ended from elsewhere"):
         serve_job._check_running()
     assert ended == [True]
+
+
+def test_an_endpoint_that_stays_unhealthy_is_ended_with_serve_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = SimpleNamespace(message="deployed with bundle a, found b")
+    application = SimpleNamespace(status="UNHEALTHY", message="", deployments={"Front": deployment})
+    stopped: list[bool] = []
+    monkeypatch.setattr(serve_job.serve, "status", lambda: SimpleNamespace(applications={APP_NAME: application}))
+    monkeypatch.setattr(serve_job, "stop_endpoint", lambda: stopped.append(True))
+    began = serve_job._check_running()
+    assert began is not None and serve_job._check_running(began) == began
+    application.status = "RUNNING"
+    assert serve_job._check_running(began) is None
+    application.status = "UNHEALTHY"
+    with pytest.raises(GateError, match="can't be kept up: deployed with bundle a, found b"):
+        serve_job._check_running(began - serve_job.UNHEALTHY_SECONDS - 1)
+    assert stopped == [True]
 
 
 @pytest.mark.parametrize("error", [TimeoutError("60s"), RayActorError()], ids=["late", "dead"])

@@ -18,7 +18,7 @@ from jobs.serving.access import read_token_digest
 from jobs.serving.answers import EXAMPLE, Answer, BatchAnswer
 from jobs.serving.description import without_places
 from jobs.serving.gate import Gate, Room
-from jobs.serving.problems import HUNG_UP, Problem
+from jobs.serving.problems import CAUSES, HUNG_UP, Problem
 from jobs.serving.routes import build_api
 from jobs.serving.uploads import MAX_PHOTOS, Upload
 from schemas.bundle import BundleInfo
@@ -100,7 +100,8 @@ def build(
     async def at_once(upload: Upload) -> Answer:
         return Answer.model_validate(EXAMPLE)
 
-    settings, photos = SimpleNamespace(request_timeout_s=timeout_s, token_digest=None), Photos()
+    photos = Photos()
+    settings = SimpleNamespace(request_timeout_s=timeout_s, token_digest=gate.get("token_digest"))
     front = SimpleNamespace(settings=settings, count=count or at_once, room=room, photos=photos)
     app = build_api(front)  # type: ignore[arg-type]
     app.add_middleware(Gate, room=room, photos=photos, **{"token_digest": None, "max_body_bytes": 1000, **gate})
@@ -346,6 +347,35 @@ def test_every_body_and_every_answer_has_an_example() -> None:
     BundleInfo.model_validate(examples["get /v1/bundle", "application/json"])
 
 
+def test_the_description_names_every_cause_and_the_token() -> None:
+    description = build(Room(1), token_digest=b"digest").openapi()
+    count = description["paths"]["/v1/count"]["post"]
+    causes = {
+        cause
+        for response in count["responses"].values()
+        for content in response["content"].values()
+        for cause in content.get("examples", {})
+    }
+    assert causes == set(CAUSES)
+    assert "unreadable_image: " in count["responses"]["422"]["description"]
+    (scheme,) = description["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    secured = {
+        path for path, methods in description["paths"].items() for each in methods.values() if "security" in each
+    }
+    assert secured == {"/v1/count", "/v1/count/batch", "/v1/bundle", "/metrics"}
+    assert "securitySchemes" not in build(Room(1)).openapi()["components"]
+
+
+def test_a_quantity_in_the_query_is_read_as_one_in_a_form_is() -> None:
+    async def live() -> None:
+        for text, status in (("12", 200), ("1.000", 422), ("1_000", 422), ("+3", 422), ("%D9%A3", 422)):
+            reply = await ask(build(Room(1)), f"/v1/count?expected_qty={text}", b"x", headers=JPEG)
+            assert reply.status == status, (text, reply.body)
+
+    asyncio.run(live())
+
+
 def test_the_bundle_is_shown_without_the_places_that_its_training_read() -> None:
     config = TrainConfig(
         manifest_uri="/srv/m", bundle_uri="s3://secret/b", weights="/home/me/w.pth", allowed_root=("/srv",)
@@ -358,7 +388,10 @@ def test_the_bundle_is_shown_without_the_places_that_its_training_read() -> None
 
 def test_the_route_shows_the_bundle_without_places() -> None:
     training = {"manifest_uri": "s3://secret/m", "allowed_root": ["/srv"], "max_epochs": 30}
-    info, settings = bundle_info().model_copy(update={"training": training}), SimpleNamespace(request_timeout_s=5)
+    info, settings = (
+        bundle_info().model_copy(update={"training": training}),
+        SimpleNamespace(request_timeout_s=5, token_digest=None),
+    )
     front = SimpleNamespace(settings=settings, bundle=info, room=Room(1), photos=Photos())
     reply = asyncio.run(ask(build_api(front), "/v1/bundle", headers={}, method="GET"))  # type: ignore[arg-type]
     assert (reply.status, reply.json()["training"]) == (200, {"max_epochs": 30})

@@ -94,14 +94,19 @@ def test_the_weights_that_are_kept_are_the_average_of_all_steps(monkeypatch: pyt
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_statistics_of_two_workers_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = make_loop(monkeypatch)
+@pytest.mark.parametrize(("batch_size", "share"), [(8, 1 / 2), (12, 2 / 3)])
+def test_the_statistics_of_two_workers_are_averaged(
+    batch_size: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(monkeypatch, batch_size=batch_size)
     before = [copy_of(state) for state in (loop.network.state_dict(), loop.average.state)]
-    loop.worker = SimpleNamespace(num_workers=2, sum=lambda values: values.add_(4.0))  # the other one has 4 everywhere
+    # the other one has 4 everywhere, and the rest of a batch's micro-batches
+    loop.worker = SimpleNamespace(rank=0, num_workers=2, sum=lambda values: values.add_(4.0 * (1 - share)))
     loop._average_statistics()
     for state, was in zip((loop.network.state_dict(), loop.average.state), before, strict=True):
         for name, value in state.items():
-            torch.testing.assert_close(value, (was[name] + 4) / 2 if "running_" in name else was[name])
+            expected = share * was[name] + (1 - share) * 4 if "running_" in name else was[name]
+            torch.testing.assert_close(value, expected)
 
 
 def test_each_epoch_has_an_order_and_an_augmentation_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
