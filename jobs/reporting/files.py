@@ -28,7 +28,6 @@ from jobs.reporting.nights import (
     Night,
     read_night,
     read_nights,
-    read_plan,
     read_results,
     settings_of,
 )
@@ -80,7 +79,7 @@ def _write_files(config: ReportConfig) -> None:
         page = _build_page(night, run, overview, history, num_second_counts=len(waiting))
         (folder / "report.html").write_text(page, encoding="utf-8")
         logger.info("page: %.1f s", time.monotonic() - started)
-        places = walk_order(read_plan(night))
+        places = walk_order(overview.planned)
         (folder / SECOND_COUNTS).write_bytes(second_counts_csv(waiting))
         (folder / RECOUNT_LIST).write_bytes(recount_csv(places, night.audit_date))
         (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))

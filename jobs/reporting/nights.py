@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.platform.layout import list_nights, part_uris, partition_uri, read_summary_table, unless_replaced
-from jobs.platform.parquet import open_parquet, read_table
+from jobs.platform.parquet import open_parquet
 from schemas.arrow import conform
 from schemas.errors import InputError
-from schemas.recount import RECOUNT_PLAN_SCHEMA
 from schemas.results import RESULTS_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
 
@@ -78,14 +77,6 @@ def read_results(night: Night) -> Iterator[pa.Table]:
                 present = [name for name in RESULTS_SCHEMA.names if name in file.schema_arrow.names]
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=present):
                     yield conform(pa.Table.from_batches([batch]), RESULTS_SCHEMA)
-
-
-def read_plan(night: Night) -> pa.Table:
-    """The night's recount plan, RECOUNT_PLAN_SCHEMA."""
-    with unless_replaced(night.output_uri, night.audit_date, night.run_id):
-        parts = part_uris(night.output_uri, "recount_plan", night.audit_date, night.run_id)
-        tables = [conform(read_table(part), RECOUNT_PLAN_SCHEMA) for part in parts]
-    return pa.concat_tables([RECOUNT_PLAN_SCHEMA.empty_table(), *tables])
 
 
 def settings_of(facts: dict[str, Any]) -> dict[str, Any]:

@@ -37,12 +37,12 @@ SEEN_BY_PLANNER = [
 RECORD_MODEL = "record_model"
 """What the probabilities of a planner's file rest on stands in its last column, the same in every row."""
 
-PLANNER_SCHEMA = pa.schema([RESULTS_SCHEMA.field(name) for name in ("bin_id", *SEEN_BY_PLANNER)])
+PLANNER_SCHEMA = pa.schema([RESULTS_SCHEMA.field(name) for name in ("bin_id", "zone", *SEEN_BY_PLANNER)])
 
 
-def walk_order(plan: pa.Table) -> list[tuple[str | None, str]]:
-    """(zone, bin_id) of every planned bin in walk order; bins without a zone last."""
-    places = zip(plan["zone"].to_pylist(), plan["bin_id"].to_pylist(), strict=True)
+def walk_order(planned: pa.Table) -> list[tuple[str | None, str]]:
+    """(zone, bin_id) of every planned bin (PLANNER_SCHEMA) in walk order; bins without a zone last."""
+    places = zip(planned["zone"].to_pylist(), planned["bin_id"].to_pylist(), strict=True)
     return sorted(places, key=lambda place: _walk_key(*place))
 
 

@@ -30,6 +30,7 @@ from xlsxwriter.exceptions import FileCreateError
 from jobs.config.report import ReportConfig
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
+from jobs.counting.plans import read_plan
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.provenance import provenance
@@ -44,7 +45,7 @@ from jobs.reporting.history import (
     keep_certificates,
     keep_promises,
 )
-from jobs.reporting.nights import read_night, read_plan, read_results
+from jobs.reporting.nights import read_night, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
 from jobs.reporting.overview import survey_night
 from jobs.reporting.photos import Thumbnail, fetch_thumbnails
@@ -339,7 +340,7 @@ def test_the_planner_s_list_has_the_blind_list_s_stops_with_what_the_results_say
     assert [[row[name] for name in place] for row in planner] == [[row[name] for name in place] for row in blind]
     night = read_night(str(nights), TONIGHT)
     results = {row["bin_id"]: row for rows in read_results(night) for row in rows.to_pylist()}
-    for row, (_, bin_id) in zip(planner, walk_order(read_plan(night)), strict=True):
+    for row, (_, bin_id) in zip(planner, walk_order(read_plan(str(nights), night.run_id)), strict=True):
         for name in SEEN_BY_PLANNER:
             value = results[bin_id][name]
             assert row[name] == "" if value is None else type(value)(row[name]) == pytest.approx(value)
@@ -724,7 +725,7 @@ def test_the_printed_list_has_every_bin_at_its_stop() -> None:
 
 def test_a_mismatch_of_the_night_itself_stands_in_its_second_counts(tmp_path: Path) -> None:
     write_nights(tmp_path, [TONIGHT], num_bins=60)
-    planned = read_plan(read_night(str(tmp_path), TONIGHT)).to_pylist()[0]
+    planned = read_plan(str(tmp_path), read_night(str(tmp_path), TONIGHT).run_id).to_pylist()[0]
     name, recorded = planned["bin_id"], planned["expected_qty"]
     take_in(tmp_path, _counted(name, recorded + 1, "ann", TONIGHT, expected_qty=recorded))
     _write(tmp_path, tmp_path / "report")
