@@ -74,6 +74,12 @@ def bucket(s3_server: str) -> str:
     return make_bucket()
 
 
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place, once in a local folder and once on S3."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket")
+
+
 def make_bucket() -> str:
     import boto3
 

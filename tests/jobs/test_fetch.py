@@ -37,9 +37,9 @@ from tests.model.hostile_photos import png
 PREPROCESSING = Preprocessing(image_size=32)
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def images_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "bin-images") if request.param == "local" else request.getfixturevalue("bucket") + "/images"
+@pytest.fixture
+def images_uri(place: str) -> str:
+    return f"{place}/images"
 
 
 def _plan(images_uri: str) -> FetchPlan:

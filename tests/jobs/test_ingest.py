@@ -22,11 +22,6 @@ from schemas.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket")
-
-
 def abid_record(*lines: tuple[str, int], total: int | None = None) -> bytes:
     entries = {sku: {"asin": sku, "name": f"name of {sku}", "quantity": quantity} for sku, quantity in lines}
     total = sum(quantity for _, quantity in lines) if total is None else total

@@ -660,9 +660,9 @@ print((peak() - before) // 1024)
 """
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"{tmp_path}/to" if request.param == "local" else request.getfixturevalue("bucket") + "/to"
+@pytest.fixture
+def target(place: str) -> str:
+    return f"{place}/to"
 
 
 def test_a_large_file_goes_part_by_part(target: str, tmp_path: Path) -> None:

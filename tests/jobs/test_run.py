@@ -46,9 +46,9 @@ CHANGE_NO_ROW = {
 }
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def output_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket") + "/audits"
+@pytest.fixture
+def output_uri(place: str) -> str:
+    return f"{place}/audits"
 
 
 def test_the_same_inputs_and_settings_name_the_same_run() -> None:

@@ -18,9 +18,9 @@ from jobs.training.network import ray_storage
 from schemas.errors import GateError, InputError
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket") + "/folder"
+@pytest.fixture
+def folder(place: str) -> str:
+    return f"{place}/folder"
 
 
 def test_bytes_come_back_as_written_under_odd_names(folder: str) -> None:
