@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -73,11 +74,8 @@ def run_audit(config: AuditConfig) -> None:
         )
         with hold_night(tonight.output_uri, tonight.audit_date, tonight.run_id) as lock:
             _check_uncommitted(tonight)
-            history = read_history(tonight.output_uri, tonight.audit_date)
-            shares = true_shares(tonight.manifest.class_histogram(tonight.bundle.top_class))
-            frozen = freeze_run(tonight.run_uri, _facts(tonight, _believe(config, history, tonight.bundle, shares)))
+            frozen, last_counts = freeze_knowledge(tonight)
             belief = Belief.from_dict(frozen["belief"])
-            last_counts = freeze_last_counts(tonight.run_uri, history.last_counts)
             progress = _score(tonight)
             night, decisions = _conclude(tonight, belief, last_counts, lock)
             seconds = time.monotonic() - started
@@ -141,6 +139,16 @@ def _check_uncommitted(tonight: Tonight) -> None:
             f"{tonight.output_uri}: the night {tonight.audit_date} was committed by run {committed} while this one waited "
             "for it; pass --replace to audit it again"
         )
+
+
+def freeze_knowledge(tonight: Tonight) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The run's record with its belief, and the last counts of bins, as they were known when the run began: in this try or
+    in an earlier one."""
+    history = read_history(tonight.output_uri, tonight.audit_date)
+    shares = true_shares(tonight.manifest.class_histogram(tonight.bundle.top_class))
+    belief = _believe(tonight.config, history, tonight.bundle, shares)
+    frozen = freeze_run(tonight.run_uri, _facts(tonight, belief))
+    return frozen, freeze_last_counts(tonight.run_uri, history.last_counts)
 
 
 def _believe(config: AuditConfig, history: History, bundle: BundleInfo, class_shares: ArrayLike) -> Belief:
