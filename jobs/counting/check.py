@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -70,7 +70,11 @@ def check_counts(
     plans = _read_plans(output_uri, {count.audit_date for count in counts} & committed)
     names = _list_names(plans)
     counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
-    numbers = _list_numbers(plans)
+    numbers, alike = _list_numbers(plans)
+    # a file with a zero in front has not lost them
+    texts = {row.cells.get("bin_id", "") for row in rows}
+    with_zeros = {_number(text) for text in texts if text != _number(text)}
+    alike = {(night, number) for night, number in alike if number not in with_zeros}
     as_numbers = [
         replace(count, bin_id=numbers.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts
     ]
@@ -85,6 +89,7 @@ def check_counts(
     # in the order of counting: of two counts that contradict each other the later one is one too many
     for count in sorted(counts, key=lambda count: (count.count.counted_at, count.source.number)):
         try:
+            _check_distinct(count, alike)
             planned = _find_planned(count, plans, records)
             _check_unchanged(count, planned, nights, records)
             _check_plausible(count, planned)
@@ -232,17 +237,32 @@ def _list_names(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
     return names
 
 
-def _list_numbers(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
-    """(night, text) -> bin_id, for bins such as 00004, which a spreadsheet takes for the number 4; only where one planned
-    bin can be meant."""
+def _list_numbers(plans: Mapping[str, list[Plan]]) -> tuple[dict[tuple[str, str], str], set[tuple[str, str]]]:
+    """(night, text) -> bin_id, for bins such as 00004, which a spreadsheet takes for the number 4, where one planned bin can
+    be meant; and the (night, text) by which several can."""
     numbers: dict[tuple[str, str], str] = {}
+    alike: set[tuple[str, str]] = set()
     for night, of_night in plans.items():
         bin_ids = {bin_id for plan in of_night for bin_id in plan if bin_id.isascii() and bin_id.isdecimal()}
-        alike = Counter(bin_id.lstrip("0") for bin_id in bin_ids)
-        numbers.update(
-            {(night, bin_id.lstrip("0") or "0"): bin_id for bin_id in bin_ids if alike[bin_id.lstrip("0")] == 1}
+        meant = Counter(map(_number, bin_ids))
+        numbers.update({(night, _number(bin_id)): bin_id for bin_id in bin_ids if meant[_number(bin_id)] == 1})
+        alike |= {(night, number) for number, times in meant.items() if times > 1}
+    return numbers, alike
+
+
+def _number(bin_id: str) -> str:
+    """What a spreadsheet makes of it: a decimal number loses the zeros in front."""
+    return (bin_id.lstrip("0") or "0") if bin_id.isascii() and bin_id.isdecimal() else bin_id
+
+
+def _check_distinct(count: CountRow, alike: Set[tuple[str, str]]) -> None:
+    """Raises Reject for a number that may be one of several planned bins, in a file that may have lost its zeros."""
+    if (count.audit_date, count.bin_id) in alike:
+        detail = (
+            f"bin_id: planned bins differ from {count.bin_id} in leading zeros only, and no bin_id in the file has one for "
+            "that number, as after a spreadsheet; hand it in with bin_id as text, all of these bins together"
         )
-    return numbers
+        raise Reject(RejectReason.UNKNOWN_BIN, detail)
 
 
 def _read_records(

@@ -630,6 +630,17 @@ def test_a_bin_of_the_night_keeps_its_own_name(tmp_path: Path) -> None:
     assert rejects(output)[0]["reason"] == "not_planned"
 
 
+def test_bins_that_differ_in_leading_zeros_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row("4"), plan_row("00004"), plan_row("00005")])
+    lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,kim,," for name in ("4", "00004", "00005")]
+    assert take_in(output, *(line.replace("0000", "") for line in lines)) == 1
+    assert [(row["bin_id"], row["reason"]) for row in rejects(output)] == [("4", "unknown_bin"), ("4", "unknown_bin")]
+    assert "differ from 4 in leading zeros only" in rejects(output)[0]["detail"]
+    assert take_in(output, *lines, name="as-text.csv") == 0
+    assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["00004", "00005", "4"]
+
+
 def test_a_parquet_file_may_hold_decimals(output: str, tmp_path: Path) -> None:
     counts = {"bin_id": ["a"], "audit_date": [NIGHT], "counted_at": [at(8)]}
     table = pa.table(counts).append_column("counted_qty", pa.array([Decimal("3.000")], pa.decimal128(12, 3)))
