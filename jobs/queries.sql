@@ -31,21 +31,24 @@ ORDER BY audit_date;
 -- Bins found wrong in at least two ways, as recorded and found quantity: wrong again after a correction, or never corrected
 -- while stock moved. The same finding twice counts once, as one error that nobody corrected. Of all counts of a bin for
 -- one night a quantity stands once it is confirmed or two people (counter_id) have found it, and of several such
--- quantities the one that was counted last. Of one person's mismatches the last is meant.
-WITH last_mismatch AS (
-  SELECT audit_date, bin_id, expected_qty, counter_id, MAX(counted_at) AS counted_at
+-- quantities the one that was counted last. Of one person's mismatches the last is meant, unless that person has found the recorded quantity since.
+WITH of_person AS (
+  SELECT
+    audit_date, bin_id, expected_qty, counter_id,
+    MAX(CASE WHEN counted_qty <> expected_qty THEN counted_at END) AS counted_at,
+    MAX(CASE WHEN counted_qty = expected_qty THEN counted_at END) AS right_at
   FROM counted
-  WHERE counted_qty <> expected_qty AND counter_id IS NOT NULL
+  WHERE counter_id IS NOT NULL
   GROUP BY audit_date, bin_id, expected_qty, counter_id
 ),
 meant AS (
   SELECT c.audit_date, c.bin_id, c.expected_qty, c.counted_qty, c.counted_at, c.counter_id, c.confirmed
   FROM counted AS c
-  LEFT JOIN last_mismatch AS m
+  LEFT JOIN of_person AS m
     ON c.audit_date = m.audit_date AND c.bin_id = m.bin_id AND c.expected_qty = m.expected_qty
     AND c.counter_id = m.counter_id
   WHERE c.counted_qty = c.expected_qty OR c.counter_id IS NULL OR COALESCE(c.confirmed, FALSE)
-    OR c.counted_at = m.counted_at
+    OR (c.counted_at = m.counted_at AND c.counted_at >= COALESCE(m.right_at, c.counted_at))
 ),
 settled AS (
   SELECT audit_date, bin_id, expected_qty, counted_qty, MAX(counted_at) AS counted_at

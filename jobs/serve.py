@@ -13,7 +13,8 @@ on, `/docs` describes the API:
 
 Where STOCK_AUDIT_TOKEN is set, callers must send it as a bearer token. For a deployment that outlives this command see
 `jobs/serving/app.py` (`serve deploy`). Writes nothing but Ray's logs. Exit codes: 0 stopped and all finished,
-1 requests were left unfinished or Serve could not start, 2 bad arguments or inputs.
+1 requests were left unfinished, Serve could not start or
+no replica could be kept up, 2 bad arguments or inputs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from contextlib import contextmanager
 
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.schema import ApplicationStatus
+from ray.serve.exceptions import RayServeException
 
 from jobs.config.serve import ServeConfig
 from jobs.platform.cluster import connect
@@ -113,7 +114,7 @@ def start_endpoint(config: ServeConfig) -> None:
 
 
 def _check_running(unhealthy_since: float | None = None) -> float | None:
-    """Raises GateError where the endpoint has gone, or has been unhealthy for UNHEALTHY_SECONDS, as where its bundle was
+    """Raises GateError where the endpoint has gone, or has had nobody to count for UNHEALTHY_SECONDS, as where its bundle was
     replaced and a replica died (what looks after this command starts it again then). `unhealthy_since`, by the monotonic
     clock, is what the last look returned."""
     gone = GateError("the endpoint was ended from elsewhere (`serve shutdown` or `serve delete`)")
@@ -126,13 +127,20 @@ def _check_running(unhealthy_since: float | None = None) -> float | None:
             serve.shutdown()  # `serve delete` leaves Serve itself, and the next start would find the cluster serving
         raise gone
     found = applications[APP_NAME]
-    if found.status not in (ApplicationStatus.UNHEALTHY, ApplicationStatus.DEPLOY_FAILED):
+    # of several replicas the others go on while one is replaced
+    if all(
+        any(state == "RUNNING" and count for state, count in deployment.replica_states.items())
+        for deployment in found.deployments.values()
+    ):
         return None
     now = time.monotonic()
     if unhealthy_since is not None and now - unhealthy_since > UNHEALTHY_SECONDS:
         messages = [found.message, *(deployment.message for deployment in found.deployments.values())]
         lost = GateError(f"the endpoint can't be kept up: {' '.join(filter(None, messages))[-2000:]}")
-        stop_endpoint()
+        try:
+            stop_endpoint()
+        except (GateError, RayActorError, RayServeException) as error:  # no replica is left that could be drained
+            logger.warning("the endpoint was not drained: %s", error)
         raise lost
     return unhealthy_since or now
 

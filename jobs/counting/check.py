@@ -18,7 +18,15 @@ from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_marked_runs, read_plan
 from jobs.counting.records import NightRecord, began_at, find_records, lines_of
-from jobs.counting.resolution import Count, Finding, Recorded, group_counts, resolve_counts
+from jobs.counting.resolution import (
+    Count,
+    Finding,
+    Recorded,
+    group_counts,
+    person,
+    resolve_counts,
+    without_corrected,
+)
 from jobs.platform.layout import run_in_force
 from jobs.platform.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
@@ -112,16 +120,23 @@ class _Ledger:
         for about, counts in self._counts.items():
             for count in counts:
                 self._before[_identity(about.audit_date, about.bin_id, count)] = count.confirmed
+        self._unconfirmed = {
+            (row["audit_date"], row["bin_id"], row["counted_at"], row["counted_qty"], person(row["counter_id"]))
+            for row in before
+            if not row["confirmed"]
+        }
         self._named = {key[:-1]: confirmed for key, confirmed in self._before.items() if key[-1] is not None}
         self.num_known = 0
 
     def knows(self, row: CountRow) -> bool:
         """Whether an earlier call took the row in; one that it took in unconfirmed may come again once confirmed, and one
         that is said to be unconfirmed after all is told so."""
-        known = self._before.get(_identity(row.audit_date, row.bin_id, row.count))
+        identity = _identity(row.audit_date, row.bin_id, row.count)
+        known = self._before.get(identity)
         if row.count.counter_id is None:  # the same sheet without its column of names
-            known = self._named.get(_identity(row.audit_date, row.bin_id, row.count)[:-1], known)
-        if known is None or (row.count.confirmed and not known) or (known and row.confirmed is False):
+            known = self._named.get(identity[:-1], known)
+        is_withdrawn = row.confirmed is False and identity not in self._unconfirmed
+        if known is None or (row.count.confirmed and not known) or (known and is_withdrawn):
             return False
         self.num_known += 1
         return True
@@ -168,7 +183,8 @@ class _Ledger:
                 elif contradicts:
                     detail += "; only what is confirmed and has a later counted_at overrules it"
                 raise Reject(RejectReason.COUNTED_TWICE, detail)
-        if not row.count.confirmed and (problem := _find_twin(row.count, kept)):
+        meant = without_corrected(kept, expected_qty)
+        if not row.count.confirmed and (problem := _find_twin(row.count, meant)):
             raise Reject(RejectReason.COUNTED_TWICE, problem)
         is_confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
         others = [count for count in kept if count not in unconfirmed]
@@ -192,7 +208,7 @@ def _find_twin(new: Count, kept: Sequence[Count]) -> str | None:
             f"{new.counted_qty} pieces were found at the same second by another counter_id: the same sheet under another "
             "name? If two people counted, say so with confirmed"
         )
-    if any(count.counter_id == new.counter_id and count.counted_at == at for count in kept):
+    if new.counter_id and any(count.counter_id == new.counter_id and count.counted_at == at for count in kept):
         return (
             f"counter_id {new.counter_id!a} has found another quantity at the same time: a correction needs a later one"
         )

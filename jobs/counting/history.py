@@ -44,7 +44,7 @@ _COUNT_COLUMNS = ["audit_date", "bin_id", "expected_qty", "counted_at", "counted
 class PlanRecounts:
     """Every recount that one committed run planned, with what came of it. All arrays (b,), as `planned`.
 
-    `counted_qty`: the finding; an unconfirmed mismatch as it was first counted; NaN where nobody counted.
+    `counted_qty`: the finding; an unconfirmed mismatch as whoever counted first found it; NaN where nobody counted.
     `settled`: counted and right, or a mismatch that a second count confirmed.
     `changed`: of the mismatches that wait for a second count, whether a later night saw another record.
     `in_reach`: certain to be counted, as a priority or as a random bin (`recount_plan.find_reach`).

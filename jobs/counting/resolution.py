@@ -55,21 +55,23 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
 
     Right where every count equals the record. A mismatch is settled by a `confirmed` count, or by counts of the same
     quantity by two people (counts without a `counter_id` are nobody's); of several settled quantities the one that was
-    counted last wins. Of one person's mismatches the last is meant, the others were corrected by it. Where none is settled,
+    counted last wins. Of one person's mismatches the last is meant, the others were corrected by it; and it settles nothing
+    any more once that person has found the recorded quantity. Where none is settled,
     and the mismatches have a `counter_id` each, a count by another person that equals the record refutes them: right.
     `repeat_offenders` in queries.sql follows the same rule.
     """
-    ordered = _without_corrected(sort_counts(counts), expected_qty)
+    ordered = without_corrected(counts, expected_qty)
     if not ordered:
         return None
     confirmed = {count.counted_qty for count in ordered if count.confirmed}
+    votes = _without_withdrawn(ordered, expected_qty)
     people: dict[int, set[str]] = {}
-    for count in ordered:
+    for count in votes:
         if count.counter_id is not None:
             people.setdefault(count.counted_qty, set()).add(count.counter_id)
     settled = confirmed | {qty for qty, counters in people.items() if len(counters) > 1}
     if settled:
-        return Finding(next(count.counted_qty for count in reversed(ordered) if count.counted_qty in settled), True)
+        return Finding(next(count.counted_qty for count in reversed(votes) if count.counted_qty in settled), True)
     mismatches = [count for count in ordered if count.counted_qty != expected_qty]
     erring = {count.counter_id for count in mismatches}
     if not mismatches or (None not in erring and people.get(expected_qty, set()) - erring):
@@ -77,7 +79,9 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
     return Finding(mismatches[0].counted_qty, resolved=False)
 
 
-def _without_corrected(ordered: list[Count], expected_qty: int) -> list[Count]:
+def without_corrected(counts: Iterable[Count], expected_qty: int) -> list[Count]:
+    """The counts in their order, of one person's unconfirmed mismatches the last alone."""
+    ordered = sort_counts(counts)
     last = {count.counter_id: count.counted_at for count in ordered if count.counted_qty != expected_qty}
     return [
         count
@@ -86,6 +90,19 @@ def _without_corrected(ordered: list[Count], expected_qty: int) -> list[Count]:
         or count.counter_id is None
         or count.counted_qty == expected_qty
         or count.counted_at == last[count.counter_id]
+    ]
+
+
+def _without_withdrawn(ordered: list[Count], expected_qty: int) -> list[Count]:
+    """Without the mismatches of those who have found the recorded quantity since: no one else's mismatch is settled by them."""
+    right = {count.counter_id: count.counted_at for count in ordered if count.counted_qty == expected_qty}
+    return [
+        count
+        for count in ordered
+        if count.confirmed
+        or count.counter_id is None
+        or count.counted_qty == expected_qty
+        or count.counted_at >= right.get(count.counter_id, count.counted_at)
     ]
 
 

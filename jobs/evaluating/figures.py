@@ -53,7 +53,7 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
 
 
 def _at_own_mix(probabilities: np.ndarray, labels: np.ndarray, info: BundleInfo, seed: int) -> dict[str, float]:
-    """The probabilities have training's class mix, which an audit divides out. `difference`: the share of these bins that
+    """The probabilities have training's class mix, which an audit divides out where it doubts records. `difference`: the share of these bins that
     would have to be of another class for the two mixes to be one, and `p_value` of a difference by chance; `nll` and `calibration_error` (above its noise floor)
     with these bins' own mix instead."""
     here = np.bincount(labels, minlength=info.num_classes) / len(labels)

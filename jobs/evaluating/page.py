@@ -74,8 +74,8 @@ def find_warnings(figures: dict[str, Any]) -> list[str]:
     if mix["difference"] > MAX_MIX_DIFFERENCE and mix["p_value"] < MAX_MIX_CHANCE:
         found.append(
             f"These bins' quantities are mixed otherwise than training's ({100 * mix['difference']:.0f} % of them would have to "
-            "be others). The camera's probabilities keep training's mix, which an audit divides out: exact shares, NLL and "
-            "calibration are better there than these figures say. With these bins' own mix the NLL of all classes is "
+            "be others). The camera's probabilities keep training's mix, in its counts and 90 % sets too; an audit divides it "
+            "out where it doubts records (p_record_wrong). With these bins' own mix the NLL of all classes would be "
             f"{mix['nll']:.3f} and the calibration error above its noise floor {mix['calibration_error']:.4f}."
         )
     if figures["num_groups"] < 3:  # of as many `bootstrap_by_group` was tried

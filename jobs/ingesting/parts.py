@@ -96,8 +96,8 @@ def write_rejects(target: Target, rejects: list[Any]) -> None:
 def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
     """Declares the manifest whole, made as `facts` say. Raises GateError where another run began meanwhile in the same
     folder."""
-    if not storage.exists(mark):
-        # the other may have finished already, and some of what lies there now is ours
+    if _marks(target) != [mark]:
+        # the other may have finished already, or finish yet, and some of what lies there now is ours
         storage.write_bytes(mark, b"")
         raise GateError(
             f"{target.manifest_uri}: another ingest wrote into the same folder meanwhile; run one at a time"

@@ -47,15 +47,17 @@ def endpoint() -> str | None:
 
 def _checked_endpoint(name: str, url: str) -> str:
     """Raises InputError for what is no server's URL, or holds a secret that would stand in every message about it."""
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if "@" in url:
         raise InputError(
             f"{name}: expected http://host:port, found one with a user or a password in it; give those as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
-    if not url.startswith(("http://", "https://")) or not parts.hostname:
-        raise InputError(f"{name}: expected http://host:port or https://host, found {url!r}")
-    return url
+    try:
+        if url.startswith(("http://", "https://")) and urlsplit(url).hostname:
+            return url
+    except ValueError:
+        pass  # brackets that are not closed
+    raise InputError(f"{name}: expected http://host:port or https://host, found {url!r}")
 
 
 @lru_cache(maxsize=1)

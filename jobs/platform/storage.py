@@ -165,7 +165,7 @@ def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
     refused = isinstance(
         error, PermissionDeniedError | UnauthenticatedError | InvalidPathError | NotFoundError | PermissionError
     )
-    if _NO_CREDENTIALS not in str(error) and (refused or any(sign in str(error).lower() for sign in _WRONG_PLACE)):
+    if not _lack_credentials(error) and (refused or any(sign in str(error).lower() for sign in _WRONG_PLACE)):
         return InputError(f"{message}; check the place and the permissions")
     return GateError(f"{message}; when storage is back, the same command goes on")
 
@@ -196,14 +196,20 @@ def read_json(uri: str, *, anonymous: bool = False) -> Any:
 
 
 _NO_CREDENTIALS = "External AWS credential provider"
-"""Stands in obstore's errors where a role's credentials could not be renewed: whoever gives them was away."""
+"""Stands in obstore's errors where a role's credentials could not be renewed."""
+_REFUSED = re.compile(r"An error occurred \((?!Throttl|RequestLimit|TooMany|ServiceUnavailable|Internal)|SSOToken")
+"""Stands in them where whoever gives credentials answered, and refused them for good."""
 
 
 def may_pass(error: Exception) -> bool:
     """Whether asking again may help where obstore doesn't: the source of credentials did not answer, or an answer broke off
     on its way (obstore goes on with an object's body, but asks again neither for a page of a listing nor for the few bytes
     that say why there is no object)."""
-    return "response body" in str(error) or _NO_CREDENTIALS in str(error)
+    return "response body" in str(error) or _lack_credentials(error)
+
+
+def _lack_credentials(error: Exception) -> bool:
+    return _NO_CREDENTIALS in str(error) and not _REFUSED.search(str(error))
 
 
 def explain(error: Exception) -> str:

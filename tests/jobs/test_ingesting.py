@@ -417,6 +417,24 @@ def test_an_ingest_that_was_overtaken_leaves_the_folder_marked_as_incomplete(tar
         parquet_files(target.manifest_uri)
 
 
+def test_of_two_ingests_at_a_time_neither_is_whole(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = begin(target, replace=False), begin(target, replace=False)
+    for mark in (first, second):  # the first one finishes first, though the second one has cleared its parts
+        with pytest.raises(GateError, match="another ingest"):
+            finish(target, mark, {})
+    # and two that began at the same moment
+    storage.delete([first, second])
+    monkeypatch.setattr(parts, "_marks", lambda target: [])
+    third, fourth = begin(target, replace=True), begin(target, replace=True)
+    monkeypatch.undo()
+    for mark in (third, fourth):
+        with pytest.raises(GateError, match="another ingest"):
+            finish(target, mark, {})
+    with pytest.raises(InputError, match="being written or cut short"):
+        parquet_files(target.manifest_uri)
+    finish(target, begin(target, replace=False), {})  # the same command again
+
+
 def test_an_ingest_that_finishes_leaves_the_mark_of_one_that_has_just_begun(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

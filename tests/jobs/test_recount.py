@@ -378,6 +378,25 @@ def test_a_person_s_own_correction_replaces_what_they_counted(output: str) -> No
     assert (facts["finding"], facts["found_qty"]) == ("wrong", 11)
 
 
+def test_what_a_person_took_back_settles_nothing(output: str) -> None:
+    lines = [f"a,{NIGHT},{quantity},2026-03-03T0{hour}:00Z,kim,," for quantity, hour in ((1, 7), (3, 8))]
+    assert take_in(output, *lines, f"a,{NIGHT},1,2026-03-03T09:00Z,lee,,") == 0  # kim found what the record says since
+    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 0
+    back = [f"b,{NIGHT},{quantity},2026-03-03T0{hour}:00Z,kim,," for quantity, hour in ((1, 6), (11, 7), (1, 8))]
+    assert take_in(output, *back, name="back.csv") == 0
+    assert take_in(output, f"b,{NIGHT},11,2026-03-03T09:00Z,lee,,", name="lee.csv") == 0
+    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 0
+    nameless = [f"d,{NIGHT},{quantity},2026-03-03T06:00Z,,," for quantity in (1, 2)]
+    assert take_in(output, *nameless, name="nameless.csv") == 0
+
+
+def test_a_file_from_before_a_confirmation_may_come_again(output: str) -> None:
+    line = f"a,{NIGHT},1,2026-03-03T08:00Z,kim,false,"
+    for text in (line, line.replace("false", "true"), line):
+        assert take_in(output, text) == 0
+    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 1
+
+
 def test_of_two_quantities_at_one_time_nobody_knows_which_corrects_the_other(output: str) -> None:
     lines = [f"a,{NIGHT},{quantity},2026-03-03T08:00Z,kim,," for quantity in (1, 11)]
     assert take_in(output, *lines) == 1

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from jobs import serve as serve_job
 from jobs.config.serve import EndpointSettings, ServeConfig
@@ -59,7 +60,7 @@ def test_an_answer_that_is_no_number_is_not_taken_for_a_count(bundle: Path) -> N
 
 
 def test_an_endpoint_that_was_ended_from_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    running = SimpleNamespace(status="RUNNING")
+    running = SimpleNamespace(deployments={"Front": SimpleNamespace(replica_states={"RUNNING": 1})})
     status, ended = SimpleNamespace(applications={APP_NAME: running}), []
     monkeypatch.setattr(serve_job.serve, "status", lambda: status)
     monkeypatch.setattr(serve_job.serve, "shutdown", lambda: ended.append(True))
@@ -75,16 +76,22 @@ def test_an_endpoint_that_was_ended_from_elsewhere_is_noticed(monkeypatch: pytes
 
 
 def test_an_endpoint_that_stays_unhealthy_is_ended_with_serve_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    deployment = SimpleNamespace(message="deployed with bundle a, found b")
-    application = SimpleNamespace(status="UNHEALTHY", message="", deployments={"Front": deployment})
+    front = SimpleNamespace(message="deployed with bundle a, found b", replica_states={"STARTING": 1})
+    counter = SimpleNamespace(message="", replica_states={"RUNNING": 1, "STARTING": 1})
+    application = SimpleNamespace(message="", deployments={"Front": front, "Counter": counter})
     stopped: list[bool] = []
+
+    def stop() -> None:
+        stopped.append(True)
+        raise DeploymentUnavailableError("Front")  # type: ignore[arg-type]
+
     monkeypatch.setattr(serve_job.serve, "status", lambda: SimpleNamespace(applications={APP_NAME: application}))
-    monkeypatch.setattr(serve_job, "stop_endpoint", lambda: stopped.append(True))
+    monkeypatch.setattr(serve_job, "stop_endpoint", stop)
     began = serve_job._check_running()
     assert began is not None and serve_job._check_running(began) == began
-    application.status = "RUNNING"
-    assert serve_job._check_running(began) is None
-    application.status = "UNHEALTHY"
+    front.replica_states = {"RUNNING": 1}
+    assert serve_job._check_running(began) is None  # one of the counters is being replaced, and another counts
+    front.replica_states = {"STARTING": 1, "RUNNING": 0}
     with pytest.raises(GateError, match="can't be kept up: deployed with bundle a, found b"):
         serve_job._check_running(began - serve_job.UNHEALTHY_SECONDS - 1)
     assert stopped == [True]

@@ -216,7 +216,7 @@ def test_a_profile_s_own_server_is_the_one_that_is_meant(monkeypatch: pytest.Mon
     s3._profile_endpoint.cache_clear()
 
 
-@pytest.mark.parametrize("url", ["minio:9000", "HTTP://minio:9000", "http://", "ftp://minio:9000"])
+@pytest.mark.parametrize("url", ["minio:9000", "HTTP://minio:9000", "http://", "ftp://minio:9000", "http://[::1:9000"])
 def test_a_server_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     with pytest.raises(
@@ -225,8 +225,9 @@ def test_a_server_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, url: 
         storage.read_bytes("s3://bucket/key")
 
 
-def test_a_secret_in_a_server_s_url_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:hush@minio:9000")
+@pytest.mark.parametrize("url", ["http://user:hush@minio:9000", "user:hush@minio:9000"])
+def test_a_secret_in_a_server_s_url_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
     with pytest.raises(InputError, match=r"AWS_ENDPOINT_URL_S3: expected .* found one with a user") as raised:
         storage.read_bytes("s3://bucket/key")
     assert "hush" not in str(raised.value)
@@ -269,6 +270,21 @@ def test_a_source_of_credentials_that_is_away_is_no_wrong_permission(
         ):
             ask("s3://bucket/key")
     assert store.asked == 2 * storage.CUT_TRIES + 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "passes"),
+    [
+        ("ClientError: An error occurred (AccessDenied) when calling the AssumeRole operation", False),
+        ("UnauthorizedSSOTokenError: The SSOToken has expired", False),
+        ("ClientError: An error occurred (Throttling) when calling the AssumeRole operation", True),
+        ("EndpointConnectionError: Could not connect to the endpoint URL", True),
+    ],
+)
+def test_who_refuses_credentials_for_good_is_not_asked_again(cause: str, passes: bool) -> None:
+    error = UnauthenticatedError(f"Error performing GET: External AWS credential provider failed: {cause}")
+    assert storage.may_pass(error) == passes
+    assert isinstance(storage._failure("s3://b/k", "read", error), GateError) == passes
 
 
 def test_s3_s_own_reason_is_told() -> None:
