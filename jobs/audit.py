@@ -30,7 +30,7 @@ from jobs.config.report import ReportConfig
 from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
-from jobs.platform.cluster import connect
+from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import message, run_command
 from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, read_summary_table
 from jobs.platform.provenance import provenance
@@ -57,9 +57,9 @@ logger = logging.getLogger("jobs.audit")
 def run_audit(config: AuditConfig) -> None:
     """The whole job. Raises InputError (nothing was scored) or GateError (nothing was committed, or only its report is
     missing)."""
-    started = time.monotonic()
     with connect():
         tonight = settle_night(config)
+        started = time.monotonic()  # while it waited, the cluster worked for others
         if tonight.is_committed:
             _finish(tonight)
             return
@@ -76,6 +76,7 @@ def run_audit(config: AuditConfig) -> None:
             _check_uncommitted(tonight)
             frozen, last_counts = freeze_knowledge(tonight)
             belief = Belief.from_dict(frozen["belief"])
+            await_free(tonight.resources.least())  # another job may have begun since the first look
             progress = _score(tonight)
             night, decisions = _conclude(tonight, belief, last_counts, lock)
             seconds = time.monotonic() - started

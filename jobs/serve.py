@@ -34,10 +34,11 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from jobs.config.serve import ServeConfig
-from jobs.platform.cluster import connect
+from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
 from jobs.serving.access import TOKEN_VARIABLE, read_token_digest
 from jobs.serving.app import APP_NAME, LOGGING, SHUTDOWN_S, build_app
+from jobs.stages.resources import plan_resources
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger("jobs.serve")
@@ -98,6 +99,9 @@ def start_endpoint(config: ServeConfig) -> None:
             "jobs.serve that runs is stopped as it was started"
         )
     _check_port(config.host, config.port)
+    resources = plan_resources()  # one replica of each deployment at first
+    cpus = resources.scorer_cpus + resources.fetcher_cpus
+    await_free({"CPU": cpus, **({"GPU": resources.scorer_gpus} if resources.scorer_gpus else {})})
     try:
         serve.start(
             proxy_location="HeadOnly",

@@ -19,7 +19,7 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import WATCHDOG, remove_run, run_name, train_network
+from jobs.training.network import WATCHDOG, ray_storage, remove_run, run_name, train_network
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import read_start
 from jobs.training.workers import await_workers
@@ -32,6 +32,7 @@ def run_train(config: TrainConfig) -> None:
     bins = read_labelled_bins(config)
     assign_splits(bins.table, config)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
+    ray_storage(training_uri)  # and so are AWS settings by which no checkpoint could be written
     with connect(quiet=WATCHDOG):
         await_workers(config)  # a cluster that is too small or busy is said before every photo is read
         bins = split_bins(check_photos(bins, config), config, start.seen)

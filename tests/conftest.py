@@ -32,10 +32,10 @@ S3_ENVIRONMENT = {
 def _isolated_environment() -> Iterator[None]:
     """Settled before Ray starts, since its workers keep the environment of their start."""
     patch = pytest.MonkeyPatch()
+    for name in [name for name in os.environ if name.startswith("AWS_") or name == "RAY_ADDRESS"]:
+        patch.delenv(name)
     for name, value in S3_ENVIRONMENT.items():
         patch.setenv(name, value)
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "RAY_ADDRESS"):
-        patch.delenv(name, raising=False)
     patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     yield
     patch.undo()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from schemas.errors import GateError, InputError
 
@@ -60,7 +61,8 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
     """
     if ray.is_initialized():
         _configure_data()
-        yield
+        with _stalls_named():
+            yield
         return
     options: dict = {"log_to_driver": True, "logging_level": logging.WARNING}
     if not os.environ.get("RAY_ADDRESS"):
@@ -91,16 +93,30 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
         ) from error
     _configure_data()
     try:
-        yield
+        with _stalls_named():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _stalls_named() -> Iterator[None]:
+    """Ray Data gives up what makes no progress for half an hour."""
+    try:
+        yield
+    except ExecutionTimeoutError as error:
+        minutes = ray.data.DataContext.get_current().execution_no_progress_timeout_s / 60
+        raise GateError(
+            f"the cluster: nothing has made progress for {minutes:.0f} minutes, as where other jobs hold its CPUs or a node "
+            "with a GPU has died (`ray status` tells); run the same command again"
+        ) from error
 
 
 def await_free(needed: Mapping[str, float]) -> None:
     """Returns when the cluster has so many CPUs and GPUs free (`{"CPU": 1.5, "GPU": 1}`).
 
     A job plans from all that a cluster has. What another job holds (`jobs.serve` keeps its GPUs) Ray would wait for
-    without a word and for ever; this says so, and raises GateError after WAIT_SECONDS.
+    without a word, for half an hour; this says so, and raises GateError after WAIT_SECONDS.
     """
     began, told = time.monotonic(), False
     while True:

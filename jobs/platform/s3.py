@@ -87,6 +87,12 @@ def _session() -> boto3.Session:
         raise _settings_error(error) from error
 
 
+def assumes_role() -> bool:
+    """Whether the credentials are those of a role that the profile assumes (role_arn)."""
+    found = _session().get_credentials()
+    return found is not None and found.method == "assume-role"
+
+
 def _settings_error(error: Exception) -> InputError:
     return InputError(f"AWS settings: {error}; see AWS_PROFILE, AWS_REGION and the AWS configuration files")
 

@@ -398,13 +398,18 @@ class RangeReader(io.RawIOBase):
 
 
 def download_folder(uri: str, folder: Path) -> None:
-    """Copies every object directly below `uri` into `folder`. Raises FileNotFoundError where there is none."""
+    """Copies every object directly below `uri` into `folder`. Raises FileNotFoundError where there is none, GateError where
+    the folder can't hold them."""
     found = False
     for entry in list_objects(uri):
         name = entry.uri.removeprefix(uri.rstrip("/") + "/")
         if "/" in name:
             continue
-        (folder / name).write_bytes(read_bytes(entry.uri))
+        data = read_bytes(entry.uri)
+        try:
+            (folder / name).write_bytes(data)
+        except OSError as error:
+            raise GateError(f"{folder}: can't be written ({error}); make room, or set TMPDIR") from error
         found = True
     if not found:
         raise FileNotFoundError(f"{uri}: not found, or empty")

@@ -126,8 +126,8 @@ def _plan_cpus(sizes: list[float]) -> Resources:
     return Resources(
         device="cpu",
         num_scorers=num_scorers,
-        # of several, more than half a unit each: two of them must not take one small node
-        scorer_cpus=unit * (0.5 if num_scorers == 1 else 0.6),
+        # more than half: two of them, of one job or of two, must not take a small node and leave nothing to feed them
+        scorer_cpus=unit * 0.6,
         scorer_gpus=0,
         scorer_threads=max(1, int(unit)),
         num_fetchers=fetchers_each * num_scorers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
-from jobs.platform.layout import REPORT_FACTS, committed_run, night_of, read_run, run_uri
+from jobs.platform.layout import REPORT_FACTS, RUNS, STAGED, committed_run, list_below, night_of, read_run, run_uri
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, settle_resources
@@ -24,6 +25,9 @@ from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from model.scoring import Precision
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,35 @@ def settle_night(config: AuditConfig) -> Tonight:
             return settle(replaced, committed, is_committed=True)
         _check_replacement(config, output_uri, manifest.audit_date, committed)
     await_free(resources.least())
-    return settle(committed, name(replaces=committed), is_committed=False)
+    tonight = settle(committed, name(replaces=committed), is_committed=False)
+    _tell_of_others(tonight)
+    return tonight
+
+
+def _tell_of_others(tonight: Tonight) -> None:
+    """The same command goes on with its run on the same kinds of devices only: after a node with a GPU has died it is another
+    run, which should not begin anew without a word."""
+    prefix = f"{tonight.audit_date}-"
+    names = (name.split("/") for name in list_below(tonight.output_uri, RUNS, prefix))
+    others = {run_id for run_id, *rest in names if run_id.startswith(prefix) and rest[0] == STAGED} - {tonight.run_id}
+    now = {
+        "device": tonight.resources.device,
+        "precision": tonight.precision,
+        "batch_size": tonight.resources.batch_size,
+    }
+    for run_id in sorted(others):
+        try:
+            then = read_run(run_uri(tonight.output_uri, run_id))
+        except InputError:  # damaged, as by a power cut
+            then = {}
+        changes = [
+            f"{name} {then[name]} then, {value} now" for name, value in now.items() if then.get(name, value) != value
+        ]
+        logger.warning(
+            "run %s of this night was begun and not finished; this one is another (%s) and begins anew",
+            run_id,
+            "; ".join(changes) or "other inputs or settings",
+        )
 
 
 def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:

@@ -44,7 +44,7 @@ from jobs.training.start import Start
 from jobs.training.workers import plan_workers, worker_environment
 from model.micro_batches import TrainingSet
 from model.training import NOT_FINITE, STATE_FILE, TOO_LARGE, UNHEALTHY, LoopSettings, train_loop_per_worker
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -235,10 +235,15 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
 
     The file system asks AWS's usual chain for credentials itself, on every node and anew before they expire. Keys given
     to it here would be pickled into the controller's task specification, which Ray's control store may write to disk, and
-    those of a role or of SSO would expire in the middle of a training.
+    those of a role or of SSO would expire in the middle of a training. Raises InputError for a profile that assumes a role.
     """
     if not storage.is_s3(uri):
         return uri, None
+    if s3.assumes_role():
+        raise InputError(
+            f"{uri}: expected AWS settings that Arrow, which writes a training's checkpoints, knows as well: keys, SSO, "
+            "credential_process or the machine's own role; found a profile that assumes a role (role_arn), which it passes over"
+        )
     store: Any = storage.locate(uri)[0]  # it knows where its bucket lies
     options = {"region": store.config["region"]}
     if endpoint := s3.endpoint():

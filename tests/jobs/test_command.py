@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 
 from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
+from jobs.platform import cluster
 from jobs.platform.bundles import ScorerPlan
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
@@ -115,6 +117,19 @@ def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
 
     assert _exit_code(run) == code
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_cluster_in_which_nothing_moves_is_a_failure_with_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
+
+    def run() -> None:
+        with connect():
+            raise ExecutionTimeoutError("no progress")
+
+    assert _exit_code(run) == 1
+    assert "failed: the cluster: nothing has made progress for 30 minutes" in capsys.readouterr().err
 
 
 def test_what_leaves_with_0_before_it_is_done_is_not_done(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ def test_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _plan(monkeypatch, {"CPU": 2}) == Resources(
         device="cpu",
         num_scorers=1,
-        scorer_cpus=1.0,
+        scorer_cpus=1.2,
         scorer_gpus=0,
         scorer_threads=2,
         num_fetchers=2,
@@ -74,9 +74,7 @@ def _check_that_all_fit(plan: Resources, sizes: list[tuple[float, int]]) -> None
     for cpus, gpus in sizes:
         if not cpus:
             continue
-        own = (
-            gpus if plan.device == "cuda" else int(cpus / (plan.scorer_cpus / (0.5 if plan.num_scorers == 1 else 0.6)))
-        )
+        own = gpus if plan.device == "cuda" else int(cpus / (plan.scorer_cpus / 0.6))
         placed += own
         left.append(cpus - own * plan.scorer_cpus)
     assert placed == plan.num_scorers
@@ -94,9 +92,12 @@ def test_photos_are_decoded_on_one_core_of_four(
     assert _plan(monkeypatch, *({"CPU": size} for size in sizes)).num_fetchers == num_fetchers
 
 
-def test_small_nodes_hold_one_scorer_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = _plan(monkeypatch, {"CPU": 2}, {"CPU": 64})
-    assert 2 * plan.scorer_cpus > 2
+@pytest.mark.parametrize("sizes", [[2, 64], [2], [16], [0, 16]], ids=str)
+def test_two_scorers_of_one_job_or_of_two_never_take_a_small_node(
+    sizes: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = _plan(monkeypatch, *({"CPU": size} for size in sizes))
+    assert 2 * plan.scorer_cpus > min(size for size in sizes if size)
 
 
 def test_what_no_scorer_fits_into_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_what_another_job_holds_is_waited_for(
 
 
 def test_what_must_be_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _plan(monkeypatch, {"CPU": 2}).least() == {"CPU": 1.375}
+    assert _plan(monkeypatch, {"CPU": 2}).least() == {"CPU": 1.575}
     least = _plan(monkeypatch, {"CPU": 16, "GPU": 2}).least()
     assert least["GPU"] == 2
     assert 2 < least["CPU"] < 4

@@ -68,6 +68,36 @@ def test_every_input_is_part_of_the_name(name: str) -> None:
     assert name_run(CONFIG, **{**FACTS, name: "2026-11-23"}) != name_run(CONFIG, **FACTS)
 
 
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        (
+            {"device": "cuda", "precision": "bf16", "batch_size": 256},
+            "device cuda then, cpu now; batch_size 256 then, 32 now",
+        ),
+        ({"device": "cpu", "precision": "bf16", "batch_size": 32}, "other inputs or settings"),
+        (None, "other inputs or settings"),
+    ],
+)
+def test_a_night_that_begins_anew_names_the_run_that_was_not_finished(
+    output_uri: str, then: dict[str, Any] | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    now: Any = SimpleNamespace(
+        output_uri=output_uri,
+        audit_date="2026-11-22",
+        run_id="2026-11-22-bbb",
+        precision="bf16",
+        resources=SimpleNamespace(device="cpu", batch_size=32),
+    )
+    for run_id in ("2026-11-22-aaa", "2026-11-22-bbb", "2026-11-23-aaa"):
+        storage.write_bytes(f"{output_uri}/runs/{run_id}/staged/0000000.parquet", b"")
+        storage.write_bytes(f"{output_uri}/runs/{run_id}/run.json", json.dumps(then).encode() if then else b"")
+    storage.write_bytes(f"{output_uri}/runs/2026-11-22-ccc/committed", b"")
+    tonight._tell_of_others(now)
+    (found,) = caplog.messages
+    assert found.startswith("run 2026-11-22-aaa of this night was begun and not finished") and said in found
+
+
 def test_what_a_run_froze_first_stays(output_uri: str) -> None:
     assert freeze_run(output_uri, {"belief": 1}) == {"belief": 1}
     assert freeze_run(output_uri, {"belief": 2}) == {"belief": 1}

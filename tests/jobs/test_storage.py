@@ -169,6 +169,17 @@ def test_folders_are_copied_both_ways_and_what_declares_one_whole_goes_last(
     assert written[-1] == "bundle.json" and len(written) == 3
 
 
+def test_a_disk_that_fills_under_a_bundle_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{tmp_path}/bundle/weights", b"w")
+
+    def fill(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(GateError, match=r"can't be written \(.*No space left on device\); make room, or set TMPDIR"):
+        storage.download_folder(f"{tmp_path}/bundle", tmp_path)
+
+
 def test_another_scheme_is_an_input_error() -> None:
     with pytest.raises(InputError, match="another scheme"):
         storage.absolute("https://example.org/a")
@@ -404,6 +415,24 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     storage.write_bytes(uri, bytes(data))
     with pytest.raises(InputError, match=r"table\.parquet: expected a Parquet file"):
         open_parquet(uri)
+
+
+def test_checkpoints_by_a_profile_that_assumes_a_role_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    role = "[profile stock]\nrole_arn = arn:aws:iam::123456789012:role/r\nsource_profile = keys\n"
+    keys = "[profile keys]\naws_access_key_id = a\naws_secret_access_key = b\n"
+    (tmp_path / "config").write_text(role + keys)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "stock")
+    with pytest.raises(
+        InputError, match=r"s3://of-a-role/b: expected AWS settings that Arrow.* found a profile that assumes a"
+    ):
+        ray_storage("s3://of-a-role/b")
+    monkeypatch.setenv("AWS_PROFILE", "keys")
+    assert ray_storage("s3://of-a-role/b")[0] == "of-a-role/b"
 
 
 def test_a_misspelt_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
