@@ -99,9 +99,7 @@ def start_endpoint(config: ServeConfig) -> None:
             "jobs.serve that runs is stopped as it was started"
         )
     _check_port(config.host, config.port)
-    resources = plan_resources()  # one replica of each deployment at first
-    cpus = resources.scorer_cpus + resources.fetcher_cpus
-    await_free({"CPU": cpus, **({"GPU": resources.scorer_gpus} if resources.scorer_gpus else {})})
+    await_replicas()
     try:
         serve.start(
             proxy_location="HeadOnly",
@@ -115,6 +113,14 @@ def start_endpoint(config: ServeConfig) -> None:
     except (RuntimeError, TimeoutError, RayActorError) as error:  # of a deployment, or of a proxy, that doesn't come up
         serve.shutdown()
         raise GateError(f"the endpoint did not start: {error}") from error
+
+
+def await_replicas() -> None:
+    """Returns when the cluster has room for one replica of each deployment, as there is at first. Raises GateError where other
+    jobs hold it."""
+    resources = plan_resources()
+    cpus = resources.scorer_cpus + resources.fetcher_cpus
+    await_free({"CPU": cpus, **({"GPU": resources.scorer_gpus} if resources.scorer_gpus else {})})
 
 
 def _check_running(unhealthy_since: float | None = None) -> float | None:

@@ -105,6 +105,7 @@ def test_a_proxy_that_does_not_come_up_is_said_and_ended(monkeypatch: pytest.Mon
         raise error
 
     monkeypatch.setattr(serve_job, "build_app", lambda config: None)
+    monkeypatch.setattr(serve_job, "await_replicas", lambda: None)
     monkeypatch.setattr(serve_job.serve, "status", lambda: SimpleNamespace(proxies={}))
     monkeypatch.setattr(serve_job.serve, "start", fail)
     monkeypatch.setattr(serve_job.serve, "shutdown", lambda: ended.append(True))
