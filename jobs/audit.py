@@ -44,7 +44,7 @@ from jobs.stages.reconcile import Reconciler
 from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night
 from jobs.stages.staging import stage_shards
 from jobs.stages.summary import summarize
-from jobs.stages.tonight import Tonight, settle_night
+from jobs.stages.tonight import Tonight, settle_night, tell_of_others
 from jobs.stages.worklist import write_worklist
 from model.posterior import build_assessor
 from schemas.bundle import BundleInfo
@@ -59,7 +59,6 @@ def run_audit(config: AuditConfig) -> None:
     missing)."""
     with connect():
         tonight = settle_night(config)
-        started = time.monotonic()  # while it waited, the cluster worked for others
         if tonight.is_committed:
             _finish(tonight)
             return
@@ -76,7 +75,9 @@ def run_audit(config: AuditConfig) -> None:
             _check_uncommitted(tonight)
             frozen, last_counts = freeze_knowledge(tonight)
             belief = Belief.from_dict(frozen["belief"])
+            tell_of_others(tonight)
             await_free(tonight.resources.least())  # another job may have begun since the first look
+            started = time.monotonic()  # while it waited, the cluster worked for others
             progress = _score(tonight)
             night, decisions = _conclude(tonight, belief, last_counts, lock)
             seconds = time.monotonic() - started

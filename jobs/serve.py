@@ -34,7 +34,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from jobs.config.serve import ServeConfig
-from jobs.platform.cluster import await_free, connect
+from jobs.platform.cluster import await_free, await_slot, connect
 from jobs.platform.command import run_command
 from jobs.serving.access import TOKEN_VARIABLE, read_token_digest
 from jobs.serving.app import APP_NAME, LOGGING, SHUTDOWN_S, build_app
@@ -120,7 +120,10 @@ def await_replicas() -> None:
     jobs hold it."""
     resources = plan_resources()
     cpus = resources.scorer_cpus + resources.fetcher_cpus
-    await_free({"CPU": cpus, **({"GPU": resources.scorer_gpus} if resources.scorer_gpus else {})})
+    if resources.scorer_gpus:
+        await_free({"CPU": cpus, "GPU": resources.scorer_gpus})
+    else:
+        await_slot(cpus)  # for which a cluster that scales itself grows
 
 
 def _check_running(unhealthy_since: float | None = None) -> float | None:
@@ -137,11 +140,12 @@ def _check_running(unhealthy_since: float | None = None) -> float | None:
             serve.shutdown()  # `serve delete` leaves Serve itself, and the next start would find the cluster serving
         raise gone
     found = applications[APP_NAME]
-    # of several replicas the others go on while one is replaced
-    if all(
-        any(state == "RUNNING" and count for state, count in deployment.replica_states.items())
+    # of several replicas the others go on while one is replaced, and so does one that is to leave its node
+    numbers = [
+        sum(count for state, count in deployment.replica_states.items() if state in ("RUNNING", "PENDING_MIGRATION"))
         for deployment in found.deployments.values()
-    ):
+    ]
+    if numbers and all(numbers):
         return None
     now = time.monotonic()
     if unhealthy_since is not None and now - unhealthy_since > UNHEALTHY_SECONDS:

@@ -19,7 +19,7 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import WATCHDOG, TrainingStoppedError, train_network
+from jobs.training.network import WATCHDOG, TrainingStoppedError, ray_storage, train_network
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import Start, read_start
 from jobs.training.workers import await_workers
@@ -39,6 +39,7 @@ def run_tune(config: TuneConfig) -> None:
     bins = read_labelled_bins(config)
     assign_splits(bins.table, largest)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
+    ray_storage(output_uri)  # and so are AWS settings by which no checkpoint could be written
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)
         bins = split_bins(check_photos(bins, config), largest, start.seen)

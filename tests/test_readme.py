@@ -102,8 +102,10 @@ def test_bins_counted_right_are_not_worth_a_visit_and_two_people_find_a_wrong_re
     valued = [plan_row(name, unit_value=1.0, currency="EUR", value_at_risk=2.0) for name in "abc"]
     commit_night(output, night, [priority_row(name, rank) for rank, name in enumerate("abc", 1)])
     commit_night(output, "2026-03-02", [], other_bins=[*valued, kept_off])
-    # a: two people found 2; b: one person twice; c: found wrong in two ways, once by two people and once confirmed
+    # a: two people found 2; b: one person twice, who took it back before another one found it; c: found wrong in two ways,
+    # once by two people and once confirmed
     counts = [("a", 2, "kim", 3), ("a", 2, "lee", 3), ("b", 2, "kim", 3), ("b", 2, "kim", 3)]
+    counts += [("b", 3, "kim", 3), ("b", 2, "lee", 3)]
     counts += [("c", 1, "kim", 3), ("c", 1, "lee", 3), ("c", 5, None, 4)]
     rows = [
         plan_row(name, expected)

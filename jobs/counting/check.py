@@ -18,15 +18,7 @@ from jobs.counting.counted import read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.plans import list_marked_runs, read_plan
 from jobs.counting.records import NightRecord, began_at, find_records, lines_of
-from jobs.counting.resolution import (
-    Count,
-    Finding,
-    Recorded,
-    group_counts,
-    person,
-    resolve_counts,
-    without_corrected,
-)
+from jobs.counting.resolution import Count, Finding, Recorded, group_counts, person, resolve_counts
 from jobs.platform.layout import run_in_force
 from jobs.platform.texts import csv_text
 from schemas.recount import COUNTED_SCHEMA, RejectReason
@@ -81,8 +73,8 @@ def check_counts(
     numbers, alike = _list_numbers(plans)
     # a file with a zero in front has not lost them
     texts = {row.cells.get("bin_id", "") for row in rows}
-    with_zeros = {_number(text) for text in texts if text != _number(text)}
-    alike = {(night, number) for night, number in alike if number not in with_zeros}
+    if any(text != _number(text) for text in texts):
+        alike = set()
     as_numbers = [
         replace(count, bin_id=numbers.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts
     ]
@@ -183,8 +175,7 @@ class _Ledger:
                 elif contradicts:
                     detail += "; only what is confirmed and has a later counted_at overrules it"
                 raise Reject(RejectReason.COUNTED_TWICE, detail)
-        meant = without_corrected(kept, expected_qty)
-        if not row.count.confirmed and (problem := _find_twin(row.count, meant)):
+        if not row.count.confirmed and (problem := _find_twin(row.count, kept)):
             raise Reject(RejectReason.COUNTED_TWICE, problem)
         is_confirmed = row.count.confirmed or any(count.confirmed for count in nameless)
         others = [count for count in kept if count not in unconfirmed]
@@ -275,8 +266,8 @@ def _check_distinct(count: CountRow, alike: Set[tuple[str, str]]) -> None:
     """Raises Reject for a number that may be one of several planned bins, in a file that may have lost its zeros."""
     if (count.audit_date, count.bin_id) in alike:
         detail = (
-            f"bin_id: planned bins differ from {count.bin_id} in leading zeros only, and no bin_id in the file has one for "
-            "that number, as after a spreadsheet; hand it in with bin_id as text, all of these bins together"
+            f"bin_id: planned bins differ from {count.bin_id} in leading zeros only, and no bin_id in the file has one, as "
+            "after a spreadsheet; hand it in with bin_id as text (an empty row of one with zeros shows that none are lost)"
         )
         raise Reject(RejectReason.UNKNOWN_BIN, detail)
 

@@ -36,7 +36,8 @@ class Count:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the counts of a bin come to. Unresolved: `qty` is the first mismatch that its counter has not corrected."""
+    """What the counts of a bin come to. Unresolved: `qty` is the first mismatch that its counter has not taken back, or
+    the first where all have."""
 
     qty: int
     resolved: bool
@@ -60,7 +61,7 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
     and the mismatches have a `counter_id` each, a count by another person that equals the record refutes them: right.
     `repeat_offenders` in queries.sql follows the same rule.
     """
-    ordered = without_corrected(counts, expected_qty)
+    ordered = _without_corrected(sort_counts(counts), expected_qty)
     if not ordered:
         return None
     confirmed = {count.counted_qty for count in ordered if count.confirmed}
@@ -73,15 +74,15 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
     if settled:
         return Finding(next(count.counted_qty for count in reversed(votes) if count.counted_qty in settled), True)
     mismatches = [count for count in ordered if count.counted_qty != expected_qty]
+    standing = [count for count in votes if count.counted_qty != expected_qty]
     erring = {count.counter_id for count in mismatches}
     if not mismatches or (None not in erring and people.get(expected_qty, set()) - erring):
         return Finding(expected_qty, resolved=True)
-    return Finding(mismatches[0].counted_qty, resolved=False)
+    return Finding((standing or mismatches)[0].counted_qty, resolved=False)
 
 
-def without_corrected(counts: Iterable[Count], expected_qty: int) -> list[Count]:
-    """The counts in their order, of one person's unconfirmed mismatches the last alone."""
-    ordered = sort_counts(counts)
+def _without_corrected(ordered: list[Count], expected_qty: int) -> list[Count]:
+    """Of one person's unconfirmed mismatches the last alone."""
     last = {count.counter_id: count.counted_at for count in ordered if count.counted_qty != expected_qty}
     return [
         count

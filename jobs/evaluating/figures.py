@@ -53,9 +53,10 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
 
 
 def _at_own_mix(probabilities: np.ndarray, labels: np.ndarray, info: BundleInfo, seed: int) -> dict[str, float]:
-    """The probabilities have training's class mix, which an audit divides out where it doubts records. `difference`: the share of these bins that
-    would have to be of another class for the two mixes to be one, and `p_value` of a difference by chance; `nll` and `calibration_error` (above its noise floor)
-    with these bins' own mix instead."""
+    """The probabilities have training's class mix, which an audit divides out where it doubts records. `difference`: the
+    share of these bins that would have to be of another class for the two mixes to be one, and `p_value`, by which chance
+    makes as large a one (Pearson's chi-squared test); `nll` and `calibration_error` (above its noise floor) with these
+    bins' own mix instead."""
     here = np.bincount(labels, minlength=info.num_classes) / len(labels)
     training = np.asarray(info.label_histogram) + 1
     training = training / training.sum()

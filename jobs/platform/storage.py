@@ -197,7 +197,10 @@ def read_json(uri: str, *, anonymous: bool = False) -> Any:
 
 _NO_CREDENTIALS = "External AWS credential provider"
 """Stands in obstore's errors where a role's credentials could not be renewed."""
-_REFUSED = re.compile(r"An error occurred \((?!Throttl|RequestLimit|TooMany|ServiceUnavailable|Internal)|SSOToken")
+_REFUSED = re.compile(
+    r"An error occurred \((?!5\d\d|Throttl|Request(Limit|Throttl|Timeout)|TooMany|SlowDown|ServiceUnavail|Internal|IDPComm)"
+    r"|SSOToken|TokenRetrievalError"
+)
 """Stands in them where whoever gives credentials answered, and refused them for good."""
 
 

@@ -93,23 +93,23 @@ def settle_night(config: AuditConfig) -> Tonight:
             return settle(replaced, committed, is_committed=True)
         _check_replacement(config, output_uri, manifest.audit_date, committed)
     await_free(resources.least())
-    tonight = settle(committed, name(replaces=committed), is_committed=False)
-    _tell_of_others(tonight)
-    return tonight
+    return settle(committed, name(replaces=committed), is_committed=False)
 
 
-def _tell_of_others(tonight: Tonight) -> None:
+def tell_of_others(tonight: Tonight) -> None:
     """The same command goes on with its run on the same kinds of devices only: after a node with a GPU has died it is another
     run, which should not begin anew without a word."""
     prefix = f"{tonight.audit_date}-"
     names = (name.split("/") for name in list_below(tonight.output_uri, RUNS, prefix))
-    others = {run_id for run_id, *rest in names if run_id.startswith(prefix) and rest[0] == STAGED} - {tonight.run_id}
+    begun = {run_id for run_id, *rest in names if run_id.startswith(prefix) and rest[:1] == [STAGED]}
+    if tonight.run_id in begun:
+        return
     now = {
         "device": tonight.resources.device,
         "precision": tonight.precision,
         "batch_size": tonight.resources.batch_size,
     }
-    for run_id in sorted(others):
+    for run_id in sorted(begun - {tonight.replaces}):
         try:
             then = read_run(run_uri(tonight.output_uri, run_id))
         except InputError:  # damaged, as by a power cut

@@ -239,12 +239,12 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     """
     if not storage.is_s3(uri):
         return uri, None
+    store: Any = storage.locate(uri)[0]  # it knows where its bucket lies, and credentials that don't do are said
     if s3.assumes_role():
         raise InputError(
             f"{uri}: expected AWS settings that Arrow, which writes a training's checkpoints, knows as well: keys, SSO, "
             "credential_process or the machine's own role; found a profile that assumes a role (role_arn), which it passes over"
         )
-    store: Any = storage.locate(uri)[0]  # it knows where its bucket lies
     options = {"region": store.config["region"]}
     if endpoint := s3.endpoint():
         scheme, _, host = endpoint.partition("://")

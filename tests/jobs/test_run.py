@@ -86,14 +86,18 @@ def test_a_night_that_begins_anew_names_the_run_that_was_not_finished(
         output_uri=output_uri,
         audit_date="2026-11-22",
         run_id="2026-11-22-bbb",
+        replaces="2026-11-22-ddd",
         precision="bf16",
         resources=SimpleNamespace(device="cpu", batch_size=32),
     )
-    for run_id in ("2026-11-22-aaa", "2026-11-22-bbb", "2026-11-23-aaa"):
+    # that one is committed, and its clean-up was cut short
+    for run_id in ("2026-11-22-aaa", "2026-11-23-aaa", "2026-11-22-ddd"):
         storage.write_bytes(f"{output_uri}/runs/{run_id}/staged/0000000.parquet", b"")
         storage.write_bytes(f"{output_uri}/runs/{run_id}/run.json", json.dumps(then).encode() if then else b"")
     storage.write_bytes(f"{output_uri}/runs/2026-11-22-ccc/committed", b"")
-    tonight._tell_of_others(now)
+    tonight.tell_of_others(now)
+    storage.write_bytes(f"{output_uri}/runs/2026-11-22-bbb/staged/0000000.parquet", b"")
+    tonight.tell_of_others(now)  # this one goes on
     (found,) = caplog.messages
     assert found.startswith("run 2026-11-22-aaa of this night was begun and not finished") and said in found
 

@@ -289,6 +289,8 @@ def test_a_source_of_credentials_that_is_away_is_no_wrong_permission(
         ("ClientError: An error occurred (AccessDenied) when calling the AssumeRole operation", False),
         ("UnauthorizedSSOTokenError: The SSOToken has expired", False),
         ("ClientError: An error occurred (Throttling) when calling the AssumeRole operation", True),
+        ("TokenRetrievalError: Error when retrieving token from sso: Token has expired and refresh failed", False),
+        ("ClientError: An error occurred (502) when calling the AssumeRole operation: Bad Gateway", True),
         ("EndpointConnectionError: Could not connect to the endpoint URL", True),
     ],
 )
