@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -42,17 +43,23 @@ def create_views(connection: duckdb.DuckDBPyConnection, output: Path) -> None:
     connection.execute((ROOT / "jobs" / "views.sql").read_text().replace("{output_uri}", str(output)))
 
 
+def list_with_polars(output: Path) -> pl.DataFrame:
+    snippet = re.search(r"```python\n(import polars.*?)```", README, re.DOTALL)
+    assert snippet is not None
+    (output / "snippet.py").write_text(snippet[1].replace('"audits/', f'"{output}/'))
+    return runpy.run_path(str(output / "snippet.py"))["listed"]
+
+
 def test_the_last_night_s_list_is_read_the_same_in_duckdb_and_polars(tmp_path: Path) -> None:
     write_nights(tmp_path, ["2026-03-01", "2026-03-02"], num_bins=200)
-    blocks = re.search(r"```sql\n(-- DuckDB's command line.*?)```\n```python\n(.*?)```", README, re.DOTALL)
-    assert blocks is not None
-    (tmp_path / "snippet.py").write_text(blocks[2].replace('"audits/', f'"{tmp_path}/'))
-    listed = runpy.run_path(str(tmp_path / "snippet.py"))["listed"]
+    listed = list_with_polars(tmp_path)
     assert listed["rank"].to_list() == list(range(1, 21))
     assert set(map(str, listed["audit_date"])) == {"2026-03-02"}
+    statement = re.search(r"```sql\n(-- DuckDB's command line.*?)```", README, re.DOTALL)
+    assert statement is not None
     with duckdb.connect() as connection:
         create_views(connection, tmp_path)
-        assert connection.sql(blocks[1]).pl()["bin_id"].to_list() == listed["bin_id"].to_list()
+        assert connection.sql(statement[1]).pl()["bin_id"].to_list() == listed["bin_id"].to_list()
         counted, plan = connection.table("counted").pl(), connection.table("recount_plan").pl()
     assert counted.join(plan, on=["audit_date", "bin_id"]).height == counted.height > 0
 
@@ -62,10 +69,7 @@ def test_polars_reads_nights_of_two_releases(tmp_path: Path) -> None:
     for night, table, gone in (("01", "summary", "ece_window"), ("03", "results", "certificate_p")):
         for path in (tmp_path / table / f"audit_date=2026-03-{night}").iterdir():
             pq.write_table(pq.read_table(path, partitioning=None).drop_columns([gone]), path)
-    snippet = re.search(r"```python\n(import polars.*?)```", README, re.DOTALL)
-    assert snippet is not None
-    (tmp_path / "snippet.py").write_text(snippet[1].replace('"audits/', f'"{tmp_path}/'))
-    listed = runpy.run_path(str(tmp_path / "snippet.py"))["listed"]
+    listed = list_with_polars(tmp_path)
     assert listed["rank"].to_list() == list(range(1, 21))
     assert set(map(str, listed["audit_date"])) == {"2026-03-03"}
 

@@ -57,15 +57,18 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
     Right where every count equals the record. A mismatch is settled by a `confirmed` count, or by counts of the same
     quantity by two people (counts without a `counter_id` are nobody's); of several settled quantities the one that was
     counted last wins. Of one person's mismatches the last is meant, the others were corrected by it; and it settles nothing
-    any more once that person has found the recorded quantity. Where none is settled,
-    and the mismatches have a `counter_id` each, a count by another person that equals the record refutes them: right.
-    `repeat_offenders` in queries.sql follows the same rule.
+    any more once that person has found the recorded quantity. Where none is settled, and the mismatches have a `counter_id`
+    each, a count by another person that equals the record refutes them: right. `repeat_offenders` in queries.sql follows
+    the same rule.
     """
-    ordered = _without_corrected(sort_counts(counts), expected_qty)
+    ordered = sort_counts(counts)
     if not ordered:
         return None
+    mismatch_at = {count.counter_id: count.counted_at for count in ordered if count.counted_qty != expected_qty}
+    ordered = _without_older(ordered, expected_qty, mismatch_at)
     confirmed = {count.counted_qty for count in ordered if count.confirmed}
-    votes = _without_withdrawn(ordered, expected_qty)
+    right_at = {count.counter_id: count.counted_at for count in ordered if count.counted_qty == expected_qty}
+    votes = _without_older(ordered, expected_qty, right_at)
     people: dict[int, set[str]] = {}
     for count in votes:
         if count.counter_id is not None:
@@ -81,29 +84,15 @@ def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None
     return Finding((standing or mismatches)[0].counted_qty, resolved=False)
 
 
-def _without_corrected(ordered: list[Count], expected_qty: int) -> list[Count]:
-    """Of one person's unconfirmed mismatches the last alone."""
-    last = {count.counter_id: count.counted_at for count in ordered if count.counted_qty != expected_qty}
+def _without_older(ordered: list[Count], expected_qty: int, since: dict[str | None, datetime]) -> list[Count]:
+    """Without the unconfirmed mismatches from before the time that is named for their counter."""
     return [
         count
         for count in ordered
         if count.confirmed
         or count.counter_id is None
         or count.counted_qty == expected_qty
-        or count.counted_at == last[count.counter_id]
-    ]
-
-
-def _without_withdrawn(ordered: list[Count], expected_qty: int) -> list[Count]:
-    """Without the mismatches of those who have found the recorded quantity since: no one else's mismatch is settled by them."""
-    right = {count.counter_id: count.counted_at for count in ordered if count.counted_qty == expected_qty}
-    return [
-        count
-        for count in ordered
-        if count.confirmed
-        or count.counter_id is None
-        or count.counted_qty == expected_qty
-        or count.counted_at >= right.get(count.counter_id, count.counted_at)
+        or count.counted_at >= since.get(count.counter_id, count.counted_at)
     ]
 
 
