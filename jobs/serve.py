@@ -13,8 +13,7 @@ on, `/docs` describes the API:
 
 Where STOCK_AUDIT_TOKEN is set, callers must send it as a bearer token. For a deployment that outlives this command see
 `jobs/serving/app.py` (`serve deploy`). Writes nothing but Ray's logs. Exit codes: 0 stopped and all finished,
-1 requests were left unfinished, Serve could not start or
-no replica could be kept up, 2 bad arguments or inputs.
+1 requests were left unfinished, Serve could not start or no replica could be kept up, 2 bad arguments or inputs.
 """
 
 from __future__ import annotations

@@ -70,6 +70,11 @@ def shift_of_mix(labels: np.ndarray, training_histogram: ArrayLike) -> np.ndarra
     return np.log(here / training)
 
 
+def at_mix(probabilities: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Probabilities (n, classes) with another class mix than training's, by the `shift_of_mix` to it."""
+    return softmax(np.log(np.maximum(probabilities, 1e-300)) + shift, axis=1)
+
+
 def fit_calibration(logits: np.ndarray, labels: np.ndarray, method: Method, shift: np.ndarray | float) -> Calibration:
     """Fits one method to held-out logits (n, classes) and labels (n,) by penalised maximum likelihood.
 
@@ -140,10 +145,7 @@ def calibrate(
         held_out[method] = probabilities
     shift = shift_of_mix(labels, training_histogram)
     # judged at the held-out bins' own mix, else the method that keeps training's the least would win where they differ
-    nll = {
-        method: negative_log_likelihood(softmax(np.log(np.maximum(found, 1e-300)) + shift, axis=1), labels)
-        for method, found in held_out.items()
-    }
+    nll = {method: negative_log_likelihood(at_mix(found, shift), labels) for method, found in held_out.items()}
     chosen = min(METHODS, key=lambda method: nll[method])
     fitted = fit_calibration(logits, labels, chosen, shift)
     threshold, outside = set_threshold(held_out[chosen], labels, folds)

@@ -113,7 +113,11 @@ class _Ledger:
             for count in counts:
                 self._before[_identity(about.audit_date, about.bin_id, count)] = count.confirmed
         self._unconfirmed = {
-            (row["audit_date"], row["bin_id"], row["counted_at"], row["counted_qty"], person(row["counter_id"]))
+            _identity(
+                row["audit_date"],
+                row["bin_id"],
+                Count(row["counted_at"], row["counted_qty"], person(row["counter_id"])),
+            )
             for row in before
             if not row["confirmed"]
         }

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from scipy.stats import chisquare
 
 from jobs.evaluating.doubt import measure_doubt
 from jobs.evaluating.predictions import Predictions
-from model.calibration import negative_log_likelihood, shift_of_mix
+from model.calibration import at_mix, negative_log_likelihood, shift_of_mix
 from model.metrics import calibration_error, confusion, evaluate_counts, reliability, with_intervals
 from model.prediction_sets import build_prediction_sets
 from schemas.bundle import BundleInfo
@@ -60,7 +59,7 @@ def _at_own_mix(probabilities: np.ndarray, labels: np.ndarray, info: BundleInfo,
     here = np.bincount(labels, minlength=info.num_classes) / len(labels)
     training = np.asarray(info.label_histogram) + 1
     training = training / training.sum()
-    shifted = softmax(np.log(np.maximum(probabilities, 1e-12)) + shift_of_mix(labels, info.label_histogram), axis=1)
+    shifted = at_mix(probabilities.astype(np.float64), shift_of_mix(labels, info.label_histogram))
     return {
         "difference": float(np.abs(here - training).sum() / 2),
         "p_value": float(chisquare(len(labels) * here, len(labels) * training).pvalue),

@@ -61,8 +61,8 @@ async def fetch_bytes(
     uri: str, *, anonymous: bool, most_bytes: int, etag: str | None = None, unchanged_since: datetime | None = None
 ) -> bytes:
     """The whole object of at most `most_bytes`; one in S3 must have the `etag` still, and any must not have been written after
-    `unchanged_since`. Connection errors and throttling are
-    retried by the storage layer, for s3.RETRIES, and then given up on.
+    `unchanged_since`. Connection errors and throttling are retried by the storage layer, for s3.RETRIES, and then given up
+    on.
 
     Raises NotFetched, and InputError for a store that can't be opened.
     """

@@ -24,7 +24,7 @@ from jobs.serving.description import (
 )
 from jobs.serving.pages import render_docs, render_drop_page
 from jobs.serving.problems import Problem, find_request_id, install_handlers
-from jobs.serving.uploads import Upload, read_upload, read_uploads
+from jobs.serving.uploads import Upload, is_whole_number, read_upload, read_uploads
 from schemas.arrow import MAX_QUANTITY
 from schemas.bundle import BundleInfo
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 def _check_digits(value: object) -> object:
-    """As in a form: pydantic would take 1.000, a thousand to many, for 1, and 1_000 for a thousand."""
-    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+    """As in a form: pydantic would take 1.000 for 1."""
+    if isinstance(value, str) and not is_whole_number(value):
         raise ValueError("expected a whole number")
     return value
 

@@ -129,10 +129,15 @@ async def _in_time(reading: Awaitable[Body], timeout_s: float) -> Body:
         raise Problem("body_timed_out", f"expected the whole body within {timeout_s:g} s") from error
 
 
+def is_whole_number(text: str) -> bool:
+    """Digits alone: 1.000 is a thousand to many, and Python takes 1_000 for one."""
+    return text.isascii() and text.isdecimal()
+
+
 def _parse_quantity(value: UploadFile | str) -> int | None:
     text = value.strip() if isinstance(value, str) else "a file"
     if not text:
         return None
-    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) > MAX_QUANTITY:
+    if not is_whole_number(text) or len(text) > 10 or int(text) > MAX_QUANTITY:
         raise Problem("invalid_request", f"expected_qty: expected a whole number from 0 to {MAX_QUANTITY}")
     return int(text)
