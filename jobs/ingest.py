@@ -28,7 +28,7 @@ import ray.data
 from jobs.config.ingest import IngestConfig
 from jobs.ingesting import parts
 from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
-from jobs.ingesting.exports import is_export, make_records, read_export
+from jobs.ingesting.exports import find_export, is_export, make_records, read_export
 from jobs.ingesting.inventory import are_in_one_bucket, read_inventories
 from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
 from jobs.ingesting.matching import EXAMPLES, Matched, match_range
@@ -110,10 +110,16 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
     """
     images_uri, records_uri = storage.absolute(config.images_uri), storage.absolute(config.records_uri)
     if is_export(records_uri):
+        found = find_export(records_uri, anonymous=config.anonymous)
         lines_sources, names_images = read_export(records_uri, anonymous=config.anonymous)
         images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous, key_is_uri=names_images)
         image_sources = start_listing(images, config)
         lines = collect("lines of the export", lines_sources)
+        # of one that was still being written the rest would be bins that nobody audits
+        if find_export(records_uri, anonymous=config.anonymous) != found:
+            raise InputError(
+                f"{records_uri}: was written while it was read; run the same command again once it is whole"
+            )
         if not lines.num_rows:
             raise InputError(f"{records_uri}: expected lines of a WMS export below the header, found none")
         bin_ranges = exchange(lines, choose_bounds(lines))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from jobs.platform import storage
 from jobs.platform.layout import COUNTED
-from jobs.platform.parquet import parquet_bytes, read_table
+from jobs.platform.parquet import DamagedParquet, parquet_bytes, read_table
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA
@@ -35,6 +35,8 @@ def read_counted(output_uri: str, columns: list[str] | None = None) -> pa.Table:
 def _read_counts(uri: str, schema: pa.Schema) -> pa.Table:
     try:
         return conform(read_table(uri), schema)
+    except DamagedParquet as error:
+        raise InputError(f"{error}; delete it, and give the counts of that time to jobs.recount again") from error
     except (pa.ArrowException, KeyError) as error:
         raise InputError(f"{uri}: expected counts that jobs.recount took in, found another table ({error})") from error
 
@@ -52,4 +54,5 @@ def add_counted(output_uri: str, rows: pa.Table) -> str:
     digest = hashlib.sha256(json.dumps(about, default=str, sort_keys=True).encode()).hexdigest()
     uri = storage.join(output_uri, COUNTED, f"{digest[:32]}.parquet")
     storage.create_bytes(uri, parquet_bytes(rows))
+    storage.settle(uri)  # somebody walked for them
     return uri

@@ -32,7 +32,7 @@ def look_at(rows: pa.Table, plan: FetchPlan) -> list[dict[str, Any]]:
     width, height, brightness and contrast (mean and standard deviation of grey, 0..255), detail (mean absolute
     Laplacian of grey), sha256."""
     names = ["bin_id", "image_uri", "expected_qty"]
-    looks = fetch_each(rows["image_uri"].to_pylist(), rows["image_etag"].to_pylist(), plan, _describe)
+    looks = fetch_each(rows, plan, _describe)
     return [row | look for row, look in zip(rows.select(names).to_pylist(), looks, strict=True)]
 
 

@@ -30,10 +30,21 @@ def is_export(uri: str) -> bool:
     return uri.lower().endswith((*CSV_SUFFIXES, ".parquet"))
 
 
-def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
-    """Checks the columns and starts reading: generators of lines keyed by bin, and whether the lines name images.
+def find_export(uri: str, *, anonymous: bool) -> list[storage.StoredObject]:
+    """The files of an export as they lie there now. Raises InputError where there are none."""
+    if not uri.lower().endswith(CSV_SUFFIXES):
+        return parquet_files(uri, anonymous=anonymous)
+    found = storage.describe(uri, anonymous=anonymous)
+    if found is None:
+        raise InputError(f"{uri}: expected a WMS export (CSV), found nothing; check --records-uri")
+    return [found]
 
-    Raises InputError where the export isn't there or lacks columns (all problems in one message).
+
+def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
+    """Checks the columns of an export that is there and starts reading: generators of lines keyed by bin, and whether the
+    lines name images.
+
+    Raises InputError where it lacks columns (all problems in one message).
     """
     if uri.lower().endswith(CSV_SUFFIXES):
         delimiter, names = _read_header(uri, anonymous)
@@ -42,7 +53,7 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
         )
         _check_columns(uri, schema)
         return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
-    files = [entry.uri for entry in parquet_files(uri, anonymous=anonymous)]
+    files = [entry.uri for entry in find_export(uri, anonymous=anonymous)]
     below = storage.absolute(uri) + "/"
     # a whole path may have such a folder in it
     folders = {file.removeprefix(below).rpartition("/")[0]: file for file in files if file.startswith(below)}
@@ -109,7 +120,7 @@ def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> It
     row = 2  # the header is row 1
     try:
         reader = pyarrow.csv.open_csv(
-            _open_csv(uri, anonymous),
+            open_csv(uri, anonymous=anonymous),
             read_options=pyarrow.csv.ReadOptions(block_size=8 * 2**20, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
@@ -168,7 +179,7 @@ def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
     for delimiter in DELIMITERS:
         try:
             reader = pyarrow.csv.open_csv(
-                _open_csv(uri, anonymous),
+                open_csv(uri, anonymous=anonymous),
                 read_options=pyarrow.csv.ReadOptions(use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip"),
             )
@@ -179,13 +190,6 @@ def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
             return delimiter, names
         best = max(best, names, key=len)
     return DELIMITERS[0], best
-
-
-def _open_csv(uri: str, anonymous: bool) -> pa.NativeFile:
-    try:
-        return open_csv(uri, anonymous=anonymous)
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: expected a WMS export (CSV), found nothing; check --records-uri") from error
 
 
 def _check_columns(uri: str, schema: pa.Schema) -> None:

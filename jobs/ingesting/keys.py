@@ -62,7 +62,9 @@ def describe_chunk(table: pa.Table, others: Sequence[str] = ()) -> ChunkInfo:
     )
 
 
-@ray.remote(num_returns="streaming")
+# Not begun anew by Ray where a worker is lost: of a folder that grows meanwhile the chunks would be cut elsewhere, and those
+# of both listings would hold a key twice or not at all.
+@ray.remote(num_returns="streaming", max_retries=0)
 def list_keys(folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     """Yields the folder's keys, chunk by chunk. Raises InputError where it can't be listed."""
     entries = iter(storage.list_objects(folder.uri, anonymous=folder.anonymous))

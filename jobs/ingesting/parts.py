@@ -105,6 +105,7 @@ def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
     # beside the manifest and not in its files: the same bins are the same manifest, whichever version found them
     document = json.dumps(facts, indent=1, sort_keys=True) + "\n"
     storage.write_bytes(f"{target.manifest_uri}.json", document.encode())
+    storage.settle(mark)  # a power cut must not take parts of a manifest that is declared whole
     storage.delete([mark])
 
 

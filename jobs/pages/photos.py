@@ -27,7 +27,7 @@ def read_thumbnails(image_uris: Iterable[str], plan: FetchPlan) -> dict[str, str
 
     found: dict[str, str] = {}
     for uri in image_uris:
-        data = asyncio.run(fetch_allowed(uri, None, plan))
+        data = asyncio.run(fetch_allowed(uri, plan))
         if isinstance(data, Photo):
             continue
         try:

@@ -36,6 +36,8 @@ _SIGNS = (
 )
 """What says enough of an error where it stands in one."""
 
+CHANGED = "changed since it was listed; ingest again"
+
 
 class Fault(StrEnum):
     """Why an object did not come; GAVE_UP: not in all retries, as where the storage is away, or a disk or mount fails."""
@@ -58,10 +60,17 @@ class NotFetched(Exception):  # noqa: N818 - what became of it, as UnreadableRec
 
 
 async def fetch_bytes(
-    uri: str, *, anonymous: bool, most_bytes: int, etag: str | None = None, unchanged_since: datetime | None = None
+    uri: str,
+    *,
+    anonymous: bool,
+    most_bytes: int,
+    etag: str | None = None,
+    num_bytes: int | None = None,
+    unchanged_since: datetime | None = None,
 ) -> bytes:
-    """The whole object of at most `most_bytes`; one in S3 must have the `etag` still, and any must not have been written after
-    `unchanged_since`. Connection errors and throttling are retried by the storage layer, for s3.RETRIES, and then given up
+    """The whole object of at most `most_bytes`; one in S3 must have the `etag` still, any must have `num_bytes` still and must
+    not have been written after `unchanged_since`. A local file's ETag isn't asked for: it holds the inode and the time,
+    which a folder that was copied back changes. Connection errors and throttling are retried by the storage layer, for s3.RETRIES, and then given up
     on.
 
     Raises NotFetched, and InputError for a store that can't be opened.
@@ -80,7 +89,7 @@ async def fetch_bytes(
                 raise NotFetched(Fault.DENIED, _denied(error)) from error
             failure = storage.explain(error)
         except PreconditionError as error:
-            raise NotFetched(Fault.CHANGED, "changed since it was listed; ingest again") from error
+            raise NotFetched(Fault.CHANGED, CHANGED) from error
         except (InvalidPathError, ValueError) as error:  # a control character in a key is a ValueError
             raise NotFetched(Fault.NO_KEY, "not a valid key") from error
         except (BaseError, OSError) as error:
@@ -97,6 +106,8 @@ async def fetch_bytes(
             size = answer.meta["size"]
             if size > most_bytes:
                 raise NotFetched(Fault.TOO_LARGE, f"{size} bytes, more than {most_bytes}")
+            if num_bytes not in (None, size):
+                raise NotFetched(Fault.CHANGED, CHANGED)
             try:
                 data = bytes(await answer.bytes_async())
                 if len(data) == size:

@@ -149,6 +149,8 @@ _WRONG_PLACE = (
     "<code>expiredtoken",
     "<code>invalidtoken",
     "<code>authorizationheadermalformed",
+    # of a server that has no conditional writes
+    "<code>notimplemented",
     # of a listing, obstore raises a GenericError whatever the status
     "status code: 401",
     "status code: 403",
@@ -367,8 +369,9 @@ class RangeReader(io.RawIOBase):
     def __init__(self, found: StoredObject, *, anonymous: bool = False) -> None:
         self._uri, self._size, self._position = found.uri, found.num_bytes, 0
         self._anonymous = anonymous
-        # of an object that is overwritten meanwhile a reader would mix old ranges with new ones
-        self._condition = {"if_match": found.etag} if is_s3(found.uri) and found.etag else {}
+        # of an object that is overwritten meanwhile a reader would mix old ranges with new ones, and of a local file that is
+        # still being written it would see the end too soon
+        self._condition = {"if_match": found.etag} if found.etag else {}
 
     def readable(self) -> bool:
         return True
@@ -393,7 +396,9 @@ class RangeReader(io.RawIOBase):
             options = {"range": (self._position, stop), **self._condition}
             data = bytes(store.get(key, options=options).bytes())  # type: ignore[arg-type]
         except PreconditionError as error:
-            raise InputError(f"{self._uri}: was overwritten while it was read; run the same command again") from error
+            raise InputError(
+                f"{self._uri}: was written or overwritten while it was read; run the same command again"
+            ) from error
         except (BaseError, OSError) as error:
             raise _failure(self._uri, "read", error) from error
         self._position = stop
@@ -401,12 +406,12 @@ class RangeReader(io.RawIOBase):
 
 
 def download_folder(uri: str, folder: Path) -> None:
-    """Copies every object directly below `uri` into `folder`. Raises FileNotFoundError where there is none, GateError where
+    """Copies every object directly below `uri` into `folder`, but for empty ones. Raises FileNotFoundError where there is none, GateError where
     the folder can't hold them."""
     found = False
     for entry in list_objects(uri):
         name = entry.uri.removeprefix(uri.rstrip("/") + "/")
-        if "/" in name:
+        if "/" in name or not entry.num_bytes:  # the marker of a folder, named without its slash, can't be read
             continue
         data = read_bytes(entry.uri)
         try:

@@ -47,6 +47,9 @@ PHOTO_COLUMNS = [
 ]
 """Added to a shard's rows; `pixels` is (S, S, 3) uint8 in row-major order, null where there is no whole photo."""
 
+LISTED_COLUMNS = ("image_uri", "image_etag", "image_bytes")
+"""Of the manifest: where a photo is, and what it was when it was listed; null where nobody says."""
+
 FETCHED_SCHEMA = pa.schema([*MANIFEST_SCHEMA, *PHOTO_COLUMNS])
 
 
@@ -77,7 +80,7 @@ class Photo:
 
 def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
     """Adds PHOTO_COLUMNS to manifest rows: one photo per row, in the same order."""
-    photos = fetch_photos(rows["image_uri"].to_pylist(), rows["image_etag"].to_pylist(), plan)
+    photos = fetch_photos(rows, plan)
     known = _training_photos(plan.training_photos)
     columns = [
         pa.array([str(photo.status) for photo in photos], pa.string()),
@@ -89,10 +92,9 @@ def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
     return pa.Table.from_arrays([*rows.select(MANIFEST_SCHEMA.names).columns, *columns], schema=FETCHED_SCHEMA)
 
 
-def fetch_photos(uris: list[str], etags: list[str | None], plan: FetchPlan) -> list[Photo]:
-    """What became of each photo, in the same order; many requests at a time. Raises GateError where the storage stopped
-    answering."""
-    return fetch_each(uris, etags, plan, partial(_decode, preprocessing=plan.preprocessing))
+def fetch_photos(rows: pa.Table, plan: FetchPlan) -> list[Photo]:
+    """What became of each row's photo, in the same order; as `fetch_each`."""
+    return fetch_each(rows, plan, partial(_decode, preprocessing=plan.preprocessing))
 
 
 def measure_contrast(pixels: np.ndarray) -> float:
@@ -146,20 +148,18 @@ def _real_root(root: str) -> str:
     return os.path.realpath(root).rstrip("/") + "/"
 
 
-def fetch_each(
-    uris: list[str], etags: list[str | None], plan: FetchPlan, use: Callable[[bytes | Photo], Used]
-) -> list[Used]:
-    """What `use` makes of each photo while other requests are under way, in the order of `uris`. Raises GateError where the
-    storage stopped answering: waiting for its retries photo by photo would take hours."""
+def fetch_each(rows: pa.Table, plan: FetchPlan, use: Callable[[bytes | Photo], Used]) -> list[Used]:
+    """What `use` makes of each photo while other requests are under way, in the order of `rows` (LISTED_COLUMNS). Raises
+    GateError where the storage stopped answering: waiting for its retries photo by photo would take hours."""
 
     async def fetch_all() -> list[Used]:
         slots = asyncio.Semaphore(IN_FLIGHT)
         num_given_up = 0  # in a row
 
-        async def fetch(uri: str, etag: str | None) -> Used:
+        async def fetch(uri: str, etag: str | None, num_bytes: int | None) -> Used:
             nonlocal num_given_up
             async with slots:
-                found = await fetch_allowed(uri, etag, plan)
+                found = await fetch_allowed(uri, plan, etag=etag, num_bytes=num_bytes)
                 if not (isinstance(found, Photo) and found.gave_up):
                     num_given_up = 0
                 elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:
@@ -170,19 +170,25 @@ def fetch_each(
                     )
                 return use(found)
 
-        return await asyncio.gather(*(fetch(uri, etag) for uri, etag in zip(uris, etags, strict=True)))
+        listed = zip(*(rows[name].to_pylist() for name in LISTED_COLUMNS), strict=True)
+        return await asyncio.gather(*(fetch(*one) for one in listed))
 
     return asyncio.run(fetch_all())
 
 
-async def fetch_allowed(uri: str, etag: str | None, plan: FetchPlan) -> bytes | Photo:
-    """The whole object, or what became of it instead. An ETag other than None must be that of the object still."""
+async def fetch_allowed(
+    uri: str, plan: FetchPlan, *, etag: str | None = None, num_bytes: int | None = None
+) -> bytes | Photo:
+    """The whole object, or what became of it instead. An ETag (in S3) and a size other than None must be the object's
+    still."""
     if storage.is_s3(uri) and _names_no_object(uri):
         return Photo(ImageStatus.IMAGE_REJECTED, "a key with an empty part, . or .. in it; rename the object")
     if not is_allowed(uri, plan.allowed_roots):
         return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")
     try:
-        return await fetching.fetch_bytes(uri, anonymous=plan.anonymous, most_bytes=MAX_IMAGE_BYTES, etag=etag)
+        return await fetching.fetch_bytes(
+            uri, anonymous=plan.anonymous, most_bytes=MAX_IMAGE_BYTES, etag=etag, num_bytes=num_bytes
+        )
     except NotFetched as reason:
         return Photo(STATUS_OF[reason.fault], str(reason), gave_up=reason.fault is Fault.GAVE_UP)
 

@@ -74,6 +74,16 @@ def settle_roots(uri: str, images_uri: str | None, allowed_root: tuple[str, ...]
     return (storage.absolute(images_uri),)
 
 
+def check_unchanged(uri: str, listed: list[storage.StoredObject]) -> None:
+    """Raises InputError where the manifest's files are not those that were listed before it was read: one that was written
+    anew meanwhile may hold files that were never listed, whose bins would be lost."""
+    if parquet_files(uri) != listed:
+        raise InputError(
+            f"{uri}: was written anew while it was read; leave the manifest alone while a job reads it, and run the same "
+            "command again"
+        )
+
+
 def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = True) -> Manifest:
     """Reads every row once. Raises InputError with all kinds of problems that it found, by file, row and field, and
     GateError where other jobs hold every CPU.
@@ -107,12 +117,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
             f"{uri}: bin_id {bin_id!r} stands in {count} rows; every bin must stand in exactly one"
             for bin_id, count in find_duplicates(files, "bin_id", limit=MAX_PROBLEMS)
         ]
-    # one that was written anew meanwhile may hold files that were never listed: their bins would be lost
-    if parquet_files(uri) != listed:
-        raise InputError(
-            f"{uri}: was written anew while it was read; leave the manifest alone while a job reads it, and run the same "
-            "command again"
-        )
+    check_unchanged(uri, listed)
     refuse(problems)
     digest = hashlib.sha256()
     for report in reports:

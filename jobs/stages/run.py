@@ -41,6 +41,8 @@ RESULT_SETTINGS = (
 )
 """Settings that change a row of the results; the quality gates only decide whether there are any."""
 
+_NOBODY = dict.fromkeys(("run_id", "host", "boot", "since", "token"), "unknown") | {"pid": 0, "beats": None}
+"""Who holds the night by a lock that a power cut emptied: whoever is alive writes it whole with the next heartbeat."""
 _GENERATION = re.compile(r"\d{6}\.json")
 HEARTBEAT_SECONDS, LOOK_SECONDS, EXPIRY_SECONDS = 10.0, 1.0, 45.0
 
@@ -83,6 +85,7 @@ def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
 def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Adds timings and counts to `run.json`; what was frozen stays."""
     storage.write_bytes(storage.join(run_uri, RUN_RECORD), _document({**frozen, "outcome": outcome}))
+    storage.settle(run_uri)  # without it no later night knows how this one was planned
 
 
 @contextmanager
@@ -129,7 +132,13 @@ class NightLock:
                     f"the night is held by run {holder['run_id']} on {holder['host']} (pid {holder['pid']}, since "
                     f"{holder['since']}); wait for it to end, or stop it"
                 )
-            if storage.create_bytes(self._uri(generation + 1), self._content()):
+            uri = self._uri(generation + 1)
+            if storage.create_bytes(uri, self._content()):
+                if storage.create_bytes(uri, self._content()):
+                    raise InputError(
+                        f"{uri}: this storage writes an object that is there already where it was asked not to "
+                        "(If-None-Match), so that two audits could hold one night; use one with conditional writes"
+                    )
                 self._generation = generation + 1
                 self._thread.start()
                 return
@@ -163,11 +172,7 @@ class NightLock:
             return -1, None
         uri = self._uri(max(generations))
         holder = storage.read_json(uri)
-        if holder is None:
-            raise GateError(
-                f"{uri}: expected who holds the night, found no JSON (after a power cut?); delete it once no audit of the night runs"
-            )
-        return max(generations), holder
+        return max(generations), _NOBODY if holder is None else holder
 
     def _is_dead(self, generation: int, holder: dict[str, Any]) -> bool:
         # one that knows no boot (macOS) may be another machine of the same name

@@ -17,8 +17,8 @@ import ray.data
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.parquet import parquet_files
-from jobs.stages.images import FetchPlan, fetch_photos
-from jobs.stages.manifest import problems_of_files, refuse, report_file, settle_roots
+from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos
+from jobs.stages.manifest import check_unchanged, problems_of_files, refuse, report_file, settle_roots
 from schemas.arrow import conform
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
@@ -39,7 +39,7 @@ CHECKED = Preprocessing(image_size=16)
 
 @dataclass(frozen=True)
 class LabelledBins:
-    """Bins to learn from: a table with COLUMNS (and image_etag, until the photos are checked), sorted by bin_id, and where
+    """Bins to learn from: a table with COLUMNS (and LISTED_COLUMNS, until the photos are checked), sorted by bin_id, and where
     their photos may be read."""
 
     table: pa.Table
@@ -56,11 +56,16 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     """
     uri = storage.absolute(config.manifest_uri)
     reports, tables = [], []
-    for entry in parquet_files(uri):
-        data = storage.read_bytes(entry.uri)
+    listed = parquet_files(uri)
+    for entry in listed:
+        try:
+            data = storage.read_bytes(entry.uri)
+        except FileNotFoundError:
+            break
         reports.append(report_file(entry.uri, data))
         if not reports[-1]["problems"]:
             tables.append(_training_columns(data))
+    check_unchanged(uri, listed)
     problems = problems_of_files(reports, uri)
     images_uris = {report["metadata"]["images_uri"] for report in reports if "images_uri" in report["metadata"]}
     if len(images_uris) > 1 and not config.allowed_root:
@@ -79,7 +84,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
         )
     # as the audit, which does not compare such a record with the photo either
     moved = stock_moved(bins)
-    bins = bins.filter(pc.invert(moved)).select([*COLUMNS, "image_etag"])
+    bins = bins.filter(pc.invert(moved)).select(list(dict.fromkeys((*COLUMNS, *LISTED_COLUMNS))))
     num_moved = pc.sum(moved).as_py()
     if num_moved:
         logger.warning("%d bins are left out: their stock has moved since the photo", num_moved)
@@ -102,7 +107,9 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
 
 def _training_columns(data: bytes) -> pa.Table:
     """The columns that training needs of a file of a manifest; what else is in it may be large, damaged or there twice."""
-    needed = pa.schema([MANIFEST_SCHEMA.field(name) for name in (*COLUMNS, "image_etag", "moves_since_photo")])
+    needed = pa.schema(
+        [MANIFEST_SCHEMA.field(name) for name in dict.fromkeys((*COLUMNS, *LISTED_COLUMNS, "moves_since_photo"))]
+    )
     with pq.ParquetFile(io.BytesIO(data)) as file:
         table = file.read(columns=[name for name in needed.names if name in file.schema_arrow.names])
     return conform(table, needed).replace_schema_metadata(None)
@@ -124,7 +131,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
     """
     table = bins.table
     blocks = [
-        table.slice(start, ROWS_PER_TASK).select(["bin_id", "image_uri", "image_etag"])
+        table.slice(start, ROWS_PER_TASK).select(["bin_id", *LISTED_COLUMNS])
         for start in range(0, table.num_rows, ROWS_PER_TASK)
     ]
     checked = ray.data.from_blocks(blocks).map_batches(  # from_arrow's own tasks need a whole CPU
@@ -137,7 +144,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
     )
     found = pa.concat_tables(list(checked.iter_batches(batch_size=None, batch_format="pyarrow")))
     found = found.sort_by("bin_id")
-    table = table.drop_columns("image_etag").append_column("image_sha256", found["image_sha256"].combine_chunks())
+    table = table.select(COLUMNS).append_column("image_sha256", found["image_sha256"].combine_chunks())
     usable = table.filter(pc.is_valid(table["image_sha256"]))
     if usable.num_rows == table.num_rows:
         return replace(bins, table=usable)
@@ -166,7 +173,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
 
 
 def _check_batch(batch: pa.Table, plan: FetchPlan) -> pa.Table:
-    photos = fetch_photos(batch["image_uri"].to_pylist(), batch["image_etag"].to_pylist(), plan)
+    photos = fetch_photos(batch, plan)
     hashes = [photo.sha256.hex() if photo.status == ImageStatus.SCORED else None for photo in photos]
     return pa.table(
         {

@@ -69,14 +69,14 @@ def fetch_photos(
     plan = FetchPlan(Preprocessing(image_size=image_size), (uris[0].rsplit("/", 1)[0],), False, None)
 
     async def fetch_all() -> float:
-        await fetch_allowed(uris[0], None, plan)  # connects
+        await fetch_allowed(uris[0], plan)  # connects
         start.wait()
         began, done = time.perf_counter(), 0
 
         async def lane(turn: int) -> None:
             nonlocal done
             while time.perf_counter() - began < SECONDS:
-                found = await fetch_allowed(uris[turn % len(uris)], None, plan)
+                found = await fetch_allowed(uris[turn % len(uris)], plan)
                 assert isinstance(found, bytes), found
                 done, turn = done + 1, turn + IN_FLIGHT
 

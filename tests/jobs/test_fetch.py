@@ -217,7 +217,7 @@ def test_training_waits_for_a_storage_that_is_away_and_not_for_a_photo_that_it_r
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server or free_port()}")
     images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
-    photos = pa.table({"bin_id": ["1"], "image_uri": [f"{images_uri}/1.jpg"], "image_etag": pa.nulls(1, pa.string())})
+    photos = manifest_table(images_uri, [1])
     checked = _check_batch(photos, _plan(images_uri))
     assert (checked["status"].to_pylist(), checked["gave_up"].to_pylist()) == (["fetch_failed"], [server is None])
 
@@ -233,7 +233,7 @@ def test_a_disk_that_fails_is_a_storage_that_is_away(
             )
 
     monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (Broken(), uri))
-    found = asyncio.run(fetch_allowed(str(tmp_path / "a.jpg"), None, _plan(str(tmp_path))))
+    found = asyncio.run(fetch_allowed(str(tmp_path / "a.jpg"), _plan(str(tmp_path))))
     assert isinstance(found, Photo)
     assert (found.status, found.gave_up) == ("fetch_failed", gave_up)
 
@@ -264,7 +264,7 @@ def test_photos_wait_for_a_source_of_credentials_that_is_away(impatient: None, m
     async def at_once(seconds: float) -> None: ...
 
     monkeypatch.setattr(fetching.asyncio, "sleep", at_once)
-    found = asyncio.run(fetch_allowed("s3://bucket/images/1.jpg", None, _plan("s3://bucket/images")))
+    found = asyncio.run(fetch_allowed("s3://bucket/images/1.jpg", _plan("s3://bucket/images")))
     assert isinstance(found, Photo)
     assert (found.status, found.gave_up, store.num_asked) == ("fetch_failed", True, storage.CUT_TRIES)
     assert found.error is not None and "EndpointConnectionError" in found.error
@@ -297,6 +297,17 @@ def test_a_photo_that_changed_since_it_was_listed_is_not_scored(bucket: str) -> 
     assert fetch_rows(same, _plan(f"{bucket}/images"))["status"].to_pylist() == ["scored"]
     storage.write_bytes(f"{bucket}/images/00000.jpg", photo(5, 9))
     fetched = fetch_rows(same, _plan(f"{bucket}/images"))
+    assert fetched["status"].to_pylist() == ["fetch_failed"]
+    assert "changed since it was listed" in fetched["error"][0].as_py()
+
+
+def test_a_local_photo_of_another_size_than_was_listed_is_not_scored(tmp_path: Path) -> None:
+    data = photo(1, 1)
+    storage.write_bytes(f"{tmp_path}/00000.jpg", data)
+    listed = manifest_table(str(tmp_path), [1], image_etag=["of a folder that was copied"], image_bytes=[len(data)])
+    assert fetch_rows(listed, _plan(str(tmp_path)))["status"].to_pylist() == ["scored"]
+    storage.write_bytes(f"{tmp_path}/00000.jpg", data + b"\0")  # the next night's
+    fetched = fetch_rows(listed, _plan(str(tmp_path)))
     assert fetched["status"].to_pylist() == ["fetch_failed"]
     assert "changed since it was listed" in fetched["error"][0].as_py()
 

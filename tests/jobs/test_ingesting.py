@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import boto3
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
@@ -21,6 +22,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from jobs import ingest
 from jobs.config.ingest import IngestConfig
 from jobs.ingesting import exports, inventory, keys, parts
+from jobs.ingesting.exchange import Chunks
 from jobs.ingesting.keys import KEYS_SCHEMA, Folder
 from jobs.ingesting.matching import match, match_range
 from jobs.ingesting.parts import Target, begin, finish, write_part
@@ -188,11 +190,40 @@ def test_an_export_is_read_as_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> 
     def note(uri: str, *, anonymous: bool) -> None:
         raise InputError(f"{uri}, anonymous: {anonymous}")
 
-    monkeypatch.setattr(ingest, "read_export", note)
+    monkeypatch.setattr(ingest, "find_export", note)
     places = {"images_uri": "s3://b/images", "records_uri": "s3://b/export.csv", "manifest_uri": "manifest"}
     for anonymous in (True, False):
         with pytest.raises(InputError, match=f"s3://b/export.csv, anonymous: {anonymous}"):
             ingest.list_inputs(IngestConfig(**places, anonymous=anonymous))
+
+
+@pytest.mark.parametrize("name", ["export.csv", "export.parquet"])
+def test_an_export_that_is_still_being_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / name
+    pyarrow.csv.write_csv(LINES, path) if name.endswith("csv") else pq.write_table(LINES, path)
+
+    def go_on(*_: object) -> Chunks:
+        path.write_bytes(path.read_bytes() + b"b901,S,1")
+        return Chunks()
+
+    monkeypatch.setattr(ingest, "start_listing", lambda *_: [])
+    monkeypatch.setattr(ingest, "collect", go_on)
+    for task in ("_read_csv", "_read_parquet"):
+        monkeypatch.setattr(exports, task, SimpleNamespace(remote=lambda *given: given))
+    places = {"images_uri": str(tmp_path), "records_uri": str(path), "manifest_uri": "manifest"}
+    with pytest.raises(InputError, match=rf"{name}: was written while it was read; .* once it is whole"):
+        ingest.list_inputs(IngestConfig(**places))
+
+
+def test_a_manifest_is_on_disk_before_it_is_declared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(str(tmp_path / "m"), str(tmp_path / "m.rejects"), str(tmp_path), "2026-11-22", False)
+    mark = parts.begin(target, replace=False)
+    settled: list[bool] = []
+    monkeypatch.setattr(storage, "settle", lambda uri: settled.append(storage.exists(mark)))
+    parts.finish(target, mark, {})
+    assert (settled, storage.exists(mark)) == ([True], False)
 
 
 @pytest.mark.s3

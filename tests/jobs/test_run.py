@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -131,16 +132,39 @@ def test_a_held_night_names_its_holder(output_uri: str, monkeypatch: pytest.Monk
         pass
 
 
-def test_what_else_lies_beside_a_hold_is_passed_over_and_a_damaged_hold_is_named(tmp_path: Path) -> None:
+def test_what_else_lies_beside_a_hold_is_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "locks" / "audit_date=2026-11-22"
     (folder / "old").mkdir(parents=True)
     for name in ("notes.txt", "999.json", "old/000009.json"):
         (folder / name).write_text("not ours")
     with hold_night(str(tmp_path), "2026-11-22", "run-a") as lock:
         assert lock._generation == 0
-    (folder / "000001.json").write_bytes(b"")
-    with pytest.raises(GateError, match=r"000001\.json: expected who holds the night, found no JSON .*delete it"):
-        hold_night(str(tmp_path), "2026-11-22", "run-b").__enter__()
+
+
+def test_a_hold_that_a_power_cut_emptied_is_nobody_s_unless_somebody_writes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "EXPIRY_SECONDS", 0.5)
+    monkeypatch.setattr(run, "LOOK_SECONDS", 0.1)
+    path = tmp_path / "locks" / "audit_date=2026-11-22" / "000000.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    with hold_night(str(tmp_path), "2026-11-22", "run-a") as lock:
+        assert lock._generation == 1
+        path = path.with_name("000001.json")
+        alive = path.read_bytes()
+        path.write_bytes(b"")
+        writes = threading.Timer(0.2, path.write_bytes, [alive])
+        writes.start()
+        with pytest.raises(GateError, match="the night is held by run unknown on unknown"):
+            hold_night(str(tmp_path), "2026-11-22", "run-b").__enter__()
+        writes.join()
+
+
+def test_storage_without_conditional_writes_can_hold_no_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "create_bytes", lambda uri, data: storage.write_bytes(uri, data) or True)
+    with pytest.raises(InputError, match="two audits could hold one night; use one with conditional writes"):
+        hold_night(str(tmp_path), "2026-11-22", "run-a").__enter__()
 
 
 def test_a_hold_that_can_not_be_let_go_hides_nothing(

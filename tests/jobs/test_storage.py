@@ -14,6 +14,7 @@ from obstore.exceptions import BaseError, GenericError, UnauthenticatedError
 
 from jobs.platform import s3, storage
 from jobs.platform.parquet import DamagedParquet, open_parquet, parquet_files, read_row_group, read_table, write_table
+from jobs.platform.storage import StoredObject
 from jobs.training.network import ray_storage
 from schemas.errors import GateError, InputError
 
@@ -122,15 +123,46 @@ def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, mon
     assert read_row_group(uri, 7).equals(numbers.slice(514, 2))
 
 
-@pytest.mark.s3
-def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_new_one(bucket: str) -> None:
-    uri = f"{bucket}/export.csv"
+def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_new_one(place: str) -> None:
+    uri = f"{place}/export.csv"
     storage.write_bytes(uri, b"a" * 100)
     ranges = storage.open_ranges(uri)
     assert ranges.read(50) == b"a" * 50
     storage.write_bytes(uri, b"b" * 100)
-    with pytest.raises(InputError, match="was overwritten while it was read"):
+    with pytest.raises(InputError, match="was written or overwritten while it was read"):
         ranges.read(50)
+
+
+def test_a_local_file_that_grows_while_it_is_read_is_not_taken_for_whole(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_bytes(b"a" * 100)
+    ranges = storage.open_ranges(str(path))
+    with path.open("ab") as file:
+        file.write(b"a" * 100)
+    with pytest.raises(InputError, match="was written or overwritten while it was read"):
+        ranges.read()
+
+
+def test_a_folder_s_marker_among_a_bundle_s_files_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")
+    listed = storage.list_objects
+
+    def with_marker(uri: str) -> Iterator[StoredObject]:  # as obstore names one of S3's
+        yield from listed(uri)
+        yield StoredObject(f"{uri}/2026-12.training", 0, "d41d8cd98f00b204e9800998ecf8427e")
+
+    monkeypatch.setattr(storage, "list_objects", with_marker)
+    (tmp_path / "copy").mkdir()
+    storage.download_folder(str(tmp_path / "bundle"), tmp_path / "copy")
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["bundle.json"]
+
+
+def test_a_server_without_conditional_writes_is_named_as_the_wrong_place(tmp_path: Path) -> None:
+    answer = GenericError("Generic S3 error: <Code>NotImplemented</Code><Message>If-None-Match</Message>")
+    assert isinstance(storage._failure("s3://b/locks/0.json", "written", answer), InputError)
 
 
 def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:

@@ -802,13 +802,34 @@ def test_a_photo_s_hash_is_its_bin_s_in_whatever_order_blocks_end(blocks_in_any_
         assert row["image_sha256"] == hashlib.sha256(Path(row["image_uri"]).read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("change", ["another", "gone"])
+def test_a_manifest_that_is_written_anew_while_it_is_read_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    table = read_table(write_dump(tmp_path / "dump"))
+    uri, first = str(tmp_path / "manifest"), tmp_path / "manifest" / "part-00000.parquet"
+    write_table(str(first), table.slice(0, 100))
+    write_table(str(first.with_name("part-00001.parquet")), table.slice(100))
+    read_bytes = storage.read_bytes
+
+    def replaced_meanwhile(name: str) -> bytes:
+        data = read_bytes(name)
+        second = first.with_name("part-00001.parquet")
+        second.unlink() if change == "gone" else write_table(str(second), table.slice(150))
+        return data
+
+    monkeypatch.setattr(storage, "read_bytes", replaced_meanwhile)
+    with pytest.raises(InputError, match="was written anew while it was read"):
+        read_labelled_bins(config(uri))
+
+
 def test_a_photo_that_storage_did_not_deliver_is_waited_for(
     blocks_in_any_order: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetch(uris: list[str], *some: Any) -> list[Photo]:
+    def fetch(rows: pa.Table, *some: Any) -> list[Photo]:
         gone = Photo(ImageStatus.FETCH_FAILED, "503", gave_up=True)
         sound = Photo(ImageStatus.SCORED, None, None, bytes(32))
-        return [gone if uri.endswith("00003.jpg") else sound for uri in uris]
+        return [gone if uri.endswith("00003.jpg") else sound for uri in rows["image_uri"].to_pylist()]
 
     monkeypatch.setattr(labelled_bins, "fetch_photos", fetch)
     made = config(write_dump(tmp_path / "dump"))
