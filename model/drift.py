@@ -32,7 +32,7 @@ class DriftCheck:
 @dataclass(frozen=True)
 class Baseline:
     """Earlier nights: share of their `num_assessed` bins with a record outside its set, and the variance of that share
-    from night to night; `num_nights` of one size would tell as much (Kish)."""
+    from night to night beyond chance; `num_nights` of one size would tell as much (Kish)."""
 
     share: float
     variance: float
@@ -40,17 +40,21 @@ class Baseline:
     num_nights: float
 
     def z(self, share: float, num_assessed: int, design_effect: float = 1.0) -> float:
-        """Of tonight's share. Nights differ by more than chance where the stock changes, so the larger of the two
-        variances counts."""
-        chance = max(self.share * (1 - self.share), 0.5 / self.num_assessed) * design_effect
-        tonight = max(chance / num_assessed, self.variance)
-        before = max(chance / self.num_assessed, self.variance / self.num_nights)
+        """Of tonight's share, by chance and by what nights differ beyond it, as where the stock changes."""
+        chance = _chance(self.share, self.num_assessed, design_effect)
+        tonight = chance / num_assessed + self.variance
+        before = chance / self.num_assessed + self.variance / self.num_nights
         return float((share - self.share) / np.sqrt(tonight + before))
 
 
-def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike) -> Baseline | None:
+def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike, design_effect: float = 1.0) -> Baseline | None:
     """Of nights (t,), oldest first: the first BASELINE_NIGHTS of them, weighted by their bins (a night of a few says
-    little); None for fewer."""
+    little); None for fewer.
+
+    Variance between nights: by the moments of DerSimonian & Laird (1986), without the chance of each night's own bins: that
+    of a pilot's few bins, taken for restlessness, would hide a drift of three points on full nights for a month.
+    `design_effect` as in `check_drift`.
+    """
     share = np.asarray(shares, dtype=np.float64)[:BASELINE_NIGHTS]
     weight = np.asarray(num_assessed, dtype=np.int64)[:BASELINE_NIGHTS]
     if len(share) < BASELINE_NIGHTS:
@@ -59,8 +63,15 @@ def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike) -> Baseline | N
     concentration = float(np.square(weight / weight.sum()).sum())  # 1 / t for t nights of one size
     if concentration == 1:
         return None  # all bins are of one night
-    variance = float(np.average((share - mean) ** 2, weights=weight)) / (1 - concentration)
+    by_chance = (len(share) - 1) * _chance(mean, int(weight.sum()), design_effect)
+    excess = float((weight * (share - mean) ** 2).sum()) - by_chance
+    variance = max(0.0, excess / (weight.sum() * (1 - concentration)))
     return Baseline(mean, variance, int(weight.sum()), 1 / concentration)
+
+
+def _chance(share: float, num_assessed: int, design_effect: float) -> float:
+    """Variance of one bin's outcome. A share of exactly 0 is one not seen: half a bin keeps z finite."""
+    return max(share * (1 - share), 0.5 / num_assessed) * design_effect
 
 
 def check_drift(

@@ -170,7 +170,8 @@ def fit_record_model(
         zone_error_rates=_fit_zones(
             [zone for zone, large in zip(zones, is_large, strict=bool(zones)) if not large],
             wrong[~is_large],
-            weight[~is_large],
+            raw_weights[~is_large],
+            random[~is_large],
             error_rate,
         ),
     )
@@ -188,19 +189,26 @@ def _shrink(prior: float, wrong: Floats, weight: Floats) -> float:
 
 
 def _fit_zones(
-    zones: Sequence[str | None], wrong: NDArray[np.bool_], weight: Floats, error_rate: float
+    zones: Sequence[str | None], wrong: NDArray[np.bool_], raw_weight: Floats, is_random: NDArray[np.bool_], error_rate: float
 ) -> dict[str, float]:
     """Each zone's error rate, drawn towards the overall one the more, the less zones differ beyond chance, and as if that
     had been seen in PRIOR_ERROR_COUNTS bins at least (empirical Bayes; the variance between zones by DerSimonian & Laird
     1986). None where they don't differ: half the bins wrong at 1 % and half at 9 % are ranked better by their own rates,
-    and bins that are all alike by the common one. Bins without a zone are a stratum too, judged by the common rate."""
+    and bins that are all alike by the common one. Bins without a zone are a stratum too, judged by the common rate.
+
+    Each zone counts by the effective size of its own weights (its random recounts at most: priority ones alone say nothing of
+    the rest): scaled over all zones together, those of a zone with small nights would be next to nothing."""
     # not numpy's unique, which makes every text as wide as the longest
     names = sorted({zone or "" for zone in zones})
     number = {name: index for index, name in enumerate(names)}
     place = np.array([number[zone or ""] for zone in zones], dtype=np.intp)
+    total, squares = np.bincount(place, raw_weight), np.bincount(place, np.square(raw_weight))
+    counted = np.minimum(total**2 / squares, np.bincount(place, is_random))
+    found = counted * np.bincount(place, raw_weight * wrong) / total
+    is_seen = counted > 0
+    names, counted, found = [name for name, seen in zip(names, is_seen, strict=True) if seen], counted[is_seen], found[is_seen]
     if len(names) < 2:
         return {}
-    counted, found = np.bincount(place, weight), np.bincount(place, weight * wrong)
     mean = found.sum() / counted.sum()
     chance = mean * (1 - mean)
     excess = (counted * (found / counted - mean) ** 2).sum() - (len(names) - 1) * chance

@@ -115,6 +115,12 @@ class BundleInfo(Document):
     def num_classes(self) -> int:
         return self.top_class + 1
 
+    @property
+    def design_effect(self) -> float:
+        """So many bins of a warehouse tell as much of a share as one independent one (Kish): neighbours hold the same
+        products."""
+        return max(1.0, self.num_calibration / (self.num_independent or max(1, self.num_calibration)))
+
     @model_validator(mode="after")
     def _consistent(self) -> BundleInfo:
         num_classes = self.num_classes

@@ -82,18 +82,19 @@ def learn_belief(history: History, bundle: BundleInfo, class_shares: ArrayLike) 
         calibration_id=_name_calibration(record_model, noise_rate, bundle.bundle_id),
         reference=_build_reference(history, bundle.bundle_id, assessor),
         estimates=estimate_window(history),
-        drift_baseline=_measure_baseline(history, bundle.bundle_id),
+        drift_baseline=_measure_baseline(history, bundle),
     )
 
 
-def _measure_baseline(history: History, bundle_id: str) -> Baseline | None:
+def _measure_baseline(history: History, bundle: BundleInfo) -> Baseline | None:
     nights = [plan.whole_night for plan in history.nights]
     measured = [
         (night.record_outside_set_share, night.num_assessed)
         for night in nights
-        if night.bundle_id == bundle_id and night.record_outside_set_share is not None
+        if night.bundle_id == bundle.bundle_id and night.record_outside_set_share is not None
     ]
-    return measure_baseline([share for share, _ in measured], [number for _, number in measured])
+    shares, sizes = [share for share, _ in measured], [number for _, number in measured]
+    return measure_baseline(shares, sizes, bundle.design_effect)
 
 
 def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel:

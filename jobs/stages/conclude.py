@@ -126,14 +126,13 @@ def decide_night(
     merged = Reduction()
     for row in _over_groups(groups, _reduce_group, {"shared": ray.put(rules)}, task_cpus):
         merged.merge([pickle.loads(row["reduction"])], rules.budget)  # noqa: S301 - written by our own worker
-    num_independent = max(1, bundle.num_independent or bundle.num_calibration)
     drift = check_drift(
         merged.num_outside,
         merged.num_assessed,
         bundle.record_outside_set_share,
-        num_independent,
+        max(1, bundle.num_independent or bundle.num_calibration),
         baseline,
-        design_effect=max(1.0, bundle.num_calibration / num_independent),
+        design_effect=bundle.design_effect,
     )
     plan = plan_recounts(
         merged.random,

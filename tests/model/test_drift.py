@@ -47,6 +47,17 @@ def test_earlier_nights_show_what_few_calibration_bins_hide() -> None:
     assert pilot is not None and check_drift(1_600, 10_000, 0.10, 1_300, pilot).alarm
 
 
+@pytest.mark.parametrize(("sizes", "rise"), [([20] * 6 + [10_000], 0.04), ([50] * 5 + [10_000] * 2, 0.03)], ids=str)
+def test_a_pilot_s_small_nights_hide_no_drift(sizes: list[int], rise: float) -> None:
+    random = np.random.default_rng(0)
+    alarms = {0.0: 0, rise: 0}
+    for _ in range(200):
+        baseline = measure_baseline(random.binomial(sizes, 0.1) / sizes, sizes)
+        for drift in alarms:
+            alarms[drift] += check_drift(random.binomial(10_000, 0.1 + drift), 10_000, 0.10, 1_300, baseline).alarm
+    assert alarms[0.0] <= 1 and alarms[rise] >= 160
+
+
 def test_bins_that_are_alike_tell_less() -> None:
     steady = measure_baseline([0.101, 0.099, 0.100, 0.102, 0.100, 0.099, 0.102], [10_000] * 7)
     assert check_drift(1_170, 10_000, 0.10, 1_300, steady).alarm

@@ -130,6 +130,26 @@ def test_a_stock_that_the_plan_holds_whole_is_known_exactly() -> None:
     assert share.estimator == "stratified_difference" and share.low < share.value == pytest.approx(0.02)
 
 
+def test_the_first_large_night_after_a_pilot_is_not_made_to_look_worse_than_its_counts() -> None:
+    """630 random counts, of which 600 stand for a sixth of the bins and tell the predictions' error of the others little."""
+    random, widths, held, ones = np.random.default_rng(0), [], 0, np.ones(30, dtype=bool)
+    sizes = [500] * 20 + [50_000]
+    for _ in range(200):
+        nights = []
+        for size in sizes:
+            known = random.random(30) < 0.025
+            wrong = known | (random.random(30) < 0.025)
+            nights.append(NightSample(size, 0.025 * size, wrong.astype(float), known.astype(float), ones, ~ones))
+        share = estimate_share(nights)
+        sample = np.concatenate([night.outcome for night in nights])
+        weight = np.repeat(sizes, 30)
+        plain = wilson_interval(float(np.average(sample, weights=weight)), weight.sum() ** 2 / np.square(weight).sum())
+        widths.append((share.high - share.low) / (plain[1] - plain[0]))
+        held += share.low <= 0.025 + 0.975 * 0.025 <= share.high
+    assert np.quantile(widths, 0.9) < 1.6
+    assert held >= 185
+
+
 @pytest.mark.parametrize("gross", [False, True])
 @pytest.mark.parametrize(("num_random", "error_rate"), [(10, 0.05), (30, 0.02), (100, 0.05)])
 def test_a_few_errors_make_a_wide_interval_of_pieces(num_random: int, error_rate: float, gross: bool) -> None:

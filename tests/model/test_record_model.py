@@ -156,6 +156,19 @@ def test_zones_that_differ_have_rates_of_their_own() -> None:
     assert from_json(asdict(learned)) == learned
 
 
+def test_a_zone_with_small_nights_is_judged_by_its_own_counts() -> None:
+    """Random bins of nights of a thousand beside those of nights of twenty thousand; nobody was sent to the last zone but
+    for wrong records."""
+    expected, true, zones = draw_zones({"large": 0.02, "small": 0.1, "listed": 0.5}, 600, 0)
+    weights = np.repeat([20_000 / 30, 1_000 / 30, 1.0], 600)
+    is_random = np.repeat([True, True, False], 600)
+    learned = fit(expected, true, weights=weights, is_random=is_random, zones=zones)
+    wrong = (expected != true).reshape(3, 600).mean(axis=1)
+    assert learned.zone_error_rates["small"] == pytest.approx(wrong[1], abs=0.015)
+    assert learned.zone_error_rates["large"] == pytest.approx(wrong[0], abs=0.01)
+    assert "listed" not in learned.zone_error_rates
+
+
 def test_zones_that_are_alike_share_one_rate() -> None:
     few = {f"zone {number}": 0.05 for number in range(20)}
     rates = [rate for seed in range(5) for rate in fit_zones(few, 45, seed)]
