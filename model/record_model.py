@@ -189,7 +189,11 @@ def _shrink(prior: float, wrong: Floats, weight: Floats) -> float:
 
 
 def _fit_zones(
-    zones: Sequence[str | None], wrong: NDArray[np.bool_], raw_weight: Floats, is_random: NDArray[np.bool_], error_rate: float
+    zones: Sequence[str | None],
+    wrong: NDArray[np.bool_],
+    raw_weight: Floats,
+    is_random: NDArray[np.bool_],
+    error_rate: float,
 ) -> dict[str, float]:
     """Each zone's error rate, drawn towards the overall one the more, the less zones differ beyond chance, and as if that
     had been seen in PRIOR_ERROR_COUNTS bins at least (empirical Bayes; the variance between zones by DerSimonian & Laird
@@ -206,7 +210,11 @@ def _fit_zones(
     counted = np.minimum(total**2 / squares, np.bincount(place, is_random))
     found = counted * np.bincount(place, raw_weight * wrong) / total
     is_seen = counted > 0
-    names, counted, found = [name for name, seen in zip(names, is_seen, strict=True) if seen], counted[is_seen], found[is_seen]
+    names, counted, found = (
+        [name for name, seen in zip(names, is_seen, strict=True) if seen],
+        counted[is_seen],
+        found[is_seen],
+    )
     if len(names) < 2:
         return {}
     mean = found.sum() / counted.sum()
