@@ -126,21 +126,25 @@ def vanishing_gradients(seen: Observations) -> Finding | None:
 
 
 def poor_initialisation(seen: Observations) -> Finding | None:
-    """Weights of a layer all (nearly) equal or, from scratch, 30 times off Kaiming's spread or with a first loss twice that
-    of guessing."""
+    """Weights of a layer all (nearly) equal or, from scratch, 30 times off Kaiming's spread (300 times above it where they
+    were loaded) or with a first loss twice that of guessing."""
     off = {name: ratio for name, ratio in seen.initial_weight_std.items() if not 1 / 30 < ratio < 30}
     first = seen.step_losses[0] if seen.step_losses else 0.0
     guess = math.log(seen.num_classes)
     confidently_wrong = first > 2 * guess
     if not seen.from_scratch:
-        # loaded filters have learnt their own spread; only a layer of equal weights is a defect. And a head that was sure
-        # of other photos is surprised by its first batch, and learns
-        off, confidently_wrong = {name: ratio for name, ratio in off.items() if ratio < 1e-6}, False
+        # loaded filters have learnt their own spread; only a layer of equal weights is a defect, or of values that no
+        # training leaves. And a head that was sure of other photos is surprised by its first batch, and learns
+        off, confidently_wrong = {name: ratio for name, ratio in off.items() if not 1e-6 < ratio < 300}, False
     if not off and not confidently_wrong:
         return None
     return Finding(
-        "The initial weights have a wrong spread, or the first predictions are confidently wrong: choose "
-        "--initialisation kaiming-normal, or sound --weights.",
+        "The initial weights have a wrong spread, or the first predictions are confidently wrong: "
+        + (
+            "choose --initialisation kaiming-normal."
+            if seen.from_scratch
+            else "give other --weights, or --weights none."
+        ),
         {
             "layers": dict(sorted(off.items())[:10]),
             "num_layers": len(off),

@@ -103,11 +103,10 @@ def _download_weights(name: str, architecture: str) -> Mapping[str, torch.Tensor
 
 def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str, architecture: str) -> None:
     own = network.state_dict()
-    fitting = {
-        name: value
-        for name, value in state.items()
-        if not (name.startswith(HEAD) and name in own and own[name].shape != value.shape)
-    }
+    heads = [name for name in own if name.startswith(HEAD)]
+    # a learned weight beside a bias that is drawn anew would be half a head
+    head_fits = all(name in state and state[name].shape == own[name].shape for name in heads)
+    fitting = {name: value for name, value in state.items() if head_fits or name not in heads}
     missing = [name for name in own if name not in fitting and not name.startswith(HEAD) and STEPS_SEEN not in name]
     unknown = [name for name in fitting if name not in own]
     other_shape = [name for name in fitting if name in own and own[name].shape != fitting[name].shape]
@@ -120,7 +119,7 @@ def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str, ar
     broken = [name for name, value in fitting.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise InputError(f"{origin}: {broken[0]} holds values that are not finite; give sound weights")
-    if f"{HEAD}weight" not in fitting:
+    if not head_fits:
         logger.info("%s: the head has another size, or there is none; it is drawn anew", origin)
     network.load_state_dict(fitting, strict=False)
 

@@ -23,7 +23,7 @@ class Recipe(BaseModel):
     """Where training starts: `none`, a torchvision name (IMAGENET1K_V2; of resnet18 and resnet34 IMAGENET1K_V1), or a
     .safetensors or .pth file, local or s3://, such as another bundle's."""
     initialisation: Literal["kaiming-normal", "kaiming-uniform", "xavier-normal", "orthogonal"] = "kaiming-normal"
-    """Distribution of the initial convolution weights (used with --weights none)."""
+    """Distribution of the initial convolution weights (only with --weights none)."""
     unfreeze: Literal["all", "layer2", "layer3", "layer4", "head"] = "all"
     """Train everything, or only this stage and what follows it; the rest stays as loaded."""
     # below, the last stage sees one pixel, where oneDNN's bfloat16 gradients of a 3 x 3 filter are noise (of 1e15; torch 2.14)
@@ -82,6 +82,14 @@ class Recipe(BaseModel):
         if self.from_scratch and self.unfreeze != "all":
             raise ValueError(
                 f"--unfreeze: expected all with --weights none, found {self.unfreeze}: the rest would stay as drawn"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_loaded_is_not_drawn(self) -> Recipe:
+        if not self.from_scratch and self.initialisation != "kaiming-normal":
+            raise ValueError(
+                f"--initialisation: expected none with --weights, found {self.initialisation}; drop one of them"
             )
         return self
 

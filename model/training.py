@@ -168,6 +168,8 @@ class _Loop:
         self._resume()
         self.seen.first_epoch = len(self.history)
         epochs = range(self.seen.first_epoch, self.recipe.max_epochs)
+        if self.settings.trace_steps and not epochs and self.worker.rank == 0:
+            print("no trace: all epochs were trained before this try", flush=True)
         if self.stopped is None and epochs:
             if self.worker.device.type == "cuda":
                 self._rehearse()
@@ -380,6 +382,7 @@ class _Loop:
             print(
                 f"no trace: the first two steps are not recorded, and an epoch has {self.steps_per_epoch}", flush=True
             )
+            return nullcontext(None)
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.worker.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)

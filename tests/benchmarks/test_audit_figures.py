@@ -1,7 +1,7 @@
 import pytest
 
 from tests.benchmarks import audit
-from tests.benchmarks.audit import conclude, steady_rate, table
+from tests.benchmarks.audit import check_share, conclude, steady_rate, table
 
 
 def _repeats(*rates: float, **more: float) -> list[dict]:
@@ -25,6 +25,11 @@ def test_beside_a_gpu_the_slowest_stage_bounds(monkeypatch: pytest.MonkeyPatch) 
     found = {"fetch": _repeats(100.0), "decode": _repeats(100.0), "network": _repeats(90.0)}
     figures = conclude(found | {"ours": _repeats(45.0, seconds=60.0, start_and_end_seconds=9.0)})
     assert (figures["bound"], figures["share_of_bound"]) == (50.0, 0.9)
+
+
+def test_more_than_the_bound_is_a_measuring_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (check_share(0.99), check_share(1.01)) == (0, 1)
+    assert "measuring error" in capsys.readouterr().err
 
 
 def test_a_peers_rate_leaves_out_what_lay_ready_when_it_began() -> None:

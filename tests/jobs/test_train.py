@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,7 +39,7 @@ from jobs.platform.parquet import read_table, write_table
 from jobs.stages.images import Photo
 from jobs.train import main
 from jobs.training import labelled_bins, network
-from jobs.training.bundle import all_photos
+from jobs.training.bundle import TRACE_FILE, all_photos
 from jobs.training.bundle import write_bundle as write_trained_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
 from jobs.training.network import (
@@ -233,7 +235,7 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
 
     monkeypatch.setattr(train_job, "write_bundle", keep)
     with caplog.at_level(logging.WARNING):
-        assert main([*flags(manifest_uri, tmp_path / "bundle"), "--no-mixed-precision"]) == 0
+        assert main([*flags(manifest_uri, tmp_path / "bundle", trace_steps=1), "--no-mixed-precision"]) == 0
     left = signal.getsignal(signal.SIGINT)  # Ray Train's own would swallow Ctrl-C from now on
     assert not getattr(left, "__module__", "").startswith("ray.train")
     ((labelled, resumed),) = concluded
@@ -275,11 +277,45 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     names = ("prediction_set_threshold", "record_outside_set_share", "num_independent")
     assert [getattr(bundle.info, name) for name in names] == [getattr(fitted, name) for name in names]
     assert len(bundle.info.activation_ranges or {}) == 20
+    trace = json.loads(gzip.decompress((tmp_path / "bundle" / TRACE_FILE).read_bytes()))
+    assert any("conv" in event.get("name", "") for event in trace["traceEvents"])
     report = (tmp_path / "bundle" / "report.html").read_text()
     assert "Where the time went" in report
     assert "1 unreadable_image, 1 missing_image." in report
     assert "http://" not in report.replace("http://www.w3.org", "")
     assert not training.exists()
+
+
+class KillWorkerOnce(UserCallback):
+    """After the first epoch, as the machine it runs on would die. Only a worker of this very cluster."""
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        if checkpoint is None or self.sign.exists():
+            return
+        raylet = next(parent for parent in psutil.Process().parents() if "raylet" in parent.name())
+        workers = [
+            worker for worker in raylet.children(recursive=True) if "RayTrainWorker" in " ".join(worker.cmdline())
+        ]
+        self.sign.write_text(str(len(workers)))
+        for worker in workers:
+            worker.kill()
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_a_training_whose_worker_dies_goes_on_from_its_checkpoint_in_a_bucket(
+    undisturbed: Trained, checked: LabelledBins, bucket: str, tmp_path: Path
+) -> None:
+    killing = KillWorkerOnce(tmp_path / "killed")
+    made = {"mixed_precision": False, "max_failures": 1, "callbacks": [killing]}
+    trained = train(checked, f"{bucket}/bundle.training", **made)  # type: ignore[arg-type]
+    assert killing.sign.read_text() == "1"
+    assert [entry["epoch"] for entry in trained.outcome["history"]] == [0, 1]
+    assert trained.outcome["step_losses"] == pytest.approx(undisturbed.outcome["step_losses"], rel=1e-3)
+    assert trained.run_uri.startswith(bucket)
 
 
 @pytest.mark.ray

@@ -195,7 +195,9 @@ def test_a_loss_that_rose_again_is_told_from_one_that_never_fell() -> None:
 
 def test_loaded_filters_may_have_their_own_spread() -> None:
     assert health.poor_initialisation(sound(from_scratch=False, initial_weight_std={"conv1": 40.0})) is None
-    assert health.poor_initialisation(sound(from_scratch=False, initial_weight_std={"conv1": 0.0})) is not None
+    equal = health.poor_initialisation(sound(from_scratch=False, initial_weight_std={"conv1": 0.0}))
+    assert equal is not None and "give other --weights" in equal.message
+    assert health.poor_initialisation(sound(from_scratch=False, initial_weight_std={"conv1": 1000.0})) is not None
     # a loaded head that was sure of other photos
     assert health.poor_initialisation(sound(from_scratch=False, step_losses=[9.0, 3.0, 2.0, 1.9, 1.8])) is None
 

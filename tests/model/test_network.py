@@ -31,6 +31,17 @@ def test_weights_from_a_file_fill_all_but_a_head_of_another_size(tmp_path: Path,
     assert torch.equal(network.fc.weight, head)
 
 
+def test_half_a_head_is_none(tmp_path: Path) -> None:
+    source = build_network("resnet18", 7)
+    path = tmp_path / "weights.safetensors"
+    save_file({n: v.contiguous() for n, v in source.state_dict().items() if n != "fc.bias"}, path)
+    network = build_network("resnet18", 7)
+    head = network.fc.weight.clone()
+    load_weights(network, str(path), "resnet18", path.read_bytes())
+    assert torch.equal(network.conv1.weight, source.conv1.weight)
+    assert torch.equal(network.fc.weight, head)
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({n: v.contiguous() for n, v in build_network("resnet34", 7).state_dict().items()}, path)

@@ -195,6 +195,8 @@ def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
     with pytest.raises(ValidationError, match="multiple of --micro-batch-size"):
         Recipe(batch_size=48, micro_batch_size=32)
     assert Recipe(batch_size=16, micro_batch_size=32).micro_batch == 16
+    with pytest.raises(ValidationError, match=r"--initialisation: expected none with --weights, found orthogonal"):
+        Recipe(weights="w.safetensors", initialisation="orthogonal")
 
 
 @pytest.fixture
@@ -226,6 +228,38 @@ def test_initial_weights_are_drawn_from_the_seed(distribution: str) -> None:
     initialise(network, distribution)
     assert torch.equal(first, network[0].weight)
     assert not torch.equal(first, before)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "spread"),
+    [
+        ("kaiming-normal", np.sqrt(2 / (64 * 9))),
+        ("kaiming-uniform", np.sqrt(2 / (64 * 9))),
+        ("xavier-normal", np.sqrt(2 / ((32 + 64) * 9))),
+        ("orthogonal", np.sqrt(1 / (32 * 9))),
+    ],
+)
+def test_initial_weights_have_the_spread_and_the_shape_of_their_distribution(distribution: str, spread: float) -> None:
+    network = nn.Sequential(nn.Conv2d(32, 64, 3))
+    torch.manual_seed(5)
+    initialise(network, distribution)
+    filters = network[0].weight.detach().reshape(64, -1)
+    assert float(filters.std()) == pytest.approx(spread, rel=0.03)
+    kurtosis = float((filters**4).mean() / (filters**2).mean() ** 2)  # 1.8 of a uniform distribution, 3 of a normal one
+    assert kurtosis == pytest.approx(1.8 if distribution == "kaiming-uniform" else 3, abs=0.2)
+    is_orthogonal = torch.allclose(filters @ filters.T, torch.eye(64), atol=1e-4)
+    assert is_orthogonal == (distribution == "orthogonal")
+
+
+def test_the_optimiser_and_the_schedule_are_those_asked_for(network: CountingNetwork) -> None:
+    sgd = make_optimiser(network, Recipe(optimiser="sgd", learning_rate=0.05))
+    assert isinstance(sgd, torch.optim.SGD)
+    assert all((group["lr"], group["momentum"], group["nesterov"]) == (0.05, 0.9, True) for group in sgd.param_groups)
+    assert isinstance(make_optimiser(network, Recipe()), torch.optim.AdamW)
+    for schedule, peak in (("one-cycle", 25), ("cosine", 5)):
+        rates = [learning_rate_at(step, 100, Recipe(schedule=schedule)) for step in range(100)]
+        assert abs(int(np.argmax(rates)) - peak) <= 1
+        assert rates[-1] < 1e-5 < rates[0] < max(rates) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from model.health import Finding
 from model.micro_batches import MicroBatch, PreparedBatch, TrainingSet
 from model.network import build_network
 from model.optimisation import CountingNetwork, averaging_decay, learning_rate_at
+from model.profile import PHASES
 from model.recipe import Recipe
 from model.splitting import id_hashes
 from model.targets import count_targets, quantity_targets
@@ -168,6 +171,98 @@ def test_a_killed_loop_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch,
     again.run()
     assert (again.best_epoch, again.best_nll) == (0, 0.0)
     assert all(torch.equal(value, state["best_state"][name]) for name, value in again.best_state.items())
+
+
+class SlowEverywhere:
+    """Makes one phase of a loop slow, in each of its calls."""
+
+    def __init__(self, loop: _Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loop, self.monkeypatch = loop, monkeypatch
+
+    def slow(self, *_: Any, **__: Any) -> None:
+        time.sleep(0.1)
+
+    def after(self, call: Any) -> Any:
+        return lambda *given, **named: (self.slow(), call(*given, **named))[1]
+
+    def make_slow(self, phase: str) -> None:
+        loop = self.loop
+        if phase == "wait for photos":
+            photos = loop.photos
+            loop.photos = lambda plan: map(self.after(lambda batch: batch), photos(plan))
+        elif phase == "transfer":
+            loop.worker.send = self.after(loop.worker.send)  # type: ignore[method-assign]
+        elif phase in ("forward", "validation"):
+            in_training = phase == "forward"
+            loop.network.register_forward_pre_hook(
+                lambda module, given: self.slow() if module.training == in_training else None
+            )
+        elif phase == "backward":
+            loop.network.resnet.layer4.register_full_backward_hook(self.slow)
+        elif phase == "optimiser":
+            loop.optimiser.step = self.after(loop.optimiser.step)  # type: ignore[method-assign]
+        else:
+            self.monkeypatch.setattr(_Loop, "_report", self.slow)
+
+
+@pytest.mark.parametrize(
+    "phase", ["wait for photos", "transfer", "forward", "backward", "optimiser", "validation", "checkpoint"]
+)
+def test_what_is_slow_is_found_in_its_row_of_the_profile(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    loop = make_loop(monkeypatch, max_epochs=1, averaging_epochs=0)
+    read = loop.photos
+    seconds = {"fetch": 1.0, "decode": 2.0, "augment": 3.0}
+    loop.photos = lambda plan: (PreparedBatch(batch.pixels, seconds) for batch in read(plan))
+    quick = copy.deepcopy(loop.watch.seconds)
+    SlowEverywhere(loop, monkeypatch).make_slow(phase)
+    outcome = loop.run()
+    assert outcome is not None
+    profile = outcome["profile"]
+    num_calls = {"optimiser": 3, "validation": 2, "checkpoint": 1}.get(phase, 6)  # six micro-batches in three steps
+    assert quick[phase] == 0 and profile[phase] >= 0.1 * num_calls
+    others = [name for name in PHASES if name not in (phase, "start and other")]
+    if num_calls > 2:
+        assert profile[phase] > max(profile[name] for name in others)
+    assert {name: profile[name] for name in seconds} == {name: 6 * value for name, value in seconds.items()}
+
+
+def test_the_health_rules_are_told_what_the_loop_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(monkeypatch, max_epochs=2)
+    SlowEverywhere(loop, monkeypatch).make_slow("wait for photos")
+    with torch.no_grad():  # of the last block the first normalisation lets nothing through
+        loop.network.resnet.layer4[1].bn1.weight.fill_(0)
+        loop.network.resnet.layer4[1].bn1.bias.fill_(-1)
+    loop.run()
+    seen = loop.seen
+    assert all(0.2 < share < 1 for share in seen.wait_shares) and len(seen.wait_shares) == 2
+    assert seen.dead_shares[0]["resnet.layer4.1.relu"] == 1.0 and min(seen.dead_shares[0].values()) < 0.6
+    assert len(set(seen.gradient_norms)) == 6 and min(seen.gradient_norms) > 0
+    assert 0 < seen.guess_nll < 3
+    assert (seen.image_sizes, seen.settled_epochs, seen.from_scratch) == ([32, 32], 1, True)
+    assert all(0.2 < ratio < 5 for ratio in seen.initial_weight_std.values()) and len(seen.initial_weight_std) > 15
+    assert len(seen.layer_ratios) == len(seen.dead_shares) >= 1
+    assert len(seen.step_losses) == 6 and len(seen.train_losses) == len(seen.selection_nlls) == 2
+
+
+def test_plain_classes_are_learned_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, soft = (make_loop(monkeypatch, targets=targets)._targets for targets in ("classes", "ordinal"))
+    assert torch.equal(plain[:4], torch.eye(4)) and not torch.equal(plain, soft)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_trace_that_can_not_be_had_is_said_to_be_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: bool
+) -> None:
+    loop = make_loop(monkeypatch, batch_size=16, max_epochs=1)
+    if trained:
+        loop.run()
+        torch.save(loop._state(), tmp_path / STATE_FILE)
+        loop = make_loop(monkeypatch, batch_size=16, max_epochs=1, checkpoint=tmp_path)
+    loop.settings = replace(loop.settings, trace_steps=3)
+    outcome = loop.run()
+    assert outcome is not None and outcome["trace"] is None
+    said = "all epochs were trained before this try" if trained else "the first two steps are not recorded"
+    assert f"no trace: {said}" in capsys.readouterr().out
 
 
 def test_what_a_layer_receives_is_measured_before_its_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
