@@ -36,12 +36,13 @@ from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, read
 from jobs.platform.provenance import provenance
 from jobs.reporting.files import write_report
 from jobs.reporting.nights import explain_no_accuracy
-from jobs.stages.conclude import Decisions, Night, Rules, decide_night, group_shards, write_parts
+from jobs.stages.conclude import Decisions, Rules, WrittenParts, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
+from jobs.stages.night_lock import NightLock, hold_night
 from jobs.stages.progress import Progress
 from jobs.stages.publish import check_committed, clean_up, publish_night
 from jobs.stages.reconcile import Reconciler
-from jobs.stages.run import NightLock, finish_run, freeze_run, hold_night
+from jobs.stages.run import finish_run, freeze_run
 from jobs.stages.staging import stage_shards
 from jobs.stages.summary import summarize
 from jobs.stages.tonight import Tonight, settle_night, tell_of_others
@@ -217,7 +218,9 @@ def _score(tonight: Tonight) -> Progress:
     return progress
 
 
-def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame, lock: NightLock) -> tuple[Night, Decisions]:
+def _conclude(
+    tonight: Tonight, belief: Belief, last_counts: pd.DataFrame, lock: NightLock
+) -> tuple[WrittenParts, Decisions]:
     """Pass 2. Raises GateError should the parts not hold every bin exactly once.
 
     Nothing is written before the stage is known to be whole: were this process paused until another one took the run
@@ -231,23 +234,11 @@ def _conclude(tonight: Tonight, belief: Belief, last_counts: pd.DataFrame, lock:
         count_valid_nights=config.count_valid_nights,
         last_counts=last_counts,
     )
-    rules = Rules(
-        reconciler=reconciler,
-        reference=belief.reference,
-        run_id=tonight.run_id,
-        audit_date=tonight.audit_date,
-        seed=config.seed,
-        budget=config.recount_budget,
-        random_share=config.random_share,
-        objective=config.objective,
-        alphas=config.alpha,
-        bundle_id=tonight.bundle.bundle_id,
-        calibration_id=belief.calibration_id,
-    )
+    rules = Rules(reconciler, tonight.run_id, config, tonight.bundle, belief)
     staged = sorted(storage.list_objects(storage.join(tonight.run_uri, STAGED)), key=lambda entry: entry.uri)
     groups = group_shards(staged)
     cpus = tonight.resources.small_task_cpus
-    decisions = decide_night(groups, rules, belief.drift_baseline, tonight.bundle, cpus)
+    decisions = decide_night(groups, rules, cpus)
     _require_all(decisions.num_bins, tonight, "staged")
     lock.check()
     night = write_parts(groups, rules, decisions, tonight.output_uri, cpus)
@@ -295,7 +286,7 @@ def _facts_of_whole(
     return {
         **asdict(belief.estimates),
         "drill_recall": decisions.drill_recall,
-        "drift_alarm": decisions.drift.alarm,
+        "drift_alarm": decisions.drift_alarm,
         "images_per_second": progress.images_per_second(),
         "price_per_1000_images": price,
     }

@@ -20,16 +20,6 @@ ALARM_RISE = 0.01
 
 
 @dataclass(frozen=True)
-class DriftCheck:
-    """Share of records outside their set tonight, its z-score against calibration, and whether that or its z-score
-    against earlier nights is an alarm."""
-
-    record_outside_set_share: float
-    z: float
-    alarm: bool
-
-
-@dataclass(frozen=True)
 class Baseline:
     """Earlier nights: share of their `num_assessed` bins with a record outside its set, and the variance of that share
     from night to night beyond chance; `num_nights` of one size would tell as much (Kish)."""
@@ -53,7 +43,7 @@ def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike, design_effect: 
 
     Variance between nights: by the moments of DerSimonian & Laird (1986), without the chance of each night's own bins: that
     of a pilot's few bins, taken for restlessness, would hide a drift of three points on full nights for a month.
-    `design_effect` as in `check_drift`.
+    `design_effect` as in `has_drifted`.
     """
     share = np.asarray(shares, dtype=np.float64)[:BASELINE_NIGHTS]
     weight = np.asarray(num_assessed, dtype=np.int64)[:BASELINE_NIGHTS]
@@ -74,26 +64,26 @@ def _chance(share: float, num_assessed: int, design_effect: float) -> float:
     return max(share * (1 - share), 0.5 / num_assessed) * design_effect
 
 
-def check_drift(
+def has_drifted(
     num_outside: int,
     num_assessed: int,
     calibration_share: float,
     num_calibration: int,
     baseline: Baseline | None = None,
     design_effect: float = 1.0,
-) -> DriftCheck:
+) -> bool:
     """z = (s - s0) / sqrt(s0 (1 - s0) (1/m + 1/n_cal)); alarm when z > 4 and s - s0 > 0.01 (two-sample score test), or
     when the same holds against `baseline`.
 
     `num_outside` and `num_assessed` m add up over shards; `calibration_share` s0 was measured on
-    `num_calibration` independent held-out bins n_cal. Nothing assessed, no alarm: share and z are NaN. `design_effect`
+    `num_calibration` independent held-out bins n_cal. Nothing assessed, no alarm. `design_effect`
     (Kish): so many bins of a night tell as much as one independent one, as neighbours hold the same products; else a year
     without a change had an alarm in 43 to 100 % of 30 (simulated, effects of 1.45 and 2.9), with it in 7 to 13 %.
     """
     if num_calibration <= 0 or not 0 <= calibration_share <= 1:
         raise ValueError("drift needs a calibration share in [0, 1] from at least one bin")
     if num_assessed == 0:
-        return DriftCheck(float("nan"), float("nan"), False)
+        return False
     share = num_outside / num_assessed
     # a calibration share of exactly 0 or 1 is a share not seen: half a bin keeps z finite
     base = min(max(calibration_share, 0.5 / num_calibration), 1 - 0.5 / num_calibration)
@@ -101,4 +91,4 @@ def check_drift(
     alarm = z > ALARM_Z and share - calibration_share > ALARM_RISE
     if baseline is not None:
         alarm |= baseline.z(share, num_assessed, design_effect) > ALARM_Z and share - baseline.share > ALARM_RISE
-    return DriftCheck(share, float(z), bool(alarm))
+    return bool(alarm)

@@ -96,20 +96,25 @@ def estimate_share(nights: Sequence[NightSample]) -> Estimate:
     if num_random == 0:
         return Estimate(np.nan, np.nan, np.nan, "none", 0, num_priority)
     pool = _pool_as_fits(nights)
+    share, low, high = _share_of(pool)
     if pool.use_prediction and not pool.is_census:
-        plain = _pool(nights, use_prediction=False)
+        plain = _share_of(_pool(nights, use_prediction=False))
         # beside the first large night after many small ones the two weigh more than all that was counted
-        if 2 * plain.share_error < pool.share_error:
-            pool = plain
-    share = float(np.clip(pool.total / pool.num_bins, 0, 1))
+        if np.sqrt(2) * (plain[2] - plain[1]) < high - low:
+            return Estimate(*plain, "wilson", num_random, num_priority)
     name = "stratified_difference" if pool.use_prediction else "wilson"
-    if pool.is_census:
-        return Estimate(share, share, share, name, num_random, num_priority)
-    size = pool.effective_size
-    if pool.use_prediction and 0 < share < 1 and pool.share_error > 0:
-        size = share * (1 - share) / pool.share_error
-    low, high = wilson_interval(share, size)
     return Estimate(share, low, high, name, num_random, num_priority)
+
+
+def _share_of(pool: _Pool) -> tuple[float, float, float]:
+    """The share of outcomes 1, and the ends of its interval."""
+    share = float(np.clip(pool.total / pool.num_bins, 0, 1))
+    if pool.is_census:
+        return share, share, share
+    size, squared_error = pool.effective_size, max(pool.variance, pool.variance_of_more) / pool.num_bins**2
+    if pool.use_prediction and 0 < share < 1 and squared_error > 0:
+        size = share * (1 - share) / squared_error
+    return share, *wilson_interval(share, size)
 
 
 def estimate_total(nights: Sequence[NightSample]) -> Estimate:
@@ -182,11 +187,6 @@ class _Pool:
     @property
     def squared_error(self) -> float:
         return self.variance + self.variance_of_more
-
-    @property
-    def share_error(self) -> float:
-        """Squared error of the share of bins; the plain one's interval knows errors that nobody found (Wilson)."""
-        return max(self.variance, self.variance_of_more if self.use_prediction else 0.0) / self.num_bins**2
 
 
 def _pool_as_fits(nights: Sequence[NightSample]) -> _Pool:

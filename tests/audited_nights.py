@@ -12,7 +12,7 @@ from model.certificates import (
     conformal_p_values,
     p_value_histogram,
 )
-from model.drift import check_drift, measure_baseline
+from model.drift import has_drifted, measure_baseline
 from model.estimators import Estimate, NightSample, estimate_share
 from model.posterior import Assessor, build_assessor, fit_noise_rate
 from model.prediction_sets import build_prediction_sets, lac_quantile
@@ -155,7 +155,6 @@ def outside_sets(
         bins = draw_bins(camera, world, NUM_BINS, random)
         tonight = build_prediction_sets(bins.probabilities, bins.expected_qty, threshold).has_record
         baseline = measure_baseline(shares, [NUM_BINS] * len(shares))
-        found = check_drift(int((~tonight).sum()), NUM_BINS, float((~inside).mean()), num_calibration, baseline)
-        alarms.append(found.alarm)
-        shares.append(found.record_outside_set_share)
+        alarms.append(has_drifted(int((~tonight).sum()), NUM_BINS, float((~inside).mean()), num_calibration, baseline))
+        shares.append(float((~tonight).mean()))
     return alarms

@@ -1,6 +1,6 @@
 """Settings of the nightly audit."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
@@ -28,7 +28,7 @@ class AuditConfig(JobConfig):
     random_share: float = Field(default=0.3, ge=0, le=1)
     """Share of the budget drawn at random (at least 10 bins); without it nothing can be claimed, only ranked."""
 
-    alpha: tuple[float, ...] = Field(default=(0.1, 0.2, 0.3, 0.5), min_length=1)
+    alpha: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.1, 0.2, 0.3, 0.5), min_length=1)
     """False-discovery rates at which bins are certified, given enough random recounts; several in a row, or the flag
     again."""
 

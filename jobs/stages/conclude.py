@@ -19,19 +19,20 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from jobs.config.audit import AuditConfig
+from jobs.counting.belief import Belief
 from jobs.platform import storage
 from jobs.platform.layout import part_uri
 from jobs.platform.parquet import read_table, write_table
 from jobs.stages.reconcile import Reconciler, probability_matrix
 from jobs.stages.summary import add_up, sum_scopes
 from model.certificates import (
-    ReferenceScores,
     certificate_thresholds,
     certified_at,
     conformal_p_values,
     p_value_histogram,
 )
-from model.drift import Baseline, DriftCheck, check_drift
+from model.drift import has_drifted
 from model.drill import Drill, alter_records, choose_drilled, merge_drills
 from model.recount_plan import (
     Candidates,
@@ -54,20 +55,17 @@ MERGED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Rules:
-    """What the second pass goes by: how rows are judged and certified, and the run's settings."""
+    """What the second pass goes by: how rows are judged and certified, in which run."""
 
     reconciler: Reconciler
-    reference: ReferenceScores | None
-    """Without it nothing is certified."""
     run_id: str
-    audit_date: str
-    seed: int
-    budget: int
-    random_share: float
-    objective: str
-    alphas: tuple[float, ...]
-    bundle_id: str
-    calibration_id: str
+    config: AuditConfig
+    bundle: BundleInfo
+    belief: Belief
+
+    @property
+    def audit_date(self) -> str:
+        return self.reconciler.audit_date.isoformat()
 
 
 @dataclass
@@ -101,13 +99,13 @@ class Decisions:
     num_bins: int
     plan: RecountPlan
     thresholds: dict[float, float]
-    drift: DriftCheck
+    drift_alarm: bool
     drill_recall: float | None
     """None without a priority list."""
 
 
 @dataclass
-class Night:
+class WrittenParts:
     """What pass 2b adds up: sums as of `sum_scopes`, and the planned bins with what learning from them will need."""
 
     sums: pd.DataFrame
@@ -119,32 +117,31 @@ class Night:
         return round(float(self.sums["num_bins"].loc["all"].sum()))
 
 
-def decide_night(
-    groups: list[list[str]], rules: Rules, baseline: Baseline | None, bundle: BundleInfo, task_cpus: float
-) -> Decisions:
+def decide_night(groups: list[list[str]], rules: Rules, task_cpus: float) -> Decisions:
     """Pass 2a over groups of staged files."""
-    merged = Reduction()
+    merged, config, bundle = Reduction(), rules.config, rules.bundle
     for row in _over_groups(groups, _reduce_group, {"shared": ray.put(rules)}, task_cpus):
-        merged.merge([pickle.loads(row["reduction"])], rules.budget)  # noqa: S301 - written by our own worker
-    drift = check_drift(
+        merged.merge([pickle.loads(row["reduction"])], config.recount_budget)  # noqa: S301 - written by our own worker
+    drift_alarm = has_drifted(
         merged.num_outside,
         merged.num_assessed,
         bundle.record_outside_set_share,
         max(1, bundle.num_independent or bundle.num_calibration),
-        baseline,
+        rules.belief.drift_baseline,
         design_effect=bundle.design_effect,
     )
     plan = plan_recounts(
         merged.random,
         merged.ranked,
         num_assessed=merged.num_assessed,
-        budget=rules.budget,
-        random_share=rules.random_share,
+        budget=config.recount_budget,
+        random_share=config.random_share,
     )
     thresholds: dict[float, float] = {}
     if merged.p_values is not None:
-        thresholds = certificate_thresholds(merged.p_values, rules.alphas, drift.alarm)
-    return Decisions(merged.num_bins, plan, thresholds, drift, _drill_recall(plan, merged, rules.budget))
+        thresholds = certificate_thresholds(merged.p_values, config.alpha, drift_alarm)
+    recall = _drill_recall(plan, merged, config.recount_budget)
+    return Decisions(merged.num_bins, plan, thresholds, drift_alarm, recall)
 
 
 def _drill_recall(plan: RecountPlan, merged: Reduction, budget: int) -> float | None:
@@ -162,7 +159,7 @@ def _drill_recall(plan: RecountPlan, merged: Reduction, budget: int) -> float | 
 
 def write_parts(
     groups: list[list[str]], rules: Rules, decisions: Decisions, output_uri: str, task_cpus: float
-) -> Night:
+) -> WrittenParts:
     """Pass 2b: one part of the results per group."""
     options = {"shared": ray.put((rules, decisions)), "output_uri": output_uri}
     written = [
@@ -171,7 +168,7 @@ def write_parts(
     ]
     written.sort(key=lambda found: found["uri"])  # they end in any order, and sums of floats depend on theirs
     table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *(found["planned"] for found in written)]).sort_by("bin_id")
-    return Night(add_up([found["sums"] for found in written]), table, [found["uri"] for found in written])
+    return WrittenParts(add_up([found["sums"] for found in written]), table, [found["uri"] for found in written])
 
 
 def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
@@ -205,27 +202,27 @@ def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
     total = Reduction()
     reduced = (_reduce(rules.reconciler.reconcile(staged), rules) for staged in map(read_table, row["uris"]))
     while some := list(islice(reduced, MERGED_AT_ONCE)):
-        total.merge(some, rules.budget)
+        total.merge(some, rules.config.recount_budget)
     return {"reduction": pickle.dumps(total)}
 
 
 def _reduce(rows: pa.Table, rules: Rules) -> Reduction:
     assessed = rows.filter(rows["assessed"])
     bin_ids = assessed["bin_id"].to_pylist()
-    keys = draw_keys(bin_ids, rules.seed, rules.audit_date)
+    keys = draw_keys(bin_ids, rules.config.seed, rules.audit_date)
     rankable = pc.is_null(assessed["reason"]).to_numpy()
-    objective = "p_record_wrong" if rules.objective == "probability" else "value_at_risk"
+    objective = "p_record_wrong" if rules.config.objective == "probability" else "value_at_risk"
     score = assessed[objective].to_numpy()
     ids = np.array(bin_ids, dtype=object)
-    histogram = None
-    if rules.reference is not None:
-        histogram = p_value_histogram(assessed["p_record_wrong"].to_numpy()[rankable], rules.reference)
+    histogram, reference, budget = None, rules.belief.reference, rules.config.recount_budget
+    if reference is not None:  # without one nothing is certified
+        histogram = p_value_histogram(assessed["p_record_wrong"].to_numpy()[rankable], reference)
     return Reduction(
         num_bins=rows.num_rows,
         num_assessed=assessed.num_rows,
         num_outside=pc.sum(pc.invert(assessed["record_in_set"])).as_py() or 0,
-        random=best_candidates(bin_ids, keys, np.zeros(len(bin_ids)), rules.budget),
-        ranked=best_candidates(ids[rankable].tolist(), keys[rankable], score[rankable], rules.budget),
+        random=best_candidates(bin_ids, keys, np.zeros(len(bin_ids)), budget),
+        ranked=best_candidates(ids[rankable].tolist(), keys[rankable], score[rankable], budget),
         p_values=histogram,
         drill=_drill(assessed.filter(pa.array(rankable)), objective, rules),
     )
@@ -233,7 +230,7 @@ def _reduce(rows: pa.Table, rules: Rules) -> Reduction:
 
 def _drill(rows: pa.Table, objective: str, rules: Rules) -> Drill:
     assessor = rules.reconciler.assessor
-    key = draw_keys(rows["bin_id"].to_pylist(), rules.seed, f"drill of {rules.audit_date}")
+    key = draw_keys(rows["bin_id"].to_pylist(), rules.config.seed, f"drill of {rules.audit_date}")
     chosen = choose_drilled(key)
     rows, key = rows.take(chosen), key[chosen]
     altered = alter_records(rows["expected_qty"].to_numpy(), key, assessor.noise)
@@ -279,8 +276,8 @@ def _conclude(rows: pa.Table, rules: Rules, decisions: Decisions) -> pa.Table:
     rank[planned] = plan.rank[place[planned]]
     inclusion[planned] = plan.inclusion_probability[place[planned]]
     p_value, level = np.full(n, np.nan), np.full(n, np.nan)
-    if rules.reference is not None:
-        p_value = conformal_p_values(np.where(known, np.nan, p_wrong), rules.reference)
+    if rules.belief.reference is not None:
+        p_value = conformal_p_values(np.where(known, np.nan, p_wrong), rules.belief.reference)
         level = certified_at(p_value, decisions.thresholds)
     suspect = (recount == str(Recount.PRIORITY)) | ((p_wrong >= 0.5) & ~known) | found_wrong
     verdict = np.select(
@@ -296,8 +293,8 @@ def _conclude(rows: pa.Table, rules: Rules, decisions: Decisions) -> pa.Table:
         "inclusion_probability": pa.array(inclusion, pa.float32(), from_pandas=True),
         "certificate_p": pa.array(p_value, pa.float32(), from_pandas=True),
         "certified_at": pa.array(level, pa.float32(), from_pandas=True),
-        "bundle_id": pa.repeat(pa.scalar(rules.bundle_id), n),
-        "calibration_id": pa.repeat(pa.scalar(rules.calibration_id), n),
+        "bundle_id": pa.repeat(pa.scalar(rules.bundle.bundle_id), n),
+        "calibration_id": pa.repeat(pa.scalar(rules.belief.calibration_id), n),
     }
     columns = [added[name] if name in added else rows[name] for name in RESULTS_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=RESULTS_SCHEMA)

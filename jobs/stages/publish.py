@@ -32,8 +32,8 @@ from jobs.platform.layout import (
     summary_uri,
 )
 from jobs.platform.parquet import open_parquet, parquet_bytes, write_table
-from jobs.stages.conclude import Night
-from jobs.stages.run import NightLock, hold_night
+from jobs.stages.conclude import WrittenParts
+from jobs.stages.night_lock import NightLock, hold_night
 from schemas.arrow import conform
 from schemas.errors import GateError
 from schemas.recount import COUNTED_SCHEMA, RECOUNT_PLAN_SCHEMA
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def publish_night(
-    night: Night,
+    night: WrittenParts,
     summary: pa.Table,
     *,
     output_uri: str,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +20,6 @@ from jobs.platform.layout import REPORT_FACTS, RUNS, STAGED, committed_run, list
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, settle_resources
-from jobs.stages.run import name_run
 from model.bundle_files import digests, learned_from
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
@@ -26,8 +27,18 @@ from schemas.errors import InputError
 if TYPE_CHECKING:
     from model.scoring import Precision
 
-
 logger = logging.getLogger(__name__)
+
+RESULT_SETTINGS = (
+    "recount_budget",
+    "random_share",
+    "alpha",
+    "objective",
+    "count_valid_nights",
+    "max_photo_age_hours",
+    "seed",
+)
+"""Settings that change a row of the results; the quality gates only decide whether there are any."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,30 @@ class Tonight:
     precision: Precision
     replaces: str | None
     """The committed run of the same night that this one replaces."""
-    run_id: str
-    is_committed: bool
+    is_committed: bool = False
     """An earlier try of this run committed the night, and did not live to finish what follows."""
 
     @property
     def audit_date(self) -> str:
         return self.manifest.audit_date
+
+    @cached_property
+    def run_id(self) -> str:
+        """`<audit_date>-<12 hex digits>`. A replacement is another run than the one that it replaces, so that readers
+        never see both under one name."""
+        facts = {name: getattr(self.config, name) for name in RESULT_SETTINGS} | {
+            "audit_date": self.audit_date,
+            "manifest": self.manifest.fingerprint,
+            "weights": self.bundle.weights_sha256,
+            "bundle": self.bundle.bundle_id,
+            "device": self.resources.device,
+            "precision": self.precision,
+            "batch_size": self.resources.batch_size,
+            "allowed_roots": sorted(self.allowed_roots),
+            "replaces": self.replaces,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return f"{self.audit_date}-{digest[:12]}"
 
     @property
     def run_uri(self) -> str:
@@ -62,8 +90,6 @@ def settle_night(config: AuditConfig) -> Tonight:
     """Checks every input, before any image is read, and waits for the cluster's other jobs. Raises InputError for what
     doesn't fit, GateError where the cluster stays busy."""
     output_uri = storage.absolute(config.output_uri)
-    if any(not 0 < alpha < 1 for alpha in config.alpha):
-        raise InputError(f"--alpha: expected rates between 0 and 1, found {config.alpha}")
     bundle, images = read_bundle(config.bundle_uri)
     training_photos = digests(learned_from(images))
     manifest = check_manifest(config.manifest_uri, config.audit_date)
@@ -72,28 +98,16 @@ def settle_night(config: AuditConfig) -> Tonight:
     if config.report_uri is not None:
         storage.check_writable(config.report_uri)
     resources, precision = settle_resources(config.precision, bundle)
-    name = partial(
-        name_run,
-        config,
-        audit_date=manifest.audit_date,
-        manifest_fingerprint=manifest.fingerprint,
-        weights_sha256=bundle.weights_sha256,
-        bundle_id=bundle.bundle_id,
-        device=resources.device,
-        precision=precision,
-        batch_size=resources.batch_size,
-        allowed_roots=roots,
-    )
     committed = committed_run(output_uri, manifest.audit_date)
-    settle = partial(Tonight, config, output_uri, manifest, bundle, training_photos, roots, resources, precision)
+    tonight = Tonight(config, output_uri, manifest, bundle, training_photos, roots, resources, precision, committed)
     if committed is not None:
         frozen = read_run(run_uri(output_uri, committed))
-        replaced = frozen.get("replaces")
-        if name(replaces=replaced) == committed and _is_unfinished(config, frozen):
-            return settle(replaced, committed, is_committed=True)
+        before = replace(tonight, replaces=frozen.get("replaces"), is_committed=True)
+        if before.run_id == committed and _is_unfinished(config, frozen):
+            return before
         _check_replacement(config, output_uri, manifest.audit_date, committed)
     await_free(resources.least())
-    return settle(committed, name(replaces=committed), is_committed=False)
+    return tonight
 
 
 def tell_of_others(tonight: Tonight) -> None:

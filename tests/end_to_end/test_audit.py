@@ -222,7 +222,7 @@ def test_beyond_a_gate_nothing_is_committed_and_the_message_says_what_dominates(
         (("--output-uri", "/proc/audits"), "can't be written"),
         (("--objective", "value"), "expected a unit_value in every row"),
         (("--audit-date", "2020-01-01"), f"the manifest is of {NIGHT}"),
-        (("--alpha", "1.5"), "expected rates between 0 and 1"),
+        (("--alpha", "1.5"), "expected less than 1"),
         (("--report-uri", "/proc/report"), "can't be written"),
         (("--precision", "fp16"), "--precision fp16: expected a GPU"),
         (("--no-such-flag", "1"), "no-such-flag"),

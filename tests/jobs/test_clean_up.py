@@ -8,10 +8,10 @@ import pytest
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, partition_uri, run_uri, summary_uri
 from jobs.platform.parquet import write_table
-from jobs.stages import run
-from jobs.stages.conclude import Night
+from jobs.stages import night_lock
+from jobs.stages.conclude import WrittenParts
+from jobs.stages.night_lock import hold_night
 from jobs.stages.publish import publish_night, tidy_up
-from jobs.stages.run import hold_night
 from schemas.errors import GateError
 from schemas.recount import PLANNED_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
@@ -37,7 +37,7 @@ def _write_part(output_uri: str, run_id: str) -> str:
 def _publish(output_uri: str, *parts: str) -> None:
     with hold_night(output_uri, NIGHT, NEW) as lock:
         publish_night(
-            Night({}, PLANNED_SCHEMA.empty_table(), list(parts)),
+            WrittenParts({}, PLANNED_SCHEMA.empty_table(), list(parts)),
             SUMMARY_SCHEMA.empty_table(),
             output_uri=output_uri,
             audit_date=NIGHT,
@@ -63,8 +63,8 @@ def test_a_commit_discards_what_abandoned_runs_of_its_night_had_staged(output_ur
 def test_a_replacement_under_way_keeps_its_parts_from_whoever_asks_for_the_committed_night(
     output_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(run, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(night_lock, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(night_lock, "LOOK_SECONDS", 0.1)
     with hold_night(output_uri, NIGHT, NEW):
         part = _write_part(output_uri, NEW)
         tidy_up(output_uri, NIGHT, OLD)

@@ -6,6 +6,7 @@ import pickle
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,10 @@ import pyarrow as pa
 import pytest
 from scipy.stats import false_discovery_control
 
-from jobs.counting.history import RIGHT, WAITING, WRONG
+from jobs.config.audit import AuditConfig
+from jobs.counting.belief import Belief
+from jobs.counting.estimates import estimate_window
+from jobs.counting.history import RIGHT, WAITING, WRONG, History
 from jobs.counting.records import lines_of
 from jobs.platform.parquet import read_table, write_table
 from jobs.stages import conclude
@@ -77,6 +81,31 @@ def reconciler(then_found: list[tuple[int, int, str | None]]) -> Reconciler:
         count_valid_nights=14,
         last_counts=pd.DataFrame(counts, index=COUNTED[: len(counts)]),
     )
+
+
+def rules_of(
+    made: Reconciler,
+    reference: ReferenceScores | None,
+    bundle: BundleInfo = USUAL,
+    baseline: Baseline | None = None,
+    **settings: Any,
+) -> Rules:
+    config = AuditConfig(
+        **{"manifest_uri": "m", "bundle_uri": "b", "output_uri": "o", "recount_budget": BUDGET, "alpha": (0.3,)}
+        | settings
+    )
+    model = assume_record_model([1.0] * (TOP_CLASS + 1))
+    belief = Belief(
+        "assumed",
+        model,
+        0.02,
+        bundle.bundle_id,
+        "c",
+        reference,
+        estimate_window(History((), (), pd.DataFrame())),
+        baseline,
+    )
+    return Rules(made, "r", config, bundle, belief)
 
 
 def test_a_bin_is_known_while_its_record_is_unchanged_or_once_it_says_what_was_found(tmp_path: Path) -> None:
@@ -146,8 +175,8 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
     listed = rows["bin_id"].to_pylist()[140:143]
     recount = np.array(["priority"] * 3, dtype=object)
     plan = RecountPlan(np.array(listed, dtype=object), recount, np.arange(1, 4, dtype=np.int32), np.ones(3))
-    rules = Rules(made, None, "r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
-    decisions = Decisions(NUM_BINS, plan, {}, None, None)  # type: ignore[arg-type]
+    rules = rules_of(made, None)
+    decisions = Decisions(NUM_BINS, plan, {}, False, None)
     found = _conclude(rows, rules, decisions).to_pandas().set_index("bin_id")
     doubted = found["p_record_wrong"] >= 0.5
     assert doubted[COUNTED].all() and not doubted[listed].any()
@@ -166,7 +195,7 @@ def test_the_drill_weighs_bins_by_their_zone_s_rate(tmp_path: Path) -> None:
     staged, _, zoned = stage_zones(tmp_path)
     rows = zoned.reconcile(staged)
     rows = rows.filter(rows["assessed"])
-    rules = Rules(zoned, None, "r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
+    rules = rules_of(zoned, None)
     of_bad = set(rows.filter(pa.compute.equal(rows["zone"], "bad"))["bin_id"].to_pylist())
     drill = _drill(rows, "p_record_wrong", rules)
     assert sorted(set(drill.weight)) == [0.05, 0.4]
@@ -197,10 +226,11 @@ def test_certificates_and_ranks_are_of_the_whole_night(
     seed = next(seed for seed in range(99) if draw(seed) & set(COUNTED))
     known_wrong = reconciler([(RECORDED, 6, WRONG)] * len(COUNTED))
     share = NUM_RANDOM / BUDGET
-    rules = Rules(known_wrong, REFERENCE, "r", NIGHT, seed, BUDGET, share, objective, alphas, "b", "c")
-    decisions = decide_night(groups, rules, baseline, bundle, 1.0)
+    settings = {"seed": seed, "random_share": share, "objective": objective, "alpha": alphas}
+    rules = rules_of(known_wrong, REFERENCE, bundle, baseline, **settings)
+    decisions = decide_night(groups, rules, 1.0)
     night = write_parts(groups, rules, decisions, str(tmp_path), 1.0)
-    assert (decisions.drift.alarm, night.num_bins) == (alarm, NUM_BINS)
+    assert (decisions.drift_alarm, night.num_bins) == (alarm, NUM_BINS)
     rows = pa.concat_tables([read_table(uri) for uri in night.part_uris]).to_pandas().set_index("bin_id")
 
     assert list(rows.index[rows["verdict"] == "not_assessed"]) == [BLANK]
@@ -251,7 +281,7 @@ def test_a_group_of_more_shards_than_are_merged_at_once_is_reduced_whole(
     monkeypatch.setattr(conclude, "MERGED_AT_ONCE", 1)
     monkeypatch.setattr(conclude.ray, "get", lambda shared: shared)
     groups, made = stage_night(tmp_path), reconciler([(RECORDED, RECORDED, RIGHT)])
-    rules = Rules(made, REFERENCE, "r", NIGHT, 0, BUDGET, 0.3, "probability", (0.3,), "b", "c")
+    rules = rules_of(made, REFERENCE)
     first, second, whole = (
         pickle.loads(conclude._reduce_group({"uris": uris}, rules)["reduction"])  # noqa: S301 - of the line itself
         for uris in (*groups, [uri for uris in groups for uri in uris])

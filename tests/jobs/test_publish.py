@@ -21,9 +21,9 @@ from jobs.platform import storage
 from jobs.platform.layout import committed_run, part_uri, part_uris, partition_uri
 from jobs.platform.parquet import write_table
 from jobs.stages import publish as publishing
-from jobs.stages.conclude import Decisions, Night
+from jobs.stages.conclude import Decisions, WrittenParts
+from jobs.stages.night_lock import hold_night
 from jobs.stages.publish import check_committed, publish_night
-from jobs.stages.run import hold_night
 from jobs.stages.summary import MONEY, PREDICTED, sum_scopes, summarize
 from schemas.errors import GateError
 from schemas.recount import PLANNED_SCHEMA
@@ -38,17 +38,17 @@ FACTS = {
 }
 
 
-def night_of(*bins: dict[str, Any]) -> Night:
+def night_of(*bins: dict[str, Any]) -> WrittenParts:
     """A night summed over results rows that say no more than the test does."""
     given = {"run_id": "r", "image_uri": "", "num_skus": 1, "skus": [], "status": "scored", "num_counted": 0}
     given |= {"verdict": "ok", "bundle_id": "b", "calibration_id": "c", "expected_qty": 2, "camera_qty": 2}
     rows = [{**given, "bin_id": f"b{place}", **row} for place, row in enumerate(bins)]
     results = pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
     sums = sum_scopes(results, np.zeros(len(rows), dtype=bool), 6)
-    return Night(sums, PLANNED_SCHEMA.empty_table(), [])
+    return WrittenParts(sums, PLANNED_SCHEMA.empty_table(), [])
 
 
-def scopes(night: Night, currencies: list[str | None]) -> dict[str | None, dict[str, Any]]:
+def scopes(night: WrittenParts, currencies: list[str | None]) -> dict[str | None, dict[str, Any]]:
     """The summary's rows of the whole night (None) and of each zone."""
     facts_of = {("all", None): {"drift_alarm": True}, ("zone", "Z"): {"record_error_rate_used": 0.5}}
     rows = summarize(night.sums, FACTS, facts_of, currencies).to_pylist()
@@ -209,7 +209,7 @@ def test_a_commit_whose_answer_was_lost_is_a_commit(tmp_path: Any) -> None:
     assert committed_run(str(tmp_path), NIGHT) == FACTS["run_id"]
 
 
-def publish(night: Night, output: str, *, replaces: str | None, replace_counted: bool = False) -> None:
+def publish(night: WrittenParts, output: str, *, replaces: str | None, replace_counted: bool = False) -> None:
     with hold_night(output, NIGHT, str(FACTS["run_id"])) as lock:
         publish_night(
             night,

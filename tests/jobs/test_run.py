@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs.config.audit import AuditConfig
@@ -18,16 +19,18 @@ from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.parquet import parquet_bytes
 from jobs.platform.provenance import provenance
-from jobs.stages import run, tonight
+from jobs.stages import night_lock, tonight
 from jobs.stages.manifest import report_file
-from jobs.stages.run import freeze_run, hold_night, name_run
+from jobs.stages.night_lock import NightLock, hold_night
+from jobs.stages.run import freeze_run
+from jobs.stages.tonight import Tonight
 from schemas.errors import GateError, InputError
 from tests.dump import manifest_table
 
 CONFIG = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o")
-FACTS = {
+FACTS: dict[str, Any] = {
     "audit_date": "2026-11-22",
-    "manifest_fingerprint": "f",
+    "fingerprint": "f",
     "weights_sha256": "w",
     "bundle_id": "b",
     "device": "cpu",
@@ -52,21 +55,29 @@ def output_uri(place: str) -> str:
     return f"{place}/audits"
 
 
+def run_id(config: AuditConfig = CONFIG, **changes: Any) -> str:
+    facts = FACTS | changes
+    found: Any = SimpleNamespace(**facts)  # manifest, bundle and resources in one
+    return Tonight(
+        config, "o", found, found, np.empty(0), facts["allowed_roots"], found, facts["precision"], facts["replaces"]
+    ).run_id
+
+
 def test_the_same_inputs_and_settings_name_the_same_run() -> None:
     assert set(AuditConfig.model_fields) >= CHANGE_NO_ROW
     otherwise = CONFIG.model_copy(update=dict.fromkeys(CHANGE_NO_ROW, "otherwise"))
-    assert name_run(CONFIG, **FACTS) == name_run(otherwise, **FACTS)
-    assert name_run(CONFIG, **FACTS).startswith("2026-11-22-")
+    assert run_id() == run_id(otherwise)
+    assert run_id().startswith("2026-11-22-")
 
 
 @pytest.mark.parametrize("name", sorted(set(AuditConfig.model_fields) - CHANGE_NO_ROW))
 def test_every_other_setting_names_another_run(name: str) -> None:
-    assert name_run(CONFIG.model_copy(update={name: "otherwise"}), **FACTS) != name_run(CONFIG, **FACTS)
+    assert run_id(CONFIG.model_copy(update={name: "otherwise"})) != run_id()
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_every_input_is_part_of_the_name(name: str) -> None:
-    assert name_run(CONFIG, **{**FACTS, name: "2026-11-23"}) != name_run(CONFIG, **FACTS)
+    assert run_id(**{name: "2026-11-23"}) != run_id()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +132,7 @@ def test_without_git_there_is_no_commit_to_name(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_held_night_names_its_holder(output_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(night_lock, "HEARTBEAT_SECONDS", 0.2)
     with hold_night(output_uri, "2026-11-22", "run-a") as lock:
         with pytest.raises(GateError, match=rf"held by run run-a on .* \(pid {os.getpid()}"):
             hold_night(output_uri, "2026-11-22", "run-b").__enter__()
@@ -144,8 +155,8 @@ def test_what_else_lies_beside_a_hold_is_passed_over(tmp_path: Path) -> None:
 def test_a_hold_that_a_power_cut_emptied_is_nobody_s_unless_somebody_writes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "EXPIRY_SECONDS", 0.5)
-    monkeypatch.setattr(run, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(night_lock, "EXPIRY_SECONDS", 0.5)
+    monkeypatch.setattr(night_lock, "LOOK_SECONDS", 0.1)
     path = tmp_path / "locks" / "audit_date=2026-11-22" / "000000.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"")
@@ -170,11 +181,11 @@ def test_storage_without_conditional_writes_can_hold_no_night(tmp_path: Path, mo
 def test_a_hold_that_can_not_be_let_go_hides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def away(lock: run.NightLock) -> None:
+    def away(lock: NightLock) -> None:
         lock._stopped.set()
         raise GateError("storage is away")
 
-    monkeypatch.setattr(run.NightLock, "release", away)
+    monkeypatch.setattr(NightLock, "release", away)
     with hold_night(str(tmp_path), "2026-11-22", "run-a"):
         pass
     assert "was not let go: storage is away" in caplog.text
@@ -184,9 +195,7 @@ def test_a_hold_that_can_not_be_let_go_hides_nothing(
 
 def hold_and_die(lock_uri: str) -> None:
     """In a process of its own, which lets nothing go."""
-    script = (
-        "import os, sys; from jobs.stages.run import NightLock; NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
-    )
+    script = "import os, sys; from jobs.stages.night_lock import NightLock; NightLock(sys.argv[1], 'dead').acquire(); os._exit(9)"
     done = subprocess.run([sys.executable, "-c", script, lock_uri], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 9
 
@@ -198,12 +207,12 @@ def test_a_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> No
 
 
 def test_a_holder_elsewhere_whose_heart_stopped_is_replaced(output_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
-    monkeypatch.setattr(run.socket, "gethostname", lambda: "another-machine")
-    stopped = run.NightLock(f"{output_uri}/locks/audit_date=2026-11-22", "dead")
-    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(night_lock, "EXPIRY_SECONDS", 2.0)
+    monkeypatch.setattr(night_lock.socket, "gethostname", lambda: "another-machine")
+    stopped = NightLock(f"{output_uri}/locks/audit_date=2026-11-22", "dead")
+    monkeypatch.setattr(night_lock, "HEARTBEAT_SECONDS", 3600.0)
     stopped.acquire()
-    monkeypatch.setattr(run.socket, "gethostname", lambda: "this-machine")
+    monkeypatch.setattr(night_lock.socket, "gethostname", lambda: "this-machine")
     # should the first one wake up, it must not commit
     taken = pytest.raises(GateError, match="another run has taken the night")
     with hold_night(output_uri, "2026-11-22", "run-b"), taken:
@@ -213,15 +222,15 @@ def test_a_holder_elsewhere_whose_heart_stopped_is_replaced(output_uri: str, mon
 
 def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While storage is away the holder can't renew its hold either: that silence says nothing of it."""
-    monkeypatch.setattr(run, "EXPIRY_SECONDS", 0.5)
-    monkeypatch.setattr(run, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 3600.0)
-    monkeypatch.setattr(run.socket, "gethostname", lambda: "another-machine")
-    holder = run.NightLock(f"{tmp_path}/locks", "run-a")
+    monkeypatch.setattr(night_lock, "EXPIRY_SECONDS", 0.5)
+    monkeypatch.setattr(night_lock, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(night_lock, "HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(night_lock.socket, "gethostname", lambda: "another-machine")
+    holder = NightLock(f"{tmp_path}/locks", "run-a")
     holder.acquire()
-    monkeypatch.setattr(run.socket, "gethostname", lambda: "this-machine")
-    monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 0.2)
-    looker, looks = run.NightLock(f"{tmp_path}/locks", "run-b"), 0
+    monkeypatch.setattr(night_lock.socket, "gethostname", lambda: "this-machine")
+    monkeypatch.setattr(night_lock, "HEARTBEAT_SECONDS", 0.2)
+    looker, looks = NightLock(f"{tmp_path}/locks", "run-b"), 0
     look = looker._latest
 
     def look_through_an_outage() -> tuple[int, dict | None]:
@@ -231,7 +240,7 @@ def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeyp
             time.sleep(1.0)
         if looks == 6:
             holder._beats += 1
-            run.storage.write_bytes(holder._uri(0), holder._content())
+            night_lock.storage.write_bytes(holder._uri(0), holder._content())
         return look()
 
     monkeypatch.setattr(looker, "_latest", look_through_an_outage)
@@ -244,15 +253,15 @@ def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeyp
 def test_a_process_that_may_run_elsewhere_is_not_taken_for_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_boot: bool
 ) -> None:
-    monkeypatch.setattr(run, "EXPIRY_SECONDS", 2.0)
-    monkeypatch.setattr(run, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(night_lock, "EXPIRY_SECONDS", 2.0)
+    monkeypatch.setattr(night_lock, "LOOK_SECONDS", 0.5)
     if not knows_boot:  # another machine of the same name would be taken for this one
-        monkeypatch.setattr(run, "_boot_id", lambda: " ")
+        monkeypatch.setattr(night_lock, "_boot_id", lambda: " ")
     folder = tmp_path / "locks" / "audit_date=2026-11-22"
     hold_and_die(str(folder))
     (lock,) = folder.iterdir()
     # a container's own processes have numbers of their own, and here none has this one
-    boot = re.sub(r"pid:\[\d+\]", "pid:[1]", run._boot_id())
+    boot = re.sub(r"pid:\[\d+\]", "pid:[1]", night_lock._boot_id())
     lock.write_text(json.dumps(json.loads(lock.read_text()) | {"boot": boot}))
     assert ("pid:[1]" in lock.read_text()) == knows_boot
     started = time.monotonic()

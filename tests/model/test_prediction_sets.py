@@ -1,7 +1,7 @@
 import numpy as np
 
 from model.calibration import set_threshold
-from model.drift import check_drift
+from model.drift import has_drifted
 from model.prediction_sets import SET_COVERAGE, build_prediction_sets, lac_quantile
 from tests.simulator import World, draw_bins, train_camera
 
@@ -56,7 +56,7 @@ def test_the_share_outside_means_the_same_at_night_as_in_calibration_for_an_accu
     assert abs(outside.mean() - calibrated.mean()) < 0.015
     worse = np.where(random.random(10_000) < 0.05, (record + random.integers(1, 7, 10_000)) % 7, record)
     outside = ~build_prediction_sets(tonight, worse, threshold).has_record
-    assert check_drift(int(outside.sum()), 10_000, float(calibrated.mean()), 5000).alarm
+    assert has_drifted(int(outside.sum()), 10_000, float(calibrated.mean()), 5000)
 
 
 def test_the_class_that_keeps_a_set_from_being_empty_does_not_count_as_the_record() -> None:
