@@ -106,17 +106,6 @@ def estimate_share(nights: Sequence[NightSample]) -> Estimate:
     return Estimate(share, low, high, name, num_random, num_priority)
 
 
-def _share_of(pool: _Pool) -> tuple[float, float, float]:
-    """The share of outcomes 1, and the ends of its interval."""
-    share = float(np.clip(pool.total / pool.num_bins, 0, 1))
-    if pool.is_census:
-        return share, share, share
-    size, squared_error = pool.effective_size, max(pool.variance, pool.variance_of_more) / pool.num_bins**2
-    if pool.use_prediction and 0 < share < 1 and squared_error > 0:
-        size = share * (1 - share) / squared_error
-    return share, *wilson_interval(share, size)
-
-
 def estimate_total(nights: Sequence[NightSample]) -> Estimate:
     """Total of an outcome (pieces or money, net or gross) in one night, averaged over the pooled nights.
 
@@ -187,6 +176,17 @@ class _Pool:
     @property
     def squared_error(self) -> float:
         return self.variance + self.variance_of_more
+
+
+def _share_of(pool: _Pool) -> tuple[float, float, float]:
+    """The share of outcomes 1, and the ends of its interval."""
+    share = float(np.clip(pool.total / pool.num_bins, 0, 1))
+    if pool.is_census:
+        return share, share, share
+    size, squared_error = pool.effective_size, max(pool.variance, pool.variance_of_more) / pool.num_bins**2
+    if pool.use_prediction and 0 < share < 1 and squared_error > 0:
+        size = share * (1 - share) / squared_error
+    return share, *wilson_interval(share, size)
 
 
 def _pool_as_fits(nights: Sequence[NightSample]) -> _Pool:
