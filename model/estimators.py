@@ -184,7 +184,8 @@ def _share_of(pool: _Pool) -> tuple[float, float, float]:
     if pool.is_census:
         return share, share, share
     size, squared_error = pool.effective_size, max(pool.variance, pool.variance_of_more) / pool.num_bins**2
-    if pool.use_prediction and 0 < share < 1 and squared_error > 0:
+    half_a_bin = 0.5 / pool.num_bins  # from all or none: by their last bits these would be a size of next to nothing
+    if pool.use_prediction and half_a_bin < share < 1 - half_a_bin and squared_error > 0:
         size = share * (1 - share) / squared_error
     return share, *wilson_interval(share, size)
 

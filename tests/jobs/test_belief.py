@@ -19,6 +19,7 @@ from model.drift import Baseline
 from model.estimators import wilson_interval
 from model.posterior import build_assessor, fit_noise_rate
 from model.record_model import fit_record_model
+from schemas.bundle import LabelNoise
 from schemas.summary import SUMMARY_SCHEMA
 from tests.planned_night import BUNDLE_ID, bundle_info, commit_night, plan_row, priority_row, take_in
 from tests.simulator import World, draw_bins, train_camera
@@ -605,3 +606,11 @@ def test_a_random_bin_that_scores_like_a_counted_list_stands_for_itself_alone(ou
     (sample,) = samples_in_force(history_of(output))
     weight = dict(zip((row["bin_id"] for row in plan), sample.weight, strict=True))
     assert (weight["h0"], weight["p0"], weight["r000"]) == (1, 1, pytest.approx(10))
+
+
+def test_labels_that_are_said_to_be_right_stay_so(output: str) -> None:
+    plan = random_plan(40)
+    commit_night(output, "2026-03-01", plan, num_assessed=400)
+    count(output, "2026-03-01", plan, right(plan) | {"r000": 1})
+    exact = bundle_info().model_copy(update={"label_noise": LabelNoise(rate=0.0, assumed=False)})
+    assert learn_belief(history_of(output), exact, SHARES).noise_rate == 0.0

@@ -1,10 +1,13 @@
 """What is deleted after a commit, by whom, and what is looked at before it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from jobs.counting.plans import list_marked_runs
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, partition_uri, run_uri, summary_uri
 from jobs.platform.parquet import write_table
@@ -91,3 +94,24 @@ def test_a_night_with_a_part_gone_is_not_committed(output_uri: str) -> None:
     with pytest.raises(GateError, match=rf"1 of this run's 2 parts were deleted .*part-{NEW}-00000\.parquet"):
         _publish(output_uri, part)
     assert committed_run(output_uri, NIGHT) == OLD
+
+
+def test_a_run_that_died_before_it_was_marked_is_marked_by_the_one_that_replaces_it(output_uri: str) -> None:
+    _publish(output_uri, _write_part(output_uri, NEW))
+    assert list_marked_runs(output_uri) == {NIGHT: [OLD, NEW]}
+
+
+def test_who_lost_the_night_after_the_commit_leaves_the_parts_of_whoever_has_it(output_uri: str) -> None:
+    part, other = _write_part(output_uri, NEW), _write_part(output_uri, f"{NIGHT}-cccccccccccc")
+    lock: Any = SimpleNamespace(check=lambda: None, is_held=lambda: False)
+    publish_night(
+        WrittenParts({}, PLANNED_SCHEMA.empty_table(), [part]),
+        SUMMARY_SCHEMA.empty_table(),
+        output_uri=output_uri,
+        audit_date=NIGHT,
+        run_id=NEW,
+        replaces=OLD,
+        replace_counted=False,
+        lock=lock,
+    )
+    assert storage.exists(other)

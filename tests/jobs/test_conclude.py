@@ -292,3 +292,12 @@ def test_a_group_of_more_shards_than_are_merged_at_once_is_reduced_whole(
     for name in ("random", "ranked"):
         merged = merge_candidates([getattr(first, name), getattr(second, name)], BUDGET)
         assert getattr(whole, name).bin_id.tolist() == merged.bin_id.tolist()
+
+
+def test_a_right_count_of_one_sku_says_nothing_of_as_many_of_another(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    staged = read_table(uri)
+    made = reconciler([(RECORDED, RECORDED, RIGHT)] * 2)
+    then = [staged["skus"][0].as_py(), [{**line, "sku": "another"} for line in staged["skus"][1].as_py()]]
+    known = replace(made, last_counts=made.last_counts.assign(lines=[lines_of(lines) for lines in then]))
+    assert known.reconcile(staged)["reason"].to_pylist()[:2] == ["counted", None]

@@ -166,3 +166,14 @@ def test_a_time_without_a_zone_is_named(tmp_path: Path, name: str) -> None:
     data = parquet_bytes(table.set_column(table.schema.get_field_index(name), name, local))
     (problem,) = problems(tmp_path, data)
     assert problem.endswith(f"column {name}: expected timestamp[us, tz=UTC], found timestamp[us]")
+
+
+def test_rows_are_numbered_and_judged_beyond_the_first_batch(tmp_path: Path) -> None:
+    num_rows = 65_536 + 2
+    prices = [None, *[1.0] * (num_rows - 1)]
+    table = manifest_table("/photos", [1] * num_rows, unit_value=prices)
+    path = tmp_path / "part.parquet"
+    assert not report_file(str(path), parquet_bytes(table))["has_all_unit_values"]
+    wide = table.set_column(2, "expected_qty", pa.array([*[1] * (num_rows - 1), 2**40]))
+    (problem,) = problems(tmp_path, parquet_bytes(wide))
+    assert f"row {num_rows - 1}: expected_qty" in problem

@@ -258,7 +258,9 @@ def test_an_export_in_a_public_bucket_is_read_without_credentials(
     assert (lines["bin_id"].to_pylist(), names_images) == (["b0"], False)
 
 
-@pytest.mark.parametrize(("unit", "beyond"), [("s", 2**60), ("ms", 253_402_300_800_000), ("us", -(2**62))])
+@pytest.mark.parametrize(
+    ("unit", "beyond"), [("s", 2**60), ("ms", 253_402_300_800_000), ("us", -(2**62)), ("s", -62_135_596_800)]
+)
 def test_a_time_that_no_calendar_holds_is_a_problem_of_its_line(unit: str, beyond: int) -> None:
     good = 1_700_000_000 * {"s": 1, "ms": 10**3, "us": 10**6}[unit]
     times = pa.array([good, beyond, None], pa.timestamp(unit, "UTC"))
@@ -586,3 +588,46 @@ def test_a_former_manifest_that_is_cleared_halfway_is_no_manifest(
         begin(target, replace=True)
     with pytest.raises(InputError, match="being written or cut short"):
         parquet_files(target.manifest_uri)
+
+
+def test_an_inventory_s_keys_of_a_folder_whose_name_only_begins_alike_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "keys.csv").write_text('"b","images/1.jpg"\n"b","images-old/1.jpg"\n"b2","images/2.jpg"\n')
+    folder = Folder("s3://b/images", (".jpg",))
+    _, found = inventory._read_csv._function(str(tmp_path / "keys.csv"), ["bucket", "key"], folder)
+    assert found["uri"].to_pylist() == ["s3://b/images/1.jpg"]
+
+
+@pytest.mark.parametrize(("place", "anonymous"), [("s3://b/of/keys.csv", True), ("s3://mine/keys.csv", False)])
+def test_an_inventory_in_a_bucket_of_one_s_own_is_read_with_one_s_credentials(
+    monkeypatch: pytest.MonkeyPatch, place: str, anonymous: bool
+) -> None:
+    def note(uri: str, *, anonymous: bool) -> None:
+        raise InputError(f"anonymous: {anonymous}")
+
+    monkeypatch.setattr(inventory, "open_csv", note)
+    with pytest.raises(InputError, match=f"anonymous: {anonymous}"):
+        list(
+            inventory._read_csv._function(place, ["bucket", "key"], Folder("s3://b/images", (".jpg",), anonymous=True))
+        )
+
+
+def test_a_line_of_no_pieces_needs_no_price() -> None:
+    rows = [("a", "S", "2", "3"), ("a", "T", "0", "")]
+    names = ("bin_id", "sku", "quantity", "unit_value")
+    found = pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+    assert group_lines(parse_lines(found, 2))["unit_value"].to_pylist() == [3.0]
+
+
+def test_an_object_that_is_all_suffix_is_no_photo() -> None:
+    assert [keys.find_stem(uri, (".jpg",)) for uri in ("s3://b/.jpg", "s3://b/1.JPG", "s3://b/jpg")] == [
+        None,
+        "1",
+        None,
+    ]
+
+
+def test_a_parquet_file_s_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("a.PARQUET", "b.parquet"):
+        write_table(str(tmp_path / name), LINES)
+    assert [entry.uri.rpartition("/")[2] for entry in parquet_files(str(tmp_path))] == ["a.PARQUET", "b.parquet"]
+    assert len(parquet_files(str(tmp_path / "a.PARQUET"))) == 1

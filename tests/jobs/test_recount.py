@@ -9,12 +9,15 @@ import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.counting.count_rows import Reject, parse_row
 from jobs.counting.counted import read_counted
+from jobs.counting.counts_file import CountsRow
 from jobs.counting.history import read_history
 from jobs.counting.records import lines_of
 from jobs.platform import storage
@@ -831,3 +834,41 @@ def test_a_count_said_to_be_unconfirmed_waits_for_another_person_s(output: str, 
     for hour, (who, num_resolved) in enumerate((("kim", 0), ("lee", 1)), start=8):
         assert take_in(output, f"a,{NIGHT},1,2026-03-03T{hour:02}:00Z,{who},{flag},", name=f"{who}.csv") == 0
         assert read_history(output, "2026-03-03").nights[0].num_random_resolved == num_resolved
+
+
+def test_a_record_of_a_night_that_was_audited_later_was_read_by_its_day_s_end(output: str) -> None:
+    commit_night(output, "2026-03-03", [], other_bins=[plan_row("b", 5)], started_at="2026-03-09T02:30:00+00:00")
+    assert take_in(output, f"b,{NIGHT},5,2026-03-05T10:00Z,,,") == 1
+    assert [found["reason"] for found in rejects(output)] == ["record_changed"]
+
+
+@pytest.mark.parametrize(
+    ("bin_id", "qty", "code"), [("empty", 1, 0), ("empty", 1001, 1), ("three", 1030, 0), ("three", 1031, 1)]
+)
+def test_only_a_count_of_a_thousand_more_than_ten_times_the_record_must_be_confirmed(
+    tmp_path: Path, bin_id: str, qty: int, code: int
+) -> None:
+    uri = str(tmp_path / "audits")
+    commit_night(uri, NIGHT, [plan_row("empty", 0), plan_row("three", 3)])
+    assert take_in(uri, f"{bin_id},{NIGHT},{qty},2026-03-03T08:00Z,kim,,") == code
+
+
+def test_a_record_that_changed_on_the_next_day_of_a_zone_far_east_had_changed_before_the_count(output: str) -> None:
+    commit_night(output, "2026-03-04", [], other_bins=[plan_row("b", 5, expected_as_of=at(18))])
+    assert take_in(output, f"b,{NIGHT},5,2026-03-03T20:00Z,,,") == 1
+    assert [found["reason"] for found in rejects(output)] == ["record_changed"]
+
+
+def test_a_clock_may_be_some_minutes_ahead() -> None:
+    now = datetime(2026, 3, 3, 8, tzinfo=UTC)
+    cells = {"bin_id": "a", "audit_date": NIGHT, "counted_qty": "3"}
+    early, late = (CountsRow(1, {**cells, "counted_at": f"2026-03-03T08:{minute}Z"}) for minute in ("09", "11"))
+    assert parse_row(early, {NIGHT}, ZoneInfo("UTC"), now).count.counted_qty == 3
+    with pytest.raises(Reject, match="is yet to come"):
+        parse_row(late, {NIGHT}, ZoneInfo("UTC"), now)
+
+
+def test_a_row_that_ends_early_lacks_its_values_and_takes_no_other_with_it(output: str) -> None:
+    assert take_in(output, f"a,{NIGHT},3", f"b,{NIGHT},3,2026-03-03T08:00Z") == 1
+    assert [(found["bin_id"], found["reason"]) for found in rejects(output)] == [("a", "missing_value")]
+    assert read_counted(output)["bin_id"].to_pylist() == ["b"]

@@ -45,7 +45,7 @@ from jobs.reporting.history import (
     keep_certificates,
     keep_promises,
 )
-from jobs.reporting.nights import read_night, read_results
+from jobs.reporting.nights import read_night, read_nights, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
 from jobs.reporting.overview import survey_night
 from jobs.reporting.photos import Thumbnail, fetch_thumbnails
@@ -755,3 +755,40 @@ def test_the_page_says_of_each_bin_and_of_the_list_what_the_results_say(report: 
     assert f"EUR {at_risk:,.0f} at risk" in page
     assert f"<dd>EUR {night.whole['shortage_value']:,.0f} short</dd>" in page
     assert f"EUR {night.whole['overage_value']:,.0f} over, expected" in page
+
+
+def test_the_second_counts_of_an_earlier_night_s_report_are_of_its_window_alone(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    for night in DATES[:2]:
+        commit_night(uri, night, [plan_row(f"of {night}")])
+        take_in(uri, _counted(f"of {night}", 1, "ann", night))
+    found = _list_second_counts(read_night(uri, DATES[0]), read_history(uri, DATES[1]))
+    assert found == [(None, f"of {DATES[0]}", DATES[0])]
+
+
+def test_of_many_nights_the_last_ones_are_shown(tmp_path: Path) -> None:
+    for night in DATES:
+        commit_night(str(tmp_path), night, [plan_row("a")])
+    assert [night.audit_date for night in read_nights(str(tmp_path), DATES[2], 2)] == DATES[1:3]
+
+
+def test_of_bins_that_are_as_doubtful_the_top_holds_the_first_by_name(tmp_path: Path) -> None:
+    commit_night(str(tmp_path), TONIGHT, [], other_bins=[plan_row(name, recount=None) for name in "dcba"])
+    (rows,) = read_results(read_night(str(tmp_path), TONIGHT))
+    top = top_rows((rows.slice(start, 2) for start in (0, 2)), 2)
+    assert top["bin_id"].to_pylist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("currencies", "claimed"), [(("EUR", "EUR"), 2.0), (("EUR", "USD"), None), (("EUR", None), None)]
+)
+def test_a_list_s_value_is_compared_in_one_currency_only(
+    tmp_path: Path, currencies: tuple[str | None, str | None], claimed: float | None
+) -> None:
+    given = {"unit_value": 10.0, "expected_abs_variance_qty": 0.1}
+    plan = [priority_row(name, 1, currency=each, **given) for name, each in zip("ab", currencies, strict=True)]
+    commit_night(str(tmp_path), DATES[0], plan)
+    take_in(tmp_path, _counted("a", 3, "ann"), _counted("b", 3, "ann"))
+    promise = _promise(tmp_path)
+    assert promise.num_compared == 2
+    assert promise.claimed_value == (None if claimed is None else pytest.approx(claimed))

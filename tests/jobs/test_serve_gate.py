@@ -395,3 +395,14 @@ def test_the_route_shows_the_bundle_without_places() -> None:
     front = SimpleNamespace(settings=settings, bundle=info, room=Room(1), photos=Photos())
     reply = asyncio.run(ask(build_api(front), "/v1/bundle", headers={}, method="GET"))  # type: ignore[arg-type]
     assert (reply.status, reply.json()["training"]) == (200, {"max_epochs": 30})
+
+
+@pytest.mark.parametrize("num_records", [1, 3])
+def test_a_batch_has_a_record_for_each_photo_or_none(num_records: int) -> None:
+    body, headers = form(b"a.jpg", b"b.jpg")
+    record = b'--edge\r\nContent-Disposition: form-data; name="expected_qty"\r\n\r\n3\r\n'
+    reply = asyncio.run(ask(build(Room(10)), "/v1/count/batch", record * num_records + body, headers=headers))
+    assert (
+        f"one per file (2; empty where there is no record), found {num_records}"
+        in problem(reply, 422, "invalid_request").json()["detail"]
+    )

@@ -192,6 +192,7 @@ def test_folders_are_copied_both_ways_and_what_declares_one_whole_goes_last(
     (source / "bundle.json").write_bytes(b"{}")
     (source / "a").write_bytes(b"a")
     storage.upload_folder(source, storage.join(folder, "bundle"), last="bundle.json")
+    write(storage.join(folder, "bundle", "notes", "b"), b"of somebody else")
     storage.download_folder(storage.join(folder, "bundle"), target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == {
         "weights": b"w",
@@ -473,3 +474,29 @@ def test_a_misspelt_profile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
     with pytest.raises(InputError, match="no-such-profile"):
         storage.locate("s3://a-bucket-of-nobody/key")
+
+
+class _BreakingStore(_CuttingStore):
+    """Every answer breaks off after its first page."""
+
+    def list(self, prefix: str | None, *, offset: str | None, chunk_size: int) -> Iterator[list[dict]]:
+        self.num_asked = 0
+        return super().list(prefix, offset=offset, chunk_size=chunk_size)
+
+
+def test_a_listing_that_gets_on_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "CUT_TRIES", 2)
+    monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (_BreakingStore(), ""))
+    assert [entry.uri for entry in storage.list_objects("s3://bins")] == [f"s3://bins/{key}" for key in "abcdef"]
+
+
+@pytest.mark.parametrize(
+    ("bucket", "own_server", "in_host"), [("bins", False, True), ("b.ins", False, False), ("bins", True, False)]
+)
+def test_a_bucket_stands_in_the_host_s_name_where_a_certificate_covers_it(
+    monkeypatch: pytest.MonkeyPatch, bucket: str, own_server: bool, in_host: bool
+) -> None:
+    if not own_server:
+        monkeypatch.setattr(s3, "endpoint", lambda: None)
+    store = s3._open_store(bucket, True, "eu-west-1")
+    assert store.config["virtual_hosted_style_request"] in (in_host, str(in_host).lower())

@@ -10,11 +10,13 @@ from model.calibration import (
     Method,
     apply_calibration,
     assign_folds,
+    at_mix,
     calibrate,
     fit_calibration,
     independent_bins,
     lac_quantile,
     negative_log_likelihood,
+    set_threshold,
     shift_of_mix,
 )
 
@@ -151,3 +153,25 @@ def test_biases_do_not_learn_what_is_common_among_the_held_out_bins() -> None:
         fitted = fit_calibration(logits, labels, method, shift)  # type: ignore[arg-type]
         found = negative_log_likelihood(apply_calibration(logits, fitted), labels)
         assert found == pytest.approx(np.log(4), rel=0.005), method
+
+
+def test_methods_are_judged_at_the_mix_of_the_held_out_bins() -> None:
+    random = np.random.default_rng(0)
+    labels, histogram = random.choice(3, 300, p=[0.7, 0.2, 0.1]), np.array([100, 200, 700])
+    logits = random.normal(size=(300, 3)) + 2 * np.eye(3)[labels]
+    fitted = calibrate(logits, labels, np.arange(300).astype(str), histogram)
+    here = at_mix(softmax(logits, axis=1), shift_of_mix(labels, histogram))
+    assert fitted.calibration.held_out_nll["none"] == pytest.approx(negative_log_likelihood(here, labels))
+
+
+def test_a_fold_with_too_few_others_is_judged_by_the_threshold_of_all() -> None:
+    right = np.linspace(0.9, 0.5, 25)
+    folds = np.array([1] * 5 + [0] * 20)
+    threshold, outside = set_threshold(np.stack([right, 1 - right], axis=1), np.zeros(25, int), folds)
+    assert threshold < 0.5 and outside.tolist() == [False] * 24 + [True]
+
+
+def test_bins_of_groups_that_differ_are_worth_fewer_by_the_variance_between_those() -> None:
+    outside, groups = np.zeros(12), np.repeat(["a", "b", "c"], 4)
+    outside[[0, 1, 8]] = 1
+    assert independent_bins(outside, groups) == 9

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest
 
 from model.estimators import (
@@ -227,3 +228,23 @@ def test_promises_are_compared_with_what_was_found() -> None:
     assert (precision.value, precision.num_priority) == (0.75, 4)
     assert precision.low < 0.75 < precision.high
     assert estimate_precision([]).estimator == "none"
+
+
+def test_a_camera_that_was_right_of_every_counted_bin_is_taken_to_have_missed_two_others() -> None:
+    wrong, ones = np.arange(420) < 21, np.ones(420, dtype=bool)
+    estimate = estimate_share([NightSample(10_000, 500.0, wrong * 1.0, wrong * 1.0, ones, ~ones)])
+    squared_error = 2 * (1 - 420 / 10_000) / 420 / 419
+    expected = wilson_interval(0.05, 0.05 * 0.95 / squared_error)
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((expected[0], 0.05, expected[1]))
+
+
+@pytest.mark.parametrize("largest", [1, 20])
+def test_a_total_s_interval_is_that_of_a_plain_sample_with_two_more_errors_of_the_usual_or_the_largest_size(
+    largest: int,
+) -> None:
+    outcome, ones = np.zeros(30), np.ones(30, dtype=bool)
+    outcome[:3] = -1, 1, largest
+    estimate = estimate_total([NightSample(300, 0.0, outcome, np.zeros(30), ones, ~ones)])
+    more = 2 * max(2, largest) ** 2 / 29
+    error = 300 * np.sqrt((1 - 30 / 300) / 30 * (outcome.var(ddof=1) + more))
+    assert estimate.high - estimate.value == pytest.approx(stats.t.ppf(0.975, 29) * error)

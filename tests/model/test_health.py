@@ -263,3 +263,8 @@ def test_layer_ratios_leave_out_what_does_not_train() -> None:
     ratios = layer_ratios(trained)
     assert "resnet.conv1" not in ratios
     assert ratios["resnet.fc"] > 0
+
+
+def test_a_selection_loss_that_rises_with_the_training_loss_is_no_learning_by_heart() -> None:
+    rising = {"selection_nlls": [1.8, 1.6, 1.75, 1.9, 2.1], "train_losses": [1.8, 1.7, 1.71, 1.72, 1.73]}
+    assert health.overfitting(sound(**rising)) is None

@@ -277,3 +277,11 @@ def test_an_odd_photo_takes_no_more_memory_than_it_has() -> None:
 def test_what_is_no_image_is_named_the_same_in_every_run() -> None:
     with pytest.raises(UnreadableImage, match=r"^not an image of a known format$"):
         decode_image(b"hello world" * 50, Preprocessing(image_size=32))
+
+
+def test_a_transparent_colour_of_a_palette_does_not_show(photo: Image.Image) -> None:
+    drawn = Image.new("P", photo.size, 0)
+    drawn.putpalette([200, 0, 0, 0, 200, 0])
+    data = io.BytesIO()
+    drawn.save(data, "PNG", transparency=0)
+    assert (read_pixels(data.getvalue()) == 255).all()

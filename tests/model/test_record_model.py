@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -202,3 +202,24 @@ def test_a_zone_with_one_count_is_not_judged_by_it(large: tuple[int, int], small
     rates = [learned.zone_error_rates.get(zone, learned.error_rate) for zone in counts]
     assert rates[1] < learned.error_rate + 0.03
     assert 0 < rates[0] <= learned.error_rate * 1.05
+
+
+def test_bulk_stock_begins_two_above_the_top_class_and_is_wrong_below_it() -> None:
+    expected = np.array([3] * 900 + [7] * 100 + [50] * 1000)
+    counted = np.array([3] * 900 + [5] * 100 + [6] * 1000)
+    learned = fit(expected, counted)
+    assert learned.error_rate == pytest.approx((50 * 0.05 + 100) / (50 + 1000))
+    assert learned.table()[8, :6].sum() < 0.001, "six is the class that a record of fifty is in"
+
+
+def test_labels_of_a_noisier_training_take_no_more_of_the_bulk_stock_for_gone() -> None:
+    model = replace(assume_record_model(SHARES, 0.03), large_error_rate=0.2)
+    noisy, _ = label_noise(np.full(7, 100), 0.12, model)
+    usual, _ = label_noise(np.full(7, 100), 0.03, model)
+    assert noisy.min() >= 0 and noisy[0, 6] == pytest.approx(usual[0, 6], abs=0.05)
+
+
+def test_the_priority_list_does_not_shape_the_top_class() -> None:
+    expected = np.array([6] * 10 + [9] * 10)
+    learned = fit(expected, expected, is_random=expected == 6)
+    assert learned.top_shares[2] == pytest.approx(assume_record_model(SHARES).top_shares[2] * 5 / 15)
