@@ -14,7 +14,6 @@ Exit codes: 0 written, 1 not complete or beyond --max-missing-share, 2 bad argum
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from jobs.platform.cluster import await_slot, connect
 from jobs.platform.command import run_command
 from jobs.platform.line_timer import LineTimer
 from jobs.platform.provenance import provenance
+from jobs.platform.reports import read_reports, report_table
 from schemas.errors import GateError, InputError
 
 log = logging.getLogger("jobs.ingest")
@@ -198,9 +198,8 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
     started, timer = time.monotonic(), LineTimer(5.0)
     num_read = num_unfetched = 0
     unfetched: list[str] = []
-    for row in dataset.iter_rows():
-        report = pickle.loads(row["report"])  # noqa: S301 - written by our own worker
-        num_read += row["num_read"]
+    for report in read_reports(dataset):
+        num_read += report.num_read
         num_unfetched += report.num_unfetched
         unfetched = (unfetched + report.unfetched)[:EXAMPLES]
         counts.update({"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects})
@@ -213,8 +212,7 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
 
 
 def _write_part(bins: pa.Table, target: Target) -> pa.Table:
-    report = pickle.dumps(parts.write_part(bins, target))
-    return pa.table({"num_read": [bins.num_rows], "report": pa.array([report], pa.binary())})
+    return report_table(parts.write_part(bins, target))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,9 +19,9 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import WATCHDOG, ray_storage, remove_run, run_name, train_network
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import read_start
+from jobs.training.trainer import WATCHDOG, ray_storage, remove_run, run_name, train_network
 from jobs.training.workers import await_workers
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import WATCHDOG, TrainingStoppedError, ray_storage, train_network
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import Start, read_start
+from jobs.training.trainer import WATCHDOG, TrainingStoppedError, ray_storage, train_network
 from jobs.training.workers import await_workers
 from jobs.tuning.page import publish_search
 from jobs.tuning.search import run_trials

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,10 +20,9 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from model.prediction_sets import lac_quantile
-from schemas.bundle import Calibration
+from schemas.bundle import Calibration, Method
 
-Method = Literal["none", "temperature", "vector", "matrix"]
-METHODS: tuple[Method, ...] = ("none", "temperature", "vector", "matrix")
+METHODS: tuple[Method, ...] = get_args(Method)
 NUM_FOLDS = 5
 # Strength of the pull towards temperature scaling, in units of one bin's log likelihood per squared unit.
 # At 1,000 held-out bins it moves a well determined parameter by less than its standard error.

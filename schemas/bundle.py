@@ -37,10 +37,13 @@ class Preprocessing(Document):
     """Divided by per channel."""
 
 
+Method = Literal["none", "temperature", "vector", "matrix"]
+
+
 class Calibration(Document):
     """Calibrated probabilities are softmax(weight @ logits + bias), fitted on held-out bins."""
 
-    method: Literal["none", "temperature", "vector", "matrix"]
+    method: Method
     """The form of `weight`: identity (and no bias), one scale for all, one per class, or a full matrix."""
     weight: list[list[float]]
     """(classes, classes)."""

@@ -138,7 +138,6 @@ def commit_night(
     results_uri = storage.join(output_uri, "results", f"audit_date={audit_date}")
     storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
     totals: dict[str, Any] = {
-        "audit_date": audit_date,
         "run_id": run_id,
         "scope": "all",
         "bundle_id": bundle_id,

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 from model.posterior import Assessor
 from model.record_errors import DEFAULT_SIZES, SIZE_STEPS
 
 ABID_COUNTS = (8735, 37049, 69241, 81107, 72496, 56107)
-PUBLISHED_ACCURACY = (0.977, 0.834, 0.672, 0.549, 0.426, 0.449)
-PUBLISHED_RMSE = (0.187, 0.542, 0.710, 0.867, 1.025, 1.311)
 BLIND_SHARE = 0.029
 HIDDEN_SHARE = 0.05
 LOGIT_NOISE = 0.25
@@ -81,7 +80,7 @@ class Bins:
 
     @property
     def probabilities(self) -> np.ndarray:
-        return softmax(self.logits / self.temperature)
+        return softmax(self.logits / self.temperature, axis=1)
 
     @property
     def wrong(self) -> np.ndarray:
@@ -168,7 +167,7 @@ def train_camera(world: World, random: np.random.Generator) -> Camera:
     rows, label = np.arange(5000), np.minimum(expected, world.top_class)
 
     def loss(log_temperature: float) -> float:
-        return -np.log(softmax(logits / np.exp(log_temperature))[rows, label] + 1e-12).mean()
+        return -np.log(softmax(logits / np.exp(log_temperature), axis=1)[rows, label] + 1e-12).mean()
 
     best = minimize_scalar(loss, bounds=(-2, 3), method="bounded")
     return replace(camera, temperature=float(np.exp(best.x)))
@@ -208,8 +207,3 @@ def draw_bins(camera: Camera, world: World, size: int, random: np.random.Generat
     expected, true = draw_records(world, size, random)
     logits = answer(camera, world, true, random)
     return Bins(expected, true, logits, camera.temperature, 15 * np.exp(random.standard_normal(size)))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from jobs.exploring.records import RecordFacts, count_groups, read_records
 from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.line_timer import LineTimer
 from jobs.platform.parquet import read_row_group
+from jobs.platform.reports import read_reports, report_table
 from jobs.stages.duplicates import find_duplicates
 from jobs.stages.images import FetchPlan
 from jobs.stages.resources import Resources
@@ -55,8 +55,7 @@ def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int
     records, looks = RecordFacts(), []
     num_bins = sum(shard.num_rows for shard in shards)
     timer = LineTimer(10.0)
-    for row in found.iter_rows():
-        facts, found_looks = pickle.loads(row["report"])  # noqa: S301 - written by our own worker
+    for facts, found_looks in read_reports(found):
         records.merge(facts)
         looks += found_looks
         if timer.is_due() or records.num_bins == num_bins:
@@ -77,8 +76,8 @@ def _survey_shard(items: pa.Table, plan: FetchPlan, share: float, seed: int) -> 
     for item in items.to_pylist():
         rows = read_row_group(item["uri"], item["row_group"])
         sample = rows.filter(pa.array(draw_sample(rows["bin_id"].to_pylist(), share, seed)))
-        reports.append(pickle.dumps((read_records(rows), look_at(sample, plan))))
-    return pa.table({"report": pa.array(reports, pa.binary())})
+        reports.append((read_records(rows), look_at(sample, plan)))
+    return report_table(*reports)
 
 
 def _find_identical(shards: list[Shard], photos: list[dict[str, Any]]) -> list[dict[str, Any]]:

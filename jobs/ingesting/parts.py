@@ -47,7 +47,10 @@ class Target:
 class PartReport:
     """What the driver learns of one part."""
 
+    num_read: int
+    """Bins of the slice."""
     num_bins: int
+    """Those of them that the part holds."""
     num_inconsistent: int
     rejects: dict[str, int]
     num_unfetched: int = 0
@@ -134,6 +137,7 @@ def write_part(bins: pa.Table, target: Target) -> PartReport:
         write_table(storage.join(target.manifest_uri, name), manifest, row_group_size=ROW_GROUP_ROWS)
     num_inconsistent = Counter(manifest["record_inconsistent"].to_pylist())[True]
     return PartReport(
+        bins.num_rows,
         manifest.num_rows,
         num_inconsistent,
         count_reasons(rejects),

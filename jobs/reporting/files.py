@@ -17,13 +17,11 @@ from xlsxwriter.exceptions import FileCreateError
 
 import jobs
 from jobs.config.report import ReportConfig
-from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History, day_after, read_history
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS, list_nights, read_run, run_uri
 from jobs.platform.provenance import provenance
 from jobs.reporting.discrepancies import write_discrepancies
-from jobs.reporting.history import find_offenders, keep_certificates, keep_promises
 from jobs.reporting.nights import (
     Night,
     read_night,
@@ -161,9 +159,6 @@ def _build_page(
         overview=overview,
         thumbnails=fetch_thumbnails(listed, anonymous=anonymous, audited_at=ended and datetime.fromisoformat(ended)),
         nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
-        promises=keep_promises(history),
-        certificates=keep_certificates(history),
-        offenders=find_offenders(history),
-        so_far=estimate_window(history),
+        history=history,
         num_second_counts=num_second_counts,
     )

@@ -9,14 +9,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jobs.counting.estimates import Estimates
+from jobs.counting.estimates import estimate_window
+from jobs.counting.history import History
 from jobs.pages.document import format_integer, format_percent, read_source, render_page, source_hash
 from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
-from jobs.reporting.history import MAX_OFFENDERS, CertificatePromise, Promise, currencies_of
 from jobs.reporting.nights import Night, explain_no_accuracy
 from jobs.reporting.overview import Overview
 from jobs.reporting.photos import Thumbnail
+from jobs.reporting.promises import MAX_OFFENDERS, currencies_of, find_offenders, keep_certificates, keep_promises
 
 MAX_LINES = 8
 MAX_TEXT = 160
@@ -40,17 +41,15 @@ def render_report(
     overview: Overview,
     thumbnails: list[Thumbnail],
     nights: list[Night],
-    promises: list[Promise],
-    certificates: list[CertificatePromise],
-    offenders: list[dict[str, Any]],
-    so_far: Estimates,
+    history: History,
     num_second_counts: int,
 ) -> str:
     """The page as HTML text. What comes from records is escaped: by Jinja2 in the HTML, by JSON in the list's data,
     and a content security policy names the one script that may run.
 
-    `so_far`: what the counts that are in by now come to; the night's summary has what was known when its audit began.
+    `history`: with the counts that are in by now; the night's summary has what was known when its audit began.
     """
+    promises, offenders = keep_promises(history), find_offenders(history)
     script = read_source("report.js")
     whole, tonight = night.whole, overview.currencies
     trend = [{**one.whole, "audit_date": one.audit_date} for one in nights]
@@ -75,10 +74,10 @@ def render_report(
         zones=zones,
         promises=promises,
         assumed_nights={row["audit_date"] for row in trend if row["record_model"] == "assumed"},
-        certificates=certificates,
+        certificates=keep_certificates(history),
         offenders=offenders,
         all_offenders=len(offenders) < MAX_OFFENDERS,
-        so_far=so_far,
+        so_far=estimate_window(history),
         num_second_counts=num_second_counts,
         settings=flatten_settings(run),
         pictures={

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from jobs.pages.plots import GRID, INK, MUTED, SERIES, STYLE, draw_svg
-from jobs.reporting.history import Promise, currencies_of
+from jobs.reporting.promises import Promise, currencies_of
 
 # This page has its own names for the colours.
 FIRST, SECOND, ALARM = *SERIES, "#060606"

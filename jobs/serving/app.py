@@ -80,7 +80,7 @@ def build_app(settings: EndpointSettings) -> serve.Application:
     ).bind(replace(resources.plan_scorer(bundle_uri, bundle, precision), batch_size=batch_size))
     front_settings = FrontSettings(
         bundle_uri=bundle_uri,
-        belief=belief.to_dict(),
+        belief=belief,
         token_digest=read_token_digest(),
         max_waiting=max_waiting,
         max_body_bytes=settings.max_body_bytes,

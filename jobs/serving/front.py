@@ -7,7 +7,6 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
@@ -40,7 +39,7 @@ class FrontSettings:
     """What a front replica needs to know beside its bundle."""
 
     bundle_uri: str
-    belief: dict[str, Any]
+    belief: Belief
     token_digest: bytes | None
     max_waiting: int
     max_body_bytes: int
@@ -56,12 +55,11 @@ class Front:
         with local_bundle(settings.bundle_uri) as folder:
             self.bundle: BundleInfo = read_bundle_info(folder)
             images = read_training_images(folder, self.bundle)
-        built_for = settings.belief["bundle_id"]
+        belief, built_for = settings.belief, settings.belief.bundle_id
         if self.bundle.bundle_id != built_for:
             # else the old network's counts would be judged by the new bundle's figures
             raise InputError(f"{settings.bundle_uri}: deployed with bundle {built_for}, found {self.bundle.bundle_id}")
         self._training_photos = frozenset(map(bytes, digests(learned_from(images))))
-        belief = Belief.from_dict(settings.belief)
         self._judge = Judge(
             assessor=build_assessor(self.bundle.label_histogram, belief.noise_rate, belief.record_model),
             prediction_set_threshold=self.bundle.prediction_set_threshold,

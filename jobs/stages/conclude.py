@@ -6,8 +6,7 @@ final rows, part by part. Neither holds more than one group of shards in a proce
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -24,6 +23,7 @@ from jobs.counting.belief import Belief
 from jobs.platform import storage
 from jobs.platform.layout import part_uri
 from jobs.platform.parquet import read_table, write_table
+from jobs.platform.reports import read_reports, report_row
 from jobs.stages.reconcile import Reconciler, probability_matrix
 from jobs.stages.summary import add_up, sum_scopes
 from model.certificates import (
@@ -120,8 +120,8 @@ class WrittenParts:
 def decide_night(groups: list[list[str]], rules: Rules, task_cpus: float) -> Decisions:
     """Pass 2a over groups of staged files."""
     merged, config, bundle = Reduction(), rules.config, rules.bundle
-    for row in _over_groups(groups, _reduce_group, {"shared": ray.put(rules)}, task_cpus):
-        merged.merge([pickle.loads(row["reduction"])], config.recount_budget)  # noqa: S301 - written by our own worker
+    for reduction in _over_groups(groups, _reduce_group, {"shared": ray.put(rules)}, task_cpus):
+        merged.merge([reduction], config.recount_budget)
     drift_alarm = has_drifted(
         merged.num_outside,
         merged.num_assessed,
@@ -162,10 +162,7 @@ def write_parts(
 ) -> WrittenParts:
     """Pass 2b: one part of the results per group."""
     options = {"shared": ray.put((rules, decisions)), "output_uri": output_uri}
-    written = [
-        pickle.loads(row["written"])  # noqa: S301 - written by our own worker
-        for row in _over_groups(groups, _write_group, options, task_cpus)
-    ]
+    written = list(_over_groups(groups, _write_group, options, task_cpus))
     written.sort(key=lambda found: found["uri"])  # they end in any order, and sums of floats depend on theirs
     table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *(found["planned"] for found in written)]).sort_by("bin_id")
     return WrittenParts(add_up([found["sums"] for found in written]), table, [found["uri"] for found in written])
@@ -186,15 +183,15 @@ def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
 
 def _over_groups(
     groups: list[list[str]], function: Callable[..., dict], options: dict[str, Any], task_cpus: float
-) -> Iterable[dict[str, Any]]:
-    """What `function` returns for each group, in the order of completion."""
+) -> Iterator[Any]:
+    """What `function` reports of each group, in the order of completion."""
     work = ray.data.from_items(
         [{"group": index, "uris": uris} for index, uris in enumerate(groups)], override_num_blocks=len(groups)
     )
     # a group's results are held unpacked: no more of them at a time than cores, however small a share of one each asks for
     cores = max(1, int(ray.cluster_resources().get("CPU", 1.0)))
     at_once = ray.data.TaskPoolStrategy(size=min(cores, len(groups)))
-    return work.map(function, fn_kwargs=options, num_cpus=task_cpus, compute=at_once).iter_rows()
+    return read_reports(work.map(function, fn_kwargs=options, num_cpus=task_cpus, compute=at_once))
 
 
 def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
@@ -203,7 +200,7 @@ def _reduce_group(row: dict, shared: ray.ObjectRef) -> dict:
     reduced = (_reduce(rules.reconciler.reconcile(staged), rules) for staged in map(read_table, row["uris"]))
     while some := list(islice(reduced, MERGED_AT_ONCE)):
         total.merge(some, rules.config.recount_budget)
-    return {"reduction": pickle.dumps(total)}
+    return report_row(total)
 
 
 def _reduce(rows: pa.Table, rules: Rules) -> Reduction:
@@ -255,8 +252,7 @@ def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
         tables.append(results)
     uri = part_uri(output_uri, "results", rules.audit_date, rules.run_id, row["group"])
     write_table(uri, pa.concat_tables(tables), row_group_size=65536)
-    written = {"sums": add_up(sums), "planned": pa.concat_tables(planned), "uri": uri}
-    return {"written": pickle.dumps(written)}
+    return report_row({"sums": add_up(sums), "planned": pa.concat_tables(planned), "uri": uri})
 
 
 def _conclude(rows: pa.Table, rules: Rules, decisions: Decisions) -> pa.Table:

@@ -7,7 +7,6 @@ score are tried again; so the same command after a crash loses at most the shard
 from __future__ import annotations
 
 import logging
-import pickle
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 from jobs.platform import storage
 from jobs.platform.bundles import ScorerPlan
 from jobs.platform.parquet import DamagedParquet, read_row_group, read_table, write_table
+from jobs.platform.reports import read_reports, report_table
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards, shard_table
@@ -39,7 +39,6 @@ MAX_FINDINGS = 200
 class StagedShard:
     """What the driver learns of a staged shard."""
 
-    shard: int
     num_rows: int
     num_fresh: int
     """Images scored in this try of the run."""
@@ -96,8 +95,7 @@ def stage_shards(
         batch_format="pyarrow",
         num_cpus=resources.small_task_cpus,
     )
-    for row in staged.iter_rows():
-        yield pickle.loads(row["report"])  # noqa: S301 - written by our own worker
+    yield from read_reports(staged)
 
 
 def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Iterator[pa.Table]:
@@ -151,11 +149,10 @@ def _stage(rows: pa.Table, folder_uri: str) -> pa.Table:
         )
     )
     report = StagedShard(
-        shard=shards[0],
         num_rows=rows.num_rows,
         num_fresh=pc.sum(pc.and_(rows["fresh"], pc.equal(rows["status"], SCORED))).as_py(),
         **{name: rows[name][0].as_py() for name in TIMES},
         statuses=dict(statuses),
         findings=trim_findings(findings),
     )
-    return pa.table({"report": pa.array([pickle.dumps(report)], pa.binary())})
+    return report_table(report)

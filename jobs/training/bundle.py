@@ -15,9 +15,9 @@ from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.provenance import provenance
 from jobs.training.labelled_bins import LabelledBins, fingerprint
-from jobs.training.network import Trained
 from jobs.training.report import render_training_report
 from jobs.training.start import Start
+from jobs.training.trainer import Trained
 from model.bundle import save_bundle
 from model.bundle_files import INFO_FILE, TRAINING_IMAGES_SCHEMA
 from model.calibration import FittedCalibration, apply_calibration, calibrate

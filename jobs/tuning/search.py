@@ -33,8 +33,8 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.util.queue import Full
 
 from jobs.config.tune import TuneConfig
-from jobs.training.network import TrainingStoppedError, run_name, train_network
 from jobs.training.start import Start
+from jobs.training.trainer import TrainingStoppedError, run_name, train_network
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, best_nll, format_setting, ranked
 from model.recipe import SETTLED_SHARE

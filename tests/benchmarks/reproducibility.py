@@ -24,9 +24,9 @@ from typing import Any
 from jobs.config.train import TrainConfig
 from jobs.platform.cluster import connect
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import train_network
 from jobs.training.splits import split_bins
 from jobs.training.start import read_start
+from jobs.training.trainer import train_network
 
 FIGURES = ("selection_nll", "selection_exact", "selection_mae")
 RUNS = {"seed 0": (0, 1), "seed 1": (1, 1), "seed 2": (2, 1), "two workers": (0, 2), "killed and continued": (0, 1)}

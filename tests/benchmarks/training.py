@@ -32,9 +32,9 @@ from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.parquet import read_table, write_table
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
-from jobs.training.network import BINS_FILE, INITIAL_FILE, controller_environment, load_inputs
 from jobs.training.photos import PhotoStream
 from jobs.training.start import read_start
+from jobs.training.trainer import BINS_FILE, INITIAL_FILE, controller_environment, load_inputs
 from jobs.training.workers import plan_workers, worker_environment
 from model.images import decode_image
 from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch, TrainingSet

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import RIGHT, WAITING, WRONG, History
 from jobs.counting.records import lines_of
 from jobs.platform.parquet import read_table, write_table
+from jobs.platform.reports import unpack
 from jobs.stages import conclude
 from jobs.stages.conclude import Decisions, Rules, _conclude, _drill, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
@@ -283,7 +283,7 @@ def test_a_group_of_more_shards_than_are_merged_at_once_is_reduced_whole(
     groups, made = stage_night(tmp_path), reconciler([(RECORDED, RECORDED, RIGHT)])
     rules = rules_of(made, REFERENCE)
     first, second, whole = (
-        pickle.loads(conclude._reduce_group({"uris": uris}, rules)["reduction"])  # noqa: S301 - of the line itself
+        unpack(conclude._reduce_group({"uris": uris}, rules)["report"])
         for uris in (*groups, [uri for uris in groups for uri in uris])
     )
     assert (whole.num_bins, whole.num_assessed) == (NUM_BINS, NUM_BINS - 1)

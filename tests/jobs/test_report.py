@@ -38,17 +38,17 @@ from jobs.platform.texts import visible_text
 from jobs.report import main
 from jobs.reporting import discrepancies, files, ordering, pictures
 from jobs.reporting.files import _list_second_counts, write_report
-from jobs.reporting.history import (
+from jobs.reporting.nights import read_night, read_nights, read_results
+from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
+from jobs.reporting.overview import survey_night
+from jobs.reporting.photos import Thumbnail, fetch_thumbnails
+from jobs.reporting.promises import (
     CertificatePromise,
     Promise,
     find_offenders,
     keep_certificates,
     keep_promises,
 )
-from jobs.reporting.nights import read_night, read_nights, read_results
-from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
-from jobs.reporting.overview import survey_night
-from jobs.reporting.photos import Thumbnail, fetch_thumbnails
 from jobs.reporting.recount_lists import PLANNER_SCHEMA, SEEN_BY_PLANNER, planner_csv, recount_xlsx, walk_order
 from schemas.errors import GateError, InputError
 from schemas.results import RESULTS_SCHEMA

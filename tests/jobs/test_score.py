@@ -1,6 +1,5 @@
 import hashlib
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from jobs.platform import storage
 from jobs.platform.bundles import ScorerPlan
 from jobs.platform.cluster import KEEP_MEMORY
 from jobs.platform.parquet import read_table, write_table
+from jobs.platform.reports import unpack
 from jobs.stages import resources, staging, worklist
 from jobs.stages.images import FetchPlan
 from jobs.stages.progress import Progress
@@ -129,8 +129,8 @@ def test_the_rate_is_that_of_the_steady_state() -> None:
     assert progress.images_per_second() is None
     # the first began late and was quick, as its photos lay ready
     shards = [(10, 100.0, 102.0), (10, 99.0, 100.0), (0, None, None), (10, 104.0, 106.0), (10, 102.0, 104.0)]
-    for index, (num_fresh, began_at, scored_at) in enumerate(shards):
-        progress.add(StagedShard(index, 10, num_fresh, None, None, began_at, scored_at, {"scored": 10}, Counter()))
+    for num_fresh, began_at, scored_at in shards:
+        progress.add(StagedShard(10, num_fresh, None, None, began_at, scored_at, {"scored": 10}, Counter()))
     # twenty images in the four seconds after the middle shard, whichever was staged first
     assert progress.images_per_second() == pytest.approx(5.0)
 
@@ -138,9 +138,9 @@ def test_the_rate_is_that_of_the_steady_state() -> None:
 def test_the_rate_of_photos_that_piled_up_is_that_of_their_fetches() -> None:
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     # ten images are fetched a second, and scored in a quarter of one, once the scorer has started
-    for index, (fetched_at, scored_at) in enumerate([(101.0, 104.0), (102.0, 104.25), (103.0, 104.5), (104.0, 104.75)]):
+    for fetched_at, scored_at in [(101.0, 104.0), (102.0, 104.25), (103.0, 104.5), (104.0, 104.75)]:
         times = fetched_at - 1, fetched_at, scored_at - 0.25, scored_at
-        progress.add(StagedShard(index, 10, 10, *times, {"scored": 10}, Counter()))
+        progress.add(StagedShard(10, 10, *times, {"scored": 10}, Counter()))
     assert progress.images_per_second() == pytest.approx(10.0)
 
 
@@ -148,7 +148,7 @@ def test_the_rate_of_photos_that_come_faster_than_they_are_scored_is_the_scorer_
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     for index in range(4):  # forty are fetched a second, ten scored
         times = 100 + index / 4, 100.25 + index / 4, 101.0 + index, 102.0 + index
-        progress.add(StagedShard(index, 10, 10, *times, {"scored": 10}, Counter()))
+        progress.add(StagedShard(10, 10, *times, {"scored": 10}, Counter()))
     assert progress.images_per_second() == pytest.approx(10.0)
 
 
@@ -156,15 +156,15 @@ def test_photos_that_are_still_missing_have_no_rate() -> None:
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     for index in range(2):
         times = 1.0 + index, 2.0 + index, None, None
-        progress.add(StagedShard(index, 10, 0, *times, {"missing_image": 1, "scored": 9}, Counter()))
+        progress.add(StagedShard(10, 0, *times, {"missing_image": 1, "scored": 9}, Counter()))
     assert progress.images_per_second() is None
 
 
 def test_the_rate_of_several_scorers_counts_nothing_that_was_done_before() -> None:
     progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
     # two scorers of five images a second each
-    for index, (began_at, scored_at) in enumerate([(98.0, 100.0), (99.0, 101.0), (100.0, 102.0), (101.0, 103.0)]):
-        progress.add(StagedShard(index, 10, 10, None, None, began_at, scored_at, {"scored": 10}, Counter()))
+    for began_at, scored_at in [(98.0, 100.0), (99.0, 101.0), (100.0, 102.0), (101.0, 103.0)]:
+        progress.add(StagedShard(10, 10, None, None, began_at, scored_at, {"scored": 10}, Counter()))
     # from 101 to 103 one of them is done with its work at 102
     assert progress.images_per_second() == pytest.approx((5 + 10) / 2)
 
@@ -186,14 +186,14 @@ def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(
     (report,) = staging._stage(
         with_probabilities(shard, np.array([[0.1, 0.9]], np.float32), 11.0, 12.5), str(tmp_path)
     )["report"]
-    first = pickle.loads(report.as_py())  # noqa: S301 - of the line above
+    first = unpack(report.as_py())
     assert (first.num_fresh, first.statuses) == (1, {"scored": 4})
     assert first.fetching_began_at <= first.fetched_at
     found = read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
     assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
     (again,) = staging._fetch_or_resume(work, str(tmp_path), plan)
     (report,) = staging._stage(again, str(tmp_path))["report"]
-    second = pickle.loads(report.as_py())  # noqa: S301 - of the line above
+    second = unpack(report.as_py())
     assert (second.num_fresh, second.fetched_at) == (0, None)
 
 
@@ -237,7 +237,7 @@ def _failed_shard(index: int, *failures: tuple[str, str, int]) -> StagedShard:
     }
     statuses = Counter({"scored": 250 - len(folders)})
     statuses.update(status for status, _, _ in folders)
-    return StagedShard(index, 250, 0, None, None, None, None, dict(statuses), trim_findings(Counter(folders)))
+    return StagedShard(250, 0, None, None, None, None, dict(statuses), trim_findings(Counter(folders)))
 
 
 def test_the_commonest_cause_is_found_among_many_kinds() -> None:
@@ -253,7 +253,7 @@ def test_the_commonest_cause_is_found_among_many_kinds() -> None:
 def test_a_gate_without_findings_says_what_it_knows() -> None:
     progress = Progress(num_bins=10, max_unreadable_share=0.05, max_missing_share=0.05)
     with pytest.raises(GateError, match=r"10 of 10 images .* \(seen so far: 10 bins\)\. Nothing was committed"):
-        progress.add(StagedShard(0, 10, 0, None, None, None, None, {"missing_image": 10}, Counter()))
+        progress.add(StagedShard(10, 0, None, None, None, None, {"missing_image": 10}, Counter()))
 
 
 @pytest.mark.parametrize(("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32")], ids=str)
@@ -401,6 +401,6 @@ def test_bf16_is_taken_where_the_hardware_gains_by_it(
 @pytest.mark.parametrize("status", ["missing_image", "fetch_failed", "unreadable_image", "image_rejected"])
 def test_every_kind_of_photo_without_a_score_counts_for_a_gate(status: str) -> None:
     progress = Progress(num_bins=100, max_unreadable_share=0.05, max_missing_share=0.05)
-    progress.add(StagedShard(0, 5, 0, None, None, None, None, {status: 5}, Counter()))
+    progress.add(StagedShard(5, 0, None, None, None, None, {status: 5}, Counter()))
     with pytest.raises(GateError, match=f"6 of 100 images are .*{status}"):
-        progress.add(StagedShard(1, 1, 0, None, None, None, None, {status: 1}, Counter()))
+        progress.add(StagedShard(1, 0, None, None, None, None, {status: 1}, Counter()))

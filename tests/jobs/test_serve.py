@@ -7,6 +7,7 @@ import inspect
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -290,7 +291,7 @@ def test_the_endpoint_is_for_this_machine_and_warns_where_anyone_may_ask(
 
 
 def test_a_front_answers_in_time_and_judges_by_no_other_bundle(bundle: Path) -> None:
-    belief = learn_current_belief(None, read_bundle_info(bundle)).to_dict()
+    belief = learn_current_belief(None, read_bundle_info(bundle))
     never = SimpleNamespace(count=SimpleNamespace(remote=lambda pixels: asyncio.sleep(3600)))
 
     async def live() -> None:
@@ -310,7 +311,7 @@ def test_a_front_answers_in_time_and_judges_by_no_other_bundle(bundle: Path) -> 
 
     asyncio.run(live())
     with pytest.raises(InputError, match="deployed with bundle another"):
-        Front(never, FrontSettings(str(bundle), belief | {"bundle_id": "another"}, None, 1, 1, 1.0))  # type: ignore[arg-type]
+        Front(never, FrontSettings(str(bundle), replace(belief, bundle_id="another"), None, 1, 1, 1.0))  # type: ignore[arg-type]
 
 
 def test_the_page_asks_for_a_token_only_where_one_is_needed(bundle: Path) -> None:

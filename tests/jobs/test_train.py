@@ -38,11 +38,13 @@ from jobs.platform import s3, storage
 from jobs.platform.parquet import read_table, write_table
 from jobs.stages.images import Photo
 from jobs.train import main
-from jobs.training import labelled_bins, network
+from jobs.training import labelled_bins, trainer
 from jobs.training.bundle import TRACE_FILE, all_photos
 from jobs.training.bundle import write_bundle as write_trained_bundle
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
-from jobs.training.network import (
+from jobs.training.splits import assign_splits, split_bins
+from jobs.training.start import Start, read_start
+from jobs.training.trainer import (
     FINDINGS_FILE,
     Trained,
     TrainingStoppedError,
@@ -53,8 +55,6 @@ from jobs.training.network import (
     run_name,
     train_network,
 )
-from jobs.training.splits import assign_splits, split_bins
-from jobs.training.start import Start, read_start
 from model.bundle import load_bundle
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info, read_training_images
 from model.calibration import calibrate
@@ -375,15 +375,15 @@ def test_an_unhealthy_training_ends_with_its_findings_and_no_network(
     finding = {"rule": "poor_initialisation", "message": "The weights are all alike.", "evidence": {}, "epoch": 1}
     outcome = {"stopped": f"{UNHEALTHY} in epoch 1: poor_initialisation", "findings": [finding]}
     ended = SimpleNamespace(return_value=outcome, checkpoint=object())
-    monkeypatch.setattr(network, "plan_workers", lambda *given: (None, 1))
-    monkeypatch.setattr(network, "controller_environment", nullcontext)
+    monkeypatch.setattr(trainer, "plan_workers", lambda *given: (None, 1))
+    monkeypatch.setattr(trainer, "controller_environment", nullcontext)
     told: list[str] = []
 
     def make_trainer(loop: object, *, train_loop_config: dict[str, Any], **named: object) -> SimpleNamespace:
         told.append(train_loop_config["settings"].on_unhealthy)
         return SimpleNamespace(fit=lambda: ended)
 
-    monkeypatch.setattr(network, "TorchTrainer", make_trainer)
+    monkeypatch.setattr(trainer, "TorchTrainer", make_trainer)
     made = config(on_unhealthy="stop")
     with pytest.raises(TrainingStoppedError, match=r"unhealthy in epoch 1: .*poor_initialisation"):
         train_network(few_bins(), made, read_start(made), str(tmp_path))

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from jobs import tune
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
-from jobs.training.network import TrainingStoppedError, remove_run
+from jobs.training.trainer import TrainingStoppedError, remove_run
 from jobs.tune import main, require_whole_search
 from jobs.tuning import search
 from jobs.tuning.page import render_search

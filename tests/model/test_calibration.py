@@ -7,7 +7,6 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from model.calibration import (
-    Method,
     apply_calibration,
     assign_folds,
     at_mix,
@@ -19,6 +18,7 @@ from model.calibration import (
     set_threshold,
     shift_of_mix,
 )
+from schemas.bundle import Method
 
 MIX = np.ones(7)  # of the worlds below
 
