@@ -21,14 +21,15 @@ from jobs.counting.records import lines_of
 from jobs.platform.parquet import read_table, write_table
 from jobs.platform.reports import unpack
 from jobs.stages import conclude
-from jobs.stages.conclude import Decisions, Rules, _conclude, _drill, decide_night, write_parts
+from jobs.stages.conclude import Decisions, Reduction, Rules, _conclude, _drill, decide_night, write_parts
 from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
 from model.certificates import ReferenceScores
 from model.drift import Baseline
+from model.drill import Drill
 from model.posterior import build_assessor
 from model.record_model import assume_record_model
-from model.recount_plan import RecountPlan, draw_keys, merge_candidates
+from model.recount_plan import Candidates, RecountPlan, draw_keys, merge_candidates
 from schemas.bundle import BundleInfo
 from tests.dump import NIGHT, manifest_table
 from tests.planned_night import TOP_CLASS, bundle_info
@@ -189,6 +190,16 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
     drill = _drill(right, "p_record_wrong", rules)
     assert np.median(drill.score) > 3 * np.median(own)
     assert set(drill.weight) == {0.05}
+
+
+@pytest.mark.parametrize(("budget", "recall"), [(3, 0.25), (4, 1.0)])
+def test_the_drill_finds_all_only_where_all_that_may_stand_on_the_list_do(budget: int, recall: float) -> None:
+    """Three bins are listed; with a budget for four there was no other."""
+    names, key = np.array(["a", "b", "c"], dtype=object), np.arange(3, dtype=np.uint64)
+    plan = RecountPlan(names, np.array(["priority"] * 3, dtype=object), np.arange(1, 4, dtype=np.int32), np.ones(3))
+    drill = Drill(np.arange(4, dtype=np.uint64), np.array([0.1, 0.2, 0.3, 0.8]), np.ones(4))
+    merged = Reduction(ranked=Candidates(names, np.array([0.9, 0.7, 0.5]), key), drill=drill)
+    assert conclude._drill_recall(plan, merged, budget) == recall
 
 
 def test_the_drill_weighs_bins_by_their_zone_s_rate(tmp_path: Path) -> None:
