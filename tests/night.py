@@ -307,7 +307,7 @@ def _lists(values: np.ndarray, mask: np.ndarray) -> pa.ListArray:
 
 def _count(rows: Rows, audit_date: str, true_qty: np.ndarray, rng: np.random.Generator) -> pa.Table:
     """COUNTED_SCHEMA: what people found in the night's planned bins; a few mismatches are not yet confirmed."""
-    results = pa.table({name: rows[name] for name in _COUNTED_FROM_RESULTS})
+    results = pa.table({name: rows[name] for name in COUNTED_SCHEMA.names if name in rows and name != "skus"})
     planned = pa.compute.is_valid(results["recount"])
     counted = true_qty[planned.to_numpy()].astype(np.int32)
     taken = results.filter(planned)
@@ -321,21 +321,3 @@ def _count(rows: Rows, audit_date: str, true_qty: np.ndarray, rng: np.random.Gen
     table = table.append_column("confirmed", pa.array(~wrong | (rng.random(size) < 0.97)))
     table = table.append_column("reason_code", pa.array(np.where(wrong, "MISPICK", None), pa.string()))
     return conform(table, COUNTED_SCHEMA)
-
-
-_COUNTED_FROM_RESULTS = (
-    "bin_id",
-    "run_id",
-    "expected_qty",
-    "probabilities",
-    "recount",
-    "inclusion_probability",
-    "bundle_id",
-    "rank",
-    "p_record_wrong",
-    "expected_variance_qty",
-    "expected_abs_variance_qty",
-    "unit_value",
-    "camera_qty",
-    "expected_as_of",
-)

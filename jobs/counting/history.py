@@ -27,11 +27,11 @@ from jobs.platform import storage
 from jobs.platform.layout import FROZEN, list_nights, read_run, run_uri
 from jobs.platform.parquet import DamagedParquet, parquet_bytes, read_table, write_table
 from model.estimators import WINDOW_NIGHTS, is_resolved
+from model.record_errors import Floats
 from model.recount_plan import find_reach
 from schemas.arrow import TIMESTAMP, conform
 from schemas.results import Recount
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 RIGHT, WRONG, WAITING = "right", "wrong", "waiting"
