@@ -369,9 +369,9 @@ class RangeReader(io.RawIOBase):
     def __init__(self, found: StoredObject, *, anonymous: bool = False) -> None:
         self._uri, self._size, self._position = found.uri, found.num_bytes, 0
         self._anonymous = anonymous
-        # of an object that is overwritten meanwhile a reader would mix old ranges with new ones, and of a local file that is
-        # still being written it would see the end too soon
-        self._condition = {"if_match": found.etag} if found.etag else {}
+        # of an object that is overwritten meanwhile a reader would mix old ranges with new ones. A local file's ETag holds its
+        # inode, which some mounts number anew: there the size tells, above all of a file that is still being written
+        self._condition = {"if_match": found.etag} if is_s3(found.uri) and found.etag else {}
 
     def readable(self) -> bool:
         return True
@@ -394,15 +394,19 @@ class RangeReader(io.RawIOBase):
         store, key = locate(self._uri, anonymous=self._anonymous)
         try:
             options = {"range": (self._position, stop), **self._condition}
-            data = bytes(store.get(key, options=options).bytes())  # type: ignore[arg-type]
+            answer = store.get(key, options=options)  # type: ignore[arg-type]
+            data = bytes(answer.bytes())
         except PreconditionError as error:
-            raise InputError(
-                f"{self._uri}: was written or overwritten while it was read; run the same command again"
-            ) from error
+            raise self._changed() from error
         except (BaseError, OSError) as error:
             raise _failure(self._uri, "read", error) from error
+        if answer.meta["size"] != self._size:
+            raise self._changed()
         self._position = stop
         return data
+
+    def _changed(self) -> InputError:
+        return InputError(f"{self._uri}: was written or overwritten while it was read; run the same command again")
 
 
 def download_folder(uri: str, folder: Path) -> None:

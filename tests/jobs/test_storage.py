@@ -123,8 +123,9 @@ def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, mon
     assert read_row_group(uri, 7).equals(numbers.slice(514, 2))
 
 
-def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_new_one(place: str) -> None:
-    uri = f"{place}/export.csv"
+@pytest.mark.s3
+def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_new_one(bucket: str) -> None:
+    uri = f"{bucket}/export.csv"
     storage.write_bytes(uri, b"a" * 100)
     ranges = storage.open_ranges(uri)
     assert ranges.read(50) == b"a" * 50
