@@ -110,13 +110,13 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
     """
     images_uri, records_uri = storage.absolute(config.images_uri), storage.absolute(config.records_uri)
     if is_export(records_uri):
-        found = find_export(records_uri, anonymous=config.anonymous)
+        found = [entry.version for entry in find_export(records_uri, anonymous=config.anonymous)]
         lines_sources, names_images = read_export(records_uri, anonymous=config.anonymous)
         images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous, key_is_uri=names_images)
         image_sources = start_listing(images, config)
         lines = collect("lines of the export", lines_sources)
         # of one that was still being written the rest would be bins that nobody audits
-        if find_export(records_uri, anonymous=config.anonymous) != found:
+        if [entry.version for entry in find_export(records_uri, anonymous=config.anonymous)] != found:
             raise InputError(
                 f"{records_uri}: was written while it was read; run the same command again once it is whole"
             )

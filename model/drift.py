@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-BASELINE_NIGHTS = 7
+BASELINE_NIGHTS, LEAST_NIGHTS_WORTH = 7, 6.0
 """Of the window, the oldest: a change inside it shall be seen for as long as most recounts are of before it. With fewer
-the variance between nights is too uncertain: three nights gave false alarms on 2.7 % of restless ones, seven on 0.4 %."""
+the variance between nights is too uncertain: three nights gave false alarms on 2.7 % of restless ones, seven on 0.4 %. And
+they must tell as much as LEAST_NIGHTS_WORTH of one size (Kish): six nights of 20 bins and one of 10,000 gave them on 6.6 %."""
 ALARM_Z = 4.0
 ALARM_RISE = 0.01
 
@@ -38,21 +39,20 @@ class Baseline:
 
 
 def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike, design_effect: float = 1.0) -> Baseline | None:
-    """Of nights (t,), oldest first: the first BASELINE_NIGHTS of them, weighted by their bins (a night of a few says
-    little); None for fewer.
+    """Of nights (t,), oldest first: the first BASELINE_NIGHTS of them, or more where those say too little together, weighted
+    by their bins (a night of a few says little); None for fewer.
 
     Variance between nights: by the moments of DerSimonian & Laird (1986), without the chance of each night's own bins: that
     of a pilot's few bins, taken for restlessness, would hide a drift of three points on full nights for a month.
     `design_effect` as in `has_drifted`.
     """
-    share = np.asarray(shares, dtype=np.float64)[:BASELINE_NIGHTS]
-    weight = np.asarray(num_assessed, dtype=np.int64)[:BASELINE_NIGHTS]
-    if len(share) < BASELINE_NIGHTS:
+    share, weight = np.asarray(shares, dtype=np.float64), np.asarray(num_assessed, dtype=np.float64)
+    worth = np.cumsum(weight) ** 2 / np.maximum(1.0, np.cumsum(np.square(weight)))  # t for t nights of one size
+    enough = np.flatnonzero((np.arange(1, len(share) + 1) >= BASELINE_NIGHTS) & (worth > LEAST_NIGHTS_WORTH - 0.01))
+    if not enough.size:
         return None
+    share, weight, concentration = share[: enough[0] + 1], weight[: enough[0] + 1], float(1 / worth[enough[0]])
     mean = float(np.average(share, weights=weight))
-    concentration = float(np.square(weight / weight.sum()).sum())  # 1 / t for t nights of one size
-    if concentration == 1:
-        return None  # all bins are of one night
     by_chance = (len(share) - 1) * _chance(mean, int(weight.sum()), design_effect)
     excess = float((weight * (share - mean) ** 2).sum()) - by_chance
     variance = max(0.0, excess / (weight.sum() * (1 - concentration)))

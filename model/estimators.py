@@ -7,7 +7,8 @@ counted), B the rest, S the random sample in B, Y the counted outcome and f its 
     total = sum_A Y + sum_B f + N_B mean_S(Y - f)
 
 Unbiased for any f. Below 400 pooled random counts, or where they found fewer than 5 wrong records in B, the plain sample
-mean is shorter and safer, and shown instead; of totals also where its variance is less than half. A night's
+mean is shorter and safer, and shown instead; also where its interval is clearly the shorter one (of totals, its variance
+less than half). A night's
 random bins in reach of the list belong to A; by symmetry the others are a simple random sample of B. Where A is all
 there is, the total is known.
 

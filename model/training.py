@@ -168,8 +168,8 @@ class _Loop:
         self._resume()
         self.seen.first_epoch = len(self.history)
         epochs = range(self.seen.first_epoch, self.recipe.max_epochs)
-        if self.settings.trace_steps and not epochs and self.worker.rank == 0:
-            print("no trace: all epochs were trained before this try", flush=True)
+        if self.settings.trace_steps and (self.stopped is not None or not epochs) and self.worker.rank == 0:
+            print("no trace: the training had ended before this try", flush=True)
         if self.stopped is None and epochs:
             if self.worker.device.type == "cuda":
                 self._rehearse()

@@ -49,7 +49,11 @@ MANIFEST_SCHEMA = pa.schema(
         *RECORD_COLUMNS,
         column("group", pa.string(), "What must not be split between training and test."),
         column("moves_since_photo", pa.int32(), "Stock movements of the bin since the photo was taken."),
-        column("image_etag", pa.string(), "ETag of the photo when it was listed."),
+        column(
+            "image_etag",
+            pa.string(),
+            "ETag of the photo when it was listed; another one in S3, or of another image_bytes, is not scored.",
+        ),
         column("image_bytes", pa.int64(), "Size of the photo in bytes when it was listed."),
         column("record_inconsistent", pa.bool_(), "expected_qty differs from the sum of its lines.", required=True),
     ]

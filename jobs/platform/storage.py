@@ -54,6 +54,14 @@ class StoredObject:
     num_bytes: int
     etag: str | None
 
+    @property
+    def version(self) -> tuple[str, int, str | None]:
+        """Another one where the object was written anew. A local file's ETag begins with its inode, which some mounts number
+        anew."""
+        if self.etag is None or is_s3(self.uri):
+            return self.uri, self.num_bytes, self.etag
+        return self.uri, self.num_bytes, self.etag.partition("-")[2]
+
 
 def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
@@ -399,6 +407,9 @@ class RangeReader(io.RawIOBase):
         except PreconditionError as error:
             raise self._changed() from error
         except (BaseError, OSError) as error:
+            # of a local file that was cut short, or is gone, the range can't be read
+            if not is_s3(self._uri) and getattr(describe(self._uri), "num_bytes", None) != self._size:
+                raise self._changed() from error
             raise _failure(self._uri, "read", error) from error
         if answer.meta["size"] != self._size:
             raise self._changed()

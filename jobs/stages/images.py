@@ -159,7 +159,8 @@ def fetch_each(rows: pa.Table, plan: FetchPlan, use: Callable[[bytes | Photo], U
         async def fetch(uri: str, etag: str | None, num_bytes: int | None) -> Used:
             nonlocal num_given_up
             async with slots:
-                found = await fetch_allowed(uri, plan, etag=etag, num_bytes=num_bytes)
+                # of a manifest without ETags, as from an inventory of yesterday, the size isn't today's either
+                found = await fetch_allowed(uri, plan, etag=etag, num_bytes=num_bytes if etag else None)
                 if not (isinstance(found, Photo) and found.gave_up):
                     num_given_up = 0
                 elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:

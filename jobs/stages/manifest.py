@@ -77,7 +77,7 @@ def settle_roots(uri: str, images_uri: str | None, allowed_root: tuple[str, ...]
 def check_unchanged(uri: str, listed: list[storage.StoredObject]) -> None:
     """Raises InputError where the manifest's files are not those that were listed before it was read: one that was written
     anew meanwhile may hold files that were never listed, whose bins would be lost."""
-    if parquet_files(uri) != listed:
+    if [entry.version for entry in parquet_files(uri)] != [entry.version for entry in listed]:
         raise InputError(
             f"{uri}: was written anew while it was read; leave the manifest alone while a job reads it, and run the same "
             "command again"

@@ -190,6 +190,16 @@ def test_drift_is_measured_against_the_bundle_s_own_nights(output: str) -> None:
     assert learn_belief(history_of(output), bundle_info("another"), SHARES).drift_baseline is None, "of three nights"
 
 
+def test_a_baseline_knows_that_bins_of_a_warehouse_are_alike(output: str) -> None:
+    for day in range(1, 8):
+        commit_night(output, f"2026-03-{day:02d}", [plan_row("a")], num_assessed=1000, outside=0.1 + 0.02 * (day % 2))
+    info = bundle_info()
+    alike = info.model_copy(update={"num_independent": info.num_calibration // 4})
+    assert (info.design_effect, alike.design_effect) == (1.0, pytest.approx(4, abs=0.1))
+    usual, less = (learn_belief(history_of(output), each, SHARES).drift_baseline for each in (info, alike))
+    assert usual is not None and less is not None and usual.variance > less.variance == 0
+
+
 def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
     plan = random_plan(100)
     commit_night(output, "2026-03-02", plan, num_assessed=1000)

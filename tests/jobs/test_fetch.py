@@ -307,6 +307,8 @@ def test_a_local_photo_of_another_size_than_was_listed_is_not_scored(tmp_path: P
     listed = manifest_table(str(tmp_path), [1], image_etag=["of a folder that was copied"], image_bytes=[len(data)])
     assert fetch_rows(listed, _plan(str(tmp_path)))["status"].to_pylist() == ["scored"]
     storage.write_bytes(f"{tmp_path}/00000.jpg", data + b"\0")  # the next night's
+    unknown = manifest_table(str(tmp_path), [1], image_bytes=[len(data)])  # by an inventory of yesterday
+    assert fetch_rows(unknown, _plan(str(tmp_path)))["status"].to_pylist() == ["scored"]
     fetched = fetch_rows(listed, _plan(str(tmp_path)))
     assert fetched["status"].to_pylist() == ["fetch_failed"]
     assert "changed since it was listed" in fetched["error"][0].as_py()

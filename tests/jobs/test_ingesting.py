@@ -18,10 +18,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
+from ray.exceptions import WorkerCrashedError
 
 from jobs import ingest
 from jobs.config.ingest import IngestConfig
-from jobs.ingesting import exports, inventory, keys, parts
+from jobs.ingesting import exchange, exports, inventory, keys, parts
 from jobs.ingesting.exchange import Chunks
 from jobs.ingesting.keys import KEYS_SCHEMA, Folder
 from jobs.ingesting.matching import match, match_range
@@ -215,6 +216,17 @@ def test_an_export_that_is_still_being_written_is_refused(
     places = {"images_uri": str(tmp_path), "records_uri": str(path), "manifest_uri": "manifest"}
     with pytest.raises(InputError, match=rf"{name}: was written while it was read; .* once it is whole"):
         ingest.list_inputs(IngestConfig(**places))
+
+
+def test_a_listing_is_not_begun_anew_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keys.list_keys._default_options["max_retries"] == 0
+
+    def lost(_: object) -> None:
+        raise WorkerCrashedError
+
+    monkeypatch.setattr(exchange.ray, "get", lost)
+    with pytest.raises(GateError, match="images: a worker was lost while it read them; run the same command again"):
+        exchange.collect("images", [iter(["info"])])
 
 
 def test_a_manifest_is_on_disk_before_it_is_declared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,22 @@ def output(tmp_path: Path) -> str:
     return uri
 
 
+def test_counts_are_on_disk_before_they_are_taken_in_and_what_a_power_cut_left_of_them_says_what_to_do(
+    output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settled: list[int] = []
+    monkeypatch.setattr(storage, "settle", lambda uri: settled.append(storage.find_object(uri).num_bytes))
+    assert take_in(output, f"a,{NIGHT},3,{at(8).isoformat()},ann,,") == 0
+    (size,) = settled
+    (entry,) = (e for e in storage.list_objects(f"{output}/counted") if not e.uri.endswith("_schema.parquet"))
+    assert size == entry.num_bytes > 0
+    storage.write_bytes(entry.uri, b"")
+    assert take_in(output, f"a,{NIGHT},3,{at(8).isoformat()},ann,,") == 2
+    assert "delete it, and give the counts of that time to jobs.recount again" in capsys.readouterr().err
+    storage.delete([entry.uri])
+    assert take_in(output, f"a,{NIGHT},3,{at(8).isoformat()},ann,,") == 0
+
+
 def take_in(
     output: str, *lines: str, header: str = HEADER, name: str = "counts.csv", flags: tuple[str, ...] = ()
 ) -> int:

@@ -22,7 +22,7 @@ from jobs.platform.provenance import provenance
 from jobs.stages import night_lock, tonight
 from jobs.stages.manifest import report_file
 from jobs.stages.night_lock import NightLock, hold_night
-from jobs.stages.run import freeze_run
+from jobs.stages.run import finish_run, freeze_run
 from jobs.stages.tonight import Tonight
 from schemas.errors import GateError, InputError
 from tests.dump import manifest_table
@@ -117,6 +117,13 @@ def test_a_night_that_begins_anew_names_the_run_that_was_not_finished(
 def test_what_a_run_froze_first_stays(output_uri: str) -> None:
     assert freeze_run(output_uri, {"belief": 1}) == {"belief": 1}
     assert freeze_run(output_uri, {"belief": 2}) == {"belief": 1}
+
+
+def test_how_a_run_ended_is_on_disk_before_the_job_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[dict] = []
+    monkeypatch.setattr(storage, "settle", lambda uri: settled.append(storage.read_json(f"{uri}/run.json")))
+    finish_run(str(tmp_path), {"belief": 1}, {"seconds": 2})
+    assert settled == [{"belief": 1, "outcome": {"seconds": 2}}]
 
 
 def test_a_record_that_a_power_cut_emptied_is_written_anew(output_uri: str) -> None:

@@ -1,5 +1,7 @@
+import os
 import pickle
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,6 +144,32 @@ def test_a_local_file_that_grows_while_it_is_read_is_not_taken_for_whole(tmp_pat
         file.write(b"a" * 100)
     with pytest.raises(InputError, match="was written or overwritten while it was read"):
         ranges.read()
+
+
+@pytest.mark.parametrize("left", [b"a" * 40, None])
+def test_a_local_file_that_is_cut_short_or_gone_while_it_is_read_was_overwritten(
+    tmp_path: Path, left: bytes | None
+) -> None:
+    path = tmp_path / "export.csv"
+    path.write_bytes(b"a" * 100)
+    ranges = storage.open_ranges(str(path))
+    assert ranges.read(50) == b"a" * 50
+    path.unlink() if left is None else path.write_bytes(left)
+    with pytest.raises(InputError, match="was written or overwritten while it was read"):
+        ranges.read(50)
+
+
+def test_a_copy_of_a_local_file_is_the_same_version_and_a_new_one_is_not(tmp_path: Path) -> None:
+    path, copy = tmp_path / "part.parquet", tmp_path / "copy"
+    path.write_bytes(b"a" * 100)
+    before = storage.find_object(str(path))
+    shutil.copy2(path, copy)
+    copy.replace(path)
+    again = storage.find_object(str(path))
+    assert again.etag != before.etag and again.version == before.version
+    os.utime(path, (0, 0))
+    assert storage.find_object(str(path)).version != before.version
+    assert StoredObject("s3://b/k", 1, "1-2").version != StoredObject("s3://b/k", 1, "3-2").version
 
 
 def test_a_folder_s_marker_among_a_bundle_s_files_is_passed_over(

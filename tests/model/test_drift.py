@@ -46,15 +46,33 @@ def test_earlier_nights_show_what_few_calibration_bins_hide() -> None:
     assert pilot is not None and has_drifted(1_600, 10_000, 0.10, 1_300, pilot)
 
 
-@pytest.mark.parametrize(("sizes", "rise"), [([20] * 6 + [10_000], 0.04), ([50] * 5 + [10_000] * 2, 0.03)], ids=str)
-def test_a_pilot_s_small_nights_hide_no_drift(sizes: list[int], rise: float) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "restless"), [([20] * 6 + [10_000] * 7, 0.0), ([50] * 5 + [10_000] * 7, 0.01)], ids=str
+)
+def test_a_pilot_s_small_nights_hide_no_drift_and_raise_no_alarm(sizes: list[int], restless: float) -> None:
     random = np.random.default_rng(0)
-    alarms = {0.0: 0, rise: 0}
-    for _ in range(200):
-        baseline = measure_baseline(random.binomial(sizes, 0.1) / sizes, sizes)
+    assert measure_baseline([0.1] * 8, sizes[:8]) is None, (
+        "one night alone says how many bins differ, not how nights do"
+    )
+    alarms = {0.0: 0, 0.03: 0}
+    for _ in range(500):
+        shares = random.normal(0.1, restless, len(sizes) + 1).clip(0.001, 0.999)
+        baseline = measure_baseline(random.binomial(sizes, shares[:-1]) / sizes, sizes)
+        assert baseline is not None
         for drift in alarms:
-            alarms[drift] += has_drifted(random.binomial(10_000, 0.1 + drift), 10_000, 0.10, 1_300, baseline)
-    assert alarms[0.0] <= 1 and alarms[rise] >= 160
+            outside = random.binomial(10_000, shares[-1] + drift)
+            alarms[drift] += has_drifted(outside, 10_000, 0.10, 1_300, baseline)
+    assert alarms[0.0] <= 5
+    assert restless or alarms[0.03] >= 490
+
+
+def test_what_nights_differ_by_beyond_chance_is_less_where_bins_are_alike() -> None:
+    shares, sizes = [0.09, 0.11, 0.10, 0.105, 0.095, 0.10, 0.10], [10_000] * 7
+    by_chance, alike = (measure_baseline(shares, sizes, effect) for effect in (1.0, 2.0))
+    assert by_chance is not None and alike is not None
+    spread, chance = float(np.var(shares, ddof=1)), 0.09 / 10_000
+    assert by_chance.variance == pytest.approx(spread - chance)
+    assert alike.variance == pytest.approx(spread - 2 * chance)
 
 
 def test_bins_that_are_alike_tell_less() -> None:
@@ -82,12 +100,12 @@ def test_a_baseline_is_of_the_first_nights_and_of_several() -> None:
 
 
 def test_restless_nights_of_unequal_size_raise_few_false_alarms() -> None:
-    """One night of the whole warehouse among six of a hundredth; nothing drifts, but nights differ by two points."""
+    """Nights of the whole warehouse among as many of a hundredth; nothing drifts, but nights differ by two points."""
     random = np.random.default_rng(0)
-    sizes = np.array([100_000, *[1_000] * 6])
+    sizes = np.array([100_000, 1_000] * 6)
     alarms = 0
     for _ in range(1_000):
-        *before, tonight = random.normal(0.1, 0.02, 8).clip(0.001, 0.999)
+        *before, tonight = random.normal(0.1, 0.02, 13).clip(0.001, 0.999)
         baseline = measure_baseline(random.binomial(sizes, before) / sizes, sizes)
         assert baseline is not None
         alarms += baseline.z(tonight, 100_000) > 4

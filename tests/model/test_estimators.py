@@ -131,6 +131,15 @@ def test_a_stock_that_the_plan_holds_whole_is_known_exactly() -> None:
     assert share.estimator == "stratified_difference" and share.low < share.value == pytest.approx(0.02)
 
 
+def test_a_share_of_all_but_a_rounding_has_the_interval_of_all() -> None:
+    ones = np.ones(420, dtype=bool)
+    prediction = np.full(420, np.float32(0.05), np.float64)
+    all_wrong = NightSample(1000, float(np.float32(50.0)), np.ones(420), prediction, ones, ~ones)
+    share = estimate_share([all_wrong])
+    assert (share.low, share.high) == pytest.approx(wilson_interval(1.0, 420), abs=1e-6)
+    assert share.estimator == "stratified_difference"
+
+
 def test_the_first_large_night_after_a_pilot_is_not_made_to_look_worse_than_its_counts() -> None:
     """630 random counts, of which 600 stand for a sixth of the bins and tell the predictions' error of the others little."""
     random, widths, held, ones = np.random.default_rng(0), [], 0, np.ones(30, dtype=bool)

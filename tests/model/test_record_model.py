@@ -167,6 +167,9 @@ def test_a_zone_with_small_nights_is_judged_by_its_own_counts() -> None:
     assert learned.zone_error_rates["small"] == pytest.approx(wrong[1], abs=0.015)
     assert learned.zone_error_rates["large"] == pytest.approx(wrong[0], abs=0.01)
     assert "listed" not in learned.zone_error_rates
+    # nor does one random bin make the list's precision the rate of its zone
+    one = fit(expected, true, weights=weights, is_random=is_random | (np.arange(1800) == 1799), zones=zones)
+    assert one.zone_error_rates["listed"] < one.error_rate + 0.03
 
 
 def test_zones_that_are_alike_share_one_rate() -> None:

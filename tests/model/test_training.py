@@ -261,7 +261,7 @@ def test_a_trace_that_can_not_be_had_is_said_to_be_missing(
     loop.settings = replace(loop.settings, trace_steps=3)
     outcome = loop.run()
     assert outcome is not None and outcome["trace"] is None
-    said = "all epochs were trained before this try" if trained else "the first two steps are not recorded"
+    said = "the training had ended before this try" if trained else "the first two steps are not recorded"
     assert f"no trace: {said}" in capsys.readouterr().out
 
 
