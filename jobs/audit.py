@@ -170,7 +170,7 @@ def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
             "num_bins": tonight.manifest.num_rows,
         },
         "bundle": {
-            "uri": tonight.config.bundle_uri,
+            "uri": storage.absolute(tonight.config.bundle_uri),
             "bundle_id": tonight.bundle.bundle_id,
             "weights_sha256": tonight.bundle.weights_sha256,
         },

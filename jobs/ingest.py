@@ -125,11 +125,20 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
         bin_ranges = exchange(lines, choose_bounds(lines))
         named_below = images_uri if names_images else None
         record_sources = [make_records.remote(records_uri, named_below, *pieces) for pieces in bin_ranges]
-        return list_folder("images", images, image_sources), collect("records", record_sources)
+        chunks, records = list_folder("images", images, image_sources), collect("records", record_sources)
+        if records.num_repeated:
+            log.warning(
+                "%s: %s lines are those of another one in every column (such as %s); their pieces are added up, so should the "
+                "export stand in the file twice, every record is double",
+                records_uri,
+                f"{records.num_repeated:,}",
+                "; ".join(records.repeated),
+            )
+        return chunks, records
     images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous)
-    records = Folder(records_uri, RECORD_SUFFIXES, config.anonymous)
-    image_sources, record_sources = start_listing(images, config), start_listing(records, config)
-    return list_folder("images", images, image_sources), list_folder("records", records, record_sources)
+    documents = Folder(records_uri, RECORD_SUFFIXES, config.anonymous)
+    image_sources, record_sources = start_listing(images, config), start_listing(documents, config)
+    return list_folder("images", images, image_sources), list_folder("records", documents, record_sources)
 
 
 def start_listing(folder: Folder, config: IngestConfig) -> list[Any]:

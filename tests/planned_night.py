@@ -142,6 +142,7 @@ def commit_night(
         "scope": "all",
         "bundle_id": bundle_id,
         "num_assessed": num_assessed or len(rows),
+        "num_random": sum(row["recount"] == "random" for row in plan),
         "record_outside_set_share": outside,
         "expected_wrong": sum(row["p_record_wrong"] for row in rows),
         "net_variance_predicted": sum(row["expected_variance_qty"] for row in rows),

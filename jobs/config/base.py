@@ -1,5 +1,6 @@
 """What all job settings share."""
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,13 @@ class JobConfig(BaseModel):
     """Frozen, and a misspelt name is an error; the docstring below a field is its `--help`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """`--help` wraps its texts itself: where their lines end in the source is no matter of its."""
+        for field in cls.model_fields.values():
+            if field.description is not None:
+                field.description = re.sub(r"(?<!\n)\n(?!\n)", " ", field.description)
 
     def __init__(self, **settings: Any) -> None:
         """Raises InputError that says of each wrong setting what was expected and found."""

@@ -36,7 +36,8 @@ class TrainConfig(Recipe, JobConfig):
     out, and the bundle and its report say how many."""
     on_unhealthy: Literal["stop", "warn"] = "warn"
     """What to do when a health rule fires: stop without a bundle (exit 1; `jobs.train` goes on from there when it is told
-    to warn), or say so in the report. With `stop`, overfitting alone ends a training with the bundle of its best epoch."""
+    to warn), or say so in the report. With `stop`, class imbalance and training that waits for photos are said too and stop
+    nothing, and overfitting alone ends a training with the bundle of its best epoch."""
     max_failures: int = Field(default=2, ge=0)
     """Worker failures after which training gives up; each one continues from the last checkpoint."""
     trace_steps: int = Field(default=0, ge=0, le=50)

@@ -174,7 +174,10 @@ def _parse_quantity(text: str) -> int:
         raise Reject(RejectReason.NEGATIVE_QUANTITY, f"counted_qty: expected 0 or more, found {text!a}")
     match = _QUANTITY.fullmatch(text)
     if match is None or int(match[1]) > MAX_QUANTITY:
-        raise Reject(RejectReason.BAD_QUANTITY, f"counted_qty: expected a whole number, found {text!a}")
+        raise Reject(
+            RejectReason.BAD_QUANTITY,
+            f"counted_qty: expected a whole number of at most {MAX_QUANTITY:,}, found {text!a}",
+        )
     return int(match[1])
 
 

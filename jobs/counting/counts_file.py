@@ -81,7 +81,9 @@ def _csv_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
             f"{uri}: expected UTF-8 text or Parquet, found byte 0x{data[error.start]:02x} at {error.start}; "
             "save the list as CSV UTF-8"
         ) from error
-    head = text.splitlines()[0] if text.strip() else ""
+    if not text.strip():
+        raise InputError(f"{uri}: expected a list of counts with its header, found an empty file")
+    head = text.splitlines()[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]

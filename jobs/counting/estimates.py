@@ -92,9 +92,9 @@ def estimate_window(history: History) -> Estimates:
         value, low, high = ends if signed else np.maximum(0.0, ends).tolist()  # max(0.0, nan) would be 0
         return replace(estimate, value=value, low=low, high=high)
 
-    share = estimate_share([_wrong_sample(sample) for sample in samples])
+    share = _at_least_known(estimate_share([_wrong_sample(sample) for sample in samples]), samples)
     worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
-    best = estimate_share([_wrong_sample(sample) for sample in best_samples(history)])
+    best = _at_least_known(estimate_share([_wrong_sample(sample) for sample in best_samples(history)]), samples)
     gross = total(
         _gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None, signed=False
     )
@@ -122,6 +122,16 @@ def estimate_window(history: History) -> Estimates:
         **_survey_random(samples),
         **_survey_lists([plan for plan in history.nights if plan.has_priority_list]),
     )
+
+
+def _at_least_known(share: Estimate, samples: Sequence[Sample]) -> Estimate:
+    """An error rate, no lower than what people have settled as wrong, on the lists too: thirty random bins that are all right
+    don't make a night's records right of which five were found wrong."""
+    known = sum(int((sample.plan.settled & sample.plan.misses).sum()) for sample in samples)
+    if not known:
+        return share
+    floor = known / sum(sample.plan.whole_night.num_assessed for sample in samples)
+    return replace(share, value=max(share.value, floor), low=max(share.low, floor), high=max(share.high, floor))
 
 
 def _survey_lists(lists: Sequence[PlanRecounts]) -> dict[str, Any]:

@@ -80,6 +80,11 @@ class PlanRecounts:
         return ~np.isnan(self.counted_qty)
 
     @cached_property
+    def misses(self) -> Mask:
+        """Counted, and another quantity than recorded."""
+        return self.counted & (self.counted_qty != self.column("expected_qty"))
+
+    @cached_property
     def resolved(self) -> Mask:
         """Settled, or a mismatch that nobody can count again because its record has changed (somebody corrected it, or
         stock moved, and `jobs.recount` would refuse the count): it stands as it was first counted. The rest is pending."""

@@ -40,6 +40,8 @@ class Chunks:
     sample: list[str] = field(default_factory=list)
     num_others: int = 0
     others: list[str] = field(default_factory=list)
+    num_repeated: int = 0
+    repeated: list[str] = field(default_factory=list)
 
 
 def collect(what: str, generators: Sequence[Any]) -> Chunks:
@@ -57,6 +59,8 @@ def collect(what: str, generators: Sequence[Any]) -> Chunks:
             chunks.sample += info.sample
             chunks.num_others += info.num_others
             chunks.others = (chunks.others + info.others)[:3]
+            chunks.num_repeated += info.num_repeated
+            chunks.repeated = (chunks.repeated + info.repeated)[:3]
             if timer.is_due():
                 rate = chunks.num_rows / (time.monotonic() - started)
                 log.info("%s: %s so far (%s/s)", what, f"{chunks.num_rows:,}", f"{rate:,.0f}")

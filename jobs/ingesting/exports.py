@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,11 @@ def make_records(uri: str, images_uri: str | None, *pieces: pa.Table) -> Iterato
     """
     lines = merge(pieces)
     placed = pc.is_valid(lines["bin_id"])
-    records = group_lines(lines.filter(placed).drop_columns(["key"]))
+    of_bins = lines.filter(placed).drop_columns(["key"])
+    # two pallets may be alike, or an export was written twice into one file; told to whoever knows
+    twice = of_bins.select(WMS_SCHEMA.names).to_pandas().duplicated().to_numpy()
+    repeated = of_bins["place"].filter(pa.array(twice)).to_pylist()
+    records = group_lines(of_bins)
     keys = records["bin_id"].to_pylist()
     problems = records["problem"].to_pylist()
     if images_uri is not None:
@@ -103,7 +108,7 @@ def make_records(uri: str, images_uri: str | None, *pieces: pa.Table) -> Iterato
         }
     )
     table = merge([pa.concat_tables([records, stray], promote_options="default")])
-    yield describe_chunk(table)
+    yield replace(describe_chunk(table), num_repeated=len(repeated), repeated=repeated[:3])
     yield table
 
 

@@ -49,6 +49,10 @@ class ChunkInfo:
     """Objects passed over for their suffix."""
     others: list[str] = field(default_factory=list)
     """Up to three of them."""
+    num_repeated: int = 0
+    """Lines of an export that are those of another one in every column."""
+    repeated: list[str] = field(default_factory=list)
+    """Where up to three of them stand."""
 
 
 def describe_chunk(table: pa.Table, others: Sequence[str] = ()) -> ChunkInfo:

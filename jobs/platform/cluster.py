@@ -169,6 +169,7 @@ def _configure_data() -> None:
     # Else Ray replaces what a function raises by a UserCodeException, and what it was stays in the text only.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that there are no bars
     logging.getLogger("ray.data._internal.execution.operators.map_operator").addFilter(_is_news)
     # It calls every such error one of Ray's own and shows Ray's stack; run_command says what it was.
     logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)

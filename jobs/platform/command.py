@@ -45,7 +45,7 @@ def run_command(
     except GateError as error:
         print(f"failed: {message(error)}", file=sys.stderr)
         return 1
-    except SystemExit:  # so Ray Train ends a training that is interrupted, with 0
+    except (KeyboardInterrupt, SystemExit):  # Ray Train ends a training that is interrupted by the latter, with 0
         print("failed: interrupted; the same command goes on", file=sys.stderr)
         return 1
     return 0

@@ -89,6 +89,7 @@ def _write_files(config: ReportConfig) -> None:
         facts = _facts(config, night, run, overview)
         (folder / REPORT_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         report_uri = storage.absolute(config.report_uri)
+        _tell_what_is_replaced(report_uri, night.audit_date)
         for list_name in FLOOR_LISTS:
             _set_aside(report_uri, list_name)
         # an older report there stops being one before its files are overwritten
@@ -101,6 +102,16 @@ def _write_files(config: ReportConfig) -> None:
         config.report_uri,
         time.monotonic() - started,
     )
+
+
+def _tell_what_is_replaced(report_uri: str, audit_date: str) -> None:
+    """A folder holds one night's report; many keep the latest there."""
+    try:
+        before = storage.read_json(storage.join(report_uri, REPORT_FACTS))
+    except FileNotFoundError:
+        return
+    if isinstance(before, dict) and before.get("audit_date") != audit_date:
+        logger.info("%s: the report of %s there is replaced", report_uri, before.get("audit_date"))
 
 
 def _set_aside(report_uri: str, name: str) -> None:

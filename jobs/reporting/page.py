@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jobs.counting.estimates import estimate_window
+from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
 from jobs.pages.document import format_integer, format_percent, read_source, render_page, source_hash
 from jobs.platform.texts import script_json, shorten, visible_text
@@ -49,7 +49,7 @@ def render_report(
 
     `history`: with the counts that are in by now; the night's summary has what was known when its audit began.
     """
-    promises, offenders = keep_promises(history), find_offenders(history)
+    promises, offenders, so_far = keep_promises(history), find_offenders(history), estimate_window(history)
     script = read_source("report.js")
     whole, tonight = night.whole, overview.currencies
     trend = [{**one.whole, "audit_date": one.audit_date} for one in nights]
@@ -62,6 +62,7 @@ def render_report(
         whole=whole,
         claims_assumed=whole["record_model"] == "assumed",
         unclaimed=explain_no_accuracy(whole),
+        so_far_accuracy=None if whole["num_random_window"] or not whole["num_random"] else _accuracy(so_far),
         worries=list_worries(whole, overview),
         list_value=money(overview.list_value),
         whole_money={
@@ -77,7 +78,7 @@ def render_report(
         certificates=keep_certificates(history),
         offenders=offenders,
         all_offenders=len(offenders) < MAX_OFFENDERS,
-        so_far=estimate_window(history),
+        so_far=so_far,
         num_second_counts=num_second_counts,
         settings=flatten_settings(run),
         pictures={
@@ -92,6 +93,13 @@ def render_report(
         style=Markup(read_source("report.css")),
         script_hash=source_hash(script),
     )
+
+
+def _accuracy(found: Estimates) -> str | None:
+    if found.ira is None or found.error_rate_low is None or found.error_rate_high is None:
+        return None
+    low, high = format_percent(1 - found.error_rate_high), format_percent(1 - found.error_rate_low)
+    return f"{format_percent(found.ira)} (95 %: {low} to {high})"
 
 
 def list_rows(overview: Overview, thumbnails: Sequence[Thumbnail]) -> list[dict[str, Any]]:

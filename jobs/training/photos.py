@@ -68,6 +68,7 @@ class PhotoStream:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would say that each window is done
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # and that there are no bars
         # micro-batches arrive in the order that was planned, so that the same photos train together
         context.execution_options.preserve_order = True
         blocks = list(_blocks(micro_batches, num_cpus=ray.cluster_resources().get("CPU", 1.0)))

@@ -19,6 +19,8 @@ from schemas.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+FAR_OFF = 0.1
+"""Shares of the bins that differ from what was asked by more are worth a warning."""
 LEAST_BINS = 10
 """Of selection and test: with fewer than nine, a set of counts that holds the true one in 90 % of the bins is always all
 counts, and no figure means anything."""
@@ -52,6 +54,16 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
             f"manifest: expected_qty: expected examples of every class 0..{config.top_class} among the training bins, "
             f"found none of {', '.join(empty)} (bins per class: {histogram.tolist()}); add such bins, "
             "or choose another --top-class"
+        )
+    asked = {"selection": config.selection_share, "test": config.test_share}
+    asked["train"] = 1 - sum(asked.values())
+    got = {split: float((splits == split).mean()) for split in SPLITS}
+    if max(abs(got[split] - asked[split]) for split in SPLITS) > FAR_OFF:
+        logger.warning(
+            "groups stay together, and with %d of them the splits are not as asked: %s; add bins of other groups, or %s",
+            len(set(groups.tolist())),
+            ", ".join(f"{split} {got[split]:.0%} instead of {asked[split]:.0%}" for split in SPLITS),
+            remedy,
         )
     for split in SPLITS:
         inside = splits == split

@@ -71,6 +71,8 @@ def run_trials(bins: pa.Table, start: Start, trials: Trials) -> None:
     ENV_VARS_TO_PROPAGATE.difference_update(CREDENTIALS)
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # looks for what trials wrote on their nodes, and warns where it isn't here; the search keeps its own records
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the records are our own
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted search must not go on to choose
     config, known, keep = trials.config, trials.records, KeepRecords(trials)

@@ -200,6 +200,19 @@ def test_a_baseline_knows_that_bins_of_a_warehouse_are_alike(output: str) -> Non
     assert usual is not None and less is not None and usual.variance > less.variance == 0
 
 
+def test_no_night_is_said_to_be_better_than_what_people_found_of_its_lists(output: str) -> None:
+    plan = [*random_plan(30), *(priority_row(f"p{place}", place + 1) for place in range(10))]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    found = right(plan) | {f"p{place}": 1 for place in range(5)}
+    count(output, "2026-03-02", plan, found, confirmed=True)
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert (estimates.error_rate, estimates.error_rate_low, estimates.ira) == pytest.approx(
+        (5 / 400, 5 / 400, 395 / 400)
+    )
+    assert estimates.error_rate_high == pytest.approx(wilson_interval(0.0, 30)[1])
+    assert estimates.estimator == "wilson"
+
+
 def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
     plan = random_plan(100)
     commit_night(output, "2026-03-02", plan, num_assessed=1000)

@@ -13,6 +13,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
+from jobs.config.train import TrainConfig
 from jobs.platform import cluster
 from jobs.platform.bundles import ScorerPlan
 from jobs.platform.cluster import connect
@@ -132,7 +133,20 @@ def test_a_cluster_in_which_nothing_moves_is_a_failure_with_advice(
     assert "failed: the cluster: nothing has made progress for 30 minutes" in capsys.readouterr().err
 
 
-def test_what_leaves_with_0_before_it_is_done_is_not_done(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("settings", [AuditConfig, TrainConfig])
+def test_the_help_breaks_its_lines_itself(settings: type[JobConfig]) -> None:
+    texts = [field.description for field in settings.model_fields.values()]
+    assert all(text and "\n" not in text.replace("\n\n", "") for text in texts)
+
+
+def test_an_interrupted_job_and_what_leaves_with_0_before_it_is_done_are_not_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert _exit_code(interrupt) == 1
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
     assert _exit_code(lambda: sys.exit(0)) == 1  # as Ray Train does when it is interrupted
     assert "interrupted; the same command goes on" in capsys.readouterr().err
 

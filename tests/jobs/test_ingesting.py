@@ -218,6 +218,19 @@ def test_an_export_that_is_still_being_written_is_refused(
         ingest.list_inputs(IngestConfig(**places))
 
 
+def test_lines_that_stand_there_twice_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("bin_id", "sku", "quantity")
+    rows = [("a", "S", "2"), ("b", "S", "2"), ("a", "S", "2"), ("a", "S", "3"), ("a", "S", "2")]
+    found = pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+    lines = parse_lines(found, 2)
+    lines = lines.append_column("key", lines["bin_id"])
+    info, records = exports.make_records._function("export.csv", None, lines)
+    assert (info.num_repeated, info.repeated, records["expected_qty"].to_pylist()) == (2, ["row 4", "row 6"], [9, 2])
+    monkeypatch.setattr(exchange.ray, "get", lambda reference: reference)
+    chunks = exchange.collect("records", [iter([info, records]), iter([info, records])])
+    assert (chunks.num_repeated, chunks.repeated) == (4, ["row 4", "row 6", "row 4"])
+
+
 def test_a_listing_is_not_begun_anew_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keys.list_keys._default_options["max_retries"] == 0
 

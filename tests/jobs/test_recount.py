@@ -207,7 +207,7 @@ def test_one_message_names_all_problems_of_the_columns(output: str, capsys: pyte
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "columns found: nothing"),
+        (b"", "found an empty file"),
         (b"\xff\xfe\x00b", "save the list as CSV UTF-8"),
         (b"PAR1 and no more", "a damaged one"),
         (recount_xlsx([("Z", "a")], NIGHT), "found a workbook (.xlsx): copy its counts into recount_list.csv"),

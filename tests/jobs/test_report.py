@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -764,6 +765,26 @@ def test_the_second_counts_of_an_earlier_night_s_report_are_of_its_window_alone(
         take_in(uri, _counted(f"of {night}", 1, "ann", night))
     found = _list_second_counts(read_night(uri, DATES[0]), read_history(uri, DATES[1]))
     assert found == [(None, f"of {DATES[0]}", DATES[0])]
+
+
+def test_a_report_that_is_made_anew_says_what_the_counts_tell_by_now(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri, plan = str(tmp_path), [plan_row(f"r{place}") for place in range(20)]
+    for night in DATES[:2]:
+        commit_night(uri, night, plan, num_assessed=100)
+    with caplog.at_level(logging.INFO):
+        _write(tmp_path, tmp_path / "report", DATES[0])
+        before = (tmp_path / "report" / "report.html").read_text()
+        take_in(uri, *(_counted(f"r{place}", 3, "ann") for place in range(20)))
+        _write(tmp_path, tmp_path / "report", DATES[0])
+        assert "is replaced" not in caplog.text
+        page = (tmp_path / "report" / "report.html").read_text()
+        _write(tmp_path, tmp_path / "report", DATES[1])
+    assert f"the report of {DATES[0]} there is replaced" in caplog.text
+    assert "No night has 90 % of its random bins resolved yet" in before and "by now" not in before
+    assert "by the counts that are in by now accuracy is 100.0\N{NO-BREAK SPACE}% (95 %: 8" in page
+    assert "resolved yet" not in page and "Count the random bins" not in page
 
 
 def test_of_many_nights_the_last_ones_are_shown(tmp_path: Path) -> None:

@@ -453,6 +453,14 @@ def test_the_split_is_drawn_by_its_own_seed() -> None:
     assert first != other_split
 
 
+def test_splits_that_few_groups_make_other_than_asked_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    assign_splits(few_bins(), config())
+    assert "not as asked" not in caplog.text
+    bins = few_bins().set_column(4, "group", pa.array([str(i * 5 // NUM_BINS) for i in range(NUM_BINS)]))
+    assign_splits(bins, config())
+    assert "with 5 of them the splits are not as asked: train 20% instead of 70%" in caplog.text
+
+
 @pytest.mark.parametrize(("seed", "expected"), [(0, "bins to train on"), (2, "bins for selection")])
 def test_one_large_group_that_leaves_a_split_too_few_bins_is_refused(seed: int, expected: str) -> None:
     groups = [str(min(i, 4)) for i in range(NUM_BINS)]  # of 1, 1, 1, 1 and the rest
