@@ -122,16 +122,18 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
             )
         if not lines.num_rows:
             raise InputError(f"{records_uri}: expected lines of a WMS export below the header, found none")
+        num_lines = lines.num_rows
         bin_ranges = exchange(lines, choose_bounds(lines))
         named_below = images_uri if names_images else None
         record_sources = [make_records.remote(records_uri, named_below, *pieces) for pieces in bin_ranges]
         chunks, records = list_folder("images", images, image_sources), collect("records", record_sources)
-        if records.num_repeated:
+        if 2 * records.num_repeated >= num_lines:  # a few may be pallets that are alike
             log.warning(
-                "%s: %s lines are those of another one in every column (such as %s); their pieces are added up, so should the "
-                "export stand in the file twice, every record is double",
+                "%s: %s of %s lines are those of another one in every column that is read (such as %s), as where an export "
+                "stands in the file or folder twice; their pieces are added up",
                 records_uri,
                 f"{records.num_repeated:,}",
+                f"{num_lines:,}",
                 "; ".join(records.repeated),
             )
         return chunks, records

@@ -16,14 +16,16 @@ BASELINE_NIGHTS, LEAST_NIGHTS_WORTH = 7, 6.0
 """Of the window, the oldest: a change inside it shall be seen for as long as most recounts are of before it. With fewer
 the variance between nights is too uncertain: three nights gave false alarms on 2.7 % of restless ones, seven on 0.4 %. And
 they must tell as much as LEAST_NIGHTS_WORTH of one size (Kish): six nights of 20 bins and one of 10,000 gave them on 6.6 %."""
+MOST_WEIGHT = 2.0
+"""Of a night, in nights of the window's median size."""
 ALARM_Z = 4.0
 ALARM_RISE = 0.01
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Earlier nights: share of their `num_assessed` bins with a record outside its set, and the variance of that share
-    from night to night beyond chance; `num_nights` of one size would tell as much (Kish)."""
+    """Earlier nights: share of their bins with a record outside its set, and the variance of that share
+    from night to night beyond chance; `num_nights` of one size would tell as much (Kish), and `num_assessed` bins."""
 
     share: float
     variance: float
@@ -46,20 +48,27 @@ def measure_baseline(shares: ArrayLike, num_assessed: ArrayLike, design_effect: 
     of a pilot's few bins, taken for restlessness, would hide a drift of three points on full nights for a month.
     `design_effect` as in `has_drifted`.
     """
-    share, weight = np.asarray(shares, dtype=np.float64), np.asarray(num_assessed, dtype=np.float64)
-    worth = np.cumsum(weight) ** 2 / np.maximum(1.0, np.cumsum(np.square(weight)))  # t for t nights of one size
+    share, num_bins = np.asarray(shares, dtype=np.float64), np.asarray(num_assessed, dtype=np.float64)
+    share, num_bins = share[num_bins > 0], num_bins[num_bins > 0]
+    if len(share) < BASELINE_NIGHTS:
+        return None
+    # of one night of the whole warehouse among many of a part of it, how nights differ can't be told by that one's weight
+    weight = np.minimum(num_bins, MOST_WEIGHT * np.median(num_bins))
+    worth = np.cumsum(weight) ** 2 / np.cumsum(np.square(weight))  # t for t nights of one size
     enough = np.flatnonzero((np.arange(1, len(share) + 1) >= BASELINE_NIGHTS) & (worth > LEAST_NIGHTS_WORTH - 0.01))
     if not enough.size:
         return None
-    share, weight, concentration = share[: enough[0] + 1], weight[: enough[0] + 1], float(1 / worth[enough[0]])
+    share, num_bins, weight = (values[: enough[0] + 1] for values in (share, num_bins, weight))
+    total = float(weight.sum())
     mean = float(np.average(share, weights=weight))
-    by_chance = (len(share) - 1) * _chance(mean, int(weight.sum()), design_effect)
+    as_many = total**2 / float((np.square(weight) / num_bins).sum())  # bins that would tell the mean as well
+    by_chance = _chance(mean, as_many, design_effect) * float((weight / num_bins * (1 - weight / total)).sum())
     excess = float((weight * (share - mean) ** 2).sum()) - by_chance
-    variance = max(0.0, excess / (weight.sum() * (1 - concentration)))
-    return Baseline(mean, variance, int(weight.sum()), 1 / concentration)
+    variance = max(0.0, excess / (total - float(np.square(weight).sum()) / total))
+    return Baseline(mean, variance, round(as_many), float(worth[enough[0]]))
 
 
-def _chance(share: float, num_assessed: int, design_effect: float) -> float:
+def _chance(share: float, num_assessed: float, design_effect: float) -> float:
     """Variance of one bin's outcome. A share of exactly 0 is one not seen: half a bin keeps z finite."""
     return max(share * (1 - share), 0.5 / num_assessed) * design_effect
 

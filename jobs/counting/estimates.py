@@ -95,9 +95,12 @@ def estimate_window(history: History) -> Estimates:
     share = _at_least_known(estimate_share([_wrong_sample(sample) for sample in samples]), samples)
     worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
     best = _at_least_known(estimate_share([_wrong_sample(sample) for sample in best_samples(history)]), samples)
+    has_gross = [sample for sample in samples if sample.plan.whole_night.gross_variance_predicted is not None]
     gross = total(
         _gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None, signed=False
     )
+    found = sum(float(np.abs(sample.plan.differences[sample.plan.is_known_wrong]).sum()) for sample in has_gross)
+    gross = _at_least(gross, found / max(1, len(has_gross)))
     one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
     # where nobody counted a bin with a price at random, nothing is known of money, not even that it is little
     prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples if _is_valued(sample)])
@@ -127,18 +130,20 @@ def estimate_window(history: History) -> Estimates:
 def _at_least_known(share: Estimate, samples: Sequence[Sample]) -> Estimate:
     """An error rate, no lower than what people have settled as wrong, on the lists too: thirty random bins that are all right
     don't make a night's records right of which five were found wrong."""
-    known = sum(int((sample.plan.settled & sample.plan.misses).sum()) for sample in samples)
-    if not known:
-        return share
-    floor = known / sum(sample.plan.whole_night.num_assessed for sample in samples)
-    return replace(share, value=max(share.value, floor), low=max(share.low, floor), high=max(share.high, floor))
+    known = sum(int(sample.plan.is_known_wrong.sum()) for sample in samples)
+    return _at_least(share, known / max(1, sum(sample.plan.whole_night.num_assessed for sample in samples)))
+
+
+def _at_least(estimate: Estimate, floor: float) -> Estimate:
+    ends = {name: max(getattr(estimate, name), floor) for name in ("value", "low", "high")}  # NaN stays
+    return replace(estimate, **ends)
 
 
 def _survey_lists(lists: Sequence[PlanRecounts]) -> dict[str, Any]:
     """What the counted priority bins of these plans tell. `p_record_wrong` claims that the class is wrong, and a list's
     precision is about the exact quantity."""
     listed = [(plan, ~plan.is_random & plan.counted) for plan in lists]
-    differences = [(plan.counted_qty - plan.column("expected_qty"))[rows] for plan, rows in listed]
+    differences = [plan.differences[rows] for plan, rows in listed]
     values = [
         np.abs(found) * plan.column("unit_value")[rows] for (plan, rows), found in zip(listed, differences, strict=True)
     ]

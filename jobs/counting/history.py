@@ -80,9 +80,14 @@ class PlanRecounts:
         return ~np.isnan(self.counted_qty)
 
     @cached_property
-    def misses(self) -> Mask:
-        """Counted, and another quantity than recorded."""
-        return self.counted & (self.counted_qty != self.column("expected_qty"))
+    def differences(self) -> Floats:
+        """Counted less recorded pieces, NaN where nobody counted."""
+        return self.counted_qty - self.column("expected_qty")
+
+    @cached_property
+    def is_known_wrong(self) -> Mask:
+        """Settled, and another quantity than recorded."""
+        return self.settled & self.counted & (self.differences != 0)
 
     @cached_property
     def resolved(self) -> Mask:

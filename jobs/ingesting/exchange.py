@@ -17,16 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from jobs.ingesting.keys import ChunkInfo
 from jobs.platform.line_timer import LineTimer
-from schemas.errors import GateError
 
 PARTITION_ROWS = 500_000
 SPLIT_CHUNKS = 10
-LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
-"""What Ray says of a source whose worker died, which it does not begin anew (see `list_keys`)."""
 
 log = logging.getLogger("jobs.ingest")
 
@@ -50,10 +46,7 @@ def collect(what: str, generators: Sequence[Any]) -> Chunks:
     started, timer = time.monotonic(), LineTimer(5.0)
     for generator in generators:
         for info_ref in generator:
-            try:
-                info: ChunkInfo = ray.get(info_ref)
-            except LOST as error:
-                raise GateError(f"{what}: a worker was lost while it read them; run the same command again") from error
+            info: ChunkInfo = ray.get(info_ref)
             chunks.refs.append(next(generator))
             chunks.num_rows += info.num_rows
             chunks.sample += info.sample

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from schemas.errors import GateError, InputError
 
@@ -61,7 +62,7 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
     """
     if ray.is_initialized():
         _configure_data()
-        with _stalls_named():
+        with _losses_named():
             yield
         return
     options: dict = {"log_to_driver": True, "logging_level": logging.WARNING}
@@ -93,17 +94,22 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
         ) from error
     _configure_data()
     try:
-        with _stalls_named():
+        with _losses_named():
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _stalls_named() -> Iterator[None]:
-    """Ray Data gives up what makes no progress for half an hour."""
+def _losses_named() -> Iterator[None]:
+    """Ray Data gives up what makes no progress for half an hour, and Ray what it can't repeat on another worker."""
     try:
         yield
+    except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError) as error:
+        kind = type(error).__name__.removeprefix("RayTaskError(").rstrip(")")
+        raise GateError(
+            f"the cluster lost a worker or what it had made ({kind}); run the same command again"
+        ) from error
     except ExecutionTimeoutError as error:
         minutes = ray.data.DataContext.get_current().execution_no_progress_timeout_s / 60
         raise GateError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar, get_origin
@@ -45,8 +46,15 @@ def run_command(
     except GateError as error:
         print(f"failed: {message(error)}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, SystemExit):  # Ray Train ends a training that is interrupted by the latter, with 0
+    except (
+        KeyboardInterrupt,
+        SystemExit,
+    ) as stopped:  # Ray Train ends a training that is interrupted by the latter, with 0
         print("failed: interrupted; the same command goes on", file=sys.stderr)
+        if argv is None and isinstance(stopped, KeyboardInterrupt):
+            # of an ordinary end a shell would think that Ctrl-C was dealt with, and begin its script's next line
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         return 1
     return 0
 

@@ -203,9 +203,11 @@ def test_a_baseline_knows_that_bins_of_a_warehouse_are_alike(output: str) -> Non
 def test_no_night_is_said_to_be_better_than_what_people_found_of_its_lists(output: str) -> None:
     plan = [*random_plan(30), *(priority_row(f"p{place}", place + 1) for place in range(10))]
     commit_night(output, "2026-03-02", plan, num_assessed=400)
-    found = right(plan) | {f"p{place}": 1 for place in range(5)}
+    found = right(plan) | {f"p{place}": 43 for place in range(5)}
     count(output, "2026-03-02", plan, found, confirmed=True)
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.gross_variance_units == estimates.gross_variance_units_low == 5 * 40
+    assert estimates.gross_variance_units_high is not None and estimates.gross_variance_units_high >= 5 * 40
     assert (estimates.error_rate, estimates.error_rate_low, estimates.ira) == pytest.approx(
         (5 / 400, 5 / 400, 395 / 400)
     )

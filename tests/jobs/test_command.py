@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import WorkerCrashedError
 
 from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
@@ -120,17 +121,24 @@ def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
     assert capsys.readouterr().err.endswith(said)
 
 
-def test_a_cluster_in_which_nothing_moves_is_a_failure_with_advice(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ExecutionTimeoutError("no progress"), "failed: the cluster: nothing has made progress for 30 minutes"),
+        (WorkerCrashedError(), "lost a worker or what it had made (WorkerCrashedError); run the same command again"),
+    ],
+)
+def test_a_cluster_in_which_nothing_moves_or_something_dies_is_a_failure_with_advice(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: True)
 
     def run() -> None:
         with connect():
-            raise ExecutionTimeoutError("no progress")
+            raise error
 
     assert _exit_code(run) == 1
-    assert "failed: the cluster: nothing has made progress for 30 minutes" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [AuditConfig, TrainConfig])

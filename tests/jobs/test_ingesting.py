@@ -18,7 +18,6 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
-from ray.exceptions import WorkerCrashedError
 
 from jobs import ingest
 from jobs.config.ingest import IngestConfig
@@ -231,15 +230,8 @@ def test_lines_that_stand_there_twice_are_told_of(monkeypatch: pytest.MonkeyPatc
     assert (chunks.num_repeated, chunks.repeated) == (4, ["row 4", "row 6", "row 4"])
 
 
-def test_a_listing_is_not_begun_anew_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_is_not_begun_anew_half_way() -> None:
     assert keys.list_keys._default_options["max_retries"] == 0
-
-    def lost(_: object) -> None:
-        raise WorkerCrashedError
-
-    monkeypatch.setattr(exchange.ray, "get", lost)
-    with pytest.raises(GateError, match="images: a worker was lost while it read them; run the same command again"):
-        exchange.collect("images", [iter(["info"])])
 
 
 def test_a_manifest_is_on_disk_before_it_is_declared_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,13 +47,19 @@ def test_earlier_nights_show_what_few_calibration_bins_hide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "restless"), [([20] * 6 + [10_000] * 7, 0.0), ([50] * 5 + [10_000] * 7, 0.01)], ids=str
+    ("sizes", "restless"),
+    [
+        ([20] * 6 + [10_000] * 7, 0.0),
+        ([50] * 5 + [10_000] * 7, 0.01),
+        ([20] * 6 + [10_000] * 2, 0.01),
+        ([100_000] + [10_000] * 12, 0.0),
+        ([100_000] + [10_000] * 12, 0.01),
+        (([10_000] + [1_000] * 6) * 3, 0.01),  # small nights' own chance hides much of what nights differ by
+    ],
+    ids=str,
 )
-def test_a_pilot_s_small_nights_hide_no_drift_and_raise_no_alarm(sizes: list[int], restless: float) -> None:
+def test_nights_of_other_sizes_hide_no_drift_and_raise_no_alarm(sizes: list[int], restless: float) -> None:
     random = np.random.default_rng(0)
-    assert measure_baseline([0.1] * 8, sizes[:8]) is None, (
-        "one night alone says how many bins differ, not how nights do"
-    )
     alarms = {0.0: 0, 0.03: 0}
     for _ in range(500):
         shares = random.normal(0.1, restless, len(sizes) + 1).clip(0.001, 0.999)
@@ -62,7 +68,7 @@ def test_a_pilot_s_small_nights_hide_no_drift_and_raise_no_alarm(sizes: list[int
         for drift in alarms:
             outside = random.binomial(10_000, shares[-1] + drift)
             alarms[drift] += has_drifted(outside, 10_000, 0.10, 1_300, baseline)
-    assert alarms[0.0] <= 5
+    assert alarms[0.0] <= (15 if sizes[1] == 1_000 else 5)
     assert restless or alarms[0.03] >= 490
 
 
