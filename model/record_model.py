@@ -56,7 +56,8 @@ class RecordModel:
     num_random: int
     assumed: bool
     zone_error_rates: dict[str, float] = field(default_factory=dict)
-    """Of the zones that were counted in at random, drawn towards `error_rate`; elsewhere, and without a zone, that one holds."""
+    """Of the zones that were counted in at random, drawn towards `error_rate`; elsewhere, and without a zone, that one
+    holds."""
     large_error_rate: float | None = None
     """Share of the records of K + 2 and more of which fewer than K are there, in every zone; None: as `error_rate` and
     `sizes` have it. Ninety for a hundred is no error to the classes, and says little of what a record of three is worth."""

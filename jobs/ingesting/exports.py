@@ -83,7 +83,7 @@ def make_records(uri: str, images_uri: str | None, *pieces: pa.Table) -> Iterato
     lines = merge(pieces)
     placed = pc.is_valid(lines["bin_id"])
     of_bins = lines.filter(placed).drop_columns(["key"])
-    # two pallets may be alike, or an export was written twice into one file; told to whoever knows
+    # two pallets may be alike, or the export stands there twice: how many they are tells
     twice = of_bins.select(WMS_SCHEMA.names).to_pandas().duplicated().to_numpy()
     repeated = of_bins["place"].filter(pa.array(twice)).to_pylist()
     records = group_lines(of_bins)

@@ -106,10 +106,8 @@ def _losses_named() -> Iterator[None]:
     try:
         yield
     except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError) as error:
-        kind = type(error).__name__.removeprefix("RayTaskError(").rstrip(")")
-        raise GateError(
-            f"the cluster lost a worker or what it had made ({kind}); run the same command again"
-        ) from error
+        kind = type(error).__name__
+        raise GateError(f"the cluster lost a worker or what it made ({kind}); run the same command again") from error
     except ExecutionTimeoutError as error:
         minutes = ray.data.DataContext.get_current().execution_no_progress_timeout_s / 60
         raise GateError(

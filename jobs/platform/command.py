@@ -46,10 +46,7 @@ def run_command(
     except GateError as error:
         print(f"failed: {message(error)}", file=sys.stderr)
         return 1
-    except (
-        KeyboardInterrupt,
-        SystemExit,
-    ) as stopped:  # Ray Train ends a training that is interrupted by the latter, with 0
+    except (KeyboardInterrupt, SystemExit) as stopped:  # the latter, with 0, is how Ray Train ends what is interrupted
         print("failed: interrupted; the same command goes on", file=sys.stderr)
         if argv is None and isinstance(stopped, KeyboardInterrupt):
             # of an ordinary end a shell would think that Ctrl-C was dealt with, and begin its script's next line

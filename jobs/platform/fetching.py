@@ -69,9 +69,9 @@ async def fetch_bytes(
     unchanged_since: datetime | None = None,
 ) -> bytes:
     """The whole object of at most `most_bytes`; one in S3 must have the `etag` still, any must have `num_bytes` still and must
-    not have been written after `unchanged_since`. A local file's ETag isn't asked for: it holds the inode and the time,
-    which a folder that was copied back changes. Connection errors and throttling are retried by the storage layer, for s3.RETRIES, and then given up
-    on.
+    not have been written after `unchanged_since`. A local file's ETag isn't asked for: it holds the inode and the time, which
+    a folder that was copied back changes. Connection errors and throttling are retried by the storage layer, for s3.RETRIES,
+    and then given up on.
 
     Raises NotFetched, and InputError for a store that can't be opened.
     """

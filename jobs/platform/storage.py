@@ -421,8 +421,8 @@ class RangeReader(io.RawIOBase):
 
 
 def download_folder(uri: str, folder: Path) -> None:
-    """Copies every object directly below `uri` into `folder`, but for empty ones. Raises FileNotFoundError where there is none, GateError where
-    the folder can't hold them."""
+    """Copies every object directly below `uri` into `folder`, but for empty ones. Raises FileNotFoundError where there is none,
+    GateError where the folder can't hold them."""
     found = False
     for entry in list_objects(uri):
         name = entry.uri.removeprefix(uri.rstrip("/") + "/")

@@ -125,7 +125,7 @@ def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
     ("error", "said"),
     [
         (ExecutionTimeoutError("no progress"), "failed: the cluster: nothing has made progress for 30 minutes"),
-        (WorkerCrashedError(), "lost a worker or what it had made (WorkerCrashedError); run the same command again"),
+        (WorkerCrashedError(), "lost a worker or what it made (WorkerCrashedError); run the same command again"),
     ],
 )
 def test_a_cluster_in_which_nothing_moves_or_something_dies_is_a_failure_with_advice(
