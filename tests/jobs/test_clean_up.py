@@ -39,16 +39,20 @@ def _write_part(output_uri: str, run_id: str) -> str:
 
 def _publish(output_uri: str, *parts: str) -> None:
     with hold_night(output_uri, NIGHT, NEW) as lock:
-        publish_night(
-            WrittenParts({}, PLANNED_SCHEMA.empty_table(), list(parts)),
-            SUMMARY_SCHEMA.empty_table(),
-            output_uri=output_uri,
-            audit_date=NIGHT,
-            run_id=NEW,
-            replaces=OLD,
-            replace_counted=False,
-            lock=lock,
-        )
+        _publish_under(lock, output_uri, *parts)
+
+
+def _publish_under(lock: Any, output_uri: str, *parts: str) -> None:
+    publish_night(
+        WrittenParts({}, PLANNED_SCHEMA.empty_table(), list(parts)),
+        SUMMARY_SCHEMA.empty_table(),
+        output_uri=output_uri,
+        audit_date=NIGHT,
+        run_id=NEW,
+        replaces=OLD,
+        replace_counted=False,
+        lock=lock,
+    )
 
 
 def test_a_commit_discards_what_abandoned_runs_of_its_night_had_staged(output_uri: str) -> None:
@@ -103,15 +107,5 @@ def test_a_run_that_died_before_it_was_marked_is_marked_by_the_one_that_replaces
 
 def test_who_lost_the_night_after_the_commit_leaves_the_parts_of_whoever_has_it(output_uri: str) -> None:
     part, other = _write_part(output_uri, NEW), _write_part(output_uri, f"{NIGHT}-cccccccccccc")
-    lock: Any = SimpleNamespace(check=lambda: None, is_held=lambda: False)
-    publish_night(
-        WrittenParts({}, PLANNED_SCHEMA.empty_table(), [part]),
-        SUMMARY_SCHEMA.empty_table(),
-        output_uri=output_uri,
-        audit_date=NIGHT,
-        run_id=NEW,
-        replaces=OLD,
-        replace_counted=False,
-        lock=lock,
-    )
+    _publish_under(SimpleNamespace(check=lambda: None, is_held=lambda: False), output_uri, part)
     assert storage.exists(other)
