@@ -39,7 +39,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "error_rate",
             _SHARE,
-            "Estimated share of wrong records among the assessed bins; null without random recounts.",
+            "Estimated share of wrong records among the assessed bins, no lower than what people have settled as wrong; null without random recounts.",
         ),
         column("error_rate_low", _SHARE, "Lower end of its 95 % interval; unconfirmed mismatches taken as right."),
         column(
@@ -73,7 +73,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "gross_variance_units",
             _VALUE,
-            "Estimated sum of |true - recorded| pieces over the assessed bins of an average night of the window.",
+            "Estimated sum of |true - recorded| pieces over the assessed bins of an average night of the window, no lower than what people have settled.",
         ),
         column("gross_variance_units_low", _VALUE, "Lower end of its 95 % interval."),
         column("gross_variance_units_high", _VALUE, "Upper end of its 95 % interval."),
