@@ -92,15 +92,11 @@ def estimate_window(history: History) -> Estimates:
         value, low, high = ends if signed else np.maximum(0.0, ends).tolist()  # max(0.0, nan) would be 0
         return replace(estimate, value=value, low=low, high=high)
 
-    share = _at_least_known(estimate_share([_wrong_sample(sample) for sample in samples]), samples)
+    known_wrong = _known_wrong_share(samples)
+    share = _at_least(estimate_share([_wrong_sample(sample) for sample in samples]), known_wrong)
     worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
-    best = _at_least_known(estimate_share([_wrong_sample(sample) for sample in best_samples(history)]), samples)
-    has_gross = [sample for sample in samples if sample.plan.whole_night.gross_variance_predicted is not None]
-    gross = total(
-        _gross_sample, lambda sample: sample.plan.whole_night.gross_variance_predicted is not None, signed=False
-    )
-    found = sum(float(np.abs(sample.plan.differences[sample.plan.is_known_wrong]).sum()) for sample in has_gross)
-    gross = _at_least(gross, found / max(1, len(has_gross)))
+    best = _at_least(estimate_share([_wrong_sample(sample) for sample in best_samples(history)]), known_wrong)
+    gross = _at_least(total(_gross_sample, _has_gross, signed=False), _known_gross(list(filter(_has_gross, samples))))
     one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
     # where nobody counted a bin with a price at random, nothing is known of money, not even that it is little
     prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples if _is_valued(sample)])
@@ -127,11 +123,17 @@ def estimate_window(history: History) -> Estimates:
     )
 
 
-def _at_least_known(share: Estimate, samples: Sequence[Sample]) -> Estimate:
-    """An error rate, no lower than what people have settled as wrong, on the lists too: thirty random bins that are all right
-    don't make a night's records right of which five were found wrong."""
+def _known_wrong_share(samples: Sequence[Sample]) -> float:
+    """Share of the assessed bins whose records people have settled as wrong, on the lists too: thirty random bins that are
+    all right don't make a night's records right of which five were found wrong."""
     known = sum(int(sample.plan.is_known_wrong.sum()) for sample in samples)
-    return _at_least(share, known / max(1, sum(sample.plan.whole_night.num_assessed for sample in samples)))
+    return known / max(1, sum(sample.plan.whole_night.num_assessed for sample in samples))
+
+
+def _known_gross(samples: Sequence[Sample]) -> float:
+    """Pieces that the records which people have settled as wrong are off by, in the mean of the nights."""
+    found = sum(float(np.abs(sample.plan.differences[sample.plan.is_known_wrong]).sum()) for sample in samples)
+    return found / max(1, len(samples))
 
 
 def _at_least(estimate: Estimate, floor: float) -> Estimate:
@@ -206,6 +208,10 @@ def _net_sample(sample: Sample) -> NightSample:
         outcome=(sample.counted_qty - sample.expected_qty).astype(np.float64),
         prediction=sample.column("expected_variance_qty"),
     )
+
+
+def _has_gross(sample: Sample) -> bool:
+    return sample.plan.whole_night.gross_variance_predicted is not None
 
 
 def _gross_sample(sample: Sample) -> NightSample:

@@ -165,15 +165,21 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "both num_cpus and num_gpus" not in record.getMessage()
 
 
-def _configure_data() -> None:
+def quiet_data() -> None:
+    """Our own progress lines say images, rate and remaining time; Ray Data's would stand between them. In the driver and in
+    whatever worker runs data sets of its own."""
     context = ray.data.DataContext.get_current()
-    # Our own progress lines say images, rate and remaining time; Ray's bars would overwrite them.
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Else Ray replaces what a function raises by a UserCodeException, and what it was stays in the text only.
-    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that there are no bars
+
+
+def _configure_data() -> None:
+    quiet_data()
+    context = ray.data.DataContext.get_current()
+    # Else Ray replaces what a function raises by a UserCodeException, and what it was stays in the text only.
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data._internal.execution.operators.map_operator").addFilter(_is_news)
     # It calls every such error one of Ray's own and shows Ray's stack; run_command says what it was.
     logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import ray
 import ray.data
 
 from jobs.platform import storage
+from jobs.platform.cluster import quiet_data
 from jobs.platform.parquet import read_table
 from jobs.training.labelled_bins import TASK_CPUS, task_pool
 from model.images import read_pixels, resize_image
@@ -64,13 +64,9 @@ class PhotoStream:
         """Blocks of prepared micro-batches, in order. Complete when it returns: a Ray Data execution that waits for its
         consumer spins, and inside the training process it takes the interpreter from the network at every layer
         (measured here: three times slower training)."""
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # it would say that each window is done
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # and that there are no bars
+        quiet_data()  # it would say that each window is done
         # micro-batches arrive in the order that was planned, so that the same photos train together
-        context.execution_options.preserve_order = True
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
         blocks = list(_blocks(micro_batches, num_cpus=ray.cluster_resources().get("CPU", 1.0)))
         # not from_arrow, whose own tasks need a whole CPU: where others leave less they would wait for ever, unheard
         prepared = ray.data.from_blocks(blocks).map_batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -172,36 +173,30 @@ def test_a_killed_loop_ends_as_one_that_was_not(monkeypatch: pytest.MonkeyPatch,
     assert all(torch.equal(value, state["best_state"][name]) for name, value in again.best_state.items())
 
 
-class SlowEverywhere:
-    """Makes one phase of a loop slow, in each of its calls."""
+def slow(*_: Any, **__: Any) -> None:
+    time.sleep(0.1)
 
-    def __init__(self, loop: _Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.loop, self.monkeypatch = loop, monkeypatch
 
-    def slow(self, *_: Any, **__: Any) -> None:
-        time.sleep(0.1)
+def after_a_while(call: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *given, **named: (slow(), call(*given, **named))[1]
 
-    def after(self, call: Any) -> Any:
-        return lambda *given, **named: (self.slow(), call(*given, **named))[1]
 
-    def make_slow(self, phase: str) -> None:
-        loop = self.loop
-        if phase == "wait for photos":
-            photos = loop.photos
-            loop.photos = lambda plan: map(self.after(lambda batch: batch), photos(plan))
-        elif phase == "transfer":
-            loop.worker.send = self.after(loop.worker.send)  # type: ignore[method-assign]
-        elif phase in ("forward", "validation"):
-            in_training = phase == "forward"
-            loop.network.register_forward_pre_hook(
-                lambda module, given: self.slow() if module.training == in_training else None
-            )
-        elif phase == "backward":
-            loop.network.resnet.layer4.register_full_backward_hook(self.slow)
-        elif phase == "optimiser":
-            loop.optimiser.step = self.after(loop.optimiser.step)  # type: ignore[method-assign]
-        else:
-            self.monkeypatch.setattr(_Loop, "_report", self.slow)
+def make_slow(loop: _Loop, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of one phase of a loop."""
+    if phase == "wait for photos":
+        photos = loop.photos
+        loop.photos = lambda plan: map(after_a_while(lambda batch: batch), photos(plan))
+    elif phase == "transfer":
+        monkeypatch.setattr(loop.worker, "send", after_a_while(loop.worker.send))
+    elif phase in ("forward", "validation"):
+        in_training = phase == "forward"
+        loop.network.register_forward_pre_hook(lambda module, given: slow() if module.training == in_training else None)
+    elif phase == "backward":
+        loop.network.resnet.layer4.register_full_backward_hook(slow)
+    elif phase == "optimiser":
+        monkeypatch.setattr(loop.optimiser, "step", after_a_while(loop.optimiser.step))
+    else:
+        monkeypatch.setattr(_Loop, "_report", slow)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +207,7 @@ def test_what_is_slow_is_found_in_its_row_of_the_profile(monkeypatch: pytest.Mon
     read = loop.photos
     seconds = {"fetch": 1.0, "decode": 2.0, "augment": 3.0}
     loop.photos = lambda plan: (PreparedBatch(batch.pixels, seconds) for batch in read(plan))
-    SlowEverywhere(loop, monkeypatch).make_slow(phase)
+    make_slow(loop, phase, monkeypatch)
     outcome = loop.run()
     assert outcome is not None
     profile = outcome["profile"]
@@ -223,7 +218,7 @@ def test_what_is_slow_is_found_in_its_row_of_the_profile(monkeypatch: pytest.Mon
 
 def test_the_health_rules_are_told_what_the_loop_did(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = make_loop(monkeypatch, max_epochs=2)
-    SlowEverywhere(loop, monkeypatch).make_slow("wait for photos")
+    make_slow(loop, "wait for photos", monkeypatch)
     with torch.no_grad():  # of the last block the first normalisation lets nothing through
         loop.network.resnet.layer4[1].bn1.weight.fill_(0)
         loop.network.resnet.layer4[1].bn1.bias.fill_(-1)
