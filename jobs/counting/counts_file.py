@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.platform import storage
+from jobs.platform.parquet import damage_named
 from jobs.platform.texts import CSV_ENCODING, csv_text, holds_rows
-from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
 
@@ -114,11 +114,9 @@ def _check_quotes(uri: str, cells: Sequence[str], names: Sequence[str], reader: 
 
 
 def _parquet_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
-    try:
+    with damage_named(uri):
         table = pq.read_table(io.BytesIO(data))
         names = table.column_names
-    except DAMAGED_PARQUET as error:
-        raise InputError(f"{uri}: expected a Parquet file, found a damaged one ({error})") from error
     _check_columns(uri, names)
     table = table.select([name for name in COUNTS_SCHEMA.names if name in names])
     nested = [

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.platform.layout import part_uris, read_run, run_in_force, run_uri, unless_replaced
-from jobs.platform.parquet import open_parquet
+from jobs.platform.parquet import damage_named, open_parquet
 from schemas.errors import InputError
 
 
@@ -75,7 +75,7 @@ def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[
             raise FileNotFoundError(f"{output_uri}: night {night}: run {run_id} has no parts")
         read_by = _read_by(output_uri, night, run_id)
         for part in parts:
-            with open_parquet(part) as parquet:
+            with open_parquet(part) as parquet, damage_named(part):
                 for group in range(parquet.metadata.num_row_groups):
                     if not _may_hold(parquet.metadata.row_group(group), bin_ids):
                         continue

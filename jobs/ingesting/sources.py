@@ -9,19 +9,17 @@ import pyarrow.parquet as pq
 
 from jobs.ingesting.keys import CHUNK_ROWS
 from jobs.platform import storage
-from schemas.errors import InputError
+from jobs.platform.parquet import damage_named
 
 BUFFER_BYTES = 8 * 2**20
 
 
 def read_chunks(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of `parquet`, which lies at `uri`. Raises InputError where a page of it is damaged."""
-    try:
+    """The rows of `parquet`, which lies at `uri`. Raises DamagedParquet where a page of it is damaged."""
+    with damage_named(uri):
         for batch in parquet.iter_batches(CHUNK_ROWS, columns=list(columns)):
             batch.validate(full=True)  # of a text that is no UTF-8 nobody would say in which file it stands
             yield pa.Table.from_batches([batch])
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{uri}: expected a Parquet file, found a damaged one ({error})") from error
 
 
 def open_csv(uri: str, *, anonymous: bool) -> pa.NativeFile:

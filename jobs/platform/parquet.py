@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import pyarrow as pa
@@ -20,9 +22,17 @@ class DamagedParquet(InputError):  # noqa: N818 - what the file is
     """No Parquet file, or a damaged one as a power cut may leave it; one that may not be read is none of these."""
 
 
-def _damaged(uri: str, error: Exception) -> DamagedParquet:
-    # no __init__ of its own: what a worker raises is pickled
-    return DamagedParquet(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
+@contextmanager
+def damage_named(uri: str) -> Iterator[None]:
+    """Around the reading of a Parquet file: damage, which Arrow finds where it stands, in the footer or in some page of
+    some column, is a DamagedParquet that names the file."""
+    try:
+        yield
+    except DAMAGED_PARQUET as error:
+        # no __init__ of its own: what a worker raises is pickled
+        raise DamagedParquet(
+            f"{uri}: expected a Parquet file, found something else or a damaged one ({error})"
+        ) from error
 
 
 SUFFIX = ".parquet"
@@ -57,21 +67,20 @@ def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredOb
 def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
     """A Parquet file that is read range by range. Raises DamagedParquet where it is none."""
     ranges = storage.open_ranges(uri, anonymous=anonymous)
-    try:
+    with damage_named(uri):
         parquet = pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
         _ = parquet.schema_arrow.names  # names that are no UTF-8 are found damaged here, and not by who asks for them
         return parquet
-    except DAMAGED_PARQUET as error:
-        raise _damaged(uri, error) from error
 
 
 def read_row_group(uri: str, row_group: int) -> pa.Table:
     """One of the many row groups of a file: its footer, megabytes where there are thousands, is read once a process.
 
-    Raises FileNotFoundError where the file is not there, DamagedParquet where it is no Parquet file."""
+    Raises FileNotFoundError where the file is not there, DamagedParquet where it is no Parquet file or a damaged one."""
     found = storage.find_object(uri)
     ranges = pa.PythonFile(storage.RangeReader(found), mode="r")
-    return pq.ParquetFile(ranges, metadata=_footer(found)).read_row_group(row_group)
+    with damage_named(uri):
+        return pq.ParquetFile(ranges, metadata=_footer(found)).read_row_group(row_group)
 
 
 @lru_cache(maxsize=1)  # a worker goes through files one after the other, and a parsed footer takes up to 50 MB
@@ -82,10 +91,8 @@ def _footer(found: storage.StoredObject) -> pq.FileMetaData:
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """One Parquet file as a table. Raises DamagedParquet where it is none."""
     data = storage.read_bytes(uri)
-    try:
+    with damage_named(uri):
         return pq.ParquetFile(io.BytesIO(data)).read(columns)
-    except DAMAGED_PARQUET as error:
-        raise _damaged(uri, error) from error
 
 
 def write_table(uri: str, table: pa.Table, *, row_group_size: int | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.platform.layout import list_nights, part_uris, partition_uri, read_summary_table, unless_replaced
-from jobs.platform.parquet import open_parquet
+from jobs.platform.parquet import damage_named, open_parquet
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.results import RESULTS_SCHEMA
@@ -73,7 +73,7 @@ def read_results(night: Night) -> Iterator[pa.Table]:
             place = partition_uri(night.output_uri, "results", night.audit_date)
             raise InputError(f"{place}: expected the parts of run {night.run_id}, found none; audit the night again")
         for part in parts:
-            with open_parquet(part) as file:
+            with open_parquet(part) as file, damage_named(part):
                 present = [name for name in RESULTS_SCHEMA.names if name in file.schema_arrow.names]
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=present):
                     yield conform(pa.Table.from_batches([batch]), RESULTS_SCHEMA)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import ray
 
 from jobs.platform.cluster import CHECK_CPUS
-from jobs.platform.parquet import open_parquet
+from jobs.platform.parquet import damage_named, open_parquet
 
 PIECE_ROWS = 4_000_000
 """Ids that one task hashes (8 bytes each) and that one range of hashes holds on average."""
@@ -104,8 +104,9 @@ def _count_ids(piece: _Piece, column: str, candidates: np.ndarray) -> dict[str, 
 
 def _read_ids(piece: _Piece, column: str) -> Iterator[pa.Array]:
     parquet = open_parquet(piece.uri)
-    for batch in parquet.iter_batches(batch_size=65536, row_groups=list(piece.row_groups), columns=[column]):
-        yield batch.column(0).cast(pa.string()).drop_null()
+    with damage_named(piece.uri):
+        for batch in parquet.iter_batches(batch_size=65536, row_groups=list(piece.row_groups), columns=[column]):
+            yield batch.column(0).cast(pa.string()).drop_null()
 
 
 def _hash(ids: pa.Array) -> np.ndarray:

@@ -452,7 +452,7 @@ DAMAGED = damaged_export()
         (
             {"images/a.jpg": b"", "x.parquet": DAMAGED},
             "x.parquet",
-            "x.parquet: expected a Parquet file, found a damaged",
+            "x.parquet: expected a Parquet file, found something else or a damaged",
         ),
         ({"images/a.jpg": b"", "x.csv": b""}, "x.csv", "x.csv: expected a CSV file with a header in UTF-8"),
         ({"images/a.jpg": b"", "x.csv": b"bin_id,sku,quantity\n"}, "x.csv", "expected lines of a WMS export below"),

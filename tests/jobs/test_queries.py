@@ -19,6 +19,7 @@ from jobs.counting import records
 from jobs.counting.history import read_history
 from jobs.platform import layout
 from jobs.platform.layout import part_uris
+from jobs.platform.parquet import DamagedParquet
 from jobs.reporting import nights as nights_module
 from jobs.reporting.nights import read_night, read_results
 from schemas.errors import GateError
@@ -215,6 +216,19 @@ def test_a_night_that_is_replaced_while_it_is_read_is_told_of(
         records.find_records(str(tmp_path), {TONIGHT: {"a"}})
     monkeypatch.setattr(layout, "committed_run", lambda *place: night.run_id)
     assert records.find_records(str(tmp_path), {TONIGHT: {"a"}}) == ({}, {TONIGHT})
+
+
+def test_a_damaged_part_of_a_night_is_named(tmp_path: Path) -> None:
+    commit_night(str(tmp_path), TONIGHT, [], other_bins=[_in_stock("a", "S", 0.0, 0.0)])
+    night = read_night(str(tmp_path), TONIGHT)
+    (part,) = part_uris(str(tmp_path), "results", TONIGHT, night.run_id)
+    data, footer_bytes = Path(part).read_bytes(), pq.read_metadata(part).serialized_size
+    body = len(data) - footer_bytes - 12  # between the magic bytes at both ends, the footer's length before the last ones
+    Path(part).write_bytes(data[:4] + b"\xff" * body + data[4 + body :])
+    with pytest.raises(DamagedParquet, match=rf"{TONIGHT}.*expected a Parquet file"):
+        list(read_results(night))
+    with pytest.raises(DamagedParquet, match=rf"{TONIGHT}.*expected a Parquet file"):
+        records.find_records(str(tmp_path), {TONIGHT: {"a"}})
 
 
 def test_values_in_several_currencies_are_not_added_up_and_no_value_is_not_zero(tmp_path: Path) -> None:

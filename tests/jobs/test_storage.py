@@ -475,6 +475,8 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     storage.write_bytes(uri, bytes(data))
     with pytest.raises(InputError, match=r"table\.parquet: expected a Parquet file"):
         read_table(uri)
+    with pytest.raises(DamagedParquet, match=r"table\.parquet: expected a Parquet file"):
+        read_row_group(uri, 0)
     data[-200:-8] = b"\xff" * 192
     storage.write_bytes(uri, bytes(data))
     with pytest.raises(InputError, match=r"table\.parquet: expected a Parquet file"):
