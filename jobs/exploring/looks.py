@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from jobs.stages.images import FetchPlan, Photo, fetch_each
+from jobs.stages.images import FetchPlan, Photo, fetch_each, measure_contrast
 from model.images import RejectedImage, UnreadableImage, read_pixels, resize_image
 from schemas.bundle import Preprocessing
 from schemas.results import ImageStatus
@@ -43,7 +43,8 @@ def _describe(found: bytes | Photo) -> dict[str, Any]:
         pixels = read_pixels(found)
     except (UnreadableImage, RejectedImage) as error:
         return {"status": str(error.status), "error": str(error)}
-    grey = cv2.cvtColor(resize_image(pixels, LOOK), cv2.COLOR_RGB2GRAY)
+    resized = resize_image(pixels, LOOK)
+    grey = cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY)
     return {
         "status": str(ImageStatus.SCORED),
         "error": None,
@@ -51,7 +52,7 @@ def _describe(found: bytes | Photo) -> dict[str, Any]:
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "brightness": float(grey.mean()),
-        "contrast": float(grey.std()),
+        "contrast": measure_contrast(resized),
         "detail": float(np.abs(cv2.Laplacian(grey, cv2.CV_32F)).mean()),
         "sha256": hashlib.sha256(found).hexdigest(),
     }

@@ -98,8 +98,8 @@ def fetch_photos(rows: pa.Table, plan: FetchPlan) -> list[Photo]:
 
 
 def measure_contrast(pixels: np.ndarray) -> float:
-    """Standard deviation of all values of a photo (S, S, 3) uint8; three times as fast as numpy's."""
-    return float(cv2.meanStdDev(pixels.reshape(-1, 1))[1].item())
+    """Standard deviation of the grey values of a photo (S, S, 3) uint8, so that a frame of one colour has none."""
+    return float(cv2.meanStdDev(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[1].item())
 
 
 def _pixels_column(photos: list[np.ndarray | None]) -> pa.Array:

@@ -22,7 +22,7 @@ KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SEC
 
 MIN_CONTRAST = 4.0
 """Standard deviation of grey values, of 255: below it a photo tells nothing (a lens cap, a blank frame). The flattest
-of 8,001 real bin photos has 10.6."""
+of 8,001 real bin photos has 10.0 (at 112 pixels)."""
 
 RECONCILED_SCHEMA = pa.schema(
     [

@@ -331,8 +331,11 @@ def test_what_s3_forbids_for_another_reason_is_told(code: str, told: str) -> Non
     assert fetching._denied(PermissionDeniedError(f"403 Forbidden: <Error><Code>{code}</Code></Error>")) == told
 
 
-@pytest.mark.parametrize("level", [0, 128, 255])
-def test_a_blank_frame_has_no_contrast_however_bright_it_is(level: int) -> None:
-    assert measure_contrast(np.full((32, 32, 3), level, np.uint8)) == 0
-    pixels = np.random.default_rng(level).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    assert measure_contrast(pixels) == pytest.approx(pixels.std(), rel=1e-4)
+@pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 255, 255), (180, 90, 40)])
+def test_a_blank_frame_has_no_contrast_whatever_its_brightness_and_colour(colour: tuple[int, int, int]) -> None:
+    assert measure_contrast(np.full((32, 32, 3), colour, np.uint8)) == 0
+
+
+def test_contrast_is_the_deviation_of_grey() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
+    assert measure_contrast(np.repeat(grey, 3, axis=2)) == pytest.approx(grey.std(), rel=1e-4)

@@ -160,10 +160,14 @@ KEYS = pa.table({"bucket": ["b"] * 900, "key": [f"images/{number}.jpg" for numbe
 @pytest.mark.parametrize("place", [4, 200, 800], ids=["page header", "page", "page"])
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, place: int) -> None:
     uri = damaged_parquet(LINES, tmp_path / "lines.parquet", place)
-    with pytest.raises(InputError, match=r"lines\.parquet: expected a Parquet file, found something else or a damaged one"):
+    with pytest.raises(
+        InputError, match=r"lines\.parquet: expected a Parquet file, found something else or a damaged one"
+    ):
         list(exports._read_parquet._function(uri, False))
     uri = damaged_parquet(KEYS.select(["key", "bucket"]), tmp_path / "keys.parquet", place)
-    with pytest.raises(InputError, match=r"keys\.parquet: expected a Parquet file, found something else or a damaged one"):
+    with pytest.raises(
+        InputError, match=r"keys\.parquet: expected a Parquet file, found something else or a damaged one"
+    ):
         list(inventory._read_parquet._function(uri, Folder("s3://b/images", (".jpg",))))
 
 

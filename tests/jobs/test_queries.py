@@ -223,7 +223,9 @@ def test_a_damaged_part_of_a_night_is_named(tmp_path: Path) -> None:
     night = read_night(str(tmp_path), TONIGHT)
     (part,) = part_uris(str(tmp_path), "results", TONIGHT, night.run_id)
     data, footer_bytes = Path(part).read_bytes(), pq.read_metadata(part).serialized_size
-    body = len(data) - footer_bytes - 12  # between the magic bytes at both ends, the footer's length before the last ones
+    body = (
+        len(data) - footer_bytes - 12
+    )  # between the magic bytes at both ends, the footer's length before the last ones
     Path(part).write_bytes(data[:4] + b"\xff" * body + data[4 + body :])
     with pytest.raises(DamagedParquet, match=rf"{TONIGHT}.*expected a Parquet file"):
         list(read_results(night))
