@@ -332,7 +332,7 @@ def _tell(tonight: Tonight, summary: dict) -> None:
     else:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
         lines.append(
-            f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%}; {summary['num_random_window']} random "
+            f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%}; {summary['num_random_window']} resolved random "
             f"counts, {summary['window_nights']} nights)"
         )
     if summary["drift_alarm"]:

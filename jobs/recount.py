@@ -86,12 +86,14 @@ def _tell(history: History, record_model: RecordModel) -> None:
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         print(f"differ and wait for another person's count (second_counts.csv of jobs.report): {shown}{more}")
     if estimates.error_rate is None:
-        waiting = sum(night.num_random_planned - night.num_random_resolved for night in history.nights)
-        print(f"error rate: no night has 90 % of its random bins resolved yet ({waiting} random bins pending)")
+        planned = sum(night.num_random_planned for night in history.nights)
+        waiting = planned - sum(night.num_random_resolved for night in history.nights)
+        pending = f"no night has 90 % of its random bins resolved yet ({waiting} random bins pending)"
+        print(f"error rate: {pending if planned else 'no night drew random bins'}")
     else:
         print(
             f"error rate: {estimates.error_rate:.1%} (95 %: {estimates.error_rate_low:.1%} to "
-            f"{estimates.error_rate_high:.1%}; {estimates.estimator}, {estimates.num_random_window} random counts, "
+            f"{estimates.error_rate_high:.1%}; {estimates.estimator}, {estimates.num_random_window} resolved random counts, "
             f"{estimates.window_nights} nights)"
         )
     if estimates.list_precision_window is not None:

@@ -59,7 +59,12 @@ COUNTS_SCHEMA = pa.schema(
         column("bin_id", pa.string(), "The bin that was counted.", required=True),
         column("audit_date", pa.string(), "The night whose plan asked for it, YYYY-MM-DD.", required=True),
         column("counted_qty", pa.int32(), "Pieces that the person found.", required=True),
-        column("counted_at", TIMESTAMP, "When it was counted.", required=True),
+        column(
+            "counted_at",
+            TIMESTAMP,
+            "When it was counted; a day without a time is its beginning in the --time-zone of jobs.recount.",
+            required=True,
+        ),
         column("counter_id", pa.string(), "Who counted; neither letter case nor leading zeros make another person."),
         column("confirmed", pa.bool_(), "Whether a second blind count agreed."),
         column("reason_code", pa.string(), "The warehouse's own code for what was found."),
@@ -79,7 +84,8 @@ COUNTED_SCHEMA = pa.schema(
         *(field.with_nullable(True) for field in _ASSESSED_COLUMNS),
     ]
 )
-"""`counted`: append-only, one object per call of jobs.recount."""
+"""`counted`: append-only, one object per call of jobs.recount. A count that is confirmed, or signed, later stands there a
+second time."""
 
 
 class RejectReason(StrEnum):

@@ -58,7 +58,11 @@ STATUS_COLUMNS = [
 CAMERA_COLUMNS = [
     column("camera_qty", pa.int32(), "The camera's most probable count; the top class means that many or more."),
     column("camera_is_top_class", pa.bool_(), "Whether camera_qty is the top class."),
-    column("qty_low", pa.int32(), "Smallest count of the camera's 90 % set."),
+    column(
+        "qty_low",
+        pa.int32(),
+        "Smallest count of the camera's 90 % set, which may leave out counts between and holds at least the most probable one.",
+    ),
     column("qty_high", pa.int32(), "Largest count of the camera's 90 % set."),
     column(
         "variance_qty",

@@ -80,14 +80,18 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "net_variance_value",
             _VALUE,
-            "Estimated sum of true - recorded pieces times unit_value over the assessed bins of an average night of the window, a level.",
+            "Estimated sum of true - recorded pieces times unit_value, where given, over the assessed bins of an average night of the window, a level.",
         ),
         column("net_variance_value_low", _VALUE, "Lower end of its 95 % interval."),
         column("net_variance_value_high", _VALUE, "Upper end of its 95 % interval."),
         column("shortage_value", _VALUE, "Predicted value of missing pieces; money is null for several currencies."),
         column("overage_value", _VALUE, "Predicted value of surplus pieces."),
         column("value_at_risk", _VALUE, "Sum of value_at_risk over assessed bins: shortage_value + overage_value."),
-        column("found_value_window", _VALUE, "Value of differences that the window's 90 % resolved lists found."),
+        column(
+            "found_value_window",
+            _VALUE,
+            "Value of differences that the window's 90 % resolved lists found, of bins with a unit_value.",
+        ),
         column(
             "claimed_over_found",
             _SHARE,
@@ -102,7 +106,11 @@ SUMMARY_SCHEMA = pa.schema(
             _SHARE,
             "Calibration error of p_record_wrong on the window's random recounts, less its floor by chance.",
         ),
-        column("record_outside_set_share", _SHARE, "Share of records outside the camera's 90 % set."),
+        column(
+            "record_outside_set_share",
+            _SHARE,
+            "Share of records outside the camera's 90 % set: of those whose own probability does not reach the set's threshold, even where qty_low to qty_high holds them.",
+        ),
         column(
             "drill_recall",
             _SHARE,

@@ -103,11 +103,11 @@ def test_a_planners_three_questions_are_answered_in_one_statement_each(tmp_path:
 def test_bins_counted_right_are_not_worth_a_visit_and_two_people_find_a_wrong_record(tmp_path: Path) -> None:
     output, night = str(tmp_path), "2026-03-01"
     kept_off = plan_row("counted", p_record_wrong=0.9, reason="counted", unit_value=1.0, currency="EUR")
-    valued = [plan_row(name, unit_value=1.0, currency="EUR", value_at_risk=2.0) for name in "abc"]
-    commit_night(output, night, [priority_row(name, rank) for rank, name in enumerate("abc", 1)])
+    valued = [plan_row(name, unit_value=1.0, currency="EUR", value_at_risk=2.0) for name in "abcd"]
+    commit_night(output, night, [priority_row(name, rank) for rank, name in enumerate("abcd", 1)])
     commit_night(output, "2026-03-02", [], other_bins=[*valued, kept_off])
     # a: two people found 2; b: one person twice, who took it back before another one found it; c: found wrong in two ways,
-    # once by two people and once confirmed
+    # once by two people and once confirmed; d: right by a boss, on the day of the two people's count
     counts = [("a", 2, "kim", 3), ("a", 2, "lee", 3), ("b", 2, "kim", 3), ("b", 2, "kim", 3)]
     counts += [("b", 3, "kim", 3), ("b", 2, "lee", 3)]
     counts += [("c", 1, "kim", 3), ("c", 1, "lee", 3), ("c", 5, None, 4)]
@@ -117,8 +117,13 @@ def test_bins_counted_right_are_not_worth_a_visit_and_two_people_find_a_wrong_re
         | {"counted_at": datetime(2026, 3, 2, 8 + hour, tzinfo=UTC), "confirmed": counter is None}
         for hour, (name, qty, counter, expected) in enumerate(counts)
     ]
+    on_that_day = {"counted_at": datetime(2026, 3, 2, tzinfo=UTC), "expected_qty": 5}
+    rows += [
+        rows[0] | on_that_day | {"bin_id": "d", "counted_qty": qty, "counter_id": counter, "confirmed": counter is None}
+        for qty, counter in ((4, "kim"), (5, None), (4, "lee"))
+    ]
     take_in(output, *rows)
     with duckdb.connect() as connection:
         worth, offenders, _ = ask_three_questions(connection, tmp_path)
-    assert [row[2:] for row in worth] == [(round(3 * 0.05, 1), 6)] * 4
+    assert [row[2:] for row in worth] == [(round(4 * 0.05, 1), 8)] * 4
     assert [(row[0], row[3]) for row in offenders] == [("c", 2), ("a", 1)]

@@ -43,7 +43,8 @@ class AuditConfig(JobConfig):
     """Replace a night that is already committed."""
 
     replace_counted: bool = False
-    """Replace it even though counts against its plan have come in (they are kept). Where records were corrected by those
+    """Replace it even though counts against its plan have come in (they are kept, but the new plan does not know them: it may
+    ask for bins that they have settled). Where records were corrected by those
     counts, give another --seed as well: the same draw would judge all bins by those that were put right."""
 
     precision: PrecisionChoice = "auto"

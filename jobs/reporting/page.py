@@ -132,6 +132,7 @@ def _list_row(row: dict[str, Any], thumbnail: Thumbnail) -> dict[str, Any]:
         "sku": plain(row["sku"]),
         "lines": lines,
         "moreLines": len(row["skus"]) - len(lines),
+        "numSkus": row["num_skus"],
         "expected": row["expected_qty"],
         "camera": row["camera_qty"],
         "cameraTop": bool(row["camera_is_top_class"]),

@@ -25,8 +25,8 @@ MAX_OFFENDERS = 25
 @dataclass(frozen=True)
 class Promise:
     """One night's priority list. What it claimed and what was found are of its `num_compared` bins: those counted of a
-    list that is 90 % resolved, else none. Value is None where
-    unit values are missing or of several currencies."""
+    list that is 90 % resolved, else none. Value is of those with a unit value; None where none has one, or of several
+    currencies."""
 
     audit_date: str
     num_listed: int
@@ -73,7 +73,7 @@ def _promise(plan: PlanRecounts) -> Promise:
     compared = ~plan.is_random & plan.counted & plan.has_priority_list
     difference = np.abs(plan.counted_qty - plan.column("expected_qty"))[compared]
     unit_value = plan.column("unit_value")[compared]
-    valued = bool(compared.any() and np.isfinite(unit_value).all() and len(plan.currencies) == 1)
+    valued = bool(np.isfinite(unit_value).any() and len(plan.currencies) == 1)
     claimed = plan.column("expected_abs_variance_qty")[compared] * unit_value
     return Promise(
         audit_date=plan.audit_date,
@@ -82,8 +82,8 @@ def _promise(plan: PlanRecounts) -> Promise:
         num_compared=int(compared.sum()),
         claimed_hits=float(plan.column("p_record_wrong")[compared].sum()),
         found_hits=int((difference > 0).sum()),
-        claimed_value=float(claimed.sum()) if valued else None,
-        found_value=float((difference * unit_value).sum()) if valued else None,
+        claimed_value=float(np.nansum(claimed)) if valued else None,
+        found_value=float(np.nansum(difference * unit_value)) if valued else None,
         currencies=frozenset(plan.currencies),
     )
 

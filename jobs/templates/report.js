@@ -60,11 +60,12 @@
 
   const sku = (row) => {
     if (!row.lines.length) return [element("span", { class: "name" }, "no lines")];
-    const [, code, title] = row.lines[0];
-    if (row.lines.length === 1 && !row.moreLines) return [element("bdi", {}, code ?? row.sku ?? "–"), element("bdi", { class: "name" }, title ?? "")];
+    const [, code, product] = row.lines[0];
+    if (row.lines.length === 1 && !row.moreLines) return [element("bdi", {}, code ?? row.sku ?? "–"), element("bdi", { class: "name" }, product ?? "")];
     const list = row.lines.map(([pieces, line, text]) => `${pieces} × ${line ?? "?"} ${text ?? ""}`).join("; ");
     const more = row.moreLines ? `; and ${row.moreLines} more` : "";
-    return [`mixed, ${row.lines.length + row.moreLines} SKUs`, element("bdi", { class: "name" }, list + more)];
+    const title = row.numSkus > 1 ? `mixed, ${row.numSkus} SKUs` : `${code ?? row.sku ?? "–"}, ${row.lines.length + row.moreLines} lines`;
+    return [element("bdi", {}, title), element("bdi", { class: "name" }, list + more)];
   };
 
   // name, label, value to sort by, first direction, cell
@@ -202,7 +203,7 @@
     const list = byId("photo-facts");
     list.replaceChildren();
     for (const [name, value] of facts) if (value !== null) list.append(element("dt", {}, name), element("dd", {}, element("bdi", {}, String(value))));
-    list.append(element("dt", {}, "Record"), element("dd", {}, ...row.lines.map(([pieces, code, name]) => element("div", {}, `${pieces} × `, element("bdi", {}, `${code ?? "?"} ${name ?? ""}`)))));
+    list.append(element("dt", {}, "Record"), element("dd", {}, ...row.lines.map(([pieces, code, name]) => element("div", {}, `${pieces} × `, element("bdi", {}, `${code ?? "?"} ${name ?? ""}`))), row.moreLines ? element("div", {}, `and ${row.moreLines} more lines`) : null));
     const chart = bars(row);
     if (chart) list.append(element("dt", {}, "Counts"), element("dd", {}, chart));
     list.append(element("dt", {}, "Photo"), element("dd", {}, row.uri));

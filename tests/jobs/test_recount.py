@@ -464,6 +464,13 @@ def test_what_was_learned_is_told(output: str, capsys: pytest.CaptureFixture[str
     assert take_in(output, *(f"{name},{NIGHT},3,2026-03-03T08:00Z,,," for name in "abc")) == 0
     told = capsys.readouterr().out
     assert "error rate: 0.0% (95 %" in told and "record model (learned)" in told
+    assert "3 resolved random counts" in told
+
+
+def test_random_bins_that_no_night_drew_are_not_awaited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit_night(str(tmp_path), NIGHT, [priority_row("a", 1)])
+    assert take_in(str(tmp_path), f"a,{NIGHT},3,2026-03-03T08:00Z,,,") == 0
+    assert "error rate: no night drew random bins\n" in capsys.readouterr().out
 
 
 def test_times_without_an_offset_are_in_the_given_zone(output: str) -> None:

@@ -808,8 +808,8 @@ def test_a_list_s_value_is_compared_in_one_currency_only(
 ) -> None:
     given = {"unit_value": 10.0, "expected_abs_variance_qty": 0.1}
     plan = [priority_row(name, 1, currency=each, **given) for name, each in zip("ab", currencies, strict=True)]
-    commit_night(str(tmp_path), DATES[0], plan)
-    take_in(tmp_path, _counted("a", 3, "ann"), _counted("b", 3, "ann"))
+    commit_night(str(tmp_path), DATES[0], [*plan, priority_row("unpriced", 1)])
+    take_in(tmp_path, *(_counted(name, 3, "ann") for name in ("a", "b", "unpriced")))
     promise = _promise(tmp_path)
-    assert promise.num_compared == 2
+    assert promise.num_compared == 3
     assert promise.claimed_value == (None if claimed is None else pytest.approx(claimed))
