@@ -155,6 +155,11 @@ def list_folder(what: str, folder: Folder, sources: list[Any]) -> Chunks:
     chunks = collect(what, sources)
     others = f"{chunks.num_others:,} other objects (such as {', '.join(chunks.others)})"
     if not chunks.num_rows:
+        if storage.describe(folder.uri, anonymous=folder.anonymous) is not None:
+            export = (
+                ", or a WMS export (.csv, .csv.gz, .parquet; save a workbook as CSV UTF-8)" if what == "records" else ""
+            )
+            raise InputError(f"{folder.uri}: expected a folder of {what}{export}, found a file of another kind")
         raise InputError(
             f"{folder.uri}: expected {what} ({', '.join(folder.suffixes)}), found "
             f"{others if chunks.num_others else 'nothing'}; check --{what}-uri"

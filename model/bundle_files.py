@@ -56,7 +56,7 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         raise InputError(f"{path}: expected JSON, found binary data; train the bundle anew") from error
     try:
         fields = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of a number of thousands of digits no JSONDecodeError
         raise InputError(f"{path}: expected JSON, found a damaged file ({error}); train the bundle anew") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:

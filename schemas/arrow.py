@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -29,10 +29,10 @@ def describe(field: pa.Field) -> str:
 def schema_problems(found: pa.Schema, expected: pa.Schema) -> list[str]:
     """What keeps a table of schema `found` from being read as `expected`: one line per column, all at once.
 
-    Optional columns may be missing; other columns are ignored; a type fits where a safe cast exists
-    (int64 for int32, large_string for string, another time unit).
+    Optional columns may be missing; other columns are ignored, but for misspelt ones; a type fits where a safe cast
+    exists (int64 for int32, large_string for string, another time unit).
     """
-    problems = []
+    problems = misspelt_columns(found.names, expected.names)
     for field in expected:
         places = found.get_all_field_indices(field.name)
         if len(places) > 1:
@@ -42,6 +42,17 @@ def schema_problems(found: pa.Schema, expected: pa.Schema) -> list[str]:
         elif places and not _castable(found.field(places[0]).type, field.type):
             problems.append(f"column {field.name}: expected {field.type}, found {found.field(places[0]).type}")
     return problems
+
+
+def misspelt_columns(found: Sequence[str], expected: Sequence[str]) -> list[str]:
+    """One line per name of `found` that is one of `expected` but for its letter case or blanks around it, where that one is
+    missing: an optional column would be ignored without a word."""
+    meant = [(name, name.strip().lower()) for name in found]
+    return [
+        f"column {name!a}: expected {right}; rename it"
+        for name, right in meant
+        if name != right and right in expected and right not in found
+    ]
 
 
 def conform(table: pa.Table, expected: pa.Schema) -> pa.Table:

@@ -97,6 +97,7 @@ class RejectReason(StrEnum):
     BAD_QUANTITY = "bad_quantity"
     NEGATIVE_QUANTITY = "negative_quantity"
     BAD_FLAG = "bad_flag"
+    BAD_COUNTER = "bad_counter"
     UNKNOWN_NIGHT = "unknown_night"
     UNKNOWN_BIN = "unknown_bin"
     NOT_PLANNED = "not_planned"

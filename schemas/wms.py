@@ -100,7 +100,8 @@ def _parse_cells(field: pa.Field, cells: pa.Array, problems: list[str | None]) -
     values: list[object] = []
     for index, cell in enumerate(cells.to_pylist()):
         try:  # cell != cell: NaN, which pandas writes for an empty cell
-            values.append(None if cell is None or cell == "" or cell != cell else parse[field.type](cell))
+            is_empty = cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+            values.append(None if is_empty else parse[field.type](cell))
         except ValueError as error:
             values.append(None)
             problems[index] = problems[index] or f"{field.name}: {error}, found {ascii(cell)[:60]}"
@@ -171,9 +172,12 @@ def group_lines(lines: pa.Table) -> pa.Table:
             elif values[index] != value and name == "abc_class":
                 several.add(index)
             elif values[index] != value:
+                before, found = (
+                    each.isoformat() if isinstance(each, datetime) else ascii(each)[:60]
+                    for each in (values[index], value)
+                )
                 problems[index] = problems[index] or (
-                    f"{place}: {name}: expected {ascii(values[index])[:60]} as in the bin's lines before, "
-                    f"found {ascii(value)[:60]}"
+                    f"{place}: {name}: expected {before} as in the bin's lines before, found {found}"
                 )
         values = [None if index in several else value for index, value in enumerate(values)]
         columns[name] = pa.array(values, WMS_SCHEMA.field(name).type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ NO_TIME = "counted_at: expected a time of day, found the date alone of a day on 
 """Of a count that may have been made before that or after it."""
 
 BEGAN_AT = "began_at"
+
+_NUMBER = re.compile(r"0*(?P<whole>[0-9]+)(?:(?P<decimals>\.[0-9]*[1-9])0*|\.0+)?", re.ASCII)
 
 Rejected = tuple[CountsRow, RejectReason, str]
 
@@ -249,12 +252,12 @@ def _list_names(plans: Mapping[str, list[Plan]]) -> dict[tuple[str, str], str]:
 
 
 def _list_numbers(plans: Mapping[str, list[Plan]]) -> tuple[dict[tuple[str, str], str], set[tuple[str, str]]]:
-    """(night, text) -> bin_id, for bins such as 00004, which a spreadsheet takes for the number 4, where one planned bin can
-    be meant; and the (night, text) by which several can."""
+    """(night, text) -> bin_id, for bins such as 00004 or 1.10, which a spreadsheet takes for the numbers 4 and 1.1, where one
+    planned bin can be meant; and the (night, text) by which several can."""
     numbers: dict[tuple[str, str], str] = {}
     alike: set[tuple[str, str]] = set()
     for night, of_night in plans.items():
-        bin_ids = {bin_id for plan in of_night for bin_id in plan if bin_id.isascii() and bin_id.isdecimal()}
+        bin_ids = {bin_id for plan in of_night for bin_id in plan if _NUMBER.fullmatch(bin_id)}
         meant = Counter(map(_number, bin_ids))
         numbers.update({(night, _number(bin_id)): bin_id for bin_id in bin_ids if meant[_number(bin_id)] == 1})
         alike |= {(night, number) for number, times in meant.items() if times > 1}
@@ -262,16 +265,18 @@ def _list_numbers(plans: Mapping[str, list[Plan]]) -> tuple[dict[tuple[str, str]
 
 
 def _number(bin_id: str) -> str:
-    """What a spreadsheet makes of it: a decimal number loses the zeros in front."""
-    return (bin_id.lstrip("0") or "0") if bin_id.isascii() and bin_id.isdecimal() else bin_id
+    """What a spreadsheet makes of it: a number loses the zeros in front and those at the end of its decimals."""
+    number = _NUMBER.fullmatch(bin_id)
+    return number["whole"] + (number["decimals"] or "") if number else bin_id
 
 
 def _check_distinct(count: CountRow, alike: Set[tuple[str, str]]) -> None:
     """Raises Reject for a number that may be one of several planned bins, in a file that may have lost its zeros."""
     if (count.audit_date, count.bin_id) in alike:
         detail = (
-            f"bin_id: planned bins differ from {count.bin_id} in leading zeros only, and no bin_id in the file has one, as "
-            "after a spreadsheet; hand it in with bin_id as text (an empty row of one with zeros shows that none are lost)"
+            f"bin_id: planned bins differ from {count.bin_id} in zeros only, in front or after the decimals, and no bin_id in "
+            "the file has one, as after a spreadsheet; hand it in with bin_id as text (an empty row of one with zeros shows "
+            "that none are lost)"
         )
         raise Reject(RejectReason.UNKNOWN_BIN, detail)
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jobs.platform import storage
 from jobs.platform.parquet import damage_named
 from jobs.platform.texts import CSV_ENCODING, csv_text, holds_rows
+from schemas.arrow import misspelt_columns
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
 
@@ -115,10 +116,11 @@ def _check_quotes(uri: str, cells: Sequence[str], names: Sequence[str], reader: 
 
 def _parquet_rows(uri: str, data: bytes) -> Iterator[CountsRow]:
     with damage_named(uri):
-        table = pq.read_table(io.BytesIO(data))
-        names = table.column_names
+        file = pq.ParquetFile(io.BytesIO(data))
+        names = file.schema_arrow.names
     _check_columns(uri, names)
-    table = table.select([name for name in COUNTS_SCHEMA.names if name in names])
+    with damage_named(uri):
+        table = file.read([name for name in COUNTS_SCHEMA.names if name in names])
     nested = [
         f"column {field.name}: expected single values, found {field.type}"
         for field in table.schema
@@ -157,7 +159,8 @@ def _as_text(value: object) -> str:
 
 
 def _check_columns(uri: str, names: Sequence[str]) -> None:
-    problems = [f"column {name}: expected it, found no such column" for name in REQUIRED if name not in names]
+    problems = misspelt_columns(names, COUNTS_SCHEMA.names)
+    problems += [f"column {name}: expected it, found no such column" for name in REQUIRED if name not in names]
     problems += [f"column {name}: expected once, found twice" for name in COUNTS_SCHEMA.names if names.count(name) > 1]
     if problems:
         found = ", ".join(ascii(name) for name in names[:12]) or "nothing"

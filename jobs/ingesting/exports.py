@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -179,18 +181,17 @@ def _make_chunks(found: pa.Table, row: int, file: str | None = None) -> Iterator
 
 
 def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
-    """The delimiter is the one that finds bin_id, sku and quantity in the first line; Arrow reads it as all others."""
+    """The delimiter is the one that finds bin_id, sku and quantity in the first line."""
     best: list[str] = []
     for delimiter in DELIMITERS:
-        try:
-            reader = pyarrow.csv.open_csv(
-                open_csv(uri, anonymous=anonymous),
-                read_options=pyarrow.csv.ReadOptions(use_threads=False),
-                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip"),
-            )
-            names = reader.schema.names
-        except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError) as error:
-            raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {error}") from error
+        # of columns that nobody reads, which may be decoded with the header, it doesn't matter whether they are UTF-8
+        with io.TextIOWrapper(open_csv(uri, anonymous=anonymous), "utf-8-sig", "surrogateescape", newline="") as text:
+            try:
+                names = next(csv.reader(text, delimiter=delimiter, strict=True))
+                "".join(names).encode()
+            except (StopIteration, csv.Error, UnicodeEncodeError, pa.ArrowInvalid, EOFError, OSError) as error:
+                found = "nothing" if isinstance(error, StopIteration) else f"another one ({error})"
+                raise InputError(f"{uri}: expected a CSV file with a header in UTF-8, found {found}") from error
         if {"bin_id", "sku", "quantity"} <= set(names):
             return delimiter, names
         best = max(best, names, key=len)

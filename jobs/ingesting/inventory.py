@@ -73,6 +73,7 @@ def _read_manifest(uri: str, folder: Folder) -> list[Any]:
         return [_read_parquet.remote(f"s3://{bucket}/{key}", folder) for key in keys]
     if file_format == "CSV":
         names = [_our_name(name) for name in columns]
+        _check_names(uri, names, columns)
         return [_read_csv.remote(f"s3://{bucket}/{key}", names, folder) for key in keys]
     raise InputError(
         f"{uri}: fileFormat: expected CSV or Parquet, found {file_format}; set the inventory up as Parquet"
@@ -86,13 +87,20 @@ def _read_parquet(uri: str, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected an S3 Inventory file, found nothing") from error
     names = {name: _our_name(name) for name in parquet.schema_arrow.names if _our_name(name) in _COLUMNS.values()}
-    if not {"bucket", "key"} <= set(names.values()):
+    _check_names(uri, list(names.values()), parquet.schema_arrow.names)
+    try:
+        for rows in read_chunks(uri, parquet, list(names)):
+            yield from _make_chunk(rows.rename_columns([names[name] for name in rows.column_names]), folder)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        kinds = ", ".join(f"{name} ({parquet.schema_arrow.field(name).type})" for name in names)
+        raise InputError(f"{uri}: expected an S3 Inventory's columns, found {kinds}: {error}") from error
+
+
+def _check_names(uri: str, ours: list[str], found: Sequence[str]) -> None:
+    if not {"bucket", "key"} <= set(ours) or len(set(ours)) < len(ours):
         raise InputError(
-            f"{uri}: expected an S3 Inventory with the columns bucket and key, "
-            f"found {', '.join(parquet.schema_arrow.names)}"
+            f"{uri}: expected an S3 Inventory with the columns bucket and key, each column once, found {', '.join(found)}"
         )
-    for rows in read_chunks(uri, parquet, list(names)):
-        yield from _make_chunk(rows.rename_columns([names[name] for name in rows.column_names]), folder)
 
 
 @ray.remote(num_returns="streaming")
@@ -129,6 +137,8 @@ def _read_csv(uri: str, names: list[str], folder: Folder) -> Iterator[ChunkInfo 
 def _make_chunk(rows: pa.Table, folder: Folder) -> Iterator[ChunkInfo | pa.Table]:
     """Keeps what is below the folder and current."""
     bucket, _, prefix = folder.uri.removeprefix("s3://").partition("/")
+    for name in ("bucket", "key"):  # a dictionary of texts, as some writers make it, compares with none
+        rows = rows.set_column(rows.column_names.index(name), name, rows[name].cast(pa.string()))
     wanted = pc.equal(rows["bucket"], bucket)
     if prefix:
         wanted = pc.and_(wanted, pc.starts_with(rows["key"], prefix + "/"))

@@ -32,6 +32,9 @@ def run_command(
         # prog: under `ray job submit` the default is a long temporary path
         arguments = join_repeats(config_type, sys.argv[1:] if argv is None else argv)
         config = tyro.cli(config_type, prog=f"python -m jobs.{job}", args=arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except SystemExit as stopped:
         return int(stopped.code or 0)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
@@ -58,13 +61,15 @@ def run_command(
 
 def join_repeats(config_type: type[JobConfig], argv: Sequence[str]) -> list[str]:
     """`--flag a --flag b` as `--flag a b` for the flags that take several values: the parser knows either form alone,
-    and of a repeated flag it would keep the last one without a word."""
+    and of a repeated flag it would keep the last one without a word, which of the other flags is said. Raises InputError for
+    one of those without a value, as an unset variable leaves it."""
     lists = {
         f"--{name.replace('_', '-')}"
         for name, field in config_type.model_fields.items()
         if get_origin(field.annotation) is tuple
     }
     found: dict[str, list[str]] = {}
+    single: set[str] = set()
     rest: list[str] = []
     values = rest
     for argument in argv:
@@ -75,8 +80,17 @@ def join_repeats(config_type: type[JobConfig], argv: Sequence[str]) -> list[str]
             values += [value] if equals else []
             continue
         if argument.startswith("--"):
+            if flag in single:
+                print(
+                    f"warning: {flag}: given more than once; it takes one value, and the last one counts",
+                    file=sys.stderr,
+                )
+            single.add(flag)
             values = rest
         values.append(argument)
+    for flag, given in found.items():
+        if not given:
+            raise InputError(f"{flag}: expected a value, found none; give one, or leave the flag out")
     return rest + [part for flag, given in found.items() for part in (flag, *given)]
 
 

@@ -210,13 +210,13 @@ def _check_rows(parquet: pq.ParquetFile, uri: str, report: dict) -> None:
         misfits = [misfit for name in present if (misfit := _find_misfit(batch, MANIFEST_SCHEMA.field(name)))]
         if misfits:
             report["problems"] += [
-                f"{uri}: row {report['num_rows'] + row}: {name}: expected {MANIFEST_SCHEMA.field(name).type}, found another "
+                f"{uri}: row {report['num_rows'] + 1 + row}: {name}: expected {MANIFEST_SCHEMA.field(name).type}, found another "
                 f"value ({error})"
                 for row, name, error in misfits
             ]
             return
         table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA)
-        report["problems"] += list(row_problems(table, uri, report["num_rows"]))
+        report["problems"] += list(row_problems(table, uri, report["num_rows"] + 1))
         report["num_rows"] += table.num_rows
         told = table["expected_qty"].drop_null().to_numpy().clip(0, MOST_TOLD)
         records += np.bincount(told, minlength=MOST_TOLD + 1)
@@ -253,7 +253,7 @@ def _sort_currencies(currencies: set[str | None]) -> list[str | None]:
 
 
 def row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
-    """What is wrong with rows of MANIFEST_SCHEMA, by column; `first_row` is the number of the first one in its file."""
+    """What is wrong with rows of MANIFEST_SCHEMA, by column; `first_row` is the number of the first one in its file, from 1."""
     checks = [
         (field.name, pc.is_null(table[field.name]), "a value", "none")
         for field in MANIFEST_SCHEMA

@@ -50,11 +50,21 @@ def test_a_flag_of_several_values_takes_them_in_a_row_or_repeated(flags: str) ->
     assert (found[0].alpha, found[0].output_uri) == ((0.1, 0.2, 0.3), "o")
 
 
+@pytest.mark.parametrize("again", ["--seed=2", "--seed 2"])
+def test_a_flag_of_one_value_that_is_given_twice_is_told_of(capsys: pytest.CaptureFixture[str], again: str) -> None:
+    found: list[AuditConfig] = []
+    places = "--manifest-uri m --bundle-uri b --output-uri o --seed 1"
+    assert run_command(AuditConfig, found.append, job="audit", argv=[*places.split(), *again.split()]) == 0
+    assert found[0].seed == 2
+    assert "warning: --seed: given more than once" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         ("--recount-budget -5", "--recount-budget: expected greater than or equal to 0, found -5"),
-        ("--alpha", "--alpha: expected Tuple should have at least 1 item after validation, not 0, found ()"),
+        ("--alpha", "--alpha: expected a value, found none"),
+        ("--allowed-root --seed 1", "--allowed-root: expected a value, found none"),
         ("--random-share 1.5", "--random-share: expected less than or equal to 1, found 1.5"),
         ("--audit-date tomorrow", "audit-date"),
         ("--output-uri /data/audits\x01", r"--output-uri: expected a place, found '/data/audits\x01'"),

@@ -462,6 +462,16 @@ DAMAGED = damaged_export()
             "x.csv: expected a CSV file with a header in UTF-8",
         ),
         (
+            {"images/a.jpg": b"", "x.xlsx": b"PK"},
+            "x.xlsx",
+            "x.xlsx: expected a folder of records, or a WMS export (.csv,",
+        ),
+        (
+            {"images/a.jpg": b"", "x.csv": b"bin_id,sku,quantity,Unit_Value\na,b,1,2\n"},
+            "x.csv",
+            "column 'Unit_Value': expected unit_value; rename it",
+        ),
+        (
             {"images/a.jpg": b"", "x.csv": b"bin_id,sku,quantity\na,b,1\nc,d\n"},
             "x.csv",
             "expected UTF-8 CSV with 3 columns",

@@ -190,6 +190,54 @@ def test_a_damaged_inventory_in_csv_is_named(tmp_path: Path, damage: str) -> Non
         list(inventory._read_csv._function(str(path), ["bucket", "key"], Folder("s3://b/images", (".jpg",))))
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"bucket": [1.5], "key": ["images/a.jpg"]}, "no keys"),
+        ({"bucket": ["b"], "key": ["images/a.jpg"], "size": ["many"]}, r"found bucket \(string\).*size \(string\)"),
+        (
+            {"Bucket": ["b"], "key": ["images/a.jpg"], "Key": ["images/b.jpg"]},
+            "each column once, found Bucket, key, Key",
+        ),
+    ],
+)
+def test_an_inventory_of_other_columns_is_named(tmp_path: Path, columns: dict[str, list], said: str) -> None:
+    uri = str(tmp_path / "keys.parquet")
+    write_table(uri, pa.table(columns))
+    read = inventory._read_parquet._function(uri, Folder("s3://b/images", (".jpg",)))
+    if said == "no keys":
+        assert sum(table.num_rows for table in read if isinstance(table, pa.Table)) == 0
+        return
+    with pytest.raises(InputError, match=rf"keys\.parquet: expected an S3 Inventory.*{said}"):
+        list(read)
+
+
+def test_an_inventory_may_hold_its_texts_as_a_dictionary(tmp_path: Path) -> None:
+    uri = str(tmp_path / "keys.parquet")
+    texts = {"bucket": ["b", "b"], "key": ["images/a.jpg", "other/b.jpg"]}
+    write_table(uri, pa.table({name: pa.array(each).dictionary_encode() for name, each in texts.items()}))
+    (found,) = [
+        rows
+        for rows in inventory._read_parquet._function(uri, Folder("s3://b/images", (".jpg",)))
+        if isinstance(rows, pa.Table)
+    ]
+    assert found["uri"].to_pylist() == ["s3://b/images/a.jpg"]
+
+
+def test_text_in_a_column_that_nobody_reads_may_be_of_any_encoding_and_hold_other_delimiters(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_bytes("bin_id;sku;quantity;descr\nA1;s;3;Schlüssel, groß\n".encode("latin-1"))
+    assert exports._read_header(str(path), False) == (";", ["bin_id", "sku", "quantity", "descr"])
+
+
+def test_cells_of_blanks_are_empty_ones() -> None:
+    lines = {"bin_id": ["A1  "], "sku": ["s "], "quantity": [" 3"], "unit_value": ["   "], "photo_at": [" "]}
+    bins = group_lines(parse_lines(pa.table(lines), 2))
+    assert bins.select(["bin_id", "expected_qty", "unit_value", "problem"]).to_pylist() == [
+        {"bin_id": "A1", "expected_qty": 3, "unit_value": None, "problem": None}
+    ]
+
+
 def test_an_export_is_read_as_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
     def note(uri: str, *, anonymous: bool) -> None:
         raise InputError(f"{uri}, anonymous: {anonymous}")

@@ -162,6 +162,7 @@ def test_results_that_were_deleted_are_asked_for_by_new_counts_only(output: str)
         ("a,2026-03-02,many,2026-03-03T08:00Z,,,", "bad_quantity"),
         ("a,2026-03-02,3000000000,2026-03-03T08:00Z,,,", "bad_quantity"),
         ("a,2026-03-02,3,2026-03-03T08:00Z,,perhaps,", "bad_flag"),
+        ("a,2026-03-02,3,2026-03-03T08:00Z,1.23457E+11,,", "bad_counter"),
         ("a,2026-03-02,3,2026-02-28T08:00Z,,,", "before_night"),
         ("a,2026-03-02,3,2999-01-01T08:00Z,,,", "in_future"),
         ("a,2026-03-02,3,2026-03-03T08:00Z,,,,more", "malformed_row"),
@@ -682,10 +683,36 @@ def test_bins_that_differ_in_leading_zeros_are_not_taken_for_one_another(tmp_pat
     lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,kim,," for name in ("4", "00004", "00005")]
     assert take_in(output, *(line.replace("0000", "") for line in lines)) == 1
     assert [(row["bin_id"], row["reason"]) for row in rejects(output)] == [("4", "unknown_bin"), ("4", "unknown_bin")]
-    assert "differ from 4 in leading zeros only" in rejects(output)[0]["detail"]
+    assert "differ from 4 in zeros only" in rejects(output)[0]["detail"]
     assert take_in(output, lines[0], blank, name="alone.csv") == 0
     assert take_in(output, *lines, name="as-text.csv") == 0
     assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["00004", "00005", "4"]
+
+
+def test_a_bin_whose_decimals_a_spreadsheet_cut_is_found_but_not_guessed(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row("1.1"), plan_row("1.10"), plan_row("2.50")])
+    lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,kim,," for name in ("1.1", "1.1", "2.5")]
+    assert take_in(output, *lines) == 1
+    assert [(row["bin_id"], row["reason"]) for row in rejects(output)] == [("1.1", "unknown_bin")] * 2
+    assert read_counted(output)["bin_id"].to_pylist() == ["2.50"]
+
+
+def test_of_two_columns_that_nobody_reads_the_names_may_be_the_same(output: str, tmp_path: Path) -> None:
+    cells = [["a"], [NIGHT], [at(8)], [3], ["x"], ["y"]]
+    names = ["bin_id", "audit_date", "counted_at", "counted_qty", "note", "note"]
+    uri = str(tmp_path / "counts.parquet")
+    write_table(uri, pa.table([pa.array(cell) for cell in cells], names=names))
+    assert main(["--output-uri", output, "--counts-uri", uri]) == 0
+
+
+@pytest.mark.parametrize("name", ["Counter_ID", "CONFIRMED"])
+def test_an_optional_column_in_another_letter_case_is_not_passed_over(
+    output: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = HEADER.replace(name.lower(), name)
+    assert take_in(output, f"a,{NIGHT},3,2026-03-03T08:00Z,kim,,", header=header) == 2
+    assert f"column '{name}': expected {name.lower()}; rename it" in capsys.readouterr().err
 
 
 def test_a_parquet_file_may_hold_decimals(output: str, tmp_path: Path) -> None:
@@ -704,11 +731,28 @@ def test_a_person_written_in_two_ways_is_one_person(output: str) -> None:
     assert {row["reason"] for row in rejects(output)} == {"counted_twice"}
 
 
-@pytest.mark.parametrize(("first", "again"), [("7", "7.0"), ("0", "00"), ("J\u00f6rg", "Jo\u0308rg"), ("\uff17", "7")])
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        ("7", "7.0"),
+        ("0", "00"),
+        ("J\u00f6rg", "Jo\u0308rg"),
+        ("\uff17", "7"),
+        ("@ann", "'@ann"),
+        ("007", "'7"),
+        ("ann", "\u200eann\u200b"),
+    ],
+)
 def test_what_programs_make_of_a_name_is_no_second_person(first: str, again: str, output: str) -> None:
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,{first},,") == 0
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T09:00Z,{again},,", name="again.csv") == 1
     assert rejects(output)[0]["reason"] == "counted_twice"
+
+
+@pytest.mark.parametrize("nobody", ["NULL", "None", "NaN", "n/a", "'", "\u200b"])
+def test_what_a_database_writes_for_no_name_is_nobody(output: str, nobody: str) -> None:
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,{nobody},,") == 0
+    assert read_counted(output)["counter_id"].to_pylist() == [None]
 
 
 def test_a_count_may_come_again_once_it_is_known_whose_it_is(output: str) -> None:
