@@ -26,6 +26,9 @@ MAX_ODD_PIXELS = 12_500_000
 MAX_SCANNED_PIXELS = 2_500_000_000
 """Pixels times scans of a JPEG. Every further scan goes over the whole photo, in a few bytes: 30 kB can ask for a
 minute of work, and a file of MAX_IMAGE_BYTES for a day. A progressive photo has ten scans."""
+MAX_PADDING = 8
+"""Bytes before a JPEG's end mark that harm no pixel. More are what is left of a scan whose codes went astray: a bit that
+flipped, or a block that was sent twice, leaves 14 and more and most of the photo wrong."""
 SHORTEST_SCAN = 10
 """Bytes of a scan's marker and header, of one component (ISO/IEC 10918-1, B.2.3)."""
 MAX_SEGMENTS = 1000
@@ -111,6 +114,7 @@ def read_pixels(data: bytes) -> np.ndarray:
 # a run of 0xFF before a marker only fills; a `+` here would take quadratic time on such runs
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _MARKER_IN_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+_PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _ORIENTATION_IN_XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
@@ -168,7 +172,8 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
     """None where Pillow must read it (CMYK, or an oddity that harms no pixel)."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except ValueError as error:
+        _check_damage(error)
         return None
     is_usual = colorspace in ("YCbCr", "Gray", "RGB")
     _check_pixels(width, height, MAX_IMAGE_PIXELS if is_usual else MAX_ODD_PIXELS)
@@ -177,13 +182,20 @@ def _read_jpeg(data: bytes) -> np.ndarray | None:
         # strict: libjpeg only warns where data ends early, and fills the rest of the photo with grey
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError as error:
-        message = str(error)
-        if "Premature end" in message or ("Corrupt JPEG data" in message and "extraneous" not in message):
-            raise UnreadableImage(f"truncated or damaged JPEG: {message}") from error
-        return None
+        padding = _PADDING.search(str(error))
+        if padding is None or int(padding[1]) > MAX_PADDING:
+            _check_damage(error)
+            return None
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)  # nothing comes after it
     if not is_usual:
         return None  # it was decoded for its damage only: Pillow sees none before an end mark
     return pixels
+
+
+def _check_damage(error: ValueError) -> None:
+    """Of libjpeg's first warning: others behind it nobody hears of. Raises UnreadableImage."""
+    if "Premature end" in str(error) or "Corrupt JPEG data" in str(error):
+        raise UnreadableImage(f"truncated or damaged JPEG: {error}") from error
 
 
 DAMAGED_METADATA = (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, struct.error)

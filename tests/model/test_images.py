@@ -61,6 +61,22 @@ def test_a_truncated_jpeg_is_unreadable_and_never_half_grey(
         decode_image(data[: len(data) // 2] + ending, PREPROCESSING)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_bytes_before_the_end_mark_are_padding_or_what_damage_left(photo: Image.Image, mode: str) -> None:
+    data = encode(photo.convert(mode), quality=95)
+    expected, middle = read_pixels(data), len(data) // 2
+    np.testing.assert_array_equal(read_pixels(data[:-2] + bytes(4) + data[-2:]), expected)
+    with pytest.raises(UnreadableImage):
+        read_pixels(data[:middle] + data[middle - 1000 :])  # a block that was sent twice
+
+
+def test_stray_bytes_in_front_do_not_hide_that_half_a_photo_is_lost(photo: Image.Image) -> None:
+    data = encode(photo, quality=95)
+    end_of_first = 4 + int.from_bytes(data[4:6], "big")
+    with pytest.raises(UnreadableImage):
+        read_pixels(data[:end_of_first] + b"\0\0" + data[end_of_first : len(data) // 2] + b"\xff\xd9")
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_a_truncated_png_or_webp_is_unreadable(photo: Image.Image, kind: str) -> None:
     data = encode(photo, kind)
