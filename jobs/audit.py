@@ -174,6 +174,7 @@ def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
             "bundle_id": tonight.bundle.bundle_id,
             "weights_sha256": tonight.bundle.weights_sha256,
         },
+        "allowed_roots": sorted(tonight.allowed_roots),
         "device": tonight.resources.device,
         "batch_size": tonight.resources.batch_size,
         "precision": tonight.precision,

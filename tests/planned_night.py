@@ -72,7 +72,8 @@ def write_run(output_uri: str, run_id: str, plan: Sequence[dict[str, Any]], **fa
     private = storage.join(output_uri, "runs", run_id)
     write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
     config = {"objective": "probability"}
-    run = {"run_id": run_id, "config": config, "belief": assumed_belief(), "started_at": None, **facts}
+    run = {"run_id": run_id, "config": config, "belief": assumed_belief(), "allowed_roots": ["/"], "started_at": None}
+    run |= facts
     storage.write_bytes(storage.join(private, "run.json"), json.dumps(run).encode())
 
 

@@ -168,7 +168,12 @@ def _build_page(
         night=night,
         run=run,
         overview=overview,
-        thumbnails=fetch_thumbnails(listed, anonymous=anonymous, audited_at=ended and datetime.fromisoformat(ended)),
+        thumbnails=fetch_thumbnails(
+            listed,
+            tuple(run.get("allowed_roots", ())),
+            anonymous=anonymous,
+            audited_at=ended and datetime.fromisoformat(ended),
+        ),
         nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
         history=history,
         num_second_counts=num_second_counts,

@@ -11,6 +11,7 @@ from typing import Any
 from jobs.pages.photos import encode_thumbnail
 from jobs.platform import storage
 from jobs.platform.fetching import Fault, NotFetched, fetch_bytes
+from jobs.platform.roots import is_allowed
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, read_pixels
 from schemas.errors import InputError
 from schemas.results import ImageStatus
@@ -40,11 +41,13 @@ class Thumbnail:
     problem: str | None = None
 
 
-def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool, audited_at: datetime | None) -> list[Thumbnail]:
-    """One per row (`image_uri`, `status`), in order. Only photos that the audit scored are fetched: it has checked
-    that they lie below the allowed roots. One that was replaced after the audit ended, at `audited_at` where that is known,
-    is another photo than the one whose count stands beside it."""
-    thumbnails = asyncio.run(_fetch_all(rows, anonymous, audited_at))
+def fetch_thumbnails(
+    rows: list[dict[str, Any]], allowed_roots: tuple[str, ...], *, anonymous: bool, audited_at: datetime | None
+) -> list[Thumbnail]:
+    """One per row (`image_uri`, `status`), in order. Only photos that the audit scored are fetched, and only below its
+    allowed roots: since then one may have become a link that leads elsewhere. One that was replaced after the audit ended, at
+    `audited_at` where that is known, is another photo than the one whose count stands beside it."""
+    thumbnails = asyncio.run(_fetch_all(rows, allowed_roots, anonymous, audited_at))
     spent, kept = 0, []
     for thumbnail in thumbnails:
         spent += len(thumbnail.source or "")
@@ -53,7 +56,9 @@ def fetch_thumbnails(rows: list[dict[str, Any]], *, anonymous: bool, audited_at:
     return kept
 
 
-async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool, audited_at: datetime | None) -> list[Thumbnail]:
+async def _fetch_all(
+    rows: list[dict[str, Any]], allowed_roots: tuple[str, ...], anonymous: bool, audited_at: datetime | None
+) -> list[Thumbnail]:
     slots = asyncio.Semaphore(IN_FLIGHT)
     deadline = time.monotonic() + MAX_SECONDS
     # bucket -> why it can't be opened; looking for credentials takes seconds where there are none: once, not per photo
@@ -62,6 +67,8 @@ async def _fetch_all(rows: list[dict[str, Any]], anonymous: bool, audited_at: da
     async def fetch(place: int, row: dict[str, Any]) -> Thumbnail:
         if row["status"] != ImageStatus.SCORED:
             return Thumbnail(None, str(row["status"]).replace("_", " "))
+        if not is_allowed(row["image_uri"], allowed_roots):
+            return Thumbnail(None, "outside the audit's allowed roots")
         bucket = storage.bucket_of(row["image_uri"])
         async with slots:
             if bucket in closed:

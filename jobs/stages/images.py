@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -21,9 +20,10 @@ import ray
 
 from jobs.platform import fetching, s3, storage
 from jobs.platform.fetching import OUTAGE_FAILURES, Fault, NotFetched
+from jobs.platform.roots import is_allowed, names_no_object
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
-from schemas.errors import GateError, InputError
+from schemas.errors import GateError
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
@@ -124,30 +124,6 @@ def pixels_of(rows: pa.Table, preprocessing: Preprocessing) -> np.ndarray:
     return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].reshape(len(whole), side, side, 3)
 
 
-def is_allowed(uri: str, roots: tuple[str, ...]) -> bool:
-    """Whether `uri` lies below one of `roots`: no `..`, no other bucket, and no link that leads out of a folder."""
-    if storage.is_s3(uri):
-        if _names_no_object(uri):
-            return False
-        return any(storage.is_s3(root) and uri.startswith(root.rstrip("/") + "/") for root in roots)
-    if "\0" in uri:
-        return False
-    try:
-        real = os.path.realpath(storage.absolute(uri))
-    except InputError:
-        return False
-    return any(not storage.is_s3(root) and real.startswith(_real_root(root)) for root in roots)
-
-
-def _names_no_object(uri: str) -> bool:
-    return not {"", ".", ".."}.isdisjoint(uri.removeprefix("s3://").split("/"))
-
-
-@lru_cache(maxsize=64)
-def _real_root(root: str) -> str:
-    return os.path.realpath(root).rstrip("/") + "/"
-
-
 def fetch_each(rows: pa.Table, plan: FetchPlan, use: Callable[[bytes | Photo], Used]) -> list[Used]:
     """What `use` makes of each photo while other requests are under way, in the order of `rows` (LISTED_COLUMNS). Raises
     GateError where the storage stopped answering: waiting for its retries photo by photo would take hours."""
@@ -182,7 +158,7 @@ async def fetch_allowed(
 ) -> bytes | Photo:
     """The whole object, or what became of it instead. An ETag (in S3) and a size other than None must be the object's
     still."""
-    if storage.is_s3(uri) and _names_no_object(uri):
+    if storage.is_s3(uri) and names_no_object(uri):
         return Photo(ImageStatus.IMAGE_REJECTED, "a key with an empty part, . or .. in it; rename the object")
     if not is_allowed(uri, plan.allowed_roots):
         return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")

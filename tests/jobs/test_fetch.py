@@ -17,13 +17,13 @@ from PIL import Image
 from jobs.exploring.looks import look_at
 from jobs.platform import fetching, s3, storage
 from jobs.platform.fetching import OUTAGE_FAILURES
+from jobs.platform.roots import is_allowed
 from jobs.stages.images import (
     FetchPlan,
     Photo,
     _pixels_column,
     fetch_allowed,
     fetch_rows,
-    is_allowed,
     measure_contrast,
     pixels_of,
 )

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.platform import storage
-from jobs.stages.images import FetchPlan, fetch_rows, is_allowed
+from jobs.platform.roots import is_allowed
+from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.manifest import settle_roots
 from schemas.bundle import Preprocessing
 from tests.dump import manifest_table, photo

@@ -565,13 +565,22 @@ def test_only_scored_photos_are_fetched_and_one_that_is_gone_says_so(tmp_path: P
         {"image_uri": str(tmp_path / "gone.jpg"), "status": "scored"},
         {"image_uri": str(tmp_path / "broken.jpg"), "status": "scored"},
     ]
-    shown, rejected, gone, broken = fetch_thumbnails(rows, anonymous=False, audited_at=None)
+    shown, rejected, gone, broken = fetch_thumbnails(rows, (str(tmp_path),), anonymous=False, audited_at=None)
     assert shown.source is not None
     assert shown.source.startswith("data:image/jpeg;base64,")
     assert (rejected.source, rejected.problem) == (None, "image rejected")
     assert (gone.source, gone.problem) == (None, "no longer there")
     assert broken.source is None
     assert broken.problem
+
+
+def test_a_photo_that_became_a_link_to_elsewhere_is_not_shown(tmp_path: Path) -> None:
+    Image.new("RGB", (90, 30), "red").save(tmp_path / "private.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").symlink_to(tmp_path / "private.png")
+    rows = [{"image_uri": str(tmp_path / "photos" / "a.png"), "status": "scored"}]
+    (found,) = fetch_thumbnails(rows, (str(tmp_path / "photos"),), anonymous=False, audited_at=None)
+    assert found == Thumbnail(None, "outside the audit's allowed roots")
 
 
 def test_a_photo_that_was_replaced_since_the_audit_is_not_shown_beside_its_count(tmp_path: Path) -> None:
@@ -588,7 +597,7 @@ def test_a_photo_that_was_replaced_since_the_audit_is_not_shown_beside_its_count
 def test_photos_are_read_as_the_try_that_committed_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
-    def fetch(rows: list[dict[str, Any]], *, anonymous: bool, **_: object) -> list[Thumbnail]:
+    def fetch(rows: list[dict[str, Any]], _: tuple[str, ...], *, anonymous: bool, **__: object) -> list[Thumbnail]:
         asked.append(anonymous)
         return [Thumbnail(None, "not asked for")] * len(rows)
 
@@ -611,18 +620,22 @@ def test_a_photo_whose_store_can_not_be_opened_says_why_and_ends_no_report(monke
     monkeypatch.setattr(storage, "locate", lambda uri, **flags: asked.append(uri) or locate(uri, **flags))
     uris = ["s3://no-keys-here/a.jpg", "s3://no-keys-here/b.jpg", "gs://elsewhere/c.jpg"]
     first, second, third = fetch_thumbnails(
-        [{"image_uri": uri, "status": "scored"} for uri in uris], anonymous=False, audited_at=None
+        [{"image_uri": uri, "status": "scored"} for uri in uris],
+        ("s3://no-keys-here",),
+        anonymous=False,
+        audited_at=None,
     )
     assert first == second == Thumbnail(None, "s3://no-keys-here: no AWS credentials found")
-    assert third.source is None and "another scheme" in str(third.problem)
-    assert asked == [uris[0], uris[2]]
+    assert third == Thumbnail(None, "outside the audit's allowed roots")
+    assert asked == [uris[0]]
 
 
 def test_photos_beyond_the_page_s_size_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = tmp_path / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(photo)
     monkeypatch.setattr("jobs.reporting.photos.MAX_PHOTO_BYTES", 150_000)
-    found = fetch_thumbnails([{"image_uri": str(photo), "status": "scored"}] * 30, anonymous=False, audited_at=None)
+    rows = [{"image_uri": str(photo), "status": "scored"}] * 30
+    found = fetch_thumbnails(rows, (str(tmp_path),), anonymous=False, audited_at=None)
     assert found[0].source is not None
     assert found[-1] == type(found[0])(None, "left out to keep the page small")
     assert sum(len(thumbnail.source or "") for thumbnail in found) <= 150_000
@@ -635,10 +648,12 @@ def test_a_photo_that_can_not_be_had_says_so_also_where_the_page_is_full(
     monkeypatch.setattr("jobs.reporting.photos.MAX_PHOTO_BYTES", 100)
     rows = [{"image_uri": str(tmp_path / name), "status": "scored"} for name in ("photo.png", "gone.jpg")]
     rejected = {"image_uri": str(tmp_path / "photo.png"), "status": "image_rejected"}
-    problems = [
-        thumbnail.problem for thumbnail in fetch_thumbnails([*rows, rejected], anonymous=False, audited_at=None)
+    found = fetch_thumbnails([*rows, rejected], (str(tmp_path),), anonymous=False, audited_at=None)
+    assert [thumbnail.problem for thumbnail in found] == [
+        "left out to keep the page small",
+        "no longer there",
+        "image rejected",
     ]
-    assert problems == ["left out to keep the page small", "no longer there", "image rejected"]
 
 
 UPLOAD = """
