@@ -152,7 +152,7 @@ def _check_running(unhealthy_since: float | None = None) -> float | None:
         lost = GateError(f"the endpoint can't be kept up: {' '.join(filter(None, messages))[-2000:]}")
         try:
             stop_endpoint()
-        except (GateError, RayActorError, RayServeException) as error:  # no replica is left that could be drained
+        except GateError as error:  # no replica is left that could be drained
             logger.warning("the endpoint was not drained: %s", error)
         raise lost
     return unhealthy_since or now
@@ -163,6 +163,8 @@ def stop_endpoint() -> None:
     try:
         # The network's replicas would go at once with the front's, so the front is emptied before.
         left = sum(serve.get_app_handle(APP_NAME).broadcast("drain", SHUTDOWN_S).results(timeout_s=SHUTDOWN_S + 10))
+    except (RayActorError, RayServeException, TimeoutError) as error:  # as where a replica is being replaced just now
+        raise GateError(f"the photos that were taken could not be finished: {error}") from error
     finally:
         serve.shutdown()  # or it would go on on the cluster, with nobody to stop it
     if left:

@@ -84,7 +84,8 @@ def absolute(uri: str) -> str:
     if uri.startswith("file://"):
         uri = unquote(uri.removeprefix("file://"))
     if "://" in uri:
-        raise InputError(f"{uri}: expected a local path, file:///path or s3://bucket/key, found another scheme")
+        scheme = uri.partition("://")[0]  # the rest may hold a password
+        raise InputError(f"{scheme}://…: expected a local path, file:///path or s3://bucket/key, found another scheme")
     # not Path: its resolve would follow links, and its expanduser raises where a user is not known
     path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
     return "/" + path.lstrip("/")  # abspath keeps two leading slashes
@@ -102,6 +103,13 @@ def _checked_s3(uri: str) -> str:
     bucket, *key = uri.removeprefix("s3:").removeprefix("//").split("/")
     if not bucket:
         raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
+    if "@" in bucket or (
+        ":" in bucket and not bucket.startswith("arn:")
+    ):  # a key and its secret, as other tools take them
+        raise InputError(
+            "s3://…: expected s3://bucket/key, found credentials in it; AWS_PROFILE, a role or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them"
+        )
     wrong = [part for part in key if part in ("", ".", "..") or any(character < " " for character in part)]
     if wrong:
         raise InputError(

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
+from ray.serve.metrics import Counter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -84,8 +85,9 @@ def answer_problem(problem: Problem, request_id: str | None) -> JSONResponse:
     return _respond(problem.details(request_id), problem.headers)
 
 
-def install_handlers(api: FastAPI) -> None:
-    """Every error of `api` becomes problem details, FastAPI's and Starlette's own included."""
+def install_handlers(api: FastAPI, photos: Counter) -> None:
+    """Every error of `api` becomes problem details, FastAPI's and Starlette's own included; `photos` counts those whose
+    settings are refused before a route begins."""
 
     @api.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> JSONResponse:
@@ -96,7 +98,9 @@ def install_handlers(api: FastAPI) -> None:
         # the value itself is left out: it may be long, and it is the caller's
         errors = [{"place": ".".join(map(str, each["loc"])), "message": str(each["msg"])} for each in error.errors()]
         text = "; ".join(f"{each['place']}: {each['message']}" for each in errors)
-        details = Problem("invalid_request", text).details(find_request_id(request.headers))
+        problem = Problem("invalid_request", text)
+        photos.inc(tags={"outcome": problem.cause})
+        details = problem.details(find_request_id(request.headers))
         return _respond(details.model_copy(update={"errors": errors}), {})
 
     @api.exception_handler(HTTPException)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from jobs.serving.front import Front
 
 
+Read = TypeVar("Read")
+
+
 def _check_digits(value: object) -> object:
     """As in a form: pydantic would take 1.000 for 1."""
     if isinstance(value, str) and not is_whole_number(value):
@@ -45,6 +49,15 @@ class Health(BaseModel):
     status: str
 
 
+async def _read(reading: Awaitable[Read], front: Front) -> Read:
+    """What a request holds; one that is refused meanwhile is a photo that was not counted."""
+    try:
+        return await reading
+    except Problem as problem:
+        front.photos.inc(tags={"outcome": problem.cause})
+        raise
+
+
 def build_api(front: Front) -> FastAPI:
     """The FastAPI application of one front replica."""
     api = FastAPI(
@@ -54,7 +67,7 @@ def build_api(front: Front) -> FastAPI:
         docs_url=None,  # FastAPI's own page loads scripts from elsewhere
         redoc_url=None,
     )
-    install_handlers(api)
+    install_handlers(api, front.photos)
     timeout_s = front.settings.request_timeout_s
     # the gate asks for it; here it only stands in the API's description
     token = [Depends(HTTPBearer(auto_error=False))] if front.settings.token_digest is not None else []
@@ -78,7 +91,7 @@ def build_api(front: Front) -> FastAPI:
             Query(ge=0, le=MAX_QUANTITY, description="The recorded quantity."),
         ] = None,
     ) -> Answer:
-        return await front.count(await read_upload(request, expected_qty, timeout_s))
+        return await front.count(await _read(read_upload(request, expected_qty, timeout_s), front))
 
     @api.post(
         "/v1/count/batch",
@@ -89,7 +102,7 @@ def build_api(front: Front) -> FastAPI:
     )
     async def count_batch(request: Request) -> BatchAnswer:
         request_id = find_request_id(request.headers)
-        uploads = await read_uploads(request, timeout_s)
+        uploads = await _read(read_uploads(request, timeout_s), front)
 
         async def count_one(upload: Upload) -> Answer | Problem:
             try:

@@ -215,6 +215,18 @@ def test_a_form_that_is_broken_or_holds_too_much_is_an_invalid_request(path: str
     assert problem(asyncio.run(ask(app, path, body, headers=FORM)), 422, "invalid_request").json()["detail"]
 
 
+def test_uploads_that_are_refused_while_they_are_read_are_counted() -> None:
+    app = build(Room(10))
+
+    async def live() -> None:
+        assert (await ask(app, "/v1/count", b"x", headers={"content-type": "text/plain"})).status == 415
+        assert (await ask(app, "/v1/count/batch", b"x", headers=JPEG)).status == 415
+        assert (await ask(app, "/v1/count?expected_qty=many", b"x", headers=JPEG)).status == 422
+
+    asyncio.run(live())
+    assert app.state.photos == {"unsupported_media_type": 2, "invalid_request": 1}
+
+
 @pytest.mark.parametrize(
     ("charset", "name"),
     [

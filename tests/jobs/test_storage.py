@@ -451,12 +451,18 @@ def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monke
         ("s3://stock//audits", "found ''"),
         ("s3://stock/a/../b", "found '..'"),
         ("s3://stock/a\tb", "a\\\\tb"),
-        ("https://stock/audits", "another scheme"),
+        (
+            "https://bob:hunter2@stock/audits",
+            "https://…: expected a local path, file:///path or s3://bucket/key, found another scheme",
+        ),
+        ("s3://KEY:hunter2@stock/audits", "credentials in it"),
+        ("s3://KEY:hunter/2@stock/audits", "credentials in it"),
     ],
 )
 def test_a_uri_that_names_no_place_or_another_one_in_listings_is_refused(uri: str, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said) if "\\" not in said else said):
+    with pytest.raises(InputError, match=re.escape(said) if "\\" not in said else said) as refused:
         storage.absolute(uri)
+    assert "hunter" not in str(refused.value)
 
 
 def test_listings_name_objects_as_absolute_does(tmp_path: Path) -> None:
