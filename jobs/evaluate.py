@@ -37,7 +37,7 @@ from jobs.platform.command import run_command
 from jobs.platform.provenance import provenance
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
-from jobs.stages.resources import resolve_precision, settle_resources
+from jobs.stages.resources import settle_resources
 from jobs.stages.worklist import temporary_worklist
 from model.bundle_files import digests, learned_from
 from model.metrics import format_interval
@@ -81,7 +81,7 @@ def run_evaluation(config: EvaluateConfig) -> None:
             predictions = predict(scorer=scorer)
             agreement = None
             if precision == "int8" and len(predictions):
-                reference = resolve_precision("auto", resources.device, info)  # int8 is of CPUs: no cards to ask
+                _, reference = settle_resources("auto", info)
                 logger.info("all once more in %s, to compare", reference)
                 again = predict(scorer=replace(scorer, precision=reference))
                 agreement = compare_counts(predictions, again) | {"with": reference}

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a node's processor is good for; see the functions of these names."""
+
+    gains_by_bfloat16: bool
+    multiplies_int8: bool
+
+
+def read_processor() -> Processor:
+    """This machine's."""
+    return Processor(gains_by_bfloat16(), multiplies_int8())
 
 
 def gains_by_bfloat16() -> bool:
@@ -25,13 +40,14 @@ def multiplies_int8() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def check_int8(info: BundleInfo, device: str) -> dict[str, tuple[float, float]]:
-    """The bundle's activation ranges. Raises InputError where it has none or this machine can't compute in int8."""
+def check_int8(info: BundleInfo, device: str, has_vnni: bool) -> dict[str, tuple[float, float]]:
+    """The bundle's activation ranges. Raises InputError where it has none, or where who scores can't compute in int8;
+    `has_vnni` as `multiplies_int8`."""
     remedy = "use --precision auto"
     if device != "cpu":
         raise InputError(f"--precision int8: expected CPUs to score on, found GPUs; {remedy}")
-    if not multiplies_int8():
-        raise InputError(f"--precision int8: expected a processor with VNNI, found none; {remedy}")
+    if not has_vnni:
+        raise InputError(f"--precision int8: expected processors with VNNI, found one without; {remedy}")
     if info.activation_ranges is None:
         raise InputError(
             f"--precision int8: expected activation_ranges in bundle {info.bundle_id}, found none; it is of before int8: "

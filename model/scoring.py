@@ -11,7 +11,7 @@ import torch
 from model.bundle import Bundle
 from model.calibration import apply_calibration
 from model.inference import prepare_network
-from model.processor import check_int8
+from model.processor import check_int8, multiplies_int8
 from model.quantisation import quantise_network
 from schemas.bundle import Preprocessing
 from schemas.errors import InputError
@@ -39,7 +39,9 @@ class Scorer:
             torch.backends.cudnn.deterministic = True  # else the same photo may get other last bits
         self._dtype = DTYPES[precision]
         if precision == "int8":
-            self._network = quantise_network(bundle.network, check_int8(bundle.info, self._device.type))
+            self._network = quantise_network(
+                bundle.network, check_int8(bundle.info, self._device.type, multiplies_int8())
+            )
         else:
             self._network = prepare_network(bundle.network, self._device, self._dtype)
         self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,16 @@ from contextlib import contextmanager
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import (
+    AuthenticationError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+)
 
 from schemas.errors import GateError, InputError
 
@@ -30,6 +40,14 @@ OWN_CLUSTER = {
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
 }
 """Set for a cluster that a command starts for itself, unless they are set already."""
+
+TOKENS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+
+LOSSES = (
+    *(WorkerCrashedError, NodeDiedError, LocalRayletDiedError, TaskUnschedulableError),
+    *(OutOfMemoryError, OutOfDiskError, ObjectLostError),
+)
+"""What Ray says where it can't repeat on another worker what one did, or has nowhere to keep it."""
 
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -71,6 +89,9 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
         options |= {"address": "local", "include_dashboard": False}
         for name, value in {**OWN_CLUSTER, **(environment or {})}.items():
             os.environ.setdefault(name, value)
+        if TOKENS.isdisjoint(os.environ):
+            # else Ray makes one and leaves it in the home folder, which a container may not have, or not let it write
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         if quiet:
 
             def keep_quiet() -> None:  # nested, so that it travels by value: a worker runs it before it can import ours
@@ -80,7 +101,7 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
     address = os.environ.get("RAY_ADDRESS")
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         if not address:
             raise
         if "://" in address and not address.startswith("ray://"):
@@ -105,7 +126,7 @@ def _losses_named() -> Iterator[None]:
     """Ray Data gives up what makes no progress for half an hour, and Ray what it can't repeat on another worker."""
     try:
         yield
-    except (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError) as error:
+    except LOSSES as error:
         kind = type(error).__name__
         raise GateError(f"the cluster lost a worker or what it made ({kind}); run the same command again") from error
     except ExecutionTimeoutError as error:

@@ -31,7 +31,7 @@ from jobs.counting.belief import Belief, learn_belief, read_class_shares, true_s
 from jobs.counting.history import LAST_COUNTS_SCHEMA, History, day_after, read_history
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
-from jobs.platform.cluster import network_environment
+from jobs.platform.cluster import CHECK_CPUS, await_slot, network_environment
 from jobs.platform.layout import list_nights
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
@@ -58,7 +58,9 @@ LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 
 
 def build_app(settings: EndpointSettings) -> serve.Application:
-    """The application for the connected cluster. Raises InputError for settings that don't fit."""
+    """The application for the connected cluster. Raises InputError for settings that don't fit, GateError for a cluster
+    without a free CPU slot."""
+    await_slot(CHECK_CPUS)  # for a task that waits a cluster grows, from no workers too
     bundle_uri = storage.absolute(settings.bundle_uri)
     bundle = _check_bundle(bundle_uri)
     belief = learn_current_belief(settings.output_uri, bundle)

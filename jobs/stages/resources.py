@@ -7,21 +7,23 @@ slot for the tasks that feed it, and the job hangs without a message.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config.base import PrecisionChoice
 from jobs.platform.bundles import ScorerPlan
-from model.processor import check_int8, gains_by_bfloat16
+from model.processor import Processor, check_int8, read_processor
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
 
 if TYPE_CHECKING:
     from model.scoring import Precision
+
+Answer = TypeVar("Answer")
 
 GPU_BATCH, CPU_BATCH = 256, 32
 """Photos per padded batch, a GPU's at most (`fit_batch`): by the hardware, so that results don't depend on what is free."""
@@ -73,8 +75,14 @@ def settle_resources(asked: PrecisionChoice, info: BundleInfo) -> tuple[Resource
     """What scoring with this bundle gets of the connected cluster, and the precision that it scores in. Raises as
     `plan_resources` and `resolve_precision`."""
     resources = plan_resources()
-    cards = _cards() if resources.device == "cuda" else []
-    precision = resolve_precision(asked, resources.device, info, cards)
+    cards: list[Card] = []
+    processors: list[Processor] = []
+    if resources.device == "cuda":
+        answers = _ask_nodes(read_cards, "GPU")
+        cards = [card for found in answers for card in found] if all(answers) else []
+    else:
+        processors = _ask_nodes(read_processor, "CPU")
+    precision = resolve_precision(asked, resources.device, info, cards, processors)
     return fit_batch(resources, precision, info.preprocessing.image_size, cards), precision
 
 
@@ -160,15 +168,22 @@ def fit_batch(resources: Resources, precision: Precision, image_size: int, cards
     return replace(resources, batch_size=size)
 
 
-def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo, cards: Sequence[Card] = ()) -> Precision:
+def resolve_precision(
+    asked: PrecisionChoice,
+    device: str,
+    info: BundleInfo,
+    cards: Sequence[Card] = (),
+    processors: Sequence[Processor] = (),
+) -> Precision:
     """`auto` is bf16 where the hardware gains by it, else fp32 (see `gains_by_bfloat16`; emulated bf16 is slower still).
-    `cards`: the GPUs, where they score.
+    `cards` or `processors`: those that score; of none given, this machine's processor.
 
-    Raises InputError for fp16 on a CPU, which no network is scored in, for int8 where the processor or the bundle isn't
+    Raises InputError for fp16 on a CPU, which no network is scored in, for int8 where a processor or the bundle isn't
     made for it, and for `auto` where no GPU could be asked.
     """
+    processors = processors or [read_processor()]
     if asked == "int8":
-        check_int8(info, device)
+        check_int8(info, device, all(processor.multiplies_int8 for processor in processors))
     if asked == "fp16" and device == "cpu":
         raise InputError("--precision fp16: expected a GPU in the cluster, found none; use auto, bf16 or fp32")
     if asked != "auto":
@@ -180,19 +195,20 @@ def resolve_precision(asked: PrecisionChoice, device: str, info: BundleInfo, car
                 "nodes with GPUs; pass --precision bf16 (cards since Ampere) or fp32"
             )
         return "bf16" if min(card.capability for card in cards) >= BF16_CAPABILITY else "fp32"
-    return "bf16" if gains_by_bfloat16() else "fp32"
+    return "bf16" if all(processor.gains_by_bfloat16 for processor in processors) else "fp32"
 
 
-def _cards() -> list[Card]:
-    """Of every node with GPUs, none where one of them can't be asked. The driver's own node may have none."""
-    ask = ray.remote(num_cpus=0)(read_cards)
-    found = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("GPU")
-    ]
-    answers = ray.get(found)
-    return [card for cards in answers for card in cards] if all(answers) else []
+def _ask_nodes(read: Callable[[], Answer], resource: str) -> list[Answer]:
+    """What `read` says on every node that has some of `resource`, as the driver's own may not. Raises GateError where one of
+    them dies meanwhile."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource)]
+    if nodes == [here]:
+        return [read()]
+    ask = ray.remote(num_cpus=0)(read)
+    return ray.get(
+        [ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes]
+    )
 
 
 def read_cards() -> list[Card]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import TaskUnschedulableError, WorkerCrashedError
 
 from jobs.config.audit import AuditConfig
 from jobs.config.base import JobConfig
@@ -135,6 +135,7 @@ def test_an_error_of_a_worker_keeps_its_exit_code_and_message(
     ("error", "said"),
     [
         (ExecutionTimeoutError("no progress"), "failed: the cluster: nothing has made progress for 30 minutes"),
+        (TaskUnschedulableError("its node died"), "lost a worker or what it made (TaskUnschedulableError)"),
         (WorkerCrashedError(), "lost a worker or what it made (WorkerCrashedError); run the same command again"),
     ],
 )

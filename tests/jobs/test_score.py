@@ -40,6 +40,7 @@ from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
 from model.inference import MixedNetwork
 from model.network import build_network
+from model.processor import Processor
 from model.scoring import Precision, to_inputs
 from schemas.bundle import BundleInfo, Calibration, Preprocessing
 from schemas.errors import GateError, InputError
@@ -267,12 +268,18 @@ def test_cards_are_asked_once_for_precision_and_batch(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         resources, "plan_resources", lambda: Resources("cuda", 1, 1.0, 1.0, 1, 4, 0.5, 0.1, GPU_BATCH, 1)
     )
-    monkeypatch.setattr(resources, "_cards", lambda: asked.append([Card(8.0, 2**20)]) or asked[-1])
+    monkeypatch.setattr(resources, "_ask_nodes", lambda *_: asked.append([Card(8.0, 2**20)]) or asked[-1:])
     settled, precision = resources.settle_resources("auto", INFO)
     assert (settled.batch_size, precision, len(asked)) == (1, "bf16", 1)
 
 
-def test_cards_that_cannot_be_asked_are_not_guessed_at() -> None:
+def test_cards_that_cannot_be_asked_are_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_ask_nodes", lambda *_: [[Card(8.0, None)], []])
+    monkeypatch.setattr(
+        resources, "plan_resources", lambda: Resources("cuda", 1, 1.0, 1.0, 1, 4, 0.5, 0.1, GPU_BATCH, 1)
+    )
+    with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
+        resources.settle_resources("auto", INFO)
     with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
         resolve_precision("auto", "cuda", INFO)
     assert resolve_precision("bf16", "cuda", INFO) == "bf16"
@@ -396,6 +403,31 @@ def test_bf16_is_taken_where_the_hardware_gains_by_it(
 ) -> None:
     monkeypatch.setattr(processor, "_first_processor", lambda: {"vendor_id": vendor, "flags": flags})
     assert resolve_precision(asked, device, INFO) == found  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("gains", "found"), [([True, True], "bf16"), ([True, False], "fp32")], ids=str)
+def test_bf16_is_taken_where_every_node_that_scores_gains_by_it(gains: list[bool], found: str) -> None:
+    processors = [Processor(gain, multiplies_int8=False) for gain in gains]
+    assert resolve_precision("auto", "cpu", INFO, processors=processors) == found
+
+
+def test_int8_is_refused_where_one_node_that_scores_cannot_compute_it() -> None:
+    with pytest.raises(InputError, match="expected processors with VNNI, found one without"):
+        resolve_precision("int8", "cpu", INFO, processors=[Processor(True, True), Processor(True, False)])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_nodes_can_do_is_asked_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def process() -> int:
+        return os.getpid()
+
+    assert resources._ask_nodes(process, "CPU") == [os.getpid()]
+    elsewhere = SimpleNamespace(get_node_id=lambda: "a head that scores nothing")
+    monkeypatch.setattr(resources.ray, "get_runtime_context", lambda: elsewhere)
+    (found,) = resources._ask_nodes(process, "CPU")
+    assert found != os.getpid()
+    assert resources._ask_nodes(process, "GPU") == []
 
 
 @pytest.mark.parametrize("status", ["missing_image", "fetch_failed", "unreadable_image", "image_rejected"])
