@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -309,7 +310,7 @@ def _report(tonight: Tonight, report_uri: str) -> None:
     try:
         write_report(config)
     except (InputError, GateError) as error:
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in config)
+        flags = " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in config)
         raise GateError(
             f"the night {tonight.audit_date} is committed, but its report is not written ({message(error)}); mend it and "
             f"run: python -m jobs.report {flags}"

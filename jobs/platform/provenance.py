@@ -19,9 +19,11 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
+    """Of the repository that holds this file: where the package is installed into another one's folder, of none."""
+    here = Path(__file__)
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # slim images have no git
+        for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            found = subprocess.run(["git", *command], cwd=here.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # slim images have no git
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import ray
 from ray.train import ScalingConfig
@@ -11,6 +13,11 @@ from jobs.config.train import TrainConfig
 from jobs.platform.cluster import await_free, await_slot, network_environment
 from jobs.training.labelled_bins import TASK_CPUS
 from schemas.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LEAST_SHARE = 0.01
+"""Of a CPU, in Ray's books."""
 
 
 def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig, int]:
@@ -43,32 +50,42 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
         each = {"CPU": share, "GPU": 1}
         return ScalingConfig(num_workers=config.num_workers, use_gpu=True, resources_per_worker=each), 1
     sizes = [node["Resources"]["CPU"] for node in nodes if node["Resources"].get("CPU")] or [1.0]
-    num_workers, mean = config.num_workers * num_runs, sum(sizes) / len(sizes)
-    per_node = -(-num_workers // len(sizes))
-    share = (mean - (1.0 if mean >= 2 else 0.5)) / per_node
-    # Ray takes fractions below one only
-    share = float(int(share)) if share >= 1 else max(0.01, int(share * 100) / 100)
+    num_workers = config.num_workers * num_runs
+    # the largest share by which all find room, so that a small head beside large nodes makes no worker smaller
+    share = next((share for share in _shares(max(sizes)) if sum(_hosted(sizes, share)) >= num_workers), None)
+    if share is None:
+        room = sum(_hosted(sizes, LEAST_SHARE))
+        raise InputError(
+            f"--num-workers: expected at most {room // num_runs}, the workers that the nodes' CPUs hold"
+            + (f" ({room}) over the trials at a time" if num_runs > 1 else "")
+            + f", found {config.num_workers}"
+        )
     # Ray may be told that its one machine has more CPUs than it has; of others it knows more than this process
-    threads = max(1, int(mean if len(nodes) > 1 else min(mean, os.cpu_count() or 1)) // per_node)
-    # nodes smaller than the mean hold fewer workers, or none
-    while (room := sum(int(size / share) for size in sizes)) < num_workers:
-        if share <= 1:
-            raise InputError(
-                f"--num-workers: expected at most {room // num_runs}, the workers that the nodes' CPUs hold"
-                + (f" ({room}) over the trials at a time" if num_runs > 1 else "")
-                + f", found {config.num_workers}"
-            )
-        share -= 1
-        threads = min(threads, int(share))
+    cores = (os.cpu_count() or 1) if len(nodes) == 1 else max(sizes)
+    hosting = zip(sizes, _hosted(sizes, share), strict=True)
+    threads = min(int(min(size, cores)) // num_hosted for size, num_hosted in hosting if num_hosted)
     scaling = ScalingConfig(num_workers=config.num_workers, use_gpu=False, resources_per_worker={"CPU": share})
-    return scaling, threads
+    return scaling, max(1, threads)
+
+
+def _shares(most: float) -> Iterator[float]:
+    """CPUs of a worker, from many to few: Ray takes fractions below one only."""
+    yield from map(float, range(int(most), 0, -1))
+    yield from (hundredths / 100 for hundredths in range(99, 0, -1))
+
+
+def _hosted(sizes: list[float], share: float) -> list[int]:
+    """How many workers each node holds beside the tasks that decode for them."""
+    return [int((size - (1.0 if size >= 2 else 0.5)) / share + 1e-9) for size in sizes]
 
 
 def await_workers(config: TrainConfig, num_runs: int = 1) -> None:
     """Waits until the cluster has room for the workers and a task that decodes for them. Raises InputError where it is
     too small, GateError where other jobs don't leave enough of it."""
     await_slot(TASK_CPUS)  # for a task that waits a cluster grows, from no workers too
-    scaling, _ = plan_workers(config, num_runs)
+    scaling, threads = plan_workers(config, num_runs)
+    device = "a GPU" if scaling.use_gpu else f"{threads} threads"
+    logger.info("workers: %d, each with %s", num_runs * config.num_workers, device)
     needed = {name: num_runs * amount for name, amount in scaling.total_resources.items()}
     await_free({**needed, "CPU": needed["CPU"] + TASK_CPUS})
 

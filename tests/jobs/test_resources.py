@@ -140,6 +140,8 @@ def test_training_on_gpus_without_cpus_is_refused(monkeypatch: pytest.MonkeyPatc
         ([16, 16], 2, 15, 16),
         ([0, 16], 1, 15, 16),  # a head without CPUs
         ([4, 4, 16], 3, 5, 5),
+        ([4, 96], 1, 95, 96),  # a small head
+        ([16, 24], 2, 15, 16),
     ],
     ids=str,
 )
@@ -153,7 +155,7 @@ def test_workers_on_cpus_fit_the_nodes(
 
 
 def test_more_workers_than_fit_any_node_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"expected at most 100, .*, found 101"):
+    with pytest.raises(InputError, match=r"expected at most 50, .*, found 101"):
         _plan_training(monkeypatch, 101, {"CPU": 1})
 
 

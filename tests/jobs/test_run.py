@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jobs.config.audit import AuditConfig
+from jobs.platform import provenance as provenance_module
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.parquet import parquet_bytes
@@ -130,6 +131,16 @@ def test_a_record_that_a_power_cut_emptied_is_written_anew(output_uri: str) -> N
     freeze_run(output_uri, {"belief": 1})
     storage.write_bytes(f"{output_uri}/run.json", b"")
     assert freeze_run(output_uri, {"belief": 2}) == {"belief": 2}
+
+
+def test_a_package_in_another_repository_s_folder_has_no_commit_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "another one's"]
+    for command in (["init", "-q", "."], commit):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance_module, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance()["git_commit"] is None
 
 
 def test_without_git_there_is_no_commit_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
