@@ -11,10 +11,12 @@ by storage or a lost process (a training that fails by its settings has had its 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
+from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
@@ -29,7 +31,9 @@ from jobs.tuning.space import batches, search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, format_trials, median_nll, ranked
 from model.bundle_files import INFO_FILE
 from schemas.bundle import BundleInfo
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
+
+logger = logging.getLogger("jobs.tune")
 
 
 def run_tune(config: TuneConfig) -> None:
@@ -113,10 +117,13 @@ def _remove_checkpoints(record: TrialRecord, trials: Trials) -> None:
 
 def written_bundle(bundle_uri: str, record: TrialRecord) -> BundleInfo | None:
     """The bundle of this trial, where an earlier run of the search has written it."""
-    uri = storage.join(storage.absolute(bundle_uri), INFO_FILE)
-    if record.bundle_id is None or not storage.exists(uri):
+    if record.bundle_id is None or not storage.exists(storage.join(storage.absolute(bundle_uri), INFO_FILE)):
         return None
-    info = BundleInfo.model_validate_json(storage.read_bytes(uri))
+    try:
+        info, _ = read_bundle(bundle_uri)
+    except InputError as error:
+        logger.warning("%s; it is written anew", error)
+        return None
     return info if info.bundle_id == record.bundle_id else None
 
 

@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     """Most passes over the training photos; the learning rate is planned for so many."""
     patience: int = Field(default=8, ge=1)
     """Stop after so many epochs without a better selection NLL, counted from three fifths of the epochs on (before that
-    the learning rate is too high to tell); the best epoch's weights are kept."""
+    the learning rate is too high to tell; so 8 never stop a training of 20 epochs); the best epoch's weights are kept."""
     batch_size: int = Field(default=32, ge=2)
     """Photos per optimiser step, on all workers together."""
     micro_batch_size: int = Field(default=32, ge=2)
@@ -118,6 +118,8 @@ class Recipe(BaseModel):
     def is_out_of_patience(self, best_epoch: int, epoch: int) -> bool:
         """Whether too many settled epochs have come since the best. Before, while the learning rate is high, loaded
         weights get worse and better again, and that says nothing of where they end."""
+        if epoch + 1 >= self.max_epochs:  # nothing is left to stop
+            return False
         return sum(self.is_settled(later) for later in range(best_epoch + 1, epoch + 1)) >= self.patience
 
     def image_size_of(self, epoch: int) -> int:

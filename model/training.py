@@ -276,7 +276,10 @@ class _Loop:
         self.seen.train_losses.append(float(summed[:, 0].mean()))
         self.seen.image_sizes.append(recipe.image_size_of(epoch))
         self.seen.settled_epochs += recipe.is_settled(epoch)
-        self.seen.wait_shares.append((watch.seconds["wait for photos"] - wait_before) / max(elapsed, 1e-9))
+        # of the worker that waited longest: the others wait for it, inside of their backward pass
+        waited = torch.zeros(self.worker.num_workers, device=self.worker.device)
+        waited[self.worker.rank] = (watch.seconds["wait for photos"] - wait_before) / max(elapsed, 1e-9)
+        self.seen.wait_shares.append(float(self.worker.sum(waited).max()))
         self._epoch_seconds = elapsed
 
     def _accumulate(self, batch: MicroBatch, pixels: np.ndarray, per_batch: int, *, synchronise: bool) -> torch.Tensor:
@@ -362,7 +365,7 @@ class _Loop:
         # a loss that is not finite stays the reason: --on-unhealthy warn must not go on from such weights
         if stop and not (self.stopped or "").startswith(NOT_FINITE):
             self.stopped = f"{UNHEALTHY} in epoch {epoch + 1}: {', '.join(rules)}"
-        elif end and self.stopped is None:
+        elif end and self.stopped is None and epoch + 1 < self.recipe.max_epochs:
             self.stopped = f"early: {', '.join(rules)} in epoch {epoch + 1}"
 
     @torch.no_grad()

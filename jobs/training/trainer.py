@@ -117,7 +117,7 @@ def train_network(
     # anew each time: what a power cut left of them stands there whatever it holds
     write_table(bins_uri, bins)
     storage.write_bytes(initial_uri, save(start.state))
-    _discard_damaged_snapshot(run_uri)
+    _drop_damaged_checkpoints(run_uri)
     photos = PhotoStream(bins_uri, recipe.seed, recipe.augmentation, config.anonymous, config.num_workers * num_runs)
     settings = LoopSettings(
         recipe=recipe,
@@ -164,20 +164,29 @@ def train_network(
     return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)
 
 
-def _discard_damaged_snapshot(run_uri: str) -> None:
+def _drop_damaged_checkpoints(run_uri: str) -> None:
     """Ray Train writes its list of checkpoints in place, and settles neither it nor them: what a power cut, or a kill in
-    that moment, leaves would end every later try."""
+    that moment, leaves would end every later try. Of the two that are kept the older one is whole, most likely."""
     uri = storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     try:
         snapshot = storage.read_json(uri)
     except FileNotFoundError:
         return
-    if snapshot is None or not all(
-        _is_whole(storage.join(run_uri, checkpoint["checkpoint_dir_name"], STATE_FILE))
-        for checkpoint in snapshot["checkpoint_results"]
-    ):
+    listed = [] if snapshot is None else snapshot["checkpoint_results"]
+    whole = [
+        place
+        for place, checkpoint in enumerate(listed)
+        if _is_whole(storage.join(run_uri, checkpoint["checkpoint_dir_name"], STATE_FILE))
+    ]
+    if snapshot is None or (listed and not whole):
         logger.warning("%s: damaged, or its checkpoints are, as by a power cut; this training begins anew", uri)
         storage.delete([uri])
+    elif len(whole) < len(listed):
+        logger.warning("%s: a checkpoint is damaged, as by a power cut; this training goes on from the other one", uri)
+        for name in ("checkpoint_results", "checkpoint_report_indices"):
+            snapshot[name] = [snapshot[name][place] for place in whole]
+        snapshot["latest_checkpoint_result"] = snapshot["checkpoint_results"][-1]
+        storage.write_bytes(uri, json.dumps(snapshot).encode())
 
 
 def _is_whole(state_uri: str) -> bool:

@@ -102,7 +102,7 @@ def run_trials(bins: pa.Table, start: Start, trials: Trials) -> None:
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="min",
-                search_alg=OptunaSearch(sampler=sampler, points_to_evaluate=[record.parameters for record in known]),
+                search_alg=FairSearch(sampler=sampler, points_to_evaluate=[record.parameters for record in known]),
                 scheduler=scheduler if config.early_stopping else None,
                 num_samples=max(config.num_trials, len(known)),
                 max_concurrent_trials=config.max_concurrent,
@@ -110,6 +110,16 @@ def run_trials(bins: pa.Table, start: Start, trials: Trials) -> None:
             ),
             run_config=tune.RunConfig(name="search", storage_path=folder, callbacks=[keep], verbose=0),
         ).fit()
+
+
+class FairSearch(OptunaSearch):
+    """Ray's, but for a trial that storage or a dead process cut short: Optuna would take it for the worst of all settings, and
+    keep away from them."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if result and result.get(FINAL) is False:
+            result, error = None, True
+        super().on_trial_complete(trial_id, result, error)
 
 
 def this_node() -> str:

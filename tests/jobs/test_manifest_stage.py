@@ -49,15 +49,15 @@ def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
             _rows(3).set_column(2, "expected_qty", pa.array(["1", "2", "3"])),
             r"part-0\.parquet: column expected_qty: expected int32, found string",
         ),
-        (_rows(3, expected_qty=[0, 1, -2]), r"row 2: expected_qty: expected 0 or more, found -2"),
+        (_rows(3, expected_qty=[0, 1, -2]), r"row 3: expected_qty: expected 0 or more, found -2"),
         (
             _rows(3, skus=[[], *[_lines(("S1", 2), ("S2", -5))] * 2]),
-            r"row 1: skus\[\]\.quantity: .* 0 or more, found -5 \(and 1 r",
+            r"row 2: skus\[\]\.quantity: .* 0 or more, found -5 \(and 1 r",
         ),
-        (_rows(3, skus=[[], [], _lines(("S1", None))]), r"row 2: skus\[\]\.quantity: expected 0 or more, found none$"),
-        (_rows(3, skus=[_lines(("S1", 2), (None, 1)), [], []]), r"row 0: skus\[\]\.sku: expected a value, found none$"),
+        (_rows(3, skus=[[], [], _lines(("S1", None))]), r"row 3: skus\[\]\.quantity: expected 0 or more, found none$"),
+        (_rows(3, skus=[_lines(("S1", 2), (None, 1)), [], []]), r"row 1: skus\[\]\.sku: expected a value, found none$"),
         (_rows(3, bin_id=["a", "b", "a"]), r"bin_id 'a' stands in 2 rows"),
-        (_rows(3, bin_id=["a", "", "c"]), r"row 1: bin_id: expected a text"),
+        (_rows(3, bin_id=["a", "", "c"]), r"row 2: bin_id: expected a text"),
         (_rows(3).append_column("zone", pa.array(["a", "b", "c"])), r"column zone: expected once, found 2 times"),
         (_rows(0), r"expected at least one bin, found no rows"),
         (_rows(3).replace_schema_metadata(None), r"no audit_date in the file metadata"),
@@ -91,7 +91,7 @@ def test_a_broken_manifest_is_refused_by_file_row_and_field(
 def test_a_null_quantity_is_named(ray_cluster: None, tmp_path: Path) -> None:
     schema = pa.schema([pa.field(field.name, field.type) for field in MANIFEST_SCHEMA])
     table = pa.Table.from_pylist([{**row, "expected_qty": None} for row in _rows(2).to_pylist()], schema=schema)
-    with pytest.raises(InputError, match=r"row 0: expected_qty: expected a value, found none \(and 1 rows more\)"):
+    with pytest.raises(InputError, match=r"row 1: expected_qty: expected a value, found none \(and 1 rows more\)"):
         check_manifest(_write(tmp_path, table), date(2026, 11, 22))
 
 

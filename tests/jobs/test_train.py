@@ -48,7 +48,7 @@ from jobs.training.trainer import (
     FINDINGS_FILE,
     Trained,
     TrainingStoppedError,
-    _discard_damaged_snapshot,
+    _drop_damaged_checkpoints,
     _reason,
     ray_storage,
     remove_run,
@@ -155,20 +155,46 @@ def test_a_list_of_checkpoints_that_a_power_cut_left_damaged_begins_the_training
 ) -> None:
     snapshot, state = tmp_path / "checkpoint_manager_snapshot.json", tmp_path / "first" / STATE_FILE
     state.parent.mkdir()
-    _discard_damaged_snapshot(str(tmp_path))
+    _drop_damaged_checkpoints(str(tmp_path))
     document = b'{"checkpoint_results": [{"checkpoint_dir_name": "first"}]}'
     torch.save({"epoch": 1}, state)
     whole = state.read_bytes()
     snapshot.write_bytes(document)
-    _discard_damaged_snapshot(str(tmp_path))
+    _drop_damaged_checkpoints(str(tmp_path))
     assert snapshot.exists()
     assert not caplog.text
     for of_snapshot, of_state in ((b"", whole), (document, b""), (document, whole[: len(whole) // 2])):
         snapshot.write_bytes(of_snapshot)
         state.write_bytes(of_state)
-        _discard_damaged_snapshot(str(tmp_path))
+        _drop_damaged_checkpoints(str(tmp_path))
         assert not snapshot.exists()
     assert caplog.text.count("as by a power cut; this training begins anew") == 3
+
+
+def test_of_two_checkpoints_the_one_that_a_power_cut_left_whole_is_gone_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = [{"checkpoint_dir_name": name, "metrics": {}} for name in ("first", "second")]
+    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+    document = {
+        "checkpoint_results": listed,
+        "checkpoint_report_indices": [3, 4],
+        "latest_checkpoint_result": listed[1],
+    }
+    snapshot.write_text(json.dumps(document | {"current_report_index": 5}))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        torch.save({"epoch": 1}, tmp_path / name / STATE_FILE)
+    newest = tmp_path / "second" / STATE_FILE
+    newest.write_bytes(newest.read_bytes()[:200])
+    _drop_damaged_checkpoints(str(tmp_path))
+    assert json.loads(snapshot.read_text()) == {
+        "checkpoint_results": listed[:1],
+        "checkpoint_report_indices": [3],
+        "latest_checkpoint_result": listed[0],
+        "current_report_index": 5,
+    }
+    assert "goes on from the other one" in caplog.text
 
 
 def first_epoch(training_uri: Path) -> dict[str, Any]:
@@ -670,7 +696,7 @@ def test_bins_without_a_group_are_told_of(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_an_empty_image_uri_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     uri = write_dump(tmp_path / "dump", image_uri=["", *["a.jpg"] * (NUM_BINS - 1)])
-    check_refused(capsys, flags(uri, tmp_path / "b"), "row 0: image_uri: expected a text, found an empty one")
+    check_refused(capsys, flags(uri, tmp_path / "b"), "row 1: image_uri: expected a text, found an empty one")
 
 
 def test_a_seed_that_no_generator_takes_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -333,6 +334,17 @@ def test_the_page_s_test_figures_are_those_of_the_trial_that_became_the_bundle(t
     assert "The bundle of trial" not in re.sub(r"<[^>]+>", " ", render_search(config, records, None))
 
 
+def test_a_bundle_that_is_no_longer_whole_is_written_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = Trials(TuneConfig(manifest_uri="m", bundle_uri="b"), str(tmp_path / "s"), "data", "weights").of({})
+    folder = write_bundle(tmp_path / "bundle")
+    record.bundle_id = read_bundle_info(folder).bundle_id
+    found = tune.written_bundle(str(folder), record)
+    assert found is not None and found.bundle_id == record.bundle_id
+    (folder / "weights.safetensors").unlink()
+    assert tune.written_bundle(str(folder), record) is None
+    assert "it is written anew" in caplog.text
+
+
 def test_the_checkpoints_of_a_bundle_that_stands_already_are_removed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -389,3 +401,9 @@ def test_only_a_training_that_fails_by_its_settings_has_had_its_trial(
     drawn = {"learning_rate": 0.01, "batch_size": 32, "max_epochs": 2}
     last = search.run_trial(drawn, search.SearchInputs(nothing, nothing, trials))
     assert last[search.FINAL] is final
+    space = {"learning_rate": optuna.distributions.FloatDistribution(0.001, 0.1)}
+    told = search.FairSearch(space=space, metric=search.METRIC, mode="min")
+    told.suggest("a")
+    told.on_trial_complete("a", last)
+    (seen,) = told._ot_study.trials
+    assert seen.state.name == ("COMPLETE" if final else "FAIL")
