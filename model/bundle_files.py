@@ -102,10 +102,10 @@ def read_training_images(folder: Path, info: BundleInfo) -> pa.Table:
     return table
 
 
-def _read_checked(path: Path, sha256: str | None) -> bytes:
+def _read_checked(path: Path, sha256: str) -> bytes:
     data = _read(path, missing="the bundle is incomplete: copy it again or train it anew")
     found = hashlib.sha256(data).hexdigest()
-    if sha256 not in (None, found):
+    if found != sha256:
         raise InputError(
             f"{path}: SHA-256: expected {sha256[:12]}…, found {found[:12]}…; "
             "the file is damaged or from another bundle: copy it again"

@@ -69,11 +69,10 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
 def resize_image(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """(height, width, 3) uint8 to (S, S, 3); the aspect ratio is not kept."""
     side = preprocessing.image_size
-    if preprocessing.resampling == "supersampled":
-        height, width = pixels.shape[:2]
-        finer_height, finer_width = finer_shape(height, width, side)
-        if (finer_height, finer_width) != (height, width):
-            pixels = cv2.resize(pixels, (finer_width, finer_height), interpolation=cv2.INTER_LINEAR)
+    height, width = pixels.shape[:2]
+    finer_height, finer_width = finer_shape(height, width, side)
+    if (finer_height, finer_width) != (height, width):
+        pixels = cv2.resize(pixels, (finer_width, finer_height), interpolation=cv2.INTER_LINEAR)
     if pixels.shape[:2] == (side, side):
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
 
@@ -40,20 +39,13 @@ def multiplies_int8() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def check_int8(info: BundleInfo, device: str, has_vnni: bool) -> dict[str, tuple[float, float]]:
-    """The bundle's activation ranges. Raises InputError where it has none, or where who scores can't compute in int8;
-    `has_vnni` as `multiplies_int8`."""
+def check_int8(device: str, has_vnni: bool) -> None:
+    """Raises InputError where who scores can't compute in int8; `has_vnni` as `multiplies_int8`."""
     remedy = "use --precision auto"
     if device != "cpu":
         raise InputError(f"--precision int8: expected CPUs to score on, found GPUs; {remedy}")
     if not has_vnni:
         raise InputError(f"--precision int8: expected processors with VNNI, found one without; {remedy}")
-    if info.activation_ranges is None:
-        raise InputError(
-            f"--precision int8: expected activation_ranges in bundle {info.bundle_id}, found none; it is of before int8: "
-            f"train it anew, or {remedy}"
-        )
-    return info.activation_ranges
 
 
 def _first_processor() -> dict[str, str]:

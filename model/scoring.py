@@ -27,7 +27,7 @@ class Scorer:
 
     def __init__(self, bundle: Bundle, *, device: str, precision: Precision, batch_size: int) -> None:
         """Raises InputError for fp16 on a CPU (its convolutions are emulated and lose precision), and for int8 where the
-        processor or the bundle isn't made for it."""
+        processor isn't made for it."""
         if precision == "fp16" and torch.device(device).type == "cpu":
             raise InputError("precision: expected fp32 or bf16 on a CPU, found fp16")
         self.info = bundle.info
@@ -39,9 +39,8 @@ class Scorer:
             torch.backends.cudnn.deterministic = True  # else the same photo may get other last bits
         self._dtype = DTYPES[precision]
         if precision == "int8":
-            self._network = quantise_network(
-                bundle.network, check_int8(bundle.info, self._device.type, multiplies_int8())
-            )
+            check_int8(self._device.type, multiplies_int8())
+            self._network = quantise_network(bundle.network, bundle.info.activation_ranges)
         else:
             self._network = prepare_network(bundle.network, self._device, self._dtype)
         self._scale, self._shift = normalisation(bundle.info.preprocessing, self._device)

@@ -28,9 +28,8 @@ class Preprocessing(Document):
 
     image_size: int = Field(ge=16, le=1024)
     """Side in pixels of the square that every photo is resized to (its aspect ratio is not kept)."""
-    resampling: Literal["area", "supersampled"] = "supersampled"
-    """How it is resized: by OpenCV's INTER_AREA, as in bundles until November 2026, or nearly the same in less than half
-    of the time (`model.images.resize_image`)."""
+    resampling: Literal["supersampled"] = "supersampled"
+    """How it is resized: nearly as by OpenCV's INTER_AREA, in less than half of the time (`model.images.resize_image`)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted per channel (red, green, blue) after scaling pixels to 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -92,15 +91,13 @@ class BundleInfo(Document):
     """Held-out bins that calibration and threshold rest on."""
     record_outside_set_share: float = Field(ge=0, le=1)
     """s0 of the drift meter: share of those bins whose record lies outside the 90 % set (cross-fitted)."""
-    num_independent: int | None = Field(default=None, ge=1)
-    """So many independent bins would tell that share as well (bins of a group are alike). None in bundles of before 27
-    November 2026: all of them."""
+    num_independent: int = Field(ge=1)
+    """So many independent bins would tell that share as well (bins of a group are alike)."""
     label_histogram: list[int]
     """Training bins per class (classes of the record, top class included)."""
     label_noise: LabelNoise = LabelNoise()
-    activation_ranges: dict[str, tuple[float, float]] | None = None
-    """Between which values the network's activations lie on training photos, by layer: what int8 rounds by. None in
-    bundles of before int8."""
+    activation_ranges: dict[str, tuple[float, float]]
+    """Between which values the network's activations lie on training photos, by layer: what int8 rounds by."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """Metrics on bins that training has not seen, with 95 % intervals and the majority baseline."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -111,8 +108,8 @@ class BundleInfo(Document):
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of Python and of the libraries that made the bundle."""
     weights_sha256: str
-    training_images_sha256: str | None = None
-    """Of the file that names the photos which training has seen. None in bundles of before 28 November 2026: not checked."""
+    training_images_sha256: str
+    """Of the file that names the photos which training has seen."""
 
     @property
     def num_classes(self) -> int:
@@ -122,7 +119,7 @@ class BundleInfo(Document):
     def design_effect(self) -> float:
         """So many bins of a warehouse tell as much of a share as one independent one (Kish): neighbours hold the same
         products."""
-        return max(1.0, self.num_calibration / (self.num_independent or max(1, self.num_calibration)))
+        return max(1.0, self.num_calibration / self.num_independent)
 
     @model_validator(mode="after")
     def _consistent(self) -> BundleInfo:
@@ -160,10 +157,10 @@ def content_id(fields: dict[str, Any]) -> str:
             "record_outside_set_share",
             "label_histogram",
             "label_noise",
+            "activation_ranges",
+            "num_independent",
+            "training_images_sha256",
         )
     }
-    for name in ("activation_ranges", "num_independent", "training_images_sha256"):
-        if fields.get(name) is not None:  # the id of a bundle without them stays what it was
-            covered[name] = fields[name]
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -100,6 +100,7 @@ def write_bundle(
             "prediction_set_threshold": 0.9,
             "num_calibration": 500,
             "record_outside_set_share": 0.1,
+            "num_independent": 500,
             "activation_ranges": activation_ranges(network, [torch.randn(8, 3, image_size, image_size)]),
             "label_histogram": [20, 80, 140, 170, 150, 120, 320],
         },

@@ -181,8 +181,11 @@ def bundle_info(bundle_id: str = BUNDLE_ID) -> BundleInfo:
         prediction_set_threshold=0.9,
         num_calibration=1000,
         record_outside_set_share=0.1,
+        num_independent=1000,
         label_histogram=[100] * size,
+        activation_ranges={},
         weights_sha256="0" * 64,
+        training_images_sha256="0" * 64,
     )
 
 

@@ -126,7 +126,7 @@ def decide_night(groups: list[list[str]], rules: Rules, task_cpus: float) -> Dec
         merged.num_outside,
         merged.num_assessed,
         bundle.record_outside_set_share,
-        max(1, bundle.num_independent or bundle.num_calibration),
+        bundle.num_independent,
         rules.belief.drift_baseline,
         design_effect=bundle.design_effect,
     )

@@ -82,7 +82,7 @@ def settle_resources(asked: PrecisionChoice, info: BundleInfo) -> tuple[Resource
         cards = [card for found in answers for card in found] if all(answers) else []
     else:
         processors = _ask_nodes(read_processor, "CPU")
-    precision = resolve_precision(asked, resources.device, info, cards, processors)
+    precision = resolve_precision(asked, resources.device, cards, processors)
     return fit_batch(resources, precision, info.preprocessing.image_size, cards), precision
 
 
@@ -171,19 +171,18 @@ def fit_batch(resources: Resources, precision: Precision, image_size: int, cards
 def resolve_precision(
     asked: PrecisionChoice,
     device: str,
-    info: BundleInfo,
     cards: Sequence[Card] = (),
     processors: Sequence[Processor] = (),
 ) -> Precision:
     """`auto` is bf16 where the hardware gains by it, else fp32 (see `gains_by_bfloat16`; emulated bf16 is slower still).
     `cards` or `processors`: those that score; of none given, this machine's processor.
 
-    Raises InputError for fp16 on a CPU, which no network is scored in, for int8 where a processor or the bundle isn't
-    made for it, and for `auto` where no GPU could be asked.
+    Raises InputError for fp16 on a CPU, which no network is scored in, for int8 where a processor isn't made for it,
+    and for `auto` where no GPU could be asked.
     """
     processors = processors or [read_processor()]
     if asked == "int8":
-        check_int8(info, device, all(processor.multiplies_int8 for processor in processors))
+        check_int8(device, all(processor.multiplies_int8 for processor in processors))
     if asked == "fp16" and device == "cpu":
         raise InputError("--precision fp16: expected a GPU in the cluster, found none; use auto, bf16 or fp32")
     if asked != "auto":

@@ -110,7 +110,7 @@ def network_rate(uris: list[str], bundle_folder: Path, asked: PrecisionChoice) -
     batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(bundle_folder)
-    precision = resolve_precision(asked, device, bundle.info, read_cards())
+    precision = resolve_precision(asked, device, read_cards())
     scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)
     photos = [decode_image(storage.read_bytes(uri), bundle.info.preprocessing) for uri in uris[:batch_size]]
     # a GPU waits between two calls, as it does not in an audit: many batches a call make that little

@@ -76,9 +76,7 @@ def serve_plain(bundle_folder: str, port: int, batch_size: int) -> None:
 
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(Path(bundle_folder))
-    scorer = Scorer(
-        bundle, device="cpu", precision=resolve_precision("auto", "cpu", bundle.info), batch_size=batch_size
-    )
+    scorer = Scorer(bundle, device="cpu", precision=resolve_precision("auto", "cpu"), batch_size=batch_size)
     api = FastAPI()
     queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future]] = asyncio.Queue()
     workers: list[asyncio.Task] = []

@@ -133,7 +133,7 @@ def endpoint(client: Client) -> str:
 
 def _scores(bundle: Path, photos: list[bytes]) -> np.ndarray:
     loaded = load_bundle(bundle)
-    scorer = Scorer(loaded, device="cpu", precision=resolve_precision("auto", "cpu", loaded.info), batch_size=CPU_BATCH)
+    scorer = Scorer(loaded, device="cpu", precision=resolve_precision("auto", "cpu"), batch_size=CPU_BATCH)
     return scorer.score(np.stack([decode_image(data, loaded.info.preprocessing) for data in photos]))
 
 

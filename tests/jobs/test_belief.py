@@ -611,6 +611,7 @@ def test_a_run_that_goes_on_believes_and_knows_what_it_froze_when_it_began(outpu
         bundle=bundle_info(),
         precision="fp32",
         resources=SimpleNamespace(device="cpu", batch_size=8),
+        allowed_roots=("/photos",),
         manifest=SimpleNamespace(uri="m", num_rows=1, fingerprint="f", class_histogram=lambda top_class: [100] * 7),
     )
     for _ in range(2):

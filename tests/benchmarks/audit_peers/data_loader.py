@@ -71,7 +71,7 @@ def main() -> None:
     photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=BATCH_SIZE, num_workers=options.workers)
     network = bundle.network.to(DEVICE, memory_format=torch.contiguous_format).eval()
     if options.kind == "tuned":
-        precision = resolve_precision(options.precision, DEVICE, bundle.info, read_cards())
+        precision = resolve_precision(options.precision, DEVICE, read_cards())
         scorer = Scorer(bundle, device=DEVICE, precision=precision, batch_size=BATCH_SIZE)
     marks, done = [], 0
     with torch.no_grad():
