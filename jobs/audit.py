@@ -12,7 +12,6 @@ which is private to the run. The same command after a crash continues the run. E
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import time
@@ -210,9 +209,9 @@ def _score(tonight: Tonight) -> Progress:
             {"status": status, "error": text, "below": below, "images": count}
             for (status, text, below), count in progress.findings.most_common()
         ]
-        text = json.dumps({"failed": message(error), "findings": findings}, indent=1)
+        told = {"failed": message(error), "findings": findings}
         try:
-            storage.write_bytes(storage.join(tonight.run_uri, "findings.json"), text.encode())
+            storage.write_json(storage.join(tonight.run_uri, "findings.json"), told)
         except (GateError, InputError) as unwritten:  # by the same outage, perhaps, which is what the user must read
             logger.warning("the findings were not written: %s", message(unwritten))
         raise

@@ -13,7 +13,6 @@ bins. Exit codes: 0 written, 1 not complete, 2 bad arguments or a folder that ho
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -82,8 +81,7 @@ def _claim_output(output_uri: str, settings: dict) -> None:
             raise InputError(
                 f"{output_uri}: expected an empty place for the sample, found {other.uri}; choose another --output-uri"
             ) from None
-        document = {"settings": settings, **provenance()}
-        storage.write_bytes(settings_uri, json.dumps(document, indent=2).encode())
+        storage.write_json(settings_uri, {"settings": settings, **provenance()})
         return
     except (KeyError, TypeError) as error:
         raise InputError(

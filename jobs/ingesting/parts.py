@@ -6,7 +6,6 @@ its last one, readers refuse the folder for it (`parquet_files`), and the same c
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections import Counter
@@ -106,8 +105,7 @@ def finish(target: Target, mark: str, facts: dict[str, Any]) -> None:
             f"{target.manifest_uri}: another ingest wrote into the same folder meanwhile; run one at a time"
         )
     # beside the manifest and not in its files: the same bins are the same manifest, whichever version found them
-    document = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-    storage.write_bytes(f"{target.manifest_uri}.json", document.encode())
+    storage.write_json(f"{target.manifest_uri}.json", facts)
     storage.settle(mark)  # a power cut must not take parts of a manifest that is declared whole
     storage.delete([mark])
 

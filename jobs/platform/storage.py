@@ -285,16 +285,27 @@ def create_bytes(uri: str, data: bytes | memoryview) -> bool:
     return True
 
 
-def freeze_json(uri: str, document: bytes) -> Any:
+def json_bytes(document: Any) -> bytes:
+    """A JSON document that a person can read."""
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def write_json(uri: str, document: Any) -> None:
+    """Raises as `write_bytes` does."""
+    write_bytes(uri, json_bytes(document))
+
+
+def freeze_json(uri: str, document: Any) -> Any:
     """Writes a JSON document where none is and returns what stands there, this one or an earlier one, parsed. What a power
     cut left of an earlier one is replaced, with a warning."""
-    if not create_bytes(uri, document):
+    data = json_bytes(document)
+    if not create_bytes(uri, data):
         kept = read_json(uri)
         if kept is not None:
             return kept
         logger.warning("%s: damaged, as by a power cut; written anew", uri)
-        write_bytes(uri, document)
-    return json.loads(document)
+        write_bytes(uri, data)
+    return json.loads(data)
 
 
 def exists(uri: str) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 
 from jobs.platform import storage
 from jobs.platform.command import message
-from jobs.stages.run import document
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class NightLock:
         return storage.join(self._folder, f"{generation:06d}.json")
 
     def _content(self) -> bytes:
-        return document({**self._holder, "beats": self._beats})
+        return storage.json_bytes({**self._holder, "beats": self._beats})
 
     def _latest(self) -> tuple[int, dict[str, Any] | None]:
         names = (entry.uri.removeprefix(f"{self._folder}/") for entry in storage.list_objects(self._folder))

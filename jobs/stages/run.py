@@ -6,7 +6,6 @@ and its restart does not change a night halfway.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from jobs.platform import storage
@@ -15,15 +14,10 @@ from jobs.platform.layout import RUN_RECORD
 
 def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes `run.json` where none is yet, and returns what stands there: this try's facts or an earlier one's."""
-    return storage.freeze_json(storage.join(run_uri, RUN_RECORD), document(facts))
+    return storage.freeze_json(storage.join(run_uri, RUN_RECORD), facts)
 
 
 def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Adds timings and counts to `run.json`; what was frozen stays."""
-    storage.write_bytes(storage.join(run_uri, RUN_RECORD), document({**frozen, "outcome": outcome}))
+    storage.write_json(storage.join(run_uri, RUN_RECORD), {**frozen, "outcome": outcome})
     storage.settle(run_uri)  # without it no later night knows how this one was planned
-
-
-def document(values: dict[str, Any]) -> bytes:
-    """`values` as JSON that a person can read."""
-    return (json.dumps(values, indent=1, sort_keys=True, default=str) + "\n").encode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -156,8 +155,7 @@ def train_network(
         raise GateError(f"training ended without a checkpoint; look at {run_uri}")
     stopped = outcome["stopped"] or ""
     if stopped.startswith((UNHEALTHY, NOT_FINITE)):
-        findings = json.dumps(outcome["findings"], indent=1, default=str) + "\n"
-        storage.write_bytes(storage.join(run_uri, FINDINGS_FILE), findings.encode())
+        storage.write_json(storage.join(run_uri, FINDINGS_FILE), outcome["findings"])
         raise TrainingStoppedError(stopped, outcome["findings"], run_uri)
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
@@ -186,7 +184,7 @@ def _drop_damaged_checkpoints(run_uri: str) -> None:
         for name in ("checkpoint_results", "checkpoint_report_indices"):
             snapshot[name] = [snapshot[name][place] for place in whole]
         snapshot["latest_checkpoint_result"] = snapshot["checkpoint_results"][-1]
-        storage.write_bytes(uri, json.dumps(snapshot).encode())
+        storage.write_json(uri, snapshot)
 
 
 def _is_whole(state_uri: str) -> bool:

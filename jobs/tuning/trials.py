@@ -6,7 +6,6 @@ bucket could run code in a search that continues from them.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -118,7 +117,7 @@ class Trials:
         self.config, self.output_uri = config, output_uri
         settings = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
         settings |= {"data": fingerprint, "weights": weights}
-        kept = storage.freeze_json(storage.join(output_uri, SEARCH_FILE), json.dumps(settings, indent=1).encode())
+        kept = storage.freeze_json(storage.join(output_uri, SEARCH_FILE), settings)
         differing = [name for name in settings if kept.get(name) != settings[name]]
         if differing:
             raise InputError(
@@ -148,7 +147,7 @@ class Trials:
 
     def save(self, record: TrialRecord) -> None:
         uri = storage.join(self.output_uri, "trials", f"{record.number:05d}.json")
-        storage.write_bytes(uri, json.dumps(asdict(record), indent=1).encode())
+        storage.write_json(uri, asdict(record))
 
     def drop_checkpoints(self, record: TrialRecord) -> None:
         """Deletes those of the trial, where it has any, and says so in its record: a later search must not look for them."""
