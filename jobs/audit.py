@@ -21,7 +21,6 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import ray
 from numpy.typing import ArrayLike
 
@@ -32,10 +31,10 @@ from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import message, run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, read_summary_table
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run
 from jobs.platform.provenance import provenance
 from jobs.reporting.files import write_report
-from jobs.reporting.nights import explain_no_accuracy
+from jobs.reporting.nights import explain_no_accuracy, read_night
 from jobs.stages.conclude import Decisions, Rules, WrittenParts, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
 from jobs.stages.night_lock import NightLock, hold_night
@@ -104,7 +103,7 @@ def run_audit(config: AuditConfig) -> None:
             }
             finish_run(tonight.run_uri, frozen, outcome)
         check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
-        _report_and_tell(tonight, summary)
+        _report_and_tell(tonight, summary.to_pylist()[0])
 
 
 def _finish(tonight: Tonight) -> None:
@@ -117,7 +116,7 @@ def _finish(tonight: Tonight) -> None:
             if "outcome" not in known:
                 finish_run(tonight.run_uri, known, _outcome(tonight.config))
     check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
-    _report_and_tell(tonight, read_summary_table(tonight.output_uri, tonight.audit_date))
+    _report_and_tell(tonight, read_night(tonight.output_uri, tonight.audit_date).whole)
 
 
 def _outcome(config: AuditConfig) -> dict[str, object]:
@@ -126,12 +125,13 @@ def _outcome(config: AuditConfig) -> dict[str, object]:
     return {"finished_at": ended, "config": config.model_dump(mode="json"), **provenance()}
 
 
-def _report_and_tell(tonight: Tonight, summary: pa.Table) -> None:
+def _report_and_tell(tonight: Tonight, whole: dict[str, Any]) -> None:
+    """`whole`: the summary's row of the whole night."""
     try:
         if tonight.config.report_uri is not None:
             _report(tonight, tonight.config.report_uri)
     finally:
-        _tell(tonight, summary.to_pylist()[0])
+        _tell(tonight, whole)
 
 
 def _check_uncommitted(tonight: Tonight) -> None:

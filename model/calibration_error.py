@@ -9,6 +9,15 @@ NUM_BINS = 15
 NUM_DRAWS = 200
 
 
+def measure_calibration(probability: ArrayLike, outcome: ArrayLike, *, seed: int = 0) -> dict[str, float]:
+    """Expected calibration error of `probability` (n,) that `outcome` (n,) is 1: `raw`; `noise_floor`, its mean were the
+    probabilities exactly right, and `noise_high`, which it would exceed once in forty times then; `excess`, raw minus
+    floor, at least 0."""
+    raw, by_chance = expected_calibration_error(probability, outcome), calibration_errors_by_chance(probability, seed)
+    floor, high = float(by_chance.mean()), float(np.quantile(by_chance, 0.975))
+    return {"raw": raw, "noise_floor": floor, "noise_high": high, "excess": max(0.0, raw - floor)}
+
+
 def expected_calibration_error(probability: ArrayLike, outcome: ArrayLike) -> float:
     """Mean over equal-width intervals of abs(mean probability - share of outcomes), weighted by size (Guo et al. 2017).
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from model.calibration_error import NUM_BINS, calibration_errors_by_chance, expected_calibration_error
+from model.calibration_error import NUM_BINS, measure_calibration
 
 SCOPES: dict[str, tuple[int, int | None]] = {"1..5": (1, 5), "0..5": (0, 5), "all": (0, None)}
 """Scope to (lowest, highest) label; None is the top class. Predictions are restricted to the scope's classes.
@@ -152,14 +152,8 @@ def evaluate_counts(
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, float]:
-    """Expected calibration error of the argmax (Naeini et al. 2015): `raw`; `noise_floor`, its mean were the
-    probabilities exactly right, and `noise_high`, which it would exceed once in forty times then; `excess`, raw minus
-    floor, at least 0."""
-    claimed, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    raw, by_chance = expected_calibration_error(claimed, right), calibration_errors_by_chance(claimed, seed=seed)
-    floor = float(by_chance.mean())
-    high = float(np.quantile(by_chance, 0.975))
-    return {"raw": raw, "noise_floor": floor, "noise_high": high, "excess": max(0.0, raw - floor)}
+    """Of the argmax (Naeini et al. 2015), see `measure_calibration`."""
+    return measure_calibration(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, seed=seed)
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str, float]]:

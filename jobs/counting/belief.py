@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
-from jobs.counting.samples import samples_to_learn_from
+from jobs.counting.samples import pooled, samples_to_learn_from
 from jobs.platform.layout import read_run, run_in_force, run_uri
 from model.certificates import ReferenceScores, build_reference
 from model.drift import Baseline, measure_baseline
@@ -103,10 +103,10 @@ def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel
     if not samples:
         return assume_record_model(class_shares)
     return fit_record_model(
-        np.concatenate([sample.expected_qty for sample in samples]),
-        np.concatenate([sample.counted_qty for sample in samples]),
-        np.concatenate([sample.weight for sample in samples]),
-        np.concatenate([sample.is_random for sample in samples]),
+        pooled(samples, "expected_qty"),
+        pooled(samples, "counted_qty"),
+        pooled(samples, "weight"),
+        pooled(samples, "is_random"),
         class_shares,
         zones=[zone for sample in samples for zone in sample.zones],
     )
@@ -120,10 +120,10 @@ def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: Record
     if not samples or assumed == 0:
         return assumed  # a rate of exactly 0 is a statement, not a guess
     return fit_noise_rate(
-        np.concatenate([sample.probabilities for sample in samples]),
-        np.concatenate([sample.expected_qty for sample in samples]),
-        np.concatenate([sample.counted_qty for sample in samples]),
-        np.concatenate([sample.weight for sample in samples]),
+        pooled(samples, "probabilities"),
+        pooled(samples, "expected_qty"),
+        pooled(samples, "counted_qty"),
+        pooled(samples, "weight"),
         bundle.label_histogram,
         record_model,
         assumed,
@@ -153,9 +153,9 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
     samples = [sample for sample in samples if len(sample.rows)]
     if not samples:
         return None
-    expected_qty = np.concatenate([sample.expected_qty for sample in samples])
-    counted_qty = np.concatenate([sample.counted_qty for sample in samples])
-    probabilities = np.concatenate([sample.probabilities for sample in samples])
+    expected_qty = pooled(samples, "expected_qty")
+    counted_qty = pooled(samples, "counted_qty")
+    probabilities = pooled(samples, "probabilities")
     zones = [zone for sample in samples for zone in sample.zones]
     scores = assessor.assess(probabilities, expected_qty, zones=zones)["p_record_wrong"]
     return build_reference(scores.astype(np.float32), expected_qty, counted_qty, assessor.top_class)

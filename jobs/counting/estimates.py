@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.counting.history import History, PlanRecounts
 from jobs.counting.samples import Sample, best_samples, counted_samples, samples_in_force, worst_samples
-from model.calibration_error import calibration_errors_by_chance, expected_calibration_error
+from model.calibration_error import measure_calibration
 from model.estimators import (
     ERROR_PIECES,
     Estimate,
@@ -170,14 +170,9 @@ def _survey_random(samples: Sequence[Sample]) -> dict[str, Any]:
     wrong = _joined([sample.wrong for sample in drawn])
     differs = [sample.column("camera_qty") != sample.plan.recorded_class[sample.rows] for sample in drawn]
     mismatch = _joined(differs).astype(bool)
-    error = (
-        expected_calibration_error(claimed, in_wrong_class) - calibration_errors_by_chance(claimed).mean()
-        if samples
-        else None
-    )
     return {
         "naive_precision_window": float(wrong[mismatch].mean()) if mismatch.any() else None,
-        "ece_window": None if error is None else max(0.0, error),
+        "ece_window": measure_calibration(claimed, in_wrong_class)["excess"] if samples else None,
     }
 
 

@@ -6,7 +6,9 @@ bins are resolved, and then with its unconfirmed mismatches as they were first c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,6 +16,11 @@ from numpy.typing import NDArray
 
 from jobs.counting.history import Floats, History, Mask, PlanRecounts
 from model.record_model import recount_weights
+
+
+def pooled(samples: Sequence[Sample], name: str) -> NDArray[Any]:
+    """The array `name` of all samples, one after the other."""
+    return np.concatenate([getattr(sample, name) for sample in samples])
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from jobs.pages.plots import GRID, INK, MUTED, SERIES, STYLE, draw_svg
+from jobs.pages.plots import ALARM, FIRST, GRID, QUIET, SECOND, STYLE, draw_svg
 from jobs.reporting.promises import Promise, currencies_of
 
-# This page has its own names for the colours.
-FIRST, SECOND, ALARM = *SERIES, "#060606"
-_VARIABLES = {INK: "--ink", MUTED: "--quiet", GRID: "--grid", FIRST: "--first", SECOND: "--second", ALARM: "--alarm"}
 _STYLE = STYLE | {"font.size": 9, "axes.edgecolor": GRID, "axes.grid.axis": "both", "grid.linewidth": 0.6}
-_STYLE |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), MUTED)
+_STYLE |= dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), QUIET)
 
 Days: TypeAlias = NDArray[np.datetime64]
 
@@ -139,7 +136,7 @@ def _paint(name: str, draw: Callable[[Axes], None], *, height: float = 2.5) -> M
         with warnings.catch_warnings():
             # about Matplotlib's own font, which only measures here: the reader's fonts draw the text
             warnings.filterwarnings("ignore", message=".*(Glyph .* missing|natively)")
-            svg = draw_svg(figure, name, _VARIABLES)
+            svg = draw_svg(figure, name)
     # the figure around it carries the description
     svg = re.sub(r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg aria-hidden="true" \1', svg.replace("\n", " "))
     return Markup(svg)
