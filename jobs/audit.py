@@ -334,7 +334,7 @@ def _tell(tonight: Tonight, summary: dict) -> None:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
         lines.append(
             f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%}; {summary['num_random_window']} resolved random "
-            f"counts, {summary['window_nights']} nights)"
+            f"counts, mean of {summary['window_nights']} nights)"
         )
     if summary["drift_alarm"]:
         lines.append(

@@ -94,7 +94,7 @@ def _tell(history: History, record_model: RecordModel) -> None:
         print(
             f"error rate: {estimates.error_rate:.1%} (95 %: {estimates.error_rate_low:.1%} to "
             f"{estimates.error_rate_high:.1%}; {estimates.estimator}, {estimates.num_random_window} resolved random counts, "
-            f"{estimates.window_nights} nights)"
+            f"mean of {estimates.window_nights} nights)"
         )
     if estimates.list_precision_window is not None:
         print(

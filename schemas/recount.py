@@ -62,10 +62,14 @@ COUNTS_SCHEMA = pa.schema(
         column(
             "counted_at",
             TIMESTAMP,
-            "When it was counted; a day without a time is its beginning in the --time-zone of jobs.recount.",
+            "When it was counted; a day without a time is its beginning in the --time-zone of jobs.recount (refused on the day on which the record was read).",
             required=True,
         ),
-        column("counter_id", pa.string(), "Who counted; neither letter case nor leading zeros make another person."),
+        column(
+            "counter_id",
+            pa.string(),
+            "Who counted; neither letter case, zeros in front nor a spreadsheet's apostrophe make another person.",
+        ),
         column("confirmed", pa.bool_(), "Whether a second blind count agreed."),
         column("reason_code", pa.string(), "The warehouse's own code for what was found."),
     ]

@@ -6,6 +6,7 @@ import importlib
 import re
 import runpy
 import shlex
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.platform.cluster import WAIT_SECONDS
 from jobs.platform.command import run_command
+from jobs.platform.fetching import OUTAGE_FAILURES
+from jobs.stages.night_lock import EXPIRY_SECONDS
+from model.images import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from schemas.ddl import readme_tables
 from tests.night import write_nights
 from tests.planned_night import commit_night, plan_row, priority_row, take_in
@@ -62,6 +67,59 @@ def test_the_last_night_s_list_is_read_the_same_in_duckdb_and_polars(tmp_path: P
         assert connection.sql(statement[1]).pl()["bin_id"].to_list() == listed["bin_id"].to_list()
         counted, plan = connection.table("counted").pl(), connection.table("recount_plan").pl()
     assert counted.join(plan, on=["audit_date", "bin_id"]).height == counted.height > 0
+
+
+def test_what_to_watch_is_a_statement_that_runs(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", "2026-03-02"], num_bins=200)
+    statement = re.search(r"`(SELECT audit_date, num_bins, coverage[^`]*)`", README)
+    assert statement is not None
+    with duckdb.connect() as connection:
+        create_views(connection, tmp_path)
+        assert [str(row[0]) for row in connection.sql(statement[1]).fetchall()] == ["2026-03-02", "2026-03-01"]
+
+
+SCRIPT = re.search(r"```sh\n(#!/bin/sh\n# /srv/stock-audit/night\.sh.*?)```", README, re.DOTALL)
+
+RAY = """#!/bin/sh
+case "$2" in
+  submit) echo submit >> calls; exit 0 ;;
+  status) head -n 1 states | sed "s/ID/$5/"; sed -i 1d states ;;
+  logs) echo "the log's end" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "submitted"),
+    [
+        (["Status for job 'ID': RUNNING", "Job 'ID' succeeded"], 0, 1),
+        (["Job 'ID' failed", "Job 'ID' was stopped", "Job 'ID' succeeded"], 0, 3),
+        (["Job 'ID' failed"] * 3, 1, 3),
+    ],
+    ids=["runs, then done", "third try", "never"],
+)
+def test_the_nightly_script_goes_by_how_its_job_ended(
+    tmp_path: Path, states: list[str], code: int, submitted: int
+) -> None:
+    assert SCRIPT is not None
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, text in (("ray", RAY), ("python", "#!/bin/sh\n")):
+        (tmp_path / ".venv" / "bin" / name).write_text(text)
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    (tmp_path / "states").write_text("\n".join(states) + "\n")
+    script = SCRIPT[1].replace("cd /srv/stock-audit", f"cd {tmp_path}")
+    script = re.sub(r"\bsleep \d+", "sleep 0", script)
+    done = subprocess.run(["sh", "-c", script, "night.sh", "2026-03-01"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "calls").read_text().count("submit") == submitted
+
+
+def test_figures_of_the_prose_are_the_code_s() -> None:
+    assert f"After {OUTAGE_FAILURES} photos in a row" in README
+    assert f"after {EXPIRY_SECONDS:.0f} s without a sign of life" in README
+    assert f"{MAX_IMAGE_BYTES // 2**20} MiB" in README
+    assert f"{MAX_IMAGE_PIXELS // 10**6} megapixels" in README
+    assert WAIT_SECONDS == 600 and "ten minutes at most for each step" in README
 
 
 def test_polars_reads_nights_of_two_releases(tmp_path: Path) -> None:

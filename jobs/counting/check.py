@@ -32,7 +32,7 @@ NO_TIME = "counted_at: expected a time of day, found the date alone of a day on 
 
 BEGAN_AT = "began_at"
 
-_NUMBER = re.compile(r"0*(?P<whole>[0-9]+)(?:(?P<decimals>\.[0-9]*[1-9])0*|\.0+)?", re.ASCII)
+_NUMBER = re.compile(r"0*(?P<whole>0|[1-9][0-9]*)(?:(?P<decimals>\.[0-9]*[1-9])0*|\.0+)?", re.ASCII)
 
 Rejected = tuple[CountsRow, RejectReason, str]
 
@@ -74,9 +74,9 @@ def check_counts(
     names = _list_names(plans)
     counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
     numbers, alike = _list_numbers(plans)
-    # a file with a zero in front has not lost them
+    # a file with a zero in front has not lost them; one behind a point may be a data frame's, which writes all numbers so
     texts = {row.cells.get("bin_id", "") for row in rows}
-    if any(text != _number(text) for text in texts):
+    if any(text not in (number, f"{number}.0") for text in texts for number in [_number(text)]):
         alike = set()
     as_numbers = [
         replace(count, bin_id=numbers.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts

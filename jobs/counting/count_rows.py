@@ -23,6 +23,8 @@ CLOCK_SLACK = timedelta(minutes=10)
 ZONE_SLACK = timedelta(hours=14)
 """A night's date is the warehouse's own, and the easternmost zone is so far ahead of UTC."""
 _FLAGS = {"": None, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+NO_NAME = {"NULL", "NaN", "N/A"}
+"""What databases and data frames write for no name; not a person's Null or Nan."""
 _SHORTENED = re.compile(r"[0-9]([.,][0-9]+)?e\+[0-9]+")
 """How spreadsheets show a number of many digits, 1.23457E+11, after `person`: others look the same."""
 _QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0{0,2})?")
@@ -79,11 +81,10 @@ def parse_row(row: CountsRow, nights: Set[str], zone: ZoneInfo, now: datetime) -
     if flag not in _FLAGS:
         raise Reject(RejectReason.BAD_FLAG, f"confirmed: expected true, false or nothing, found {flag!a}")
     quantity = _parse_quantity(row.cells["counted_qty"])
-    counter_id = person(row.cells.get("counter_id"))
+    written = row.cells.get("counter_id")
+    counter_id = None if written in NO_NAME else person(written)
     if counter_id is not None and _SHORTENED.fullmatch(counter_id):
-        detail = (
-            f"counter_id: expected who counted, found {row.cells['counter_id']!a}, which a spreadsheet made of a number"
-        )
+        detail = f"counter_id: expected who counted, found {written!a}, which a spreadsheet made of a number"
         raise Reject(RejectReason.BAD_COUNTER, f"{detail}; import counter_id as text")
     return CountRow(
         source=row,

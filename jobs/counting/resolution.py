@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-NO_VALUE = {"", "null", "none", "nan", "n/a"}
-
 
 class Recorded(NamedTuple):
     """What counts are about: that the record of this bin said so many pieces that night."""
@@ -48,12 +46,12 @@ class Finding:
 def person(counter_id: str | None) -> str | None:
     """Who counted, so that a person who is written `Anna` and `anna `, `007` by a scanner, `7` by a spreadsheet and `7.0` by
     pandas, `Jörg` with one sign or two for the ö, or `'007` and `'@ann` lest a spreadsheet reads a number or a formula, can't
-    confirm their own count. What databases write for no value is nobody."""
+    confirm their own count."""
     text = unicodedata.normalize("NFKC", counter_id or "").casefold()
     text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")  # signs that nobody sees
     text = " ".join(text.lstrip("' ").split())
     number = re.fullmatch(r"0*([0-9]+?)(\.0*)?", text, re.ASCII)
-    return None if text in NO_VALUE else number[1] if number else text
+    return (number[1] if number else text) or None
 
 
 def resolve_counts(counts: Iterable[Count], expected_qty: int) -> Finding | None:

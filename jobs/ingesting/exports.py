@@ -187,11 +187,12 @@ def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
         # of columns that nobody reads, which may be decoded with the header, it doesn't matter whether they are UTF-8
         with io.TextIOWrapper(open_csv(uri, anonymous=anonymous), "utf-8-sig", "surrogateescape", newline="") as text:
             try:
-                names = next(csv.reader(text, delimiter=delimiter, strict=True))
+                names = next((row for row in csv.reader(text, delimiter=delimiter) if row), [])
                 "".join(names).encode()
-            except (StopIteration, csv.Error, UnicodeEncodeError, pa.ArrowInvalid, EOFError, OSError) as error:
-                found = "nothing" if isinstance(error, StopIteration) else f"another one ({error})"
-                raise InputError(f"{uri}: expected a CSV file with a header in UTF-8, found {found}") from error
+            except (csv.Error, UnicodeEncodeError, pa.ArrowInvalid, EOFError, OSError) as error:
+                raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {error}") from error
+            if not names:
+                raise InputError(f"{uri}: expected a CSV file with a header in UTF-8, found nothing")
         if {"bin_id", "sku", "quantity"} <= set(names):
             return delimiter, names
         best = max(best, names, key=len)

@@ -103,9 +103,7 @@ def _checked_s3(uri: str) -> str:
     bucket, *key = uri.removeprefix("s3:").removeprefix("//").split("/")
     if not bucket:
         raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
-    if "@" in bucket or (
-        ":" in bucket and not bucket.startswith("arn:")
-    ):  # a key and its secret, as other tools take them
+    if "@" in bucket or (":" in bucket and "@" in uri):  # a key and its secret, as other tools take them
         raise InputError(
             "s3://…: expected s3://bucket/key, found credentials in it; AWS_PROFILE, a role or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them"

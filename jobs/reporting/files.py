@@ -170,7 +170,7 @@ def _build_page(
         overview=overview,
         thumbnails=fetch_thumbnails(
             listed,
-            tuple(run.get("allowed_roots", ())),
+            run.get("allowed_roots"),
             anonymous=anonymous,
             audited_at=ended and datetime.fromisoformat(ended),
         ),

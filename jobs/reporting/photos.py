@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,10 +43,10 @@ class Thumbnail:
 
 
 def fetch_thumbnails(
-    rows: list[dict[str, Any]], allowed_roots: tuple[str, ...], *, anonymous: bool, audited_at: datetime | None
+    rows: list[dict[str, Any]], allowed_roots: Sequence[str] | None, *, anonymous: bool, audited_at: datetime | None
 ) -> list[Thumbnail]:
     """One per row (`image_uri`, `status`), in order. Only photos that the audit scored are fetched, and only below its
-    allowed roots: since then one may have become a link that leads elsewhere. One that was replaced after the audit ended, at
+    allowed roots (None: its run did not write them down): since then one may have become a link that leads elsewhere. One that was replaced after the audit ended, at
     `audited_at` where that is known, is another photo than the one whose count stands beside it."""
     thumbnails = asyncio.run(_fetch_all(rows, allowed_roots, anonymous, audited_at))
     spent, kept = 0, []
@@ -57,7 +58,7 @@ def fetch_thumbnails(
 
 
 async def _fetch_all(
-    rows: list[dict[str, Any]], allowed_roots: tuple[str, ...], anonymous: bool, audited_at: datetime | None
+    rows: list[dict[str, Any]], allowed_roots: Sequence[str] | None, anonymous: bool, audited_at: datetime | None
 ) -> list[Thumbnail]:
     slots = asyncio.Semaphore(IN_FLIGHT)
     deadline = time.monotonic() + MAX_SECONDS
@@ -67,7 +68,7 @@ async def _fetch_all(
     async def fetch(place: int, row: dict[str, Any]) -> Thumbnail:
         if row["status"] != ImageStatus.SCORED:
             return Thumbnail(None, str(row["status"]).replace("_", " "))
-        if not is_allowed(row["image_uri"], allowed_roots):
+        if allowed_roots is not None and not is_allowed(row["image_uri"], tuple(allowed_roots)):
             return Thumbnail(None, "outside the audit's allowed roots")
         bucket = storage.bucket_of(row["image_uri"])
         async with slots:

@@ -22,6 +22,7 @@ on every pod). Never name it in this file: `runtime_env` and `args` are shown in
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
@@ -59,10 +60,11 @@ LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 
 def build_app(settings: EndpointSettings) -> serve.Application:
     """The application for the connected cluster. Raises InputError for settings that don't fit, GateError for a cluster
-    without a free CPU slot."""
-    await_slot(CHECK_CPUS)  # for a task that waits a cluster grows, from no workers too
+    without CPUs."""
     bundle_uri = storage.absolute(settings.bundle_uri)
     bundle = _check_bundle(bundle_uri)
+    if not ray.cluster_resources().get("CPU"):
+        await_slot(CHECK_CPUS)  # for a task that waits a cluster grows
     belief = learn_current_belief(settings.output_uri, bundle)
     resources, precision = settle_resources(settings.precision, bundle)
     batch_size = settings.batch_size or resources.batch_size

@@ -52,8 +52,8 @@ def assign_splits(bins: pa.Table, config: TrainConfig) -> pa.Table:
     if empty:
         raise InputError(
             f"manifest: expected_qty: expected examples of every class 0..{config.top_class} among the training bins, "
-            f"found none of {', '.join(empty)} (bins per class: {histogram.tolist()}); add such bins, "
-            "or choose another --top-class"
+            f"found none of {', '.join(empty)} (bins per class: {histogram.tolist()}); add such bins"
+            + ("" if empty[0] == "0" else f", or lower --top-class to {max(1, int(empty[0]) - 1)}")
         )
     asked = {"selection": config.selection_share, "test": config.test_share}
     asked["train"] = 1 - sum(asked.values())

@@ -63,7 +63,7 @@ def plan_workers(config: TrainConfig, num_runs: int = 1) -> tuple[ScalingConfig,
     # Ray may be told that its one machine has more CPUs than it has; of others it knows more than this process
     cores = (os.cpu_count() or 1) if len(nodes) == 1 else max(sizes)
     hosting = zip(sizes, _hosted(sizes, share), strict=True)
-    threads = min(int(min(size, cores)) // num_hosted for size, num_hosted in hosting if num_hosted)
+    threads = min(int(min(size, cores)) // min(room, num_workers) for size, room in hosting if room)
     scaling = ScalingConfig(num_workers=config.num_workers, use_gpu=False, resources_per_worker={"CPU": share})
     return scaling, max(1, threads)
 

@@ -224,6 +224,15 @@ def test_an_inventory_may_hold_its_texts_as_a_dictionary(tmp_path: Path) -> None
     assert found["uri"].to_pylist() == ["s3://b/images/a.jpg"]
 
 
+@pytest.mark.parametrize("delimiter", list(exports.DELIMITERS))
+@pytest.mark.parametrize("start", [b"", b"\n\n", b"\xef\xbb\xbf"], ids=["plain", "empty lines", "BOM"])
+def test_a_header_may_have_any_delimiter_and_quotation_marks(tmp_path: Path, delimiter: str, start: bytes) -> None:
+    path = tmp_path / "export.csv"
+    for names in (["bin_id", "sku", "quantity"], ['"bin_id"', '"sku"', '"quantity"']):
+        path.write_bytes(start + delimiter.join(names).encode() + b"\n")
+        assert exports._read_header(str(path), False) == (delimiter, ["bin_id", "sku", "quantity"])
+
+
 def test_text_in_a_column_that_nobody_reads_may_be_of_any_encoding_and_hold_other_delimiters(tmp_path: Path) -> None:
     path = tmp_path / "export.csv"
     path.write_bytes("bin_id;sku;quantity;descr\nA1;s;3;Schlüssel, groß\n".encode("latin-1"))

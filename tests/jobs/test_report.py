@@ -581,6 +581,8 @@ def test_a_photo_that_became_a_link_to_elsewhere_is_not_shown(tmp_path: Path) ->
     rows = [{"image_uri": str(tmp_path / "photos" / "a.png"), "status": "scored"}]
     (found,) = fetch_thumbnails(rows, (str(tmp_path / "photos"),), anonymous=False, audited_at=None)
     assert found == Thumbnail(None, "outside the audit's allowed roots")
+    (unknown,) = fetch_thumbnails(rows, None, anonymous=False, audited_at=None)
+    assert unknown.source is not None
 
 
 def test_a_photo_that_was_replaced_since_the_audit_is_not_shown_beside_its_count(tmp_path: Path) -> None:

@@ -134,6 +134,9 @@ def test_training_on_gpus_without_cpus_is_refused(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("sizes", "num_workers", "cpus", "threads"),
     [
+        ([0, 4], 2, 1, 2),
+        ([0, 16], 4, 3, 4),
+        ([4, 4], 4, 1, 1),  # Ray packs three of them on the first
         ([2], 1, 1, 2),
         ([2], 2, 0.5, 1),
         ([8], 1, 7, 2),  # Ray was told so; the machine has 2
