@@ -124,6 +124,13 @@ def best_samples(history: History) -> list[Sample]:
     return [take_sample(_doubtful_as_right(plan)) for plan in plans]
 
 
+def absent_as_right(sample: Sample) -> Sample:
+    """The random bins of the sample's plan that nobody counted, taken as right."""
+    plan, rows = sample.plan, np.flatnonzero(sample.plan.is_random & ~sample.plan.counted)
+    filled = replace(plan, counted_qty=np.where(plan.counted, plan.counted_qty, plan.column("expected_qty")))
+    return Sample(filled, rows, np.zeros(len(rows), dtype=bool))
+
+
 def _doubtful_as_right(plan: PlanRecounts) -> PlanRecounts:
     doubtful = plan.counted & ~plan.settled
     return replace(plan, counted_qty=np.where(doubtful, plan.column("expected_qty"), plan.counted_qty))

@@ -33,7 +33,7 @@ from model.certificates import (
     p_value_histogram,
 )
 from model.drift import has_drifted
-from model.drill import Drill, alter_records, choose_drilled, merge_drills
+from model.drill import Drill, alter_records, choose_drilled, merge_drills, share_leaving
 from model.recount_plan import (
     Candidates,
     RecountPlan,
@@ -236,7 +236,8 @@ def _drill(rows: pa.Table, objective: str, rules: Rules) -> Drill:
     # in single precision, as the columns hold the scores that it is compared with
     score = assessor.assess(probabilities, altered, value, zones)[objective].astype(np.float32).astype(np.float64)
     rates = assessor.error_rates
-    return Drill(key, score, np.array([rates.get(zone, rates[None]) for zone in zones], np.float64))
+    weight = np.array([rates.get(zone, rates[None]) for zone in zones], np.float64)
+    return Drill(key, score, weight * share_leaving(rows["expected_qty"].to_numpy(), assessor.noise))
 
 
 def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:

@@ -163,6 +163,18 @@ def test_the_reference_holds_no_bin_of_the_list(output: str) -> None:
     assert (reference.num_counted, len(reference.right_scores)) == (20, 20)
 
 
+def test_random_bins_that_nobody_counted_are_right_ones_to_certificates(output: str) -> None:
+    """Three bins at the end of the walk, which the camera doubts most, are skipped."""
+    far = [plan_row(f"far{place}", probabilities=[0.9, *[0.1 / 6] * 6]) for place in range(3)]
+    plan = [*random_plan(27), *far]
+    commit_night(output, "2026-03-02", plan, num_assessed=300)
+    count(output, "2026-03-02", plan, {name: qty for name, qty in right(plan).items() if not name.startswith("far")})
+    reference = learn_belief(history_of(output), bundle_info(), SHARES).reference
+    assert reference is not None
+    assert (reference.num_counted, len(reference.right_scores)) == (30, 30)
+    assert max(reference.right_scores) > 10 * np.median(reference.right_scores)
+
+
 def test_zones_that_differ_are_learned_and_referred_to_apart(output: str) -> None:
     plan = [plan_row(f"{zone}{place:03d}", zone=zone) for zone in ("bad", "good") for place in range(200)]
     commit_night(output, "2026-03-02", plan, num_assessed=4000)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.drill import NUM_DRILLED, Drill, alter_records, choose_drilled, merge_drills
+from model.drill import NUM_DRILLED, Drill, alter_records, choose_drilled, merge_drills, share_leaving
 from model.posterior import build_assessor
 from model.record_model import assume_record_model
 from tests.audited_nights import learn, same_class
@@ -56,6 +56,13 @@ def test_bins_whose_records_are_oftener_wrong_count_for_more() -> None:
 
 def test_recall_is_the_share_above_the_list() -> None:
     assert Drill(keys(4), np.array([0.1, 0.2, 0.3, 0.9]), np.ones(4)).recall(0.2) == 0.5
+    assert np.isnan(Drill(keys(4), np.array([0.1, 0.2, 0.3, 0.9]), np.zeros(4)).recall(0.2))
+
+
+def test_records_that_rarely_leave_their_class_count_as_rarely() -> None:
+    noise = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.0, 0.01, 0.99]])
+    assert share_leaving([0, 1, 2, 40], noise) == pytest.approx([0.1, 0.2, 0.01, 0.01])
+    assert share_leaving([0, 2], np.eye(3)).tolist() == [1, 1]
     assert np.isnan(merge_drills([]).recall(0.2))
 
 
