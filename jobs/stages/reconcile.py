@@ -20,7 +20,7 @@ from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, RESULTS_SCHEMA, I
 KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SECOND_COUNT}
 """Why a bin that was counted not long ago is kept off the list."""
 
-MIN_CONTRAST = 4.0
+MIN_CONTRAST = 2.0
 """Standard deviation of grey values, of 255: below it a photo tells nothing (a lens cap, a blank frame). The flattest
 of 8,001 real bin photos has 10.0 (at 112 pixels)."""
 
