@@ -1,6 +1,6 @@
 """Certificates: bins whose record is declared wrong with a promised false share.
 
-Conformal selection (Jin & Candes 2023, arXiv 2210.01408). n bins were counted at random; q is p_record_wrong:
+Conformal selection (Jin & Candes 2023, arXiv 2210.01408). n bins were drawn at random and counted, or are taken for right; q is p_record_wrong:
 
     p_j = (1 + #{random bins whose record was right and q_i >= q_j}) / (n + 1)
 
@@ -9,7 +9,7 @@ calibrated, if tonight's bins and the random ones are exchangeable. It is an ave
 n + 1 values, so Benjamini-Hochberg runs on their histogram: pass 1 adds up `p_value_histogram` over shards,
 `certificate_thresholds` reads the sum, pass 2 asks `certified_at` per shard.
 
-Rules: no counts, no certificates (records never stand in for counts); fewer than m / (alpha (n + 1)) of m bins are
+Rules: no counts, no certificates (where few are missing their records stand in for them, which only makes p larger); fewer than m / (alpha (n + 1)) of m bins are
 never certified, because no p-value is that small; on a drift alarm all certificates are suspended.
 """
 
@@ -24,7 +24,8 @@ from model.record_errors import Floats
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Ascending scores of the randomly counted bins whose record was right, and how many were counted in all.
+    """Ascending scores of the randomly drawn bins whose record was right, and how many there are in all; those that nobody
+    counted are among both.
 
     Scores are compared in single precision, as results hold them: both passes see the same ties.
     """
@@ -36,10 +37,10 @@ class ReferenceScores:
 def build_reference(
     scores: ArrayLike, expected_qty: ArrayLike, counted_qty: ArrayLike, top_class: int
 ) -> ReferenceScores:
-    """Reference from bins counted *at random*: arrays (n,), scores by the same assessor as tonight's.
+    """Reference from bins drawn *at random*: arrays (n,), scores by the same assessor as tonight's.
 
     Right means the classes agree (K or more is one class). Raises ValueError where a count or score is missing:
-    leaving out bins that are not counted yet would leave out the wrong ones.
+    leaving out bins that are not counted yet would leave out some kinds of them; say that they are right.
     """
     score = np.asarray(scores, dtype=np.float32)
     counted = np.asarray(counted_qty, dtype=np.float64)

@@ -26,7 +26,7 @@ class Drill:
     key: NDArray[np.uint64]
     score: Floats
     weight: Floats
-    """How often records like theirs are wrong: they are drawn evenly, wrong records are not."""
+    """How often records like theirs are wrong, in another class, beside each other: they are drawn evenly, wrong records are not."""
 
     def recall(self, lowest_listed: float) -> float:
         """Share of them, by weight, that score above the lowest bin of the list; NaN without bins that mistakes alter."""

@@ -114,7 +114,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "drill_recall",
             _SHARE,
-            "Share of up to 1,000 records altered on trial to another class that would stand on tonight's priority list.",
+            "Share of up to 1,000 records altered on trial to another class that would stand on tonight's priority list, weighted by how often such records are wrong.",
         ),
         column("drift_alarm", pa.bool_(), "Whether the night's share left its range; certificates are then suspended."),
         column(

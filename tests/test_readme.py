@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import runpy
 import shlex
@@ -83,7 +84,7 @@ SCRIPT = re.search(r"```sh\n(#!/bin/sh\n# /srv/stock-audit/night\.sh.*?)```", RE
 RAY = """#!/bin/sh
 case "$2" in
   submit) echo submit >> calls; exit 0 ;;
-  status) head -n 1 states | sed "s/ID/$5/"; sed -i 1d states ;;
+  status) head -n 1 states | sed "s/ID/$5/"; sed 1d states > rest; mv rest states ;;
   logs) echo "the log's end" ;;
 esac
 """
@@ -103,13 +104,20 @@ def test_the_nightly_script_goes_by_how_its_job_ended(
 ) -> None:
     assert SCRIPT is not None
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for name, text in (("ray", RAY), ("python", "#!/bin/sh\n")):
+    # timeout is none of macOS's own
+    for name, text in (("ray", RAY), ("python", "#!/bin/sh\n"), ("timeout", '#!/bin/sh\nshift; exec "$@"\n')):
         (tmp_path / ".venv" / "bin" / name).write_text(text)
         (tmp_path / ".venv" / "bin" / name).chmod(0o755)
     (tmp_path / "states").write_text("\n".join(states) + "\n")
     script = SCRIPT[1].replace("cd /srv/stock-audit", f"cd {tmp_path}")
     script = re.sub(r"\bsleep \d+", "sleep 0", script)
-    done = subprocess.run(["sh", "-c", script, "night.sh", "2026-03-01"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", script, "night.sh", "2026-03-01"],
+        env={**os.environ, "PATH": f"{tmp_path / '.venv' / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == code, done.stderr
     assert (tmp_path / "calls").read_text().count("submit") == submitted
 

@@ -38,7 +38,7 @@ class Belief:
     bundle_id: str
     calibration_id: str
     reference: ReferenceScores | None
-    """p_record_wrong of bins counted at random, rounded to float32 as the results hold it: compare like with like."""
+    """p_record_wrong of bins drawn at random, rounded to float32 as the results hold it: compare like with like."""
     estimates: Estimates
     drift_baseline: Baseline | None = None
     """None too in a belief that was frozen before there was one."""

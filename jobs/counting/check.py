@@ -74,13 +74,9 @@ def check_counts(
     names = _list_names(plans)
     counts = [replace(count, bin_id=names.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts]
     numbers, alike = _list_numbers(plans)
-    # a file with a zero in front has not lost them; one behind a point may be a data frame's, which writes all numbers so
-    texts = {row.cells.get("bin_id", "") for row in rows}
-    if any(text not in (number, f"{number}.0") for text in texts for number in [_number(text)]):
+    if _has_kept_zeros({row.cells.get("bin_id", "") for row in rows}):
         alike = set()
-    as_numbers = [
-        replace(count, bin_id=numbers.get((count.audit_date, count.bin_id), count.bin_id)) for count in counts
-    ]
+    as_numbers = [replace(count, bin_id=numbers.get(_as_number(count), count.bin_id)) for count in counts]
     ledger = _Ledger(output_uri, set(plans))
     # what an earlier call took in needs no record, and the results of its nights may have been deleted since
     pairs = [pair for pair in zip(counts, as_numbers, strict=True) if not any(map(ledger.knows, pair))]
@@ -264,6 +260,20 @@ def _list_numbers(plans: Mapping[str, list[Plan]]) -> tuple[dict[tuple[str, str]
     return numbers, alike
 
 
+def _has_kept_zeros(bin_ids: Set[str]) -> bool:
+    """Whether a file has one that a spreadsheet would have taken away. `2.0` alone is how a data frame writes each 2."""
+    numbers = {bin_id: _number(bin_id) for bin_id in bin_ids}
+    return any(
+        bin_id != number and (bin_id != f"{number}.0" or number in bin_ids) for bin_id, number in numbers.items()
+    )
+
+
+def _as_number(count: CountRow) -> tuple[str, str]:
+    """Night and bin as `_list_numbers` has them."""
+    whole = count.bin_id.removesuffix(".0")
+    return count.audit_date, whole if whole.isdecimal() else count.bin_id
+
+
 def _number(bin_id: str) -> str:
     """What a spreadsheet makes of it: a number loses the zeros in front and those at the end of its decimals."""
     number = _NUMBER.fullmatch(bin_id)
@@ -272,7 +282,7 @@ def _number(bin_id: str) -> str:
 
 def _check_distinct(count: CountRow, alike: Set[tuple[str, str]]) -> None:
     """Raises Reject for a number that may be one of several planned bins, in a file that may have lost its zeros."""
-    if (count.audit_date, count.bin_id) in alike:
+    if _as_number(count) in alike:
         detail = (
             f"bin_id: planned bins differ from {count.bin_id} in zeros only, in front or after the decimals, and no bin_id in "
             "the file has one, as after a spreadsheet; hand it in with bin_id as text (an empty row of one with zeros shows "

@@ -23,8 +23,8 @@ CLOCK_SLACK = timedelta(minutes=10)
 ZONE_SLACK = timedelta(hours=14)
 """A night's date is the warehouse's own, and the easternmost zone is so far ahead of UTC."""
 _FLAGS = {"": None, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-NO_NAME = {"NULL", "NaN", "N/A"}
-"""What databases and data frames write for no name; not a person's Null or Nan."""
+NO_NAME = {"NULL", "null", "NaN", "nan", "None", "<NA>", "N/A", "n/a"}
+"""What databases and data frames write for no name, letter by letter: Nan is a person."""
 _SHORTENED = re.compile(r"[0-9]([.,][0-9]+)?e\+[0-9]+")
 """How spreadsheets show a number of many digits, 1.23457E+11, after `person`: others look the same."""
 _QUANTITY = re.compile(r"\+?([0-9]{1,10})(\.0{0,2})?")

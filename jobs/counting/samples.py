@@ -11,11 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.counting.history import Floats, History, Mask, PlanRecounts
 from model.record_model import recount_weights
+from schemas.results import Reason
+
+FOUND_WRONG = pa.array([str(Reason.COUNTED_WRONG), str(Reason.SECOND_COUNT)])
 
 
 def pooled(samples: Sequence[Sample], name: str) -> NDArray[Any]:
@@ -125,8 +129,11 @@ def best_samples(history: History) -> list[Sample]:
 
 
 def absent_as_right(sample: Sample) -> Sample:
-    """The random bins of the sample's plan that nobody counted, taken as right."""
-    plan, rows = sample.plan, np.flatnonzero(sample.plan.is_random & ~sample.plan.counted)
+    """The random bins of the sample's plan that nobody counted, taken as right; but for those that people had found wrong not
+    long before, which were no candidates."""
+    plan = sample.plan
+    found_wrong = pc.is_in(plan.planned["reason"], FOUND_WRONG).to_numpy()
+    rows = np.flatnonzero(plan.is_random & ~plan.counted & ~found_wrong)
     filled = replace(plan, counted_qty=np.where(plan.counted, plan.counted_qty, plan.column("expected_qty")))
     return Sample(filled, rows, np.zeros(len(rows), dtype=bool))
 

@@ -181,21 +181,25 @@ def _make_chunks(found: pa.Table, row: int, file: str | None = None) -> Iterator
 
 
 def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
-    """The delimiter is the one that finds bin_id, sku and quantity in the first line."""
+    """The delimiter is the one that finds bin_id, sku and quantity in the first line that isn't empty."""
     best: list[str] = []
+    problem: Exception | str = "it is empty"
     for delimiter in DELIMITERS:
         # of columns that nobody reads, which may be decoded with the header, it doesn't matter whether they are UTF-8
         with io.TextIOWrapper(open_csv(uri, anonymous=anonymous), "utf-8-sig", "surrogateescape", newline="") as text:
             try:
-                names = next((row for row in csv.reader(text, delimiter=delimiter) if row), [])
+                names = next((row for row in csv.reader(text, delimiter=delimiter, strict=True) if row), [])
                 "".join(names).encode()
-            except (csv.Error, UnicodeEncodeError, pa.ArrowInvalid, EOFError, OSError) as error:
+            except csv.Error as error:  # quotation marks, as another delimiter has them
+                problem = error
+                continue
+            except (UnicodeEncodeError, pa.ArrowInvalid, EOFError, OSError) as error:
                 raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {error}") from error
-            if not names:
-                raise InputError(f"{uri}: expected a CSV file with a header in UTF-8, found nothing")
         if {"bin_id", "sku", "quantity"} <= set(names):
             return delimiter, names
         best = max(best, names, key=len)
+    if not best:
+        raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {problem}")
     return DELIMITERS[0], best
 
 

@@ -166,12 +166,13 @@ def test_the_reference_holds_no_bin_of_the_list(output: str) -> None:
 def test_random_bins_that_nobody_counted_are_right_ones_to_certificates(output: str) -> None:
     """Three bins at the end of the walk, which the camera doubts most, are skipped."""
     far = [plan_row(f"far{place}", probabilities=[0.9, *[0.1 / 6] * 6]) for place in range(3)]
-    plan = [*random_plan(27), *far]
+    known = plan_row("far, but known to be wrong", probabilities=far[0]["probabilities"], reason="counted_wrong")
+    plan = [*random_plan(37), *far, known]
     commit_night(output, "2026-03-02", plan, num_assessed=300)
     count(output, "2026-03-02", plan, {name: qty for name, qty in right(plan).items() if not name.startswith("far")})
     reference = learn_belief(history_of(output), bundle_info(), SHARES).reference
     assert reference is not None
-    assert (reference.num_counted, len(reference.right_scores)) == (30, 30)
+    assert (reference.num_counted, len(reference.right_scores)) == (40, 40)
     assert max(reference.right_scores) > 10 * np.median(reference.right_scores)
 
 

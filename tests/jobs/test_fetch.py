@@ -27,7 +27,9 @@ from jobs.stages.images import (
     measure_contrast,
     pixels_of,
 )
+from jobs.stages.reconcile import MIN_CONTRAST
 from jobs.training.labelled_bins import _check_batch
+from model.images import decode_image
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError
 from tests.conftest import free_port
@@ -334,6 +336,15 @@ def test_what_s3_forbids_for_another_reason_is_told(code: str, told: str) -> Non
 @pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 255, 255), (180, 90, 40)])
 def test_a_blank_frame_has_no_contrast_whatever_its_brightness_and_colour(colour: tuple[int, int, int]) -> None:
     assert measure_contrast(np.full((32, 32, 3), colour, np.uint8)) == 0
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_a_blank_jpeg_is_below_the_limit_and_an_empty_bin_above(side: int) -> None:
+    sink = io.BytesIO()
+    Image.new("RGB", (468, 334), (180, 90, 40)).save(sink, "JPEG")
+    blank, empty = (decode_image(data, Preprocessing(image_size=side)) for data in (sink.getvalue(), photo(0, 1)))
+    assert measure_contrast(blank) < MIN_CONTRAST / 4
+    assert measure_contrast(empty) > 1.5 * MIN_CONTRAST
 
 
 def test_contrast_is_the_deviation_of_grey() -> None:

@@ -233,6 +233,16 @@ def test_a_header_may_have_any_delimiter_and_quotation_marks(tmp_path: Path, del
         assert exports._read_header(str(path), False) == (delimiter, ["bin_id", "sku", "quantity"])
 
 
+def test_a_quotation_mark_that_a_header_does_not_close_is_named_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text('"bin_id,sku,quantity\n' + "A1,s,3\n" * 1000)
+    with pytest.raises(
+        InputError, match="expected a CSV file with a header in UTF-8: unexpected end of data"
+    ) as refused:
+        exports._read_header(str(path), False)
+    assert len(str(refused.value)) < 300
+
+
 def test_text_in_a_column_that_nobody_reads_may_be_of_any_encoding_and_hold_other_delimiters(tmp_path: Path) -> None:
     path = tmp_path / "export.csv"
     path.write_bytes("bin_id;sku;quantity;descr\nA1;s;3;Schlüssel, groß\n".encode("latin-1"))

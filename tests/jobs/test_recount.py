@@ -691,12 +691,23 @@ def test_bins_that_differ_in_leading_zeros_are_not_taken_for_one_another(tmp_pat
 
 def test_a_bin_whose_decimals_a_spreadsheet_cut_is_found_but_not_guessed(tmp_path: Path) -> None:
     output = str(tmp_path / "audits")
-    commit_night(output, NIGHT, [plan_row("1.1"), plan_row("1.10"), plan_row("2.50")])
+    commit_night(output, NIGHT, [plan_row("1.1"), plan_row("1.10"), plan_row("2.50"), plan_row("007")])
     # a whole number with a zero behind its point is how a data frame writes it, and no sign that zeros were kept
-    lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,kim,," for name in ("1.1", "1.1", "2.5")] + [f"2.0,{NIGHT},,,,,"]
+    lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,kim,," for name in ("1.1", "1.1", "2.5", "7.0")]
     assert take_in(output, *lines) == 1
     assert [(row["bin_id"], row["reason"]) for row in rejects(output)] == [("1.1", "unknown_bin")] * 2
-    assert read_counted(output)["bin_id"].to_pylist() == ["2.50"]
+    assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["007", "2.50"]
+
+
+def test_bins_that_differ_in_a_zero_behind_the_point_are_told_apart_where_both_stand_in_the_file(
+    tmp_path: Path,
+) -> None:
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row("2"), plan_row("2.0")])
+    assert take_in(output, f"2.0,{NIGHT},3,2026-03-03T08:00Z,kim,,") == 1
+    lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,kim,," for name in ("2", "2.0")]
+    assert take_in(output, *lines) == 0
+    assert sorted(read_counted(output)["bin_id"].to_pylist()) == ["2", "2.0"]
 
 
 def test_of_two_columns_that_nobody_reads_the_names_may_be_the_same(output: str, tmp_path: Path) -> None:
@@ -750,7 +761,7 @@ def test_what_programs_make_of_a_name_is_no_second_person(first: str, again: str
     assert rejects(output)[0]["reason"] == "counted_twice"
 
 
-@pytest.mark.parametrize("nobody", ["NULL", "NaN", "N/A", "'", "\u200b"])
+@pytest.mark.parametrize("nobody", ["NULL", "null", "NaN", "nan", "None", "<NA>", "n/a", "'", "\u200b"])
 def test_what_a_database_writes_for_no_name_is_nobody(output: str, nobody: str) -> None:
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,{nobody},,") == 0
     assert read_counted(output)["counter_id"].to_pylist() == [None]

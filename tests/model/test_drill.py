@@ -57,13 +57,13 @@ def test_bins_whose_records_are_oftener_wrong_count_for_more() -> None:
 def test_recall_is_the_share_above_the_list() -> None:
     assert Drill(keys(4), np.array([0.1, 0.2, 0.3, 0.9]), np.ones(4)).recall(0.2) == 0.5
     assert np.isnan(Drill(keys(4), np.array([0.1, 0.2, 0.3, 0.9]), np.zeros(4)).recall(0.2))
+    assert np.isnan(merge_drills([]).recall(0.2))
 
 
 def test_records_that_rarely_leave_their_class_count_as_rarely() -> None:
     noise = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.0, 0.01, 0.99]])
     assert share_leaving([0, 1, 2, 40], noise) == pytest.approx([0.1, 0.2, 0.01, 0.01])
     assert share_leaving([0, 2], np.eye(3)).tolist() == [1, 1]
-    assert np.isnan(merge_drills([]).recall(0.2))
 
 
 def test_the_drill_tells_how_many_wrong_records_a_list_holds() -> None:
