@@ -31,7 +31,7 @@ from jobs.counting.history import History, freeze_last_counts, read_history
 from jobs.platform import storage
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import message, run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, whole_night
 from jobs.platform.provenance import provenance
 from jobs.reporting.files import write_report
 from jobs.reporting.nights import explain_no_accuracy, read_night
@@ -103,7 +103,7 @@ def run_audit(config: AuditConfig) -> None:
             }
             finish_run(tonight.run_uri, frozen, outcome)
         check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
-        _report_and_tell(tonight, summary.to_pylist()[0])
+        _report_and_tell(tonight, whole_night(summary))
 
 
 def _finish(tonight: Tonight) -> None:
@@ -333,8 +333,8 @@ def _tell(tonight: Tonight, summary: dict) -> None:
     else:
         low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
         lines.append(
-            f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%}; {summary['num_random_window']} resolved random "
-            f"counts, mean of {summary['window_nights']} nights)"
+            f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%}; {summary['num_random_window']} resolved "
+            f"random counts, mean of {summary['window_nights']} nights)"
         )
     if summary["drift_alarm"]:
         lines.append(

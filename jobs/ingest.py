@@ -155,8 +155,7 @@ def list_folder(what: str, folder: Folder, sources: list[Any]) -> Chunks:
     chunks = collect(what, sources)
     others = f"{chunks.num_others:,} other objects (such as {', '.join(chunks.others)})"
     if not chunks.num_rows:
-        is_bucket = storage.is_s3(folder.uri) and "/" not in folder.uri.removeprefix("s3://")
-        if not is_bucket and storage.describe(folder.uri, anonymous=folder.anonymous) is not None:
+        if not storage.is_bucket(folder.uri) and storage.describe(folder.uri, anonymous=folder.anonymous) is not None:
             export = (
                 ", or a WMS export (.csv, .csv.gz, .parquet; save a workbook as CSV UTF-8)" if what == "records" else ""
             )

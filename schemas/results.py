@@ -49,6 +49,9 @@ class Recount(StrEnum):
     RANDOM = "random"
 
 
+FOUND_WRONG = pa.array([str(Reason.COUNTED_WRONG), str(Reason.SECOND_COUNT)])
+"""Reasons of bins whose record people have found wrong, or one person has."""
+
 STATUS_COLUMNS = [
     column("run_id", pa.string(), "The run that wrote the row; join on it and audit_date.", required=True),
     column("status", pa.string(), f"What happened to the image: {', '.join(ImageStatus)}.", required=True),

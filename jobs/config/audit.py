@@ -44,8 +44,8 @@ class AuditConfig(JobConfig):
 
     replace_counted: bool = False
     """Replace it even though counts against its plan have come in (they are kept, but the new plan does not know them: it may
-    ask for bins that they have settled). Where records were corrected by those
-    counts, give another --seed as well: the same draw would judge all bins by those that were put right."""
+    ask for bins that they have settled). Where records were corrected by those counts, give another --seed as well: the same
+    draw would judge all bins by those that were put right."""
 
     precision: PrecisionChoice = "auto"
     """Arithmetic of the network; auto is bf16 where the hardware gains by it, else fp32. int8 is for CPUs: evaluate the

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from jobs.platform import storage
-from jobs.platform.layout import COMMITTED_MARKER, RUN_PLAN, RUNS, list_below, night_of, read_summary_table, run_uri
+from jobs.platform.layout import (
+    COMMITTED_MARKER,
+    RUN_PLAN,
+    RUNS,
+    list_below,
+    night_of,
+    read_summary_table,
+    run_uri,
+    whole_night,
+)
 from jobs.platform.parquet import read_table
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -34,8 +43,7 @@ class NightSummary:
 
 def read_summary(output_uri: str, audit_date: str) -> NightSummary:
     """Raises FileNotFoundError for a night that isn't committed."""
-    rows = conform(read_summary_table(output_uri, audit_date), SUMMARY_SCHEMA).to_pylist()
-    night = next(row for row in rows if row["scope"] == "all")
+    night = whole_night(conform(read_summary_table(output_uri, audit_date), SUMMARY_SCHEMA))
     valued = night["shortage_value"] is not None and night["overage_value"] is not None
     return NightSummary(
         night["run_id"],

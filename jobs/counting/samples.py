@@ -11,15 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.counting.history import Floats, History, Mask, PlanRecounts
 from model.record_model import recount_weights
-from schemas.results import Reason
-
-FOUND_WRONG = pa.array([str(Reason.COUNTED_WRONG), str(Reason.SECOND_COUNT)])
+from schemas.results import FOUND_WRONG
 
 
 def pooled(samples: Sequence[Sample], name: str) -> NDArray[Any]:
@@ -134,18 +131,21 @@ def absent_as_right(sample: Sample) -> Sample:
     plan = sample.plan
     found_wrong = pc.is_in(plan.planned["reason"], FOUND_WRONG).to_numpy()
     rows = np.flatnonzero(plan.is_random & ~plan.counted & ~found_wrong)
-    filled = replace(plan, counted_qty=np.where(plan.counted, plan.counted_qty, plan.column("expected_qty")))
-    return Sample(filled, rows, np.zeros(len(rows), dtype=bool))
+    return Sample(_taken_as(plan, ~plan.counted), rows, np.zeros(len(rows), dtype=bool))
 
 
 def _doubtful_as_right(plan: PlanRecounts) -> PlanRecounts:
-    doubtful = plan.counted & ~plan.settled
-    return replace(plan, counted_qty=np.where(doubtful, plan.column("expected_qty"), plan.counted_qty))
+    return _taken_as(plan, plan.counted & ~plan.settled)
 
 
 def _absent_as_wrong(plan: PlanRecounts) -> PlanRecounts:
-    absent = ~plan.counted & (plan.is_random | plan.has_priority_list)
-    return replace(plan, counted_qty=np.where(absent, plan.column("expected_qty") + 1, plan.counted_qty))
+    return _taken_as(plan, ~plan.counted & (plan.is_random | plan.has_priority_list), difference=1)
+
+
+def _taken_as(plan: PlanRecounts, bins: Mask, *, difference: int = 0) -> PlanRecounts:
+    """The plan as if so many pieces more than recorded had been found in these of its bins."""
+    found = plan.column("expected_qty") + difference
+    return replace(plan, counted_qty=np.where(bins, found, plan.counted_qty))
 
 
 def samples_to_learn_from(history: History) -> list[Sample]:

@@ -96,6 +96,11 @@ def read_summary_table(output_uri: str, audit_date: str, columns: list[str] | No
         ) from error
 
 
+def whole_night(summary: pa.Table) -> dict[str, Any]:
+    """The row of the whole night."""
+    return next(row for row in summary.to_pylist() if row["scope"] == "all")
+
+
 def committed_run(output_uri: str, audit_date: str) -> str | None:
     """The run that the night is committed by, None for a night that isn't."""
     try:

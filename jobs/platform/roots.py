@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 
 from jobs.platform import storage
 from schemas.errors import InputError
 
 
-def is_allowed(uri: str, roots: tuple[str, ...]) -> bool:
+def is_allowed(uri: str, roots: Sequence[str]) -> bool:
     """Whether `uri` lies below one of `roots`: no `..`, no other bucket, and no link that leads out of a folder."""
     if storage.is_s3(uri):
         if names_no_object(uri):

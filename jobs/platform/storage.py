@@ -91,10 +91,15 @@ def absolute(uri: str) -> str:
     return "/" + path.lstrip("/")  # abspath keeps two leading slashes
 
 
+def is_bucket(place: str) -> bool:
+    """Whether a place (of `absolute`) is a whole bucket."""
+    return is_s3(place) and "/" not in place.removeprefix("s3://")
+
+
 def beside(uri: str, suffix: str) -> str:
     """The place of that name and `suffix`. Raises InputError for a whole bucket: what is named so is another bucket."""
     place = absolute(uri)
-    if is_s3(place) and "/" not in place.removeprefix("s3://"):
+    if is_bucket(place):
         raise InputError(f"{uri}: expected a place in the bucket, such as {place}/NAME, found the bucket alone")
     return place + suffix
 

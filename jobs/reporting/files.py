@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import tempfile
 import time
@@ -87,7 +86,7 @@ def _write_files(config: ReportConfig) -> None:
         write_discrepancies(rows, folder, night, overview.num_rows)
         (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
         facts = _facts(config, night, run, overview)
-        (folder / REPORT_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / REPORT_FACTS).write_bytes(storage.json_bytes(facts))
         report_uri = storage.absolute(config.report_uri)
         _tell_what_is_replaced(report_uri, night.audit_date)
         for list_name in FLOOR_LISTS:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.platform.layout import list_nights, part_uris, partition_uri, read_summary_table, unless_replaced
+from jobs.platform.layout import list_nights, part_uris, partition_uri, read_summary_table, unless_replaced, whole_night
 from jobs.platform.parquet import damage_named, open_parquet
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -33,7 +33,7 @@ class Night:
     @cached_property
     def whole(self) -> dict[str, Any]:
         """The summary's row of the whole night."""
-        return next(row for row in self.summary.to_pylist() if row["scope"] == "all")
+        return whole_night(self.summary)
 
     def scopes(self, scope: str) -> list[dict[str, Any]]:
         return [row for row in self.summary.to_pylist() if row["scope"] == scope]

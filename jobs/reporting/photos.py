@@ -46,8 +46,9 @@ def fetch_thumbnails(
     rows: list[dict[str, Any]], allowed_roots: Sequence[str] | None, *, anonymous: bool, audited_at: datetime | None
 ) -> list[Thumbnail]:
     """One per row (`image_uri`, `status`), in order. Only photos that the audit scored are fetched, and only below its
-    allowed roots (None: its run did not write them down): since then one may have become a link that leads elsewhere. One that was replaced after the audit ended, at
-    `audited_at` where that is known, is another photo than the one whose count stands beside it."""
+    allowed roots (None: its run did not write them down): since then one may have become a link that leads elsewhere. One
+    that was replaced after the audit ended, at `audited_at` where that is known, is another photo than the one whose count
+    stands beside it."""
     thumbnails = asyncio.run(_fetch_all(rows, allowed_roots, anonymous, audited_at))
     spent, kept = 0, []
     for thumbnail in thumbnails:
@@ -68,7 +69,7 @@ async def _fetch_all(
     async def fetch(place: int, row: dict[str, Any]) -> Thumbnail:
         if row["status"] != ImageStatus.SCORED:
             return Thumbnail(None, str(row["status"]).replace("_", " "))
-        if allowed_roots is not None and not is_allowed(row["image_uri"], tuple(allowed_roots)):
+        if allowed_roots is not None and not is_allowed(row["image_uri"], allowed_roots):
             return Thumbnail(None, "outside the audit's allowed roots")
         bucket = storage.bucket_of(row["image_uri"])
         async with slots:

@@ -44,7 +44,7 @@ from model.recount_plan import (
 )
 from schemas.bundle import BundleInfo
 from schemas.recount import PLANNED_SCHEMA
-from schemas.results import RESULTS_SCHEMA, Reason, Recount, Verdict
+from schemas.results import FOUND_WRONG, RESULTS_SCHEMA, Recount, Verdict
 
 GROUP_BYTES = 96 * 1024 * 1024
 """Staged bytes that make one part of the results: parts of 64 to 512 MB where there is that much."""
@@ -260,8 +260,7 @@ def _conclude(rows: pa.Table, rules: Rules, decisions: Decisions) -> pa.Table:
     """RESULTS_SCHEMA from reconciled rows."""
     n = rows.num_rows
     assessed = rows["assessed"].to_numpy()
-    wrong = pa.array([str(Reason.COUNTED_WRONG), str(Reason.SECOND_COUNT)])
-    found_wrong = pc.fill_null(pc.is_in(rows["reason"], wrong), False).to_numpy()
+    found_wrong = pc.fill_null(pc.is_in(rows["reason"], FOUND_WRONG), False).to_numpy()
     known = assessed & pc.is_valid(rows["reason"]).to_numpy()
     p_wrong = rows["p_record_wrong"].to_numpy(zero_copy_only=False).astype(np.float64)
     bin_ids = rows["bin_id"].to_pylist()
