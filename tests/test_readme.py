@@ -26,11 +26,24 @@ from tests.night import write_nights
 from tests.planned_night import commit_night, plan_row, priority_row, take_in
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/measurements.md")}
+README = PAGES["README.md"]
 
 
 def test_the_column_tables_are_the_schemas() -> None:
     assert readme_tables().strip() in README, "run: python -m schemas.ddl readme, and paste it below its comment"
+
+
+LINKS = [(page, target) for page, text in PAGES.items() for target in re.findall(r"\]\((?!http)([^)]+)\)", text)]
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS)
+def test_every_link_leads_to_a_heading(page: str, target: str) -> None:
+    file, _, heading = target.partition("#")
+    linked = (ROOT / page).parent / file if file else ROOT / page
+    words = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in words}
+    assert not heading or heading in anchors
 
 
 SHOWN = re.findall(r"python -m jobs\.(\w+)((?:\\\n|[^\n`])*)", README + (ROOT / "Makefile").read_text())
