@@ -27,12 +27,14 @@ from numpy.typing import ArrayLike
 from jobs.config.audit import AuditConfig
 from jobs.config.report import ReportConfig
 from jobs.counting.belief import Belief, learn_belief, true_shares
-from jobs.counting.history import History, freeze_last_counts, read_history
+from jobs.counting.history import History, read_history
+from jobs.counting.last_counts import freeze_last_counts
 from jobs.platform import storage
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import message, run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_run, whole_night
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, whole_night
 from jobs.platform.provenance import provenance
+from jobs.platform.run_record import finish_run, freeze_run, read_run
 from jobs.reporting.files import write_report
 from jobs.reporting.nights import explain_no_accuracy, read_night
 from jobs.stages.conclude import Decisions, Rules, WrittenParts, decide_night, group_shards, write_parts
@@ -41,7 +43,6 @@ from jobs.stages.night_lock import NightLock, hold_night
 from jobs.stages.progress import Progress
 from jobs.stages.publish import check_committed, clean_up, publish_night
 from jobs.stages.reconcile import Reconciler
-from jobs.stages.run import finish_run, freeze_run
 from jobs.stages.staging import stage_shards
 from jobs.stages.summary import summarize
 from jobs.stages.tonight import Tonight, settle_night, tell_of_others

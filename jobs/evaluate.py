@@ -29,7 +29,6 @@ from jobs.config.evaluate import EvaluateConfig
 from jobs.evaluating.figures import measure
 from jobs.evaluating.page import find_warnings, render_evaluation
 from jobs.evaluating.predictions import SCORED, Predictions, compare_counts, predict_bins
-from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free, connect
@@ -38,6 +37,7 @@ from jobs.platform.provenance import provenance
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.resources import settle_resources
+from jobs.stages.thumbnails import read_thumbnails
 from jobs.stages.worklist import temporary_worklist
 from model.bundle_files import digests, learned_from
 from model.metrics import format_interval

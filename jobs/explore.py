@@ -19,7 +19,6 @@ from jobs.config.explore import ExploreConfig
 from jobs.exploring.looks import LOOK
 from jobs.exploring.page import photos_to_show, render_exploration
 from jobs.exploring.survey import MAX_IDENTICAL, Survey, survey_bins
-from jobs.pages.photos import read_thumbnails
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
@@ -27,6 +26,7 @@ from jobs.platform.provenance import provenance
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import check_manifest, settle_roots
 from jobs.stages.resources import plan_resources
+from jobs.stages.thumbnails import read_thumbnails
 from jobs.stages.worklist import temporary_worklist
 
 logger = logging.getLogger("jobs.explore")

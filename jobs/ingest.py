@@ -41,7 +41,7 @@ from jobs.platform.provenance import provenance
 from jobs.platform.reports import read_reports, report_table
 from schemas.errors import GateError, InputError
 
-log = logging.getLogger("jobs.ingest")
+logger = logging.getLogger("jobs.ingest")
 
 
 def ingest(config: IngestConfig) -> None:
@@ -85,12 +85,12 @@ def ingest(config: IngestConfig) -> None:
         facts = {"config": config.model_dump(mode="json"), "audit_date": target.audit_date, "counts": dict(counts)}
         parts.finish(target, mark, facts | provenance())
     reasons = ", ".join(f"{counts[reason]:,} {reason}" for reason in sorted(counts) if reason not in ("bins", "odd"))
-    log.info(
+    logger.info(
         "%s bins of %s images and %s records, %s with a record that contradicts itself; rejects: %s",
         *(f"{number:,}" for number in (counts["bins"], num_images, num_records, counts["odd"])),
         reasons or "none",
     )
-    log.info("manifest of %s: %s; rejects: %s", target.audit_date, target.manifest_uri, target.rejects_uri)
+    logger.info("manifest of %s: %s; rejects: %s", target.audit_date, target.manifest_uri, target.rejects_uri)
 
 
 def check_missing(num_missing: int, num_records: int, config: IngestConfig) -> None:
@@ -128,7 +128,7 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
         record_sources = [make_records.remote(records_uri, named_below, *pieces) for pieces in bin_ranges]
         chunks, records = list_folder("images", images, image_sources), collect("records", record_sources)
         if 2 * records.num_repeated >= num_lines:  # a few may be pallets that are alike
-            log.warning(
+            logger.warning(
                 "%s: %s of %s lines are those of another one in every column that is read (such as %s), as where an export "
                 "stands in the file or folder twice; their pieces are added up",
                 records_uri,
@@ -165,7 +165,7 @@ def list_folder(what: str, folder: Folder, sources: list[Any]) -> Chunks:
             f"{others if chunks.num_others else 'nothing'}; check --{what}-uri"
         )
     if chunks.num_others:
-        log.info("%s: %s passed over", what, others)
+        logger.info("%s: %s passed over", what, others)
     return chunks
 
 
@@ -221,7 +221,7 @@ def write_parts(target: Target, num_bins: int, slices: list[Any]) -> Counter[str
         counts.update({"bins": report.num_bins, "odd": report.num_inconsistent, **report.rejects})
         if timer.is_due():
             rate = num_read / (time.monotonic() - started)
-            log.info("records: %s of %s read (%s/s)", f"{num_read:,}", f"{num_bins:,}", f"{rate:,.0f}")
+            logger.info("records: %s of %s read (%s/s)", f"{num_read:,}", f"{num_bins:,}", f"{rate:,.0f}")
     if num_unfetched:
         raise unfetched_error(num_unfetched, unfetched, "the manifest is not complete")
     return counts

@@ -24,7 +24,7 @@ from jobs.training.start import read_start
 from jobs.training.trainer import WATCHDOG, ray_storage, remove_run, run_name, train_network
 from jobs.training.workers import await_workers
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jobs.train")
 
 
 def run_train(config: TrainConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,12 +10,11 @@ import torch
 from model.bundle import Bundle
 from model.calibration import apply_calibration
 from model.inference import prepare_network
-from model.processor import check_int8, multiplies_int8
+from model.processor import Precision, check_int8, multiplies_int8
 from model.quantisation import quantise_network
 from schemas.bundle import Preprocessing
 from schemas.errors import InputError
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
 """Of the network's input; int8 is between its convolutions."""
 

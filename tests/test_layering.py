@@ -96,7 +96,7 @@ def test_what_reads_nights_starts_no_ray() -> None:
     assert found.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("package", ["platform", "counting", "reporting"])
+@pytest.mark.parametrize("package", ["platform", "counting", "reporting", "pages"])
 def test_what_jobs_stand_on_knows_nothing_of_an_audits_stages(package: str) -> None:
     files = sorted((ROOT / "jobs" / package).rglob("*.py"))
     assert files

@@ -19,7 +19,8 @@ from pydantic import TypeAdapter
 from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
 from jobs.counting.samples import absent_as_right, pooled, samples_to_learn_from
-from jobs.platform.layout import read_run, run_in_force, run_uri
+from jobs.platform.layout import run_in_force, run_uri
+from jobs.platform.run_record import read_run
 from model.certificates import ReferenceScores, build_reference
 from model.drift import Baseline, measure_baseline
 from model.posterior import Assessor, build_assessor, fit_noise_rate, label_noise

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.platform.layout import part_uris, read_run, run_in_force, run_uri, unless_replaced
+from jobs.platform.layout import part_uris, run_in_force, run_uri, unless_replaced
 from jobs.platform.parquet import damage_named, open_parquet
+from jobs.platform.run_record import began_at, read_run
 from schemas.errors import InputError
 
 
@@ -91,16 +92,10 @@ def _read_by(output_uri: str, night: str, run_id: str) -> datetime:
     """By when the records that a night's run audited were read."""
     day_is_over = datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
     try:
-        began = began_at(output_uri, run_id)
+        began = began_at(read_run(run_uri(output_uri, run_id)))
     except InputError:  # what learns from the counts, after they are taken in, says that the run's record is lost
         began = None
     return min(day_is_over, began or day_is_over)
-
-
-def began_at(output_uri: str, run_id: str) -> datetime | None:
-    """When a run began; None where it doesn't say. Raises InputError where it has no record of its own."""
-    text = read_run(run_uri(output_uri, run_id)).get("started_at")
-    return None if text is None else datetime.fromisoformat(text)
 
 
 def _may_hold(group: pq.RowGroupMetaData, bin_ids: list[str]) -> bool:

@@ -24,7 +24,7 @@ from jobs.platform.line_timer import LineTimer
 PARTITION_ROWS = 500_000
 SPLIT_CHUNKS = 10
 
-log = logging.getLogger("jobs.ingest")
+logger = logging.getLogger("jobs.ingest")
 
 
 @dataclass
@@ -56,8 +56,8 @@ def collect(what: str, generators: Sequence[Any]) -> Chunks:
             chunks.repeated = (chunks.repeated + info.repeated)[:3]
             if timer.is_due():
                 rate = chunks.num_rows / (time.monotonic() - started)
-                log.info("%s: %s so far (%s/s)", what, f"{chunks.num_rows:,}", f"{rate:,.0f}")
-    log.info("%s: %s in %.1f s", what, f"{chunks.num_rows:,}", time.monotonic() - started)
+                logger.info("%s: %s so far (%s/s)", what, f"{chunks.num_rows:,}", f"{rate:,.0f}")
+    logger.info("%s: %s in %.1f s", what, f"{chunks.num_rows:,}", time.monotonic() - started)
     return chunks
 
 

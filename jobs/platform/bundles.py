@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from jobs.platform import storage
 from model.bundle_files import read_bundle_info, read_training_images, read_weights
+from model.processor import Precision
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
 
 if TYPE_CHECKING:  # drivers read bundles without torch
-    from model.scoring import Precision, Scorer
+    from model.scoring import Scorer
 
 
 @contextmanager

@@ -19,8 +19,8 @@ STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
 WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
 """Of a run, below `runs/<run_id>/`: what it needs until its night is committed, and no longer."""
 
-RUN_RECORD, RUN_PLAN = "run.json", "plan.parquet"
-"""Of a run, kept: what it says of itself, and every recount that it planned."""
+RUN_PLAN = "plan.parquet"
+"""Of a run, kept (as is its `run_record`): every recount that it planned."""
 
 RUNS = "runs"
 """A folder for each run."""
@@ -50,18 +50,6 @@ def run_uri(output_uri: str, run_id: str) -> str:
 def night_of(run_id: str) -> str:
     """A run's name begins with its night."""
     return run_id.rsplit("-", 1)[0]
-
-
-def read_run(run_uri: str) -> dict[str, Any]:
-    """What a run says of itself. Raises InputError where its `run.json` is gone or damaged."""
-    uri = storage.join(run_uri, RUN_RECORD)
-    try:
-        run = storage.read_json(uri)
-    except FileNotFoundError as error:
-        raise InputError(f"{uri}: expected a committed run's own record, found nothing; restore it") from error
-    if run is None:
-        raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it")
-    return run
 
 
 def part_uri(output_uri: str, table: str, audit_date: str, run_id: str, number: int) -> str:

@@ -18,16 +18,11 @@ import jobs
 from jobs.config.report import ReportConfig
 from jobs.counting.history import History, day_after, read_history
 from jobs.platform import storage
-from jobs.platform.layout import REPORT_FACTS, list_nights, read_run, run_uri
+from jobs.platform.layout import REPORT_FACTS, list_nights, run_uri
 from jobs.platform.provenance import provenance
+from jobs.platform.run_record import read_run, settings_of
 from jobs.reporting.discrepancies import write_discrepancies
-from jobs.reporting.nights import (
-    Night,
-    read_night,
-    read_nights,
-    read_results,
-    settings_of,
-)
+from jobs.reporting.nights import Night, read_night, read_nights, read_results
 from jobs.reporting.ordering import rows_by_doubt
 from jobs.reporting.overview import Overview, survey_night
 from jobs.reporting.page import render_report

@@ -79,12 +79,6 @@ def read_results(night: Night) -> Iterator[pa.Table]:
                     yield conform(pa.Table.from_batches([batch]), RESULTS_SCHEMA)
 
 
-def settings_of(facts: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's record, the settings of the try that committed; where that one died before it said so, those that the
-    run began with."""
-    return facts.get("outcome", {}).get("config") or facts.get("config", {})
-
-
 def _found(output_uri: str) -> str:
     dates = list_nights(output_uri)
     if not dates:

@@ -29,7 +29,8 @@ from ray.serve.schema import LoggingConfig
 
 from jobs.config.serve import EndpointSettings
 from jobs.counting.belief import Belief, learn_belief, read_class_shares, true_shares
-from jobs.counting.history import LAST_COUNTS_SCHEMA, History, day_after, read_history
+from jobs.counting.history import History, day_after, read_history
+from jobs.counting.last_counts import nothing_counted
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.platform.cluster import CHECK_CPUS, await_slot, network_environment
@@ -111,7 +112,7 @@ def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
     """What an audit would believe now: learned from the recounts below `output_uri`, assumed without one."""
     today = datetime.now(UTC).date().isoformat()
     if output_uri is None:
-        no_counts = LAST_COUNTS_SCHEMA.empty_table().to_pandas().set_index("bin_id")
+        no_counts = nothing_counted()
         shares = true_shares(bundle.label_histogram, bundle.label_noise.rate)
         return learn_belief(History((), (), no_counts), bundle, shares)
     output_uri = storage.absolute(output_uri)

@@ -20,6 +20,7 @@ from jobs.serving.answers import Answer, Judge
 from jobs.serving.gate import Gate, Room
 from jobs.serving.metrics import count_photos
 from jobs.serving.problems import Problem, log_defect
+from jobs.serving.routes import build_api
 from jobs.serving.uploads import Upload
 from model.bundle_files import digests, learned_from, read_bundle_info, read_training_images
 from model.images import RejectedImage, UnreadableImage, decode_image
@@ -72,8 +73,6 @@ class Front:
         self.photos = count_photos()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        from jobs.serving.routes import build_api
-
         api = build_api(self)
         api.add_middleware(
             Gate,

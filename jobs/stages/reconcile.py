@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.counting.history import RIGHT, WAITING, WRONG
+from jobs.counting.last_counts import RIGHT, WAITING, WRONG
 from jobs.counting.records import lines_of, name_other_pieces
 from model.posterior import Assessor, camera_columns
 from schemas.manifest import RECORD_COLUMNS, stock_moved

@@ -9,19 +9,16 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config.base import PrecisionChoice
 from jobs.platform.bundles import ScorerPlan
-from model.processor import Processor, check_int8, read_processor
+from model.processor import Precision, Processor, check_int8, read_processor
 from schemas.bundle import BundleInfo
 from schemas.errors import GateError, InputError
-
-if TYPE_CHECKING:
-    from model.scoring import Precision
 
 Answer = TypeVar("Answer")
 

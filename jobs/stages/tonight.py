@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +16,15 @@ from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
-from jobs.platform.layout import REPORT_FACTS, RUNS, STAGED, committed_run, list_below, night_of, read_run, run_uri
+from jobs.platform.layout import REPORT_FACTS, RUNS, STAGED, committed_run, list_below, night_of, run_uri
+from jobs.platform.run_record import read_run
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, settle_resources
 from model.bundle_files import digests, learned_from
+from model.processor import Precision
 from schemas.bundle import BundleInfo
 from schemas.errors import InputError
-
-if TYPE_CHECKING:
-    from model.scoring import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from scipy.stats import false_discovery_control
 from jobs.config.audit import AuditConfig
 from jobs.counting.belief import Belief
 from jobs.counting.estimates import estimate_window
-from jobs.counting.history import RIGHT, WAITING, WRONG, History
+from jobs.counting.history import History
+from jobs.counting.last_counts import RIGHT, WAITING, WRONG
 from jobs.counting.records import lines_of
 from jobs.platform.parquet import read_table, write_table
 from jobs.platform.reports import unpack

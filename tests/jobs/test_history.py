@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.counting.counted import has_counts, read_counted
-from jobs.counting.history import freeze_last_counts, read_history
+from jobs.counting.history import read_history
+from jobs.counting.last_counts import freeze_last_counts
 from jobs.counting.resolution import Count, Finding, resolve_counts
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN, committed_run, summary_uri

@@ -21,8 +21,8 @@ from jobs.counting.counts_file import CountsRow
 from jobs.counting.history import read_history
 from jobs.counting.records import lines_of
 from jobs.platform import storage
-from jobs.platform.layout import read_run
 from jobs.platform.parquet import read_table, write_table
+from jobs.platform.run_record import read_run
 from jobs.recount import main
 from jobs.reporting.recount_lists import recount_csv, recount_xlsx, second_counts_csv
 from schemas.errors import InputError

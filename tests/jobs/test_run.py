@@ -20,10 +20,10 @@ from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.parquet import parquet_bytes
 from jobs.platform.provenance import provenance
+from jobs.platform.run_record import finish_run, freeze_run
 from jobs.stages import night_lock, tonight
 from jobs.stages.manifest import report_file
 from jobs.stages.night_lock import NightLock, hold_night
-from jobs.stages.run import finish_run, freeze_run
 from jobs.stages.tonight import Tonight
 from schemas.errors import GateError, InputError
 from tests.dump import manifest_table
