@@ -282,7 +282,7 @@ def _facts_of_whole(
 ) -> dict[str, object]:
     """What stands in the summary's row of the whole night only."""
     price = None
-    if tonight.config.node_price is not None and progress.num_fresh:
+    if tonight.config.node_price is not None and progress.has_scored_all():
         hours = seconds / 3600 * tonight.resources.num_nodes
         price = tonight.config.node_price * hours / progress.num_fresh * 1000
     return {

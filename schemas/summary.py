@@ -135,8 +135,13 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "images_per_second",
             _SHARE,
-            "Images fetched and scored a second, start-up left out; null when all were staged, and of one shard.",
+            "Images a second while both were fetched and scored (of a short night: of the whole); null when all were staged, and "
+            "of one shard.",
         ),
-        column("price_per_1000_images", _VALUE, "From --node-price, seconds and nodes; null without it."),
+        column(
+            "price_per_1000_images",
+            _VALUE,
+            "From --node-price, seconds and nodes; null without it, and of a night that was continued.",
+        ),
     ]
 )

@@ -27,7 +27,6 @@ class Progress:
     num_bins: int
     max_unreadable_share: float
     max_missing_share: float
-    started: float = field(default_factory=time.monotonic)
     num_done: int = 0
     num_fresh: int = 0
     fetched: list[Span] = field(default_factory=list)
@@ -52,19 +51,32 @@ class Progress:
         self.check_gates()
 
     def images_per_second(self) -> float | None:
-        """Steady state of fetching or of scoring, whichever is slower; None for one shard. Photos pile up while a GPU's
-        scorer starts, and what it makes of those says nothing of a night."""
-        rates = [rate for spans in (self.fetched, self.scored) if (rate := _steady_rate(spans)) is not None]
-        return min(rates, default=None)
+        """Of fetching or of scoring, whichever is slower, while both went on: photos pile up while a scorer starts, and what
+        it makes of those alone says nothing of a night. Where all were fetched before two shards were scored, of the whole,
+        the start included. None for one shard."""
+        if len(self.scored) < 2 or not self.fetched:
+            return None
+        fetched_until = max(ended for _, ended, _ in self.fetched)
+        through = sorted(ended for _, ended, _ in self.scored if ended < fetched_until)
+        if len(through) > 1:
+            middle = through[(len(through) - 1) // 2]
+            return min(_rate_between(spans, middle, fetched_until) for spans in (self.fetched, self.scored))
+        began, ended = min(began for began, _, _ in self.fetched), max(ended for _, ended, _ in self.scored)
+        return sum(num_images for _, _, num_images in self.scored) / (ended - began)
+
+    def has_scored_all(self) -> bool:
+        """Whether every photo that has a score got it in this try: an earlier one's seconds and photos are not known."""
+        return 0 < self.num_fresh == self.statuses[SCORED]
 
     def line(self) -> str:
-        rate = self.num_done / max(1e-9, time.monotonic() - self.started)
-        left = (self.num_bins - self.num_done) / rate if rate else 0.0
+        began = min((began for began, _, _ in self.fetched), default=None)
+        rate = self.num_fresh / max(1e-9, time.time() - began) if began is not None else 0.0
+        left = f"{_duration((self.num_bins - self.num_done) / rate)} left" if rate else "none of them in this try"
         failed = {status: count for status, count in self.statuses.items() if status != SCORED}
         rejects = ", ".join(f"{count} {status}" for status, count in sorted(failed.items())) or "none"
         return (
             f"{self.num_done:,} of {self.num_bins:,} bins ({self.num_done / self.num_bins:.0%}), {rate:.1f} images/s, "
-            f"{_duration(left)} left, without a score: {rejects}"
+            f"{left}, without a score: {rejects}"
         )
 
     def check_gates(self) -> None:
@@ -88,18 +100,14 @@ class Progress:
                 )
 
 
-def _steady_rate(spans: list[Span]) -> float | None:
-    """Images per second from the end of the middle shard to the end of the last, so that start-up is left out. Of a shard
-    that was begun before, beside others, the part that lies in that time."""
-    ends = sorted(ended for _, ended, _ in spans)
-    if not ends or ends[-1] <= (begin := ends[(len(ends) - 1) // 2]):
-        return None
+def _rate_between(spans: list[Span], begin: float, end: float) -> float:
+    """Images per second; of a shard that began before or ended after, the part that lies in that time."""
     images = sum(
-        num_images * (ended - max(began, begin)) / (ended - began)
+        num_images * (min(ended, end) - max(began, begin)) / (ended - began)
         for began, ended, num_images in spans
-        if ended > begin
+        if ended > begin and began < end
     )
-    return images / (ends[-1] - begin)
+    return images / (end - begin)
 
 
 def _duration(seconds: float) -> str:

@@ -3,7 +3,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -128,32 +130,56 @@ def test_fetches_beside_a_gpu_let_others_go_first() -> None:
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
-def test_the_rate_is_that_of_the_steady_state() -> None:
-    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
-    assert progress.images_per_second() is None
-    # the first began late and was quick, as its photos lay ready
-    shards = [(10, 100.0, 102.0), (10, 99.0, 100.0), (0, None, None), (10, 104.0, 106.0), (10, 102.0, 104.0)]
-    for num_fresh, began_at, scored_at in shards:
-        progress.add(StagedShard(10, num_fresh, None, None, began_at, scored_at, {"scored": 10}, Counter()))
-    # twenty images in the four seconds after the middle shard, whichever was staged first
-    assert progress.images_per_second() == pytest.approx(5.0)
+def _progress(times: Sequence[tuple[float, float, float, float]]) -> Progress:
+    """Of shards of ten images each: when its fetching began and ended, and its scoring."""
+    progress = Progress(num_bins=10 * len(times), max_unreadable_share=1, max_missing_share=1)
+    for of_shard in times:
+        progress.add(StagedShard(10, 10, *of_shard, {"scored": 10}, Counter()))
+    return progress
+
+
+def test_the_rate_is_that_of_the_time_in_which_photos_are_fetched_and_scored() -> None:
+    # four shards lie ready all the time; with a fetch beside it a shard takes two seconds to score, the last four take one
+    fetching = [100.0 + n if n < 4 else 100.0 + 2 * n for n in range(12)]
+    scoring = [108.0 + 2 * n if n < 8 else 116.0 + n for n in range(12)]
+    shards = [
+        (began, began + 0.5, scored_from, scored_from + (2 if n < 8 else 1))
+        for n, (began, scored_from) in enumerate(zip(fetching, scoring, strict=True))
+    ]
+    assert _progress(shards).images_per_second() == pytest.approx(5.0)
+    assert _progress(list(reversed(shards))).images_per_second() == pytest.approx(5.0)
 
 
 def test_the_rate_of_photos_that_piled_up_is_that_of_their_fetches() -> None:
-    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
-    # ten images are fetched a second, and scored in a quarter of one, once the scorer has started
-    for fetched_at, scored_at in [(101.0, 104.0), (102.0, 104.25), (103.0, 104.5), (104.0, 104.75)]:
-        times = fetched_at - 1, fetched_at, scored_at - 0.25, scored_at
-        progress.add(StagedShard(10, 10, *times, {"scored": 10}, Counter()))
-    assert progress.images_per_second() == pytest.approx(10.0)
+    # ten images are fetched a second; once the scorer has started it makes forty a second of those that lie there
+    shards = [(100.0 + n, 101.0 + n, 110.0 + n / 4, 110.25 + n / 4) for n in range(13)]
+    assert _progress(shards).images_per_second() == pytest.approx(10.0)
 
 
-def test_the_rate_of_photos_that_come_faster_than_they_are_scored_is_the_scorer_s() -> None:
-    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
-    for index in range(4):  # forty are fetched a second, ten scored
-        times = 100 + index / 4, 100.25 + index / 4, 101.0 + index, 102.0 + index
-        progress.add(StagedShard(10, 10, *times, {"scored": 10}, Counter()))
-    assert progress.images_per_second() == pytest.approx(10.0)
+def test_the_rate_of_a_night_that_was_fetched_before_it_was_scored_takes_in_its_start() -> None:
+    shards = [(100 + n / 4, 100.25 + n / 4, 101.0 + n, 102.0 + n) for n in range(4)]
+    assert _progress(shards).images_per_second() == pytest.approx(40 / 5)
+    assert _progress(shards[:1]).images_per_second() is None
+    assert _progress([]).images_per_second() is None
+
+
+def test_a_continued_night_tells_rate_and_time_left_of_this_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 120.0)
+    progress = Progress(num_bins=1000, max_unreadable_share=1, max_missing_share=1)
+    progress.add(StagedShard(500, 0, None, None, None, None, {"scored": 500}, Counter()))
+    assert progress.line().startswith("500 of 1,000 bins (50%), 0.0 images/s, none of them in this try, without")
+    progress.add(StagedShard(100, 100, 100.0, 105.0, 105.0, 110.0, {"scored": 100}, Counter()))
+    assert progress.line().startswith("600 of 1,000 bins (60%), 5.0 images/s, 1 min 20 s left, without")
+    assert not progress.has_scored_all()
+    assert _progress([(100.0, 105.0, 105.0, 110.0)]).has_scored_all()
+
+
+def test_the_rate_of_several_scorers_counts_nothing_that_was_done_before() -> None:
+    # two scorers of five images a second each, and fetches until 104
+    times = [(98.0, 100.0), (99.0, 101.0), (100.0, 102.0), (101.0, 103.0), (102.0, 104.0), (103.0, 105.0)]
+    shards = [(98.0 + n, 99.0 + n, *scored) for n, scored in enumerate(times)]
+    # through before 104: 100 to 103; from 101 on thirty are scored, and thirty fetched
+    assert _progress(shards).images_per_second() == pytest.approx(10.0)
 
 
 def test_photos_that_are_still_missing_have_no_rate() -> None:
@@ -162,15 +188,6 @@ def test_photos_that_are_still_missing_have_no_rate() -> None:
         times = 1.0 + index, 2.0 + index, None, None
         progress.add(StagedShard(10, 0, *times, {"missing_image": 1, "scored": 9}, Counter()))
     assert progress.images_per_second() is None
-
-
-def test_the_rate_of_several_scorers_counts_nothing_that_was_done_before() -> None:
-    progress = Progress(num_bins=40, max_unreadable_share=1, max_missing_share=1)
-    # two scorers of five images a second each
-    for began_at, scored_at in [(98.0, 100.0), (99.0, 101.0), (100.0, 102.0), (101.0, 103.0)]:
-        progress.add(StagedShard(10, 10, None, None, began_at, scored_at, {"scored": 10}, Counter()))
-    # from 101 to 103 one of them is done with its work at 102
-    assert progress.images_per_second() == pytest.approx((5 + 10) / 2)
 
 
 def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(tmp_path: Path) -> None:
