@@ -133,7 +133,7 @@ def _losses_named() -> Iterator[None]:
         minutes = ray.data.DataContext.get_current().execution_no_progress_timeout_s / 60
         raise GateError(
             f"the cluster: nothing has made progress for {minutes:.0f} minutes, as where other jobs hold its CPUs or a node "
-            "with a GPU has died (`ray status` tells); run the same command again"
+            "that scored has died and none of its size is free (`ray status` tells); run the same command again"
         ) from error
 
 

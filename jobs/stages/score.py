@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -62,8 +64,10 @@ class ShardScorer:
             torch.set_num_threads(plan.num_threads())
         self._precision = plan.precision
         self._refusal: InputError | GateError | None = None
+        self._is_on_gpu = plan.device == "cuda"
         try:
-            self._scorer = plan.load()
+            with self._gpu_named():
+                self._scorer = plan.load()
         except (InputError, GateError) as error:
             # raised by the first call: what an actor's constructor raises reaches the driver as text of another error
             self._refusal = error
@@ -75,9 +79,24 @@ class ShardScorer:
         pixels = pixels_of(rows, self._scorer.info.preprocessing)
         if not len(pixels):
             return rows.select(SCORED_SCHEMA.names)
-        probabilities = self._scorer.score(pixels)
+        with self._gpu_named():
+            probabilities = self._scorer.score(pixels)
         check_answers(rows, probabilities, self._precision)
         return with_probabilities(rows, probabilities, began_at, time.time())
+
+    @contextmanager
+    def _gpu_named(self) -> Iterator[None]:
+        """Raises GateError for what CUDA refuses: no driver or one too old, or memory that others hold."""
+        try:
+            yield
+        except (RuntimeError, AssertionError) as error:  # the second: a torch without CUDA
+            if not self._is_on_gpu:
+                raise
+            reason = str(error).partition("\n")[0]
+            raise GateError(
+                f"the GPU of node {platform.node()}: expected one that torch can use, found: {reason}; free it, mend its driver, "
+                "or leave it out (CUDA_VISIBLE_DEVICES= where Ray starts), and run the same command again"
+            ) from error
 
 
 def check_answers(rows: pa.Table, probabilities: np.ndarray, precision: str) -> None:

@@ -4,9 +4,9 @@
 
 Streamed: as `jobs.train` does it (fetched, decoded and augmented by Ray Data beside the training, anew in each epoch).
 In memory: every photo decoded once before the first step, not augmented. Both train the same network for three epochs
-on this machine, in turns; the first epoch, in which Ray's workers start, is left out. With far fewer photos than the
-default, those of the other two epochs would be prepared in the first one already. Prints photos per second of the other
-two, the share of the time that was spent waiting for photos, and the ratio.
+on this machine, in turns. All three count, from the first step on, as photos of the later ones are prepared in the first
+one already: all photos but those of the first window (FIRST_WINDOW) are prepared in the time that is counted, and Ray's
+workers start in it. Prints photos per second, the share of the time that was spent waiting for photos, and the ratio.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def choose_bins(config: TrainConfig, num_photos: int) -> pa.Table:
 
 
 def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, float]:
-    """Photos per second and waiting share of the epochs after the first."""
+    """Photos per second and waiting share, from the first step on."""
     recipe = config.recipe()
     photos = PhotoStream(str(folder / BINS_FILE), recipe.seed, recipe.augmentation)
     inputs = str(folder / INITIAL_FILE), photos
@@ -93,7 +93,7 @@ def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, f
                 name="run", storage_path=place, worker_runtime_env={"env_vars": worker_environment(threads)}
             ),
         ).fit()
-    history = result.return_value["history"][1:]  # type: ignore[attr-defined]
+    history = result.return_value["history"]  # type: ignore[attr-defined]
     trained = read_table(photos.bins_uri, columns=["split"])["split"].to_pylist().count("train")
     num_photos = trained // recipe.batch_size * recipe.batch_size
     return {

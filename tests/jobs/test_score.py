@@ -40,6 +40,7 @@ from jobs.stages.score import (
 )
 from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
 from model import processor
+from model.bundle_files import read_bundle_info
 from model.inference import MixedNetwork
 from model.network import build_network
 from model.processor import Processor
@@ -99,7 +100,7 @@ def test_answers_go_to_the_rows_with_pixels_and_the_others_keep_theirs() -> None
 def test_an_answer_that_is_no_number_ends_the_run_with_its_bin(precision: str, advice: str) -> None:
     scorer = object.__new__(ShardScorer)
     answers = np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)
-    scorer._refusal, scorer._precision = None, precision
+    scorer._refusal, scorer._precision, scorer._is_on_gpu = None, precision, False
     info = SimpleNamespace(preprocessing=Preprocessing(image_size=16))
     scorer._scorer = SimpleNamespace(info=info, score=lambda pixels: answers)  # type: ignore[assignment]
     rows = _shard([None, bytes(768), None, bytes(768)], [[1.0, 0.0], None, None, None])
@@ -115,6 +116,33 @@ def test_a_bundle_that_changed_under_way_is_named_by_the_first_call_and_not_by_t
     scorer = ShardScorer(ScorerPlan(uri, "another", "cuda", "fp32", batch_size=1, threads=1))
     with pytest.raises(InputError, match=f"{uri}: expected bundle another, with which the job began, found"):
         scorer(_shard([None], [None]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines whose torch has no GPU")
+def test_a_gpu_that_torch_cannot_use_is_named_by_the_first_call(tmp_path: Path) -> None:
+    uri = str(write_bundle(tmp_path / "bundle"))
+    bundle_id = read_bundle_info(tmp_path / "bundle").bundle_id
+    scorer = ShardScorer(ScorerPlan(uri, bundle_id, "cuda", "fp32", batch_size=1, threads=1))
+    with pytest.raises(
+        GateError, match=rf"the GPU of node {platform.node()}: .*NVIDIA driver.*run the same command again"
+    ):
+        scorer(_shard([None], [None]))
+
+
+def test_memory_of_a_gpu_that_others_hold_is_said() -> None:
+    scorer = ShardScorer.__new__(ShardScorer)  # without a bundle to load
+    scorer._refusal, scorer._precision, scorer._is_on_gpu = None, "fp32", True
+
+    def score(pixels: np.ndarray) -> np.ndarray:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB\nmore")
+
+    info = SimpleNamespace(preprocessing=Preprocessing(image_size=16))
+    scorer._scorer = SimpleNamespace(info=info, score=score)  # type: ignore[assignment]
+    with pytest.raises(GateError, match=r"found: CUDA out of memory\. Tried to allocate 20 MiB; free it"):
+        scorer(_shard([bytes(768)], [None]))
+    scorer._is_on_gpu = False
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer(_shard([bytes(768)], [None]))
 
 
 def test_fetches_beside_a_gpu_let_others_go_first() -> None:
