@@ -32,6 +32,13 @@ def photo(count: int, seed: int, *, size: tuple[int, int] = (96, 72), kind: str 
     return sink.getvalue()
 
 
+def blank_frame() -> bytes:
+    """A photo of one colour, as of a camera whose shutter stays closed."""
+    sink = io.BytesIO()
+    Image.new("RGB", (96, 72), (90, 60, 30)).save(sink, "JPEG")
+    return sink.getvalue()
+
+
 def write_photos(images_uri: str, quantities: list[int]) -> None:
     """One photo per bin, `00000.jpg` and so on."""
     for number, quantity in enumerate(quantities):

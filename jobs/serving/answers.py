@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from jobs.serving.problems import ProblemDetails
-from jobs.stages.images import measure_contrast
-from jobs.stages.reconcile import MIN_CONTRAST
+from jobs.stages.images import MIN_CONTRAST, measure_contrast
 from model.posterior import Assessor, camera_columns
 from schemas.results import Reason
 

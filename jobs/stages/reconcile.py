@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 
 from jobs.counting.last_counts import RIGHT, WAITING, WRONG
 from jobs.counting.records import lines_of, name_other_pieces
+from jobs.stages.images import MIN_CONTRAST
 from model.posterior import Assessor, camera_columns
 from schemas.manifest import RECORD_COLUMNS, stock_moved
 from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, RESULTS_SCHEMA, ImageStatus, Reason
 
 KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SECOND_COUNT}
 """Why a bin that was counted not long ago is kept off the list."""
-
-MIN_CONTRAST = 2.0
-"""Standard deviation of grey values, of 255: below it a photo tells nothing (a blank frame of whatever colour). The flattest
-of 8,001 real bin photos has 10.0 at 112 pixels, and the noise of a dark frame, 14 levels strong, 3.5 once it is shrunk to 32."""
 
 RECONCILED_SCHEMA = pa.schema(
     [

@@ -17,13 +17,13 @@ import ray.data
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.parquet import parquet_files
-from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos
+from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos, tell_poor
 from jobs.stages.manifest import check_unchanged, problems_of_files, refuse, report_file, settle_roots
 from schemas.arrow import conform
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA, stock_moved
-from schemas.results import ImageStatus
+from schemas.results import ImageStatus, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ TASK_CPUS = 0.25
 """Of a task that reads photos: a part, so that some run beside a training that holds the rest of a small machine."""
 LEAST_TASKS = 4
 """On few CPUs, as reading also waits."""
-CHECKED = Preprocessing(image_size=16)
-"""Whether a photo decodes doesn't depend on the size."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
         batch_format="pyarrow",
         num_cpus=TASK_CPUS,
         compute=task_pool(len(blocks)),
-        fn_kwargs={"plan": FetchPlan(CHECKED, bins.roots, config.anonymous, None)},
+        fn_kwargs={"plan": FetchPlan(Preprocessing(image_size=config.image_size), bins.roots, config.anonymous, None)},
     )
     found = pa.concat_tables(list(checked.iter_batches(batch_size=None, batch_format="pyarrow")))
     found = found.sort_by("bin_id")
@@ -174,13 +172,21 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
 
 def _check_batch(batch: pa.Table, plan: FetchPlan) -> pa.Table:
     photos = fetch_photos(batch, plan)
-    hashes = [photo.sha256.hex() if photo.status == ImageStatus.SCORED else None for photo in photos]
+    # what an audit doesn't assess teaches nothing either, and tests nothing
+    poor = [tell_poor(photo.contrast) for photo in photos]
+    statuses = [
+        str(photo.status if why is None else Reason.POOR_PHOTO) for photo, why in zip(photos, poor, strict=True)
+    ]
+    hashes = [
+        photo.sha256.hex() if status == ImageStatus.SCORED else None
+        for photo, status in zip(photos, statuses, strict=True)
+    ]
     return pa.table(
         {
             "bin_id": batch["bin_id"],
             "image_sha256": pa.array(hashes, pa.string()),
-            "status": pa.array([str(photo.status) for photo in photos], pa.string()),
-            "error": pa.array([photo.error for photo in photos], pa.string()),
+            "status": pa.array(statuses, pa.string()),
+            "error": pa.array([why or photo.error for photo, why in zip(photos, poor, strict=True)], pa.string()),
             "gave_up": pa.array([photo.gave_up for photo in photos], pa.bool_()),
         }
     )

@@ -23,7 +23,8 @@ from jobs.platform.parquet import read_table, write_table
 from jobs.platform.reports import unpack
 from jobs.stages import conclude
 from jobs.stages.conclude import Decisions, Reduction, Rules, _conclude, _drill, decide_night, write_parts
-from jobs.stages.reconcile import MIN_CONTRAST, Reconciler
+from jobs.stages.images import MIN_CONTRAST
+from jobs.stages.reconcile import Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
 from model.certificates import ReferenceScores
 from model.drift import Baseline

@@ -33,7 +33,7 @@ from model.processor import multiplies_int8
 from model.scoring import Scorer
 from schemas.bundle import LabelNoise
 from schemas.errors import InputError
-from tests.dump import manifest_table, photo, write_bundle, write_photos
+from tests.dump import blank_frame, manifest_table, photo, write_bundle, write_photos
 from tests.planned_night import bundle_info
 
 NUM_BINS = 60
@@ -95,10 +95,10 @@ def score_directly(dump: Path, numbers: list[int], *, bundle: str = "bundle", pr
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    ("split", "num_left_out", "num_missing", "num_damaged", "num_moved"),
+    ("split", "num_left_out", "num_missing", "num_damaged", "num_moved", "num_blank"),
     [
-        ("unseen", len(LEARNED), 3, 2, 1),
-        pytest.param("test", NUM_BINS - len(HELD_OUT), 1, 1, 0, marks=pytest.mark.slow),
+        ("unseen", len(LEARNED), 3, 2, 1, 1),
+        pytest.param("test", NUM_BINS - len(HELD_OUT), 1, 1, 0, 0, marks=pytest.mark.slow),
     ],
 )
 def test_too_many_photos_without_a_score_exit_1_with_all_written_and_moved_stock_is_not_compared(
@@ -110,6 +110,7 @@ def test_too_many_photos_without_a_score_exit_1_with_all_written_and_moved_stock
     num_missing: int,
     num_damaged: int,
     num_moved: int,
+    num_blank: int,
 ) -> None:
     images_uri = str(dump / "bin-images")
     gone = {LEARNED[3], HELD_OUT[4], 40}
@@ -117,18 +118,21 @@ def test_too_many_photos_without_a_score_exit_1_with_all_written_and_moved_stock
     for number in (LEARNED[5], HELD_OUT[6]):  # damaged since training read them
         uris[number] = f"{images_uri}/{number:05d}-cut.jpg"
         Path(uris[number]).write_bytes(photo(QUANTITIES[number], number)[:300])
+    uris[47] = f"{images_uri}/blank.jpg"
+    Path(uris[47]).write_bytes(blank_frame())
     moves = [int(number in (45, LEARNED[7])) for number in range(NUM_BINS)]
     write_manifest(tmp_path / "manifest", images_uri, [3] * NUM_BINS, image_uri=uris, moves_since_photo=moves)
     output = tmp_path / "out"
     assert run(dump, output, "--split", split, manifest=str(tmp_path / "manifest")) == 1
-    unscored = rf"\b{num_missing + num_damaged} of \d+ photos have no score"
+    unscored = rf"\b{num_missing + num_damaged + num_blank} of \d+ photos have no score"
     assert re.search(unscored, capsys.readouterr().err)
     assert (output / "index.html").exists()
     found = read_metrics(output)
     assert found["num_left_out"] == num_left_out
-    assert found["unscored"] == {"missing_image": num_missing, "unreadable_image": num_damaged}
+    blank = {"poor_photo": num_blank} if num_blank else {}
+    assert found["unscored"] == {"missing_image": num_missing, "unreadable_image": num_damaged, **blank}
     assert found["num_moved"] == num_moved
-    assert found["num_bins"] == NUM_BINS - num_left_out - num_missing - num_damaged - num_moved
+    assert found["num_bins"] == NUM_BINS - num_left_out - num_missing - num_damaged - num_moved - num_blank
     assert found["metrics"]["1..5"]["majority"]["exact"] == 1.0
 
 

@@ -19,6 +19,7 @@ from jobs.platform import fetching, s3, storage
 from jobs.platform.fetching import OUTAGE_FAILURES
 from jobs.platform.roots import is_allowed
 from jobs.stages.images import (
+    MIN_CONTRAST,
     FetchPlan,
     Photo,
     _pixels_column,
@@ -27,7 +28,6 @@ from jobs.stages.images import (
     measure_contrast,
     pixels_of,
 )
-from jobs.stages.reconcile import MIN_CONTRAST
 from jobs.training.labelled_bins import _check_batch
 from model.images import decode_image
 from schemas.bundle import Preprocessing

@@ -66,7 +66,7 @@ from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
-from tests.dump import manifest_table, write_bundle, write_photos
+from tests.dump import blank_frame, manifest_table, write_bundle, write_photos
 
 NUM_BINS = 200
 NOTHING_SEEN = TRAINING_IMAGES_SCHEMA.empty_table()
@@ -660,11 +660,13 @@ def test_photos_that_are_nowhere_or_may_not_be_read_are_refused(ray_cluster: Non
     made = config(write_dump(tmp_path / "dump", image_uri=uris))
     outside.parent.mkdir()
     shutil.copy(inside / "00009.jpg", outside)
+    (inside / "00011.jpg").write_bytes(blank_frame())
     found = check_photos(read_labelled_bins(made), made)
-    assert found.table.num_rows == NUM_BINS - len(strange)
-    assert sum(found.left_out.values()) == len(strange)
+    assert found.table.num_rows == NUM_BINS - len(strange) - 1
+    assert sum(found.left_out.values()) == len(strange) + 1
     assert found.left_out["image_rejected"] >= 3
-    with pytest.raises(GateError, match=r"4 of 200 photos can't be used .*--max-unusable-share allows 1%"):
+    assert found.left_out["poor_photo"] == 1
+    with pytest.raises(GateError, match=r"5 of 200 photos can't be used .*--max-unusable-share allows 1%"):
         check_photos(read_labelled_bins(made), made.model_copy(update={"max_unusable_share": 0.01}))
 
 
