@@ -47,7 +47,11 @@ RECORD_COLUMNS = [
 MANIFEST_SCHEMA = pa.schema(
     [
         *RECORD_COLUMNS,
-        column("group", pa.string(), "What must not be split between training and test."),
+        column(
+            "group",
+            pa.string(),
+            "What must not be split between training and test: ABID's block of 100 bins, else the first SKU (mixed bins may share others).",
+        ),
         column("moves_since_photo", pa.int32(), "Stock movements of the bin since the photo was taken."),
         column(
             "image_etag",

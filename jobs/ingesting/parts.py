@@ -114,16 +114,17 @@ def write_part(bins: pa.Table, target: Target) -> PartReport:
     """Writes one slice of bins (from `match_range`) as one manifest file, and their unreadable records as rejects.
     Raises GateError where the storage stops answering."""
     tables, reject_rows, unfetched = [], [], []
+    is_abid = "skus" not in bins.column_names
     for start in range(0, bins.num_rows, ROW_GROUP_ROWS):
         rows = bins.slice(start, ROW_GROUP_ROWS)
-        if "skus" not in bins.column_names:
+        if is_abid:
             try:
                 rows, unreadable, missing = _add_records(rows, target.anonymous)
             except StorageOutage as error:
                 raise GateError(f"{error}; the manifest is not complete, run the same command again") from error
             reject_rows += unreadable
             unfetched += missing
-        tables.append(conform(rows.append_column("group", _find_groups(rows)), MANIFEST_SCHEMA))
+        tables.append(conform(rows.append_column("group", _find_groups(rows, is_abid=is_abid)), MANIFEST_SCHEMA))
     name = f"part-{bins['range'][0].as_py():05d}-{bins['slice'][0].as_py():05d}.parquet"
     manifest = pa.concat_tables(tables).replace_schema_metadata(
         {"audit_date": target.audit_date, "images_uri": target.images_uri, "format_version": FORMAT_VERSION}
@@ -165,14 +166,13 @@ def _add_records(rows: pa.Table, anonymous: bool) -> tuple[pa.Table, list[tuple[
     return rows, rejects, unfetched
 
 
-def _find_groups(rows: pa.Table) -> pa.Array:
-    """What must not be split between training and test: neighbours by number show the same goods, else the first SKU.
-
-    Numbers are ABID's: `00123` is in block `1` with 100 to 199.
+def _find_groups(rows: pa.Table, *, is_abid: bool) -> pa.Array:
+    """What must not be split between training and test: in ABID neighbours by number show the same goods (`00123` is in block
+    `1` with 100 to 199), elsewhere those with the same first SKU do.
     """
     groups = []
     for bin_id, lines in zip(rows["bin_id"].to_pylist(), rows["skus"].to_pylist(), strict=True):
-        if bin_id.isascii() and bin_id.isdecimal():
+        if is_abid and bin_id.isascii() and bin_id.isdecimal():
             groups.append(bin_id[:-2].lstrip("0") or "0")
         else:
             groups.append(lines[0]["sku"] if lines else bin_id)

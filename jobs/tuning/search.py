@@ -38,6 +38,7 @@ from jobs.training.trainer import TrainingStoppedError, run_name, train_network
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, best_nll, format_setting, ranked
 from model.recipe import SETTLED_SHARE
+from model.training import TOO_LARGE
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,8 @@ def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any
     except TrainingStoppedError as error:
         return {METRIC: math.inf, RUN: run, FAILURE: error.reason, FINAL: True}
     except (GateError, InputError) as error:
-        return {METRIC: math.inf, RUN: run, FAILURE: str(error), FINAL: False}
+        # what doesn't fit the GPU now will not fit it when the same command runs again
+        return {METRIC: math.inf, RUN: run, FAILURE: str(error), FINAL: TOO_LARGE in str(error)}
     finally:
         reports.wait()
     history = trained.outcome["history"]
@@ -261,6 +263,8 @@ class KeepRecords(tune.Callback):
         """Of a driver that died, not of a training that failed."""
         self._release(trial)
         record = self._trials.of(trial.config)
+        if record.final:
+            return  # it was only to say again what it reported in an earlier run
         lines = str(trial.get_error() or "the trial's driver died").strip().splitlines()
         record.end(FAILED, lines[-1][:500], final=False)
         self._trials.save(record)

@@ -271,7 +271,7 @@ def test_an_export_gives_bins_from_several_lines_each(place: str) -> None:
     ]
     assert (mixed["unit_value"], mixed["currency"], mixed["zone"]) == (2.0, "EUR", "Z1")
     assert mixed["photo_at"].isoformat() == "2026-01-30T21:00:00+00:00"
-    assert (mixed["moves_since_photo"], mixed["group"], mixed["record_inconsistent"]) == (0, "0", False)
+    assert (mixed["moves_since_photo"], mixed["group"], mixed["record_inconsistent"]) == (0, "S1", False)
     assert (single["bin_id"], single["sku"], single["num_skus"], single["group"]) == ("A-1", "S2", 1, "S2")
     assert (empty["expected_qty"], empty["num_skus"], empty["skus"], empty["group"]) == (0, 0, [], "empty")
     assert rejects(place) == [("none", "image", "no_record")]

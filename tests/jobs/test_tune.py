@@ -44,6 +44,7 @@ from jobs.tuning.trials import (
 from model.bundle import load_bundle
 from model.bundle_files import read_bundle_info
 from model.network import build_network
+from model.training import TOO_LARGE
 from schemas.errors import GateError, InputError
 from tests.conftest import S3_ENVIRONMENT
 from tests.dump import write_bundle, write_dump
@@ -378,14 +379,31 @@ def test_a_removal_that_is_cut_short_leaves_no_snapshot_of_checkpoints_that_have
     assert not snapshot.exists()
 
 
+def test_a_trial_that_is_done_stays_so_where_its_repetition_dies(tmp_path: Path) -> None:
+    trials = Trials(TuneConfig(manifest_uri="m", bundle_uri="b"), str(tmp_path), "data", "weights")
+    drawn = {"learning_rate": 0.01, "batch_size": 32, "max_epochs": 2}
+    record = trials.of(drawn)
+    record.add_epoch({"epoch": 1, "image_size": 224, "selection_nll": 1.4, "seconds": 1.0})
+    record.end(COMPLETED)
+    trials.save(record)
+    trial: Any = SimpleNamespace(config=drawn, trial_id="a", get_error=lambda: "ActorDiedError: out of memory")
+    search.KeepRecords(trials).on_trial_error(0, [], trial)
+    (kept,) = Trials(trials.config, str(tmp_path), "data", "weights").records
+    assert (kept.status, kept.final, kept.selection_nll) == (COMPLETED, True, 1.4)
+    cut_short: Any = SimpleNamespace(**vars(trial) | {"config": drawn | {"max_epochs": 3}})
+    search.KeepRecords(trials).on_trial_error(0, [], cut_short)
+    assert not trials.of(cut_short.config).final
+
+
 @pytest.mark.parametrize(
     ("error", "final"),
     [
         (GateError("storage is away"), False),
         (InputError("denied"), False),
         (TrainingStoppedError("unhealthy", [], "t"), True),
+        (GateError(f"training failed: 32 photos of 448 pixels {TOO_LARGE}: lower --image-size"), True),
     ],
-    ids=["storage", "denied", "unhealthy"],
+    ids=["storage", "denied", "unhealthy", "too large"],
 )
 def test_only_a_training_that_fails_by_its_settings_has_had_its_trial(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, final: bool
