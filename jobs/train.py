@@ -18,10 +18,11 @@ from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
+from jobs.training.checkpoints import list_runs, ray_storage, remove_run
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import read_start
-from jobs.training.trainer import WATCHDOG, ray_storage, remove_run, run_name, train_network
+from jobs.training.trainer import WATCHDOG, run_name, train_network
 from jobs.training.workers import await_workers
 
 logger = logging.getLogger("jobs.train")
@@ -41,28 +42,20 @@ def run_train(config: TrainConfig) -> None:
         trained = train_network(bins.table, config, start, training_uri)
         write_bundle(bins, config, start, trained)
     # also those of trainings with other settings, which never got as far
-    for run in _list_runs(training_uri) | {name}:
+    for run in list_runs(training_uri) | {name}:
         remove_run(storage.join(training_uri, run))
 
 
 def _tell_of_others(training_uri: str, name: str) -> None:
     """A training that was cut short is gone on with by the same command on the same bins only: a photo that has
     vanished since makes another training of it, which should not begin anew without a word."""
-    found = _list_runs(training_uri)
+    found = list_runs(training_uri)
     if found and name not in found:
         logger.warning(
             "%s holds the checkpoints of a training of other bins, photos or settings; this one begins anew, and they are "
             "deleted once its bundle is written",
             training_uri,
         )
-
-
-def _list_runs(training_uri: str) -> set[str]:
-    below = storage.absolute(training_uri) + "/"
-    # Ray Train leaves empty objects where folders were on S3
-    objects = (entry for entry in storage.list_objects(training_uri) if entry.num_bytes)
-    paths = (entry.uri.removeprefix(below) for entry in objects)
-    return {path.partition("/")[0] for path in paths if "/" in path}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

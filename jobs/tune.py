@@ -20,10 +20,11 @@ from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.training.bundle import write_bundle
+from jobs.training.checkpoints import ray_storage
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import Start, read_start
-from jobs.training.trainer import WATCHDOG, TrainingStoppedError, ray_storage, train_network
+from jobs.training.trainer import WATCHDOG, TrainingStoppedError, train_network
 from jobs.training.workers import await_workers
 from jobs.tuning.page import publish_search
 from jobs.tuning.search import run_trials

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model.micro_batches import MicroBatch, PhotoSource, TrainingSet
-from model.optimisation import CountingNetwork
+from model.network import CountingNetwork
 from model.quantisation import Range, activation_ranges
 from model.recipe import Recipe
 from model.splitting import epoch_order

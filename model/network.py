@@ -1,22 +1,29 @@
-"""The network: a torchvision ResNet whose head has one output per class 0, 1, …, K ("K or more")."""
+"""The network: a torchvision ResNet whose head has one output per class 0, 1, …, K ("K or more"), its weights, and what of
+it trains."""
 
 from __future__ import annotations
 
 import io
 import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
+from model.targets import LEARNED_QUANTITY, LEARNED_SKUS
 from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 logger = logging.getLogger(__name__)
 
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 HEAD = "fc."
 STEPS_SEEN = "num_batches_tracked"
 """A normalisation's count of steps. Files of before 2018, torchvision's IMAGENET1K_V1 among them, don't have it, and nothing
@@ -126,3 +133,76 @@ def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str, ar
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+class CountingNetwork(nn.Module):
+    """A ResNet and, beside its head, outputs for the exact quantity and the number of SKUs that only training uses."""
+
+    def __init__(self, resnet: ResNet, *, auxiliary: bool) -> None:
+        super().__init__()
+        self.resnet = resnet
+        self.auxiliary = (
+            nn.Linear(resnet.fc.in_features, LEARNED_QUANTITY + 1 + LEARNED_SKUS + 1) if auxiliary else None
+        )
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, 3, S, S) to logits (batch, K + 1) and auxiliary logits (batch, 16 + 9) or None."""
+        r = self.resnet
+        x = r.maxpool(r.relu(r.bn1(r.conv1(inputs))))
+        x = r.layer4(r.layer3(r.layer2(r.layer1(x))))
+        features = torch.flatten(r.avgpool(x), 1).float()
+        # the heads stay in float32, as in the audit: a few thousand products, and the probabilities' tails hang on them
+        with torch.autocast(features.device.type, enabled=False):
+            return r.fc(features), self.auxiliary(features) if self.auxiliary is not None else None
+
+
+def resnet_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the state of a CountingNetwork that of its ResNet, which is what a bundle holds."""
+    prefix = "resnet."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "kaiming-normal": lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
+    "kaiming-uniform": lambda w: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu"),
+    "xavier-normal": nn.init.xavier_normal_,
+    "orthogonal": nn.init.orthogonal_,
+}
+
+
+def initialise(network: nn.Module, distribution: str) -> None:
+    """Draws the convolutions' weights from `distribution`, from torch's global generator (seed it before)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            # drawn in the standard layout: the same draw in any, and orthogonal_ can't write into channels_last
+            drawn = torch.empty(module.weight.shape)
+            INITIALISERS[distribution](drawn)
+            with torch.no_grad():
+                module.weight.copy_(drawn)
+
+
+def stage_of(name: str) -> str:
+    """The stage of a parameter or module of CountingNetwork, by its name."""
+    part = name.removeprefix("resnet.").split(".")[0]
+    if part in ("conv1", "bn1"):
+        return "stem"
+    return part if part in STAGES else "head"
+
+
+def trains(name: str, unfreeze: str) -> bool:
+    """Whether a parameter or module of CountingNetwork, by its name, lies in the stage `unfreeze` or behind it."""
+    return unfreeze == "all" or STAGES.index(stage_of(name)) >= STAGES.index(unfreeze)
+
+
+def freeze(network: CountingNetwork, unfreeze: str) -> None:
+    """Keeps what lies before the stage `unfreeze` as it is: no gradients."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trains(name, unfreeze))
+
+
+def set_training_mode(network: CountingNetwork, unfreeze: str) -> None:
+    """Training mode where it trains; the normalisation of frozen stages keeps its statistics."""
+    network.train()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and not trains(name, unfreeze):
+            module.eval()

@@ -1,91 +1,18 @@
-"""The parts of a training step: initial weights, what trains, optimiser, learning rate, average of the weights."""
+"""The parts of a training step: optimiser, learning rate, average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from model.recipe import Recipe
-from model.targets import LEARNED_QUANTITY, LEARNED_SKUS
 
-if TYPE_CHECKING:
-    from torchvision.models import ResNet
-
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 MAX_GRADIENT_NORM = 5.0
 NORMALISATION_MOMENTUM = 0.1
 """How far the running statistics of batch normalisation move in a step, torch's own."""
-
-
-class CountingNetwork(nn.Module):
-    """A ResNet and, beside its head, outputs for the exact quantity and the number of SKUs that only training uses."""
-
-    def __init__(self, resnet: ResNet, *, auxiliary: bool) -> None:
-        super().__init__()
-        self.resnet = resnet
-        self.auxiliary = (
-            nn.Linear(resnet.fc.in_features, LEARNED_QUANTITY + 1 + LEARNED_SKUS + 1) if auxiliary else None
-        )
-
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, 3, S, S) to logits (batch, K + 1) and auxiliary logits (batch, 16 + 9) or None."""
-        r = self.resnet
-        x = r.maxpool(r.relu(r.bn1(r.conv1(inputs))))
-        x = r.layer4(r.layer3(r.layer2(r.layer1(x))))
-        features = torch.flatten(r.avgpool(x), 1).float()
-        # the heads stay in float32, as in the audit: a few thousand products, and the probabilities' tails hang on them
-        with torch.autocast(features.device.type, enabled=False):
-            return r.fc(features), self.auxiliary(features) if self.auxiliary is not None else None
-
-
-INITIALISERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "kaiming-normal": lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
-    "kaiming-uniform": lambda w: nn.init.kaiming_uniform_(w, mode="fan_out", nonlinearity="relu"),
-    "xavier-normal": nn.init.xavier_normal_,
-    "orthogonal": nn.init.orthogonal_,
-}
-
-
-def initialise(network: nn.Module, distribution: str) -> None:
-    """Draws the convolutions' weights from `distribution`, from torch's global generator (seed it before)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            # drawn in the standard layout: the same draw in any, and orthogonal_ can't write into channels_last
-            drawn = torch.empty(module.weight.shape)
-            INITIALISERS[distribution](drawn)
-            with torch.no_grad():
-                module.weight.copy_(drawn)
-
-
-def stage_of(name: str) -> str:
-    """The stage of a parameter or module of CountingNetwork, by its name."""
-    part = name.removeprefix("resnet.").split(".")[0]
-    if part in ("conv1", "bn1"):
-        return "stem"
-    return part if part in STAGES else "head"
-
-
-def trains(name: str, unfreeze: str) -> bool:
-    """Whether a parameter or module of CountingNetwork, by its name, lies in the stage `unfreeze` or behind it."""
-    return unfreeze == "all" or STAGES.index(stage_of(name)) >= STAGES.index(unfreeze)
-
-
-def freeze(network: CountingNetwork, unfreeze: str) -> None:
-    """Keeps what lies before the stage `unfreeze` as it is: no gradients."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(trains(name, unfreeze))
-
-
-def set_training_mode(network: CountingNetwork, unfreeze: str) -> None:
-    """Training mode where it trains; the normalisation of frozen stages keeps its statistics."""
-    network.train()
-    for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and not trains(name, unfreeze):
-            module.eval()
 
 
 def set_momentum(normalisations: Sequence[nn.BatchNorm2d], index: int, number: int) -> None:

@@ -26,29 +26,17 @@ from torch import nn
 
 from model.calibration import apply_calibration, fit_calibration, negative_log_likelihood, shift_of_mix
 from model.evaluation import Evaluation
-from model.health import (
-    NEVER_STOP,
-    SAMPLE_EVERY,
-    ActivationWatch,
-    Observations,
-    check_health,
-    consequence,
-    initial_weight_std,
-    layer_ratios,
-)
+from model.health import NEVER_STOP, SAMPLE_EVERY, Observations, check_health, consequence
 from model.metrics import count_metrics, restrict, scope_name, scope_rows
 from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch, TrainingSet
-from model.network import build_network
+from model.network import CountingNetwork, build_network, freeze, set_training_mode
 from model.optimisation import (
     MAX_GRADIENT_NORM,
-    CountingNetwork,
     WeightAverage,
     averaging_decay,
-    freeze,
     learning_rate_at,
     make_optimiser,
     set_momentum,
-    set_training_mode,
 )
 from model.profile import Stopwatch
 from model.recipe import Recipe
@@ -56,6 +44,7 @@ from model.scoring import keep_float32
 from model.splitting import epoch_order, worker_micro_batches
 from model.targets import LEARNED_QUANTITY, LEARNED_SKUS, classes_of, count_rows, count_targets, quantity_targets
 from model.train_worker import TrainWorker, gains_in_bfloat16
+from model.watching import ActivationWatch, initial_weight_std, layer_ratios
 from schemas.bundle import Preprocessing
 
 STATE_FILE = "state.pt"

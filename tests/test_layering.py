@@ -24,6 +24,7 @@ STATISTICS = (
     "drift",
     "drill",
     "calibration_error",
+    "health",
     "metrics",
 )
 

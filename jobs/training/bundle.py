@@ -22,7 +22,7 @@ from model.bundle import save_bundle
 from model.bundle_files import INFO_FILE, TRAINING_IMAGES_SCHEMA
 from model.calibration import FittedCalibration, apply_calibration, calibrate
 from model.metrics import evaluate_counts, format_interval
-from model.network import build_network
+from model.network import build_network, resnet_state
 from model.targets import classes_of
 from schemas.bundle import BundleInfo
 
@@ -66,10 +66,7 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
         **made,
     }
     network = build_network(config.architecture, config.num_classes)
-    prefix = "resnet."
-    network.load_state_dict(
-        {name.removeprefix(prefix): value for name, value in trained.state.items() if name.startswith(prefix)}
-    )
+    network.load_state_dict(resnet_state(trained.state))
     report = render_training_report(
         config=config,
         outcome=outcome,

@@ -19,6 +19,7 @@ from jobs.platform import storage
 from jobs.platform.parquet import parquet_files
 from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos, tell_poor
 from jobs.stages.manifest import check_unchanged, problems_of_files, refuse, report_file, settle_roots
+from jobs.training.tasks import TASK_CPUS, task_pool
 from schemas.arrow import conform
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError, InputError
@@ -29,10 +30,6 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("bin_id", "image_uri", "expected_qty", "num_skus", "group")
 ROWS_PER_TASK = 256
-TASK_CPUS = 0.25
-"""Of a task that reads photos: a part, so that some run beside a training that holds the rest of a small machine."""
-LEAST_TASKS = 4
-"""On few CPUs, as reading also waits."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +108,6 @@ def _training_columns(data: bytes) -> pa.Table:
     with pq.ParquetFile(io.BytesIO(data)) as file:
         table = file.read(columns=[name for name in needed.names if name in file.schema_arrow.names])
     return conform(table, needed).replace_schema_metadata(None)
-
-
-def task_pool(num_blocks: int, num_readers: int = 1) -> ray.data.TaskPoolStrategy:
-    """For so many blocks of photos to read: no more tasks at once than the cluster has CPUs (LEAST_TASKS on few), whatever
-    part of one each asks for, as every further one is a process more to start on the same cores. Of `num_readers` that read
-    at the same time each has its part."""
-    most = max(LEAST_TASKS, int(ray.cluster_resources().get("CPU", 0)) // num_readers)
-    return ray.data.TaskPoolStrategy(size=min(most, num_blocks))
 
 
 def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:

@@ -19,7 +19,7 @@ import ray.data
 from jobs.platform import storage
 from jobs.platform.cluster import quiet_data
 from jobs.platform.parquet import read_table
-from jobs.training.labelled_bins import TASK_CPUS, task_pool
+from jobs.training.tasks import TASK_CPUS, task_pool
 from model.images import read_pixels, resize_image
 from model.micro_batches import MicroBatch, PreparedBatch
 from model.splitting import id_hashes, keyed

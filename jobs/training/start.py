@@ -20,8 +20,7 @@ from model.bundle_files import (
     read_training_images,
     read_weights,
 )
-from model.network import WEIGHTS_SUFFIXES, build_network, load_weights
-from model.optimisation import CountingNetwork, initialise
+from model.network import WEIGHTS_SUFFIXES, CountingNetwork, build_network, initialise, load_weights
 from schemas.errors import InputError
 
 

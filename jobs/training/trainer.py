@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import signal
 import threading
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,6 @@ import ray
 import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import (
-    CHECKPOINT_MANAGER_SNAPSHOT_FILENAME,
     ENABLE_PREEMPTION_WATCHER_ENV_VAR,
     ENV_VARS_TO_PROPAGATE,
 )
@@ -33,9 +30,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from safetensors.torch import load, save
 
 from jobs.config.train import TrainConfig
-from jobs.platform import s3, storage
+from jobs.platform import storage
 from jobs.platform.command import message
 from jobs.platform.parquet import read_table, write_table
+from jobs.training.checkpoints import drop_damaged_checkpoints, ray_storage
 from jobs.training.labelled_bins import fingerprint
 from jobs.training.photos import PhotoStream
 from jobs.training.splits import training_set
@@ -43,7 +41,7 @@ from jobs.training.start import Start
 from jobs.training.workers import plan_workers, worker_environment
 from model.micro_batches import TrainingSet
 from model.training import NOT_FINITE, STATE_FILE, TOO_LARGE, UNHEALTHY, LoopSettings, train_loop_per_worker
-from schemas.errors import GateError, InputError
+from schemas.errors import GateError
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +114,7 @@ def train_network(
     # anew each time: what a power cut left of them stands there whatever it holds
     write_table(bins_uri, bins)
     storage.write_bytes(initial_uri, save(start.state))
-    _drop_damaged_checkpoints(run_uri)
+    drop_damaged_checkpoints(run_uri)
     photos = PhotoStream(bins_uri, recipe.seed, recipe.augmentation, config.anonymous, config.num_workers * num_runs)
     settings = LoopSettings(
         recipe=recipe,
@@ -162,36 +160,6 @@ def train_network(
     return Trained(outcome=outcome, state=state["best_state"], run_uri=run_uri)
 
 
-def _drop_damaged_checkpoints(run_uri: str) -> None:
-    """Ray Train writes its list of checkpoints in place, and settles neither it nor them: what a power cut, or a kill in
-    that moment, leaves would end every later try. Of the two that are kept the older one is whole, most likely."""
-    uri = storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
-    try:
-        snapshot = storage.read_json(uri)
-    except FileNotFoundError:
-        return
-    listed = [] if snapshot is None else snapshot["checkpoint_results"]
-    whole = [
-        place
-        for place, checkpoint in enumerate(listed)
-        if _is_whole(storage.join(run_uri, checkpoint["checkpoint_dir_name"], STATE_FILE))
-    ]
-    if snapshot is None or (listed and not whole):
-        logger.warning("%s: damaged, or its checkpoints are, as by a power cut; this training begins anew", uri)
-        storage.delete([uri])
-    elif len(whole) < len(listed):
-        logger.warning("%s: a checkpoint is damaged, as by a power cut; this training goes on from the other one", uri)
-        for name in ("checkpoint_results", "checkpoint_report_indices"):
-            snapshot[name] = [snapshot[name][place] for place in whole]
-        snapshot["latest_checkpoint_result"] = snapshot["checkpoint_results"][-1]
-        storage.write_json(uri, snapshot)
-
-
-def _is_whole(state_uri: str) -> bool:
-    """Whether torch's file, a zip archive, is there with its end. S3 has an object whole or not at all."""
-    return storage.exists(state_uri) if storage.is_s3(state_uri) else zipfile.is_zipfile(state_uri)
-
-
 WATCHDOG = PlacementGroupCleaner.__module__
 """Asks a dashboard every second whether the controller lives. A local cluster has none, and ends with its command anyway:
 a warning a second would bury the training's progress."""
@@ -235,42 +203,6 @@ def _own_interrupt() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():  # it sets none in a trial's thread
             signal.signal(signal.SIGINT, before)
-
-
-def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
-    """Path and file system for Ray Train's checkpoints, from the same AWS settings as everything else.
-
-    The file system asks AWS's usual chain for credentials itself, on every node and anew before they expire. Keys given
-    to it here would be pickled into the controller's task specification, which Ray's control store may write to disk, and
-    those of a role or of SSO would expire in the middle of a training. Raises InputError for a profile that assumes a role.
-    """
-    if not storage.is_s3(uri):
-        return uri, None
-    store: Any = storage.locate(uri)[0]  # it knows where its bucket lies, and credentials that don't do are said
-    if s3.assumes_role():
-        raise InputError(
-            f"{uri}: expected AWS settings that Arrow, which writes a training's checkpoints, knows as well: keys, SSO, "
-            "credential_process or the machine's own role; found a profile that assumes a role (role_arn), which it passes over"
-        )
-    options = {"region": store.config["region"]}
-    if endpoint := s3.endpoint():
-        scheme, _, host = endpoint.partition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
-    return uri.removeprefix("s3://"), pyarrow.fs.S3FileSystem(**options)
-
-
-def remove_run(run_uri: str) -> None:
-    """Deletes a finished run's inputs and checkpoints, those that are still there. What a kill leaves of it begins anew."""
-    # first: Ray Train fails on a snapshot whose checkpoints have gone
-    storage.delete([storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)])
-    if storage.is_s3(run_uri):
-        storage.delete(entry.uri for entry in list(storage.list_objects(run_uri)))
-        return
-    with suppress(FileNotFoundError):  # whoever began this before was killed
-        shutil.rmtree(run_uri)
-    parent = Path(run_uri).parent
-    if parent.is_dir() and not any(parent.iterdir()):
-        parent.rmdir()
 
 
 def _reason(error: TrainingFailedError) -> str:

@@ -11,7 +11,7 @@ from ray.train import ScalingConfig
 
 from jobs.config.train import TrainConfig
 from jobs.platform.cluster import await_free, await_slot, network_environment
-from jobs.training.labelled_bins import TASK_CPUS
+from jobs.training.tasks import TASK_CPUS
 from schemas.errors import InputError
 
 logger = logging.getLogger(__name__)

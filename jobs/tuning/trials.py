@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
-from jobs.training.trainer import remove_run
+from jobs.training.checkpoints import remove_run
 from jobs.tuning.space import SETTINGS, trial_config
 from schemas.errors import InputError
 

@@ -16,7 +16,6 @@ import pytest
 import ray
 
 from jobs.training import photos
-from jobs.training.labelled_bins import task_pool
 from jobs.training.photos import (
     FIRST_WINDOW,
     WINDOW_BYTES,
@@ -26,6 +25,7 @@ from jobs.training.photos import (
     _windows,
     prepare_micro_batches,
 )
+from jobs.training.tasks import task_pool
 from model.images import read_pixels, resize_image
 from model.micro_batches import MicroBatch
 from model.splitting import id_hashes, keyed

@@ -17,7 +17,7 @@ from obstore.exceptions import BaseError, GenericError, UnauthenticatedError
 from jobs.platform import s3, storage
 from jobs.platform.parquet import DamagedParquet, open_parquet, parquet_files, read_row_group, read_table, write_table
 from jobs.platform.storage import StoredObject
-from jobs.training.trainer import ray_storage
+from jobs.training.checkpoints import ray_storage
 from schemas.errors import GateError, InputError
 
 

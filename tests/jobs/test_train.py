@@ -41,20 +41,11 @@ from jobs.train import main
 from jobs.training import labelled_bins, trainer
 from jobs.training.bundle import TRACE_FILE, all_photos
 from jobs.training.bundle import write_bundle as write_trained_bundle
+from jobs.training.checkpoints import drop_damaged_checkpoints, ray_storage, remove_run
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
 from jobs.training.splits import assign_splits, split_bins
 from jobs.training.start import Start, read_start
-from jobs.training.trainer import (
-    FINDINGS_FILE,
-    Trained,
-    TrainingStoppedError,
-    _drop_damaged_checkpoints,
-    _reason,
-    ray_storage,
-    remove_run,
-    run_name,
-    train_network,
-)
+from jobs.training.trainer import FINDINGS_FILE, Trained, TrainingStoppedError, _reason, run_name, train_network
 from model.bundle import load_bundle
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info, read_training_images
 from model.calibration import calibrate
@@ -155,18 +146,18 @@ def test_a_list_of_checkpoints_that_a_power_cut_left_damaged_begins_the_training
 ) -> None:
     snapshot, state = tmp_path / "checkpoint_manager_snapshot.json", tmp_path / "first" / STATE_FILE
     state.parent.mkdir()
-    _drop_damaged_checkpoints(str(tmp_path))
+    drop_damaged_checkpoints(str(tmp_path))
     document = b'{"checkpoint_results": [{"checkpoint_dir_name": "first"}]}'
     torch.save({"epoch": 1}, state)
     whole = state.read_bytes()
     snapshot.write_bytes(document)
-    _drop_damaged_checkpoints(str(tmp_path))
+    drop_damaged_checkpoints(str(tmp_path))
     assert snapshot.exists()
     assert not caplog.text
     for of_snapshot, of_state in ((b"", whole), (document, b""), (document, whole[: len(whole) // 2])):
         snapshot.write_bytes(of_snapshot)
         state.write_bytes(of_state)
-        _drop_damaged_checkpoints(str(tmp_path))
+        drop_damaged_checkpoints(str(tmp_path))
         assert not snapshot.exists()
     assert caplog.text.count("as by a power cut; this training begins anew") == 3
 
@@ -187,7 +178,7 @@ def test_of_two_checkpoints_the_one_that_a_power_cut_left_whole_is_gone_on_from(
         torch.save({"epoch": 1}, tmp_path / name / STATE_FILE)
     newest = tmp_path / "second" / STATE_FILE
     newest.write_bytes(newest.read_bytes()[:200])
-    _drop_damaged_checkpoints(str(tmp_path))
+    drop_damaged_checkpoints(str(tmp_path))
     assert json.loads(snapshot.read_text()) == {
         "checkpoint_results": listed[:1],
         "checkpoint_report_indices": [3],

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from jobs import tune
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
-from jobs.training.trainer import TrainingStoppedError, remove_run
+from jobs.training.checkpoints import remove_run
+from jobs.training.trainer import TrainingStoppedError
 from jobs.tune import main, require_whole_search
 from jobs.tuning import search
 from jobs.tuning.page import render_search

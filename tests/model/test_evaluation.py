@@ -7,8 +7,7 @@ import torch
 from model import evaluation
 from model.evaluation import Evaluation
 from model.micro_batches import MicroBatch, PreparedBatch, TrainingSet
-from model.network import build_network
-from model.optimisation import CountingNetwork
+from model.network import CountingNetwork, build_network
 from model.recipe import Recipe
 from model.splitting import id_hashes
 from model.train_worker import TrainWorker

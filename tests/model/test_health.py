@@ -11,16 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from model import health
-from model.health import (
-    ActivationWatch,
-    Observations,
-    check_health,
-    consequence,
-    initial_weight_std,
-    layer_ratios,
-)
-from model.network import build_network
-from model.optimisation import CountingNetwork
+from model.health import Observations, check_health, consequence
+from model.network import CountingNetwork, build_network
+from model.watching import ActivationWatch, initial_weight_std, layer_ratios
 
 
 def sound(**changes: Any) -> Observations:

@@ -12,18 +12,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from model.images import resize_image
-from model.network import build_network
-from model.optimisation import (
-    CountingNetwork,
-    WeightAverage,
-    averaging_decay,
-    freeze,
-    initialise,
-    learning_rate_at,
-    make_optimiser,
-    set_momentum,
-    set_training_mode,
-)
+from model.network import CountingNetwork, build_network, freeze, initialise, set_training_mode
+from model.optimisation import WeightAverage, averaging_decay, learning_rate_at, make_optimiser, set_momentum
 from model.processor import gains_by_bfloat16
 from model.profile import PHASES, Stopwatch
 from model.recipe import Recipe

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from model import training
 from model.health import Finding
 from model.micro_batches import MicroBatch, PreparedBatch, TrainingSet
-from model.network import build_network
-from model.optimisation import CountingNetwork, averaging_decay, learning_rate_at
+from model.network import CountingNetwork, build_network
+from model.optimisation import averaging_decay, learning_rate_at
 from model.recipe import Recipe
 from model.splitting import id_hashes
 from model.targets import count_targets, quantity_targets
