@@ -33,7 +33,7 @@ logger = logging.getLogger("jobs.explore")
 
 
 def run_exploration(config: ExploreConfig) -> None:
-    """The whole job. Raises InputError for a manifest that can't be used."""
+    """The whole job. Raises InputError for a manifest that can't be used, GateError where storage or cluster fail."""
     output_uri = storage.absolute(config.output_uri)
     with connect():
         manifest = check_manifest(config.manifest_uri, None, needs_night=False)

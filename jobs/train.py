@@ -29,6 +29,8 @@ logger = logging.getLogger("jobs.train")
 
 
 def run_train(config: TrainConfig) -> None:
+    """The whole job. Raises InputError for data or settings that can't be used, GateError for a training that failed or was
+    stopped as unhealthy."""
     training_uri = storage.beside(config.bundle_uri, ".training")
     bins = read_labelled_bins(config)
     assign_splits(bins.table, config)  # what is wrong with the data is said before a cluster starts

@@ -38,6 +38,7 @@ logger = logging.getLogger("jobs.tune")
 
 
 def run_tune(config: TuneConfig) -> None:
+    """The whole job. Raises InputError for data or settings that can't be used, GateError where trials were cut short."""
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]
     output_uri = storage.absolute(config.output_uri or storage.beside(config.bundle_uri, ".search"))

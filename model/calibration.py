@@ -160,7 +160,8 @@ def calibrate(
 
 
 def assign_folds(groups: np.ndarray) -> np.ndarray:
-    """A fold (n,) for each bin; bins of one group share it. Deterministic: groups in the order of their hash."""
+    """A fold (n,) for each bin; bins of one group share it. Deterministic: groups in the order of their hash.
+    Raises ValueError for fewer than two groups."""
     names = sorted(set(groups.tolist()), key=lambda name: hashlib.sha256(str(name).encode()).hexdigest())
     if len(names) < 2:
         raise ValueError(f"calibration needs at least 2 groups of held-out bins, found {len(names)}")

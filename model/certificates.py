@@ -70,7 +70,8 @@ def p_value_histogram(scores: ArrayLike, reference: ReferenceScores) -> NDArray[
 def bh_threshold(histogram: ArrayLike, alpha: float) -> float:
     """Largest p-value certified by Benjamini-Hochberg (1995) at `alpha`; 0.0 where none is.
 
-    `histogram` (n + 1,) as `p_value_histogram`: equal to sorting all p-values, at constant size.
+    `histogram` (n + 1,) as `p_value_histogram`: equal to sorting all p-values, at constant size. Raises
+    ValueError for an alpha outside (0, 1).
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha lies between 0 and 1, found {alpha}")

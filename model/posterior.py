@@ -80,7 +80,8 @@ class Assessor:
 
 
 def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> Assessor:
-    """Assessor for a network trained on labels with `label_histogram` (K + 1,), wrong at `noise_rate`."""
+    """Assessor for a network trained on labels with `label_histogram` (K + 1,), wrong at `noise_rate`. Raises ValueError
+    where the record model has other classes."""
     classes = np.asarray(label_histogram).shape
     if classes != (record_model.top_class + 1,):
         raise ValueError(f"record model has {record_model.top_class + 1} classes, the label histogram {classes}")

@@ -103,7 +103,8 @@ def recount_weights(inclusion_probability: ArrayLike, in_reach: ArrayLike) -> Fl
     """Weights (n,) of one or several nights' recounts: 1 in the priority list's reach, else 1 / inclusion probability.
 
     `in_reach` (n,) bool, as `recount_plan.find_reach`: the bin was certain to be counted, as a priority or as a
-    random bin. Without it the random bins would stand for the priority list a second time.
+    random bin. Without it the random bins would stand for the priority list a second time. Raises ValueError for
+    probabilities outside (0, 1].
     """
     probability = np.asarray(inclusion_probability, dtype=np.float64)
     if probability.size and (probability.min() <= 0 or probability.max() > 1):

@@ -91,7 +91,8 @@ def merge_candidates(parts: Sequence[Candidates], size: int) -> Candidates:
 
 
 def count_random(budget: int, random_share: float, num_assessed: int) -> int:
-    """How many of the `budget` bins are drawn at random: the share, at least 10; 0 only for a share of 0."""
+    """How many of the `budget` bins are drawn at random: the share, at least 10; 0 only for a share of 0. Raises ValueError for
+    a negative budget or a share outside [0, 1]."""
     if budget < 0 or not 0 <= random_share <= 1:
         raise ValueError(f"budget {budget} must be 0 or more and the random share {random_share} in [0, 1]")
     wanted = max(MIN_RANDOM, round(random_share * budget)) if random_share > 0 else 0

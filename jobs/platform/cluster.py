@@ -76,7 +76,8 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
     """Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it), else starts a local one.
 
     A cluster that this process already joined is used and left as it is (tests, notebooks). Of the logger `quiet` only
-    errors are shown by the workers of a local cluster; `environment` is set for it beside OWN_CLUSTER.
+    errors are shown by the workers of a local cluster; `environment` is set for it beside OWN_CLUSTER. Raises InputError or
+    GateError where there is no joining it, GateError for what the cluster loses meanwhile.
     """
     if ray.is_initialized():
         _configure_data()
