@@ -242,7 +242,7 @@ def test_plans_of_replaced_runs_still_count_and_those_never_committed_do_not(out
 def test_a_count_after_the_record_changed_is_rejected(output: str) -> None:
     changed = [plan_row("a", 3), plan_row("b", 5), plan_row("c", 5, expected_as_of=at(20))]
     commit_night(output, "2026-03-03", [], other_bins=changed)
-    lines = [f"{name},{NIGHT},3,2026-03-04T08:00Z,,," for name in "abc"]
+    lines = [f"{name},{NIGHT},3,2026-03-04T12:00Z,,," for name in "abc"]
     assert take_in(output, *lines) == 1
     assert [(found["bin_id"], found["reason"]) for found in rejects(output)] == [
         ("b", "record_changed"),
@@ -932,6 +932,27 @@ def test_only_a_count_of_a_thousand_more_than_ten_times_the_record_must_be_confi
     uri = str(tmp_path / "audits")
     commit_night(uri, NIGHT, [plan_row("empty", 0), plan_row("three", 3)])
     assert take_in(uri, f"{bin_id},{NIGHT},{qty},2026-03-03T08:00Z,kim,,") == code
+
+
+def test_a_record_of_unknown_age_in_a_zone_far_west_was_read_when_its_audit_began_in_the_evening(output: str) -> None:
+    """In California the night of the 3rd is audited at 20:00, and sees what was corrected at 19:00 by the counts of the
+    afternoon."""
+    corrected = [plan_row("a", 1)]
+    commit_night(output, "2026-03-03", [], other_bins=corrected, started_at="2026-03-04T04:00:00+00:00")
+    flags = ("--time-zone", "America/Los_Angeles")
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03 17:30,kim,,", flags=flags) == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03 20:30,lee,,", name="late.csv", flags=flags) == 1
+    assert [found["reason"] for found in rejects(output)] == ["record_changed"]
+
+
+@pytest.mark.parametrize(("again", "code"), [("the same", 1), ("another", 0)])
+def test_a_record_is_read_no_later_for_being_audited_again(output: str, again: str, code: int) -> None:
+    """Two pieces came, in the record and in the bin, the audit saw it at 2:30, and somebody counted at 10:00."""
+    seen = [plan_row("b", 5)]
+    for run, began, manifest in (("a" * 12, "02:30", "the same"), ("b" * 12, "15:00", again)):
+        started_at = f"2026-03-03T{began}:00+00:00"
+        commit_night(output, "2026-03-03", [], other_bins=seen, run=run, started_at=started_at, manifest=manifest)
+    assert take_in(output, f"b,{NIGHT},5,2026-03-03T10:00Z,kim,,") == code
 
 
 def test_a_record_that_changed_on_the_next_day_of_a_zone_far_east_had_changed_before_the_count(output: str) -> None:
