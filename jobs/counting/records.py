@@ -42,6 +42,15 @@ def name_other_pieces(lines: str | None, others: str | None) -> bool:
     return None not in (lines, others) and lines != others
 
 
+def name_other_skus(lines: str | None, others: str | None) -> bool:
+    """Whether `others` name a SKU that `lines`, see `lines_of`, do not; where one has none, that tells nothing."""
+    return None not in (lines, others) and not _skus_of(others) <= _skus_of(lines)
+
+
+def _skus_of(lines: str | None) -> set[str]:
+    return {sku for sku, _ in json.loads(lines or "[]")}
+
+
 def lines_of(skus: Iterable[Mapping[str, Any]] | None) -> str | None:
     """A record's lines as a text that is the same where they name the same pieces: 2 of A and 2 of B are two records. None
     where they name none, or for a plan of before they were kept."""
