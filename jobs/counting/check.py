@@ -76,7 +76,7 @@ def check_counts(
     rejects += unjudged
     # a bin of the night that no plan asked for has its own name, and not that of a planned one
     counts = [count if (count.audit_date, count.bin_id) in records else as_number for count, as_number in pairs]
-    accepted = []
+    judged = []
     # in the order of counting: of two counts that contradict each other the later one is one too many
     for count in sorted(counts, key=lambda count: (count.count.counted_at, count.source.number)):
         try:
@@ -84,10 +84,11 @@ def check_counts(
             planned = _find_planned(count, plans, records)
             _check_unchanged(count, planned, nights, records)
             _check_plausible(count, planned)
-            ledger.enter(count, planned["expected_qty"])
-            accepted.append(_counted_row(count, planned))
+            judged.append((count, planned))
         except Reject as reject:
             rejects.append((count.source, reject.reason, reject.detail))
+    accepted, twice = _enter_all(judged, ledger)
+    rejects += twice
     table = pa.Table.from_pylist(accepted, schema=COUNTED_SCHEMA)
     return CheckedCounts(table, ledger.num_known, len(rows) - len(filled_in), rejects)
 
@@ -207,6 +208,28 @@ def _check_plausible(count: CountRow, planned: dict[str, Any]) -> None:
             f"counted_qty: expected at most {most:,} where the record says {planned['expected_qty']:,}, found "
             f"{count.count.counted_qty:,}; if that is right, say so with confirmed",
         )
+
+
+def _enter_all(
+    counts: Sequence[tuple[CountRow, dict[str, Any]]], ledger: Ledger
+) -> tuple[list[dict[str, Any]], list[Rejected]]:
+    """Rows of COUNTED_SCHEMA, and what is counted once too often. What is refused is tried again until no more comes in:
+    a later row may agree with one that alone contradicts what is resolved. So the same file twice says what it says once,
+    and one that grows in the order of counting what it says as a whole."""
+    accepted: list[dict[str, Any]] = []
+    while True:
+        refused: list[tuple[CountRow, dict[str, Any]]] = []
+        rejects: list[Rejected] = []
+        for count, planned in counts:
+            try:
+                ledger.enter(count, planned["expected_qty"])
+                accepted.append(_counted_row(count, planned))
+            except Reject as reject:
+                refused.append((count, planned))
+                rejects.append((count.source, reject.reason, reject.detail))
+        if len(refused) == len(counts):
+            return accepted, rejects
+        counts = refused
 
 
 def _counted_row(count: CountRow, planned: dict[str, Any]) -> dict[str, Any]:

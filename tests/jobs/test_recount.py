@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from jobs.counting.check import check_counts
 from jobs.counting.count_rows import Reject, parse_row
-from jobs.counting.counted import read_counted
+from jobs.counting.counted import add_counted, read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.history import read_history
 from jobs.counting.records import lines_of
@@ -112,6 +117,53 @@ def test_the_same_file_twice_adds_nothing(output: str, capsys: pytest.CaptureFix
     assert take_in(output, *reversed(lines), name="again.csv") == 0
     assert "taken in before" in capsys.readouterr().out
     assert {entry.uri: storage.read_bytes(entry.uri) for entry in storage.list_objects(output + "/counted")} == before
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([2, 3, 4]),
+        st.integers(8, 11).map(at),
+        st.sampled_from(["anna", "bert", "cleo", ""]),
+        st.sampled_from(["", "", "", "true", "false"]),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@example([(3, at(8), "anna", ""), (2, at(9), "anna", ""), (2, at(10), "cleo", "")])
+@given(ROWS)
+def test_neither_the_same_file_again_nor_one_that_grows_says_something_else(
+    rows: list[tuple[int, datetime, str, str]],
+) -> None:
+    counts = [
+        CountsRow(
+            number,
+            {
+                **{"bin_id": "a", "audit_date": NIGHT, "counted_qty": str(quantity), "counter_id": who},
+                **{"counted_at": counted_at.isoformat(), "confirmed": confirmed},
+            },
+        )
+        for number, (quantity, counted_at, who, confirmed) in enumerate(sorted(rows, key=lambda row: row[1]), start=2)
+    ]
+
+    def say(output: str, *files: list[CountsRow]) -> list[tuple[float, bool, int]]:
+        said = []
+        commit_night(output, NIGHT, [plan_row("a", 3)])
+        for file in files:
+            found = check_counts(output, [NIGHT], file, zone=ZoneInfo("UTC"), now=at(12))
+            if found.accepted.num_rows:
+                add_counted(output, found.accepted)
+            (night,) = read_history(output, "2026-03-03").nights
+            said.append((np.nan_to_num(night.counted_qty[0]), night.settled[0], found.accepted.num_rows))
+        return said
+
+    with tempfile.TemporaryDirectory() as folder:
+        once, twice = say(f"{folder}/whole", counts, counts)
+        assert twice == (*once[:2], 0)
+        growing = say(f"{folder}/growing", *(counts[:size] for size in range(1, len(counts) + 1)))
+        assert growing[-1][:2] == once[:2]
 
 
 def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
