@@ -143,10 +143,10 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
         return frozen["config"]["replace"] == config.replace
     if config.report_uri is None:
         return False
+    # asked for anew, unless this very command died before its report
+    if config.replace and frozen["outcome"].get("config") != config.model_dump(mode="json"):
+        return False
     reported = _reported_run(config.report_uri)
-    if config.replace:  # asked for anew, unless this very command died before its report
-        same = frozen["outcome"].get("config") == config.model_dump(mode="json")
-        return same and reported in ("", frozen.get("replaces"))
     # nights may share a folder: the report of a later one stays
     return reported != frozen["run_id"] and night_of(reported) <= night_of(frozen["run_id"])
 

@@ -304,13 +304,19 @@ def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> No
 
 def test_a_replacement_that_died_before_its_report_is_finished_and_not_made_again(tmp_path: Path) -> None:
     config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o", report_uri=str(tmp_path), replace=True)
-    frozen = {"outcome": {"config": config.model_dump(mode="json")}, "run_id": "run-b", "replaces": "run-a"}
-    assert tonight._is_unfinished(config, frozen)
-    (tmp_path / REPORT_FACTS).write_text('{"run_id": "run-a"}')  # of what it replaced
-    assert tonight._is_unfinished(config, frozen)
-    (tmp_path / REPORT_FACTS).write_text('{"run_id": "run-b"}')  # asked for anew
-    assert not tonight._is_unfinished(config, frozen)
+    outcome = {"config": config.model_dump(mode="json")}
+    frozen = {"outcome": outcome, "run_id": "2026-11-22-b", "replaces": "2026-11-22-a"}
+    for run_id, unfinished in (
+        ("", True),
+        ("2026-11-22-a", True),  # of what it replaced
+        ("2026-11-21-c", True),  # of the night before, where all share one folder
+        ("2026-11-22-b", False),  # asked for anew
+        ("2026-11-23-c", False),
+    ):
+        (tmp_path / REPORT_FACTS).write_text(json.dumps({"run_id": run_id}))
+        assert tonight._is_unfinished(config, frozen) is unfinished
     (tmp_path / REPORT_FACTS).unlink()
+    assert tonight._is_unfinished(config, frozen)
     assert not tonight._is_unfinished(config.model_copy(update={"recount_budget": 7}), frozen)
 
 
