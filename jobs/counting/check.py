@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -213,23 +214,32 @@ def _check_plausible(count: CountRow, planned: dict[str, Any]) -> None:
 def _enter_all(
     counts: Sequence[tuple[CountRow, dict[str, Any]]], ledger: Ledger
 ) -> tuple[list[dict[str, Any]], list[Rejected]]:
-    """Rows of COUNTED_SCHEMA, and what is counted once too often. What is refused is tried again until no more comes in:
-    a later row may agree with one that alone contradicts what is resolved. So the same file twice says what it says once,
-    and one that grows in the order of counting what it says as a whole."""
+    """Rows of COUNTED_SCHEMA, and what is counted once too often. What is refused is tried again whenever another count of
+    its bin has come in: one that contradicts what is resolved may be agreed with later. So the same file twice says what it
+    says once, and one that grows in the order of counting what it says as a whole."""
     accepted: list[dict[str, Any]] = []
-    while True:
-        refused: list[tuple[CountRow, dict[str, Any]]] = []
-        rejects: list[Rejected] = []
-        for count, planned in counts:
-            try:
-                ledger.enter(count, planned["expected_qty"])
-                accepted.append(_counted_row(count, planned))
-            except Reject as reject:
-                refused.append((count, planned))
-                rejects.append((count.source, reject.reason, reject.detail))
-        if len(refused) == len(counts):
-            return accepted, rejects
-        counts = refused
+    waiting: dict[tuple[str, str], list[tuple[CountRow, dict[str, Any]]]] = defaultdict(list)
+    refusals: dict[int, Reject] = {}
+
+    def enters(count: CountRow, planned: dict[str, Any]) -> bool:
+        try:
+            ledger.enter(count, planned["expected_qty"])
+        except Reject as reject:
+            refusals[count.source.number] = reject
+            return False
+        refusals.pop(count.source.number, None)
+        return True
+
+    for new in counts:
+        of_bin = waiting[new[0].audit_date, new[0].bin_id]
+        of_bin.append(new)
+        tries = [new]
+        while (entered := next((each for each in tries if enters(*each)), None)) is not None:
+            accepted.append(_counted_row(*entered))
+            of_bin.remove(entered)
+            tries = of_bin
+    refused = ((count.source, refusals.get(count.source.number)) for count, _ in counts)
+    return accepted, [(source, reject.reason, reject.detail) for source, reject in refused if reject is not None]
 
 
 def _counted_row(count: CountRow, planned: dict[str, Any]) -> dict[str, Any]:

@@ -133,6 +133,14 @@ ROWS = st.lists(
 
 @settings(max_examples=25, deadline=None)
 @example([(3, at(8), "anna", ""), (2, at(9), "anna", ""), (2, at(10), "cleo", "")])
+@example(
+    [
+        (3, at(8), "bert", ""),
+        *((2, at(9), who, "") for who in ("bert", "anna")),
+        (3, at(10), "cleo", ""),
+        (2, at(11), "bert", ""),
+    ]
+)
 @given(ROWS)
 def test_neither_the_same_file_again_nor_one_that_grows_says_something_else(
     rows: list[tuple[int, datetime, str, str]],
