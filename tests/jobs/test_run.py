@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jobs.config.audit import AuditConfig
+from jobs.config.base import check_night
 from jobs.platform import provenance as provenance_module
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
@@ -285,6 +286,25 @@ def test_a_process_that_may_run_elsewhere_is_not_taken_for_dead(
     started = time.monotonic()
     with hold_night(str(tmp_path), "2026-11-22", "run-b"):
         assert time.monotonic() - started > 2.0
+
+
+@pytest.mark.parametrize(
+    ("night", "hour", "is_refused"),
+    [
+        ("2026-11-29", 9, False),  # tomorrow
+        ("2026-11-30", 9, True),
+        ("2026-11-30", 10, False),  # and where the 29th has begun
+        ("2027-11-27", 9, True),
+        ("2025-11-27", 9, False),
+    ],
+)
+def test_no_night_is_beyond_tomorrow_wherever_the_warehouse_is(night: str, hour: int, is_refused: bool) -> None:
+    now = datetime(2026, 11, 28, hour, tzinfo=UTC)
+    expected = pytest.raises(
+        InputError, match=f"--audit-date: expected a night up to 2026-11-29, found {night}; correct"
+    )
+    with expected if is_refused else nullcontext():
+        check_night(date.fromisoformat(night), "--audit-date", now)
 
 
 def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> None:
