@@ -24,6 +24,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from jobs.config.base import check_night
 from jobs.config.ingest import IngestConfig
 from jobs.ingesting import parts
 from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
@@ -45,12 +46,15 @@ logger = logging.getLogger("jobs.ingest")
 
 
 def ingest(config: IngestConfig) -> None:
+    now = datetime.now(UTC)
+    if config.audit_date is not None:
+        check_night(config.audit_date, "--audit-date", now)
     images_uri = storage.absolute(config.images_uri)
     manifest_uri = storage.absolute(config.manifest_uri)
     target = Target(
         manifest_uri=manifest_uri,
         rejects_uri=storage.beside(manifest_uri, ".rejects"),
-        audit_date=(config.audit_date or datetime.now(UTC).date()).isoformat(),
+        audit_date=(config.audit_date or now.date()).isoformat(),
         images_uri=images_uri,
         anonymous=config.anonymous,
     )

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 BASELINE_NIGHTS, LEAST_NIGHTS_WORTH = 7, 6.0
-"""Of the window, the oldest: a change inside it shall be seen for as long as most recounts are of before it. With fewer
+"""Of the last nights, the oldest: a change among them shall be seen for as long as most recounts are of before it. With fewer
 the variance between nights is too uncertain: three nights gave false alarms on 2.7 % of restless ones, seven on 0.4 %. And
 they must tell as much as LEAST_NIGHTS_WORTH of one size (Kish): six nights of 20 bins and one of 10,000 gave them on 6.6 %."""
 MOST_WEIGHT = 2.0
-"""Of a night, in nights of the window's median size."""
+"""Of a night, in nights of the nights' median size."""
 ALARM_Z = 4.0
 ALARM_RISE = 0.01
 

@@ -35,6 +35,7 @@ ERROR_PIECES = 2.0
 """Root mean square of the default error sizes, in pieces."""
 MIN_RESOLVED_SHARE = 0.9
 WINDOW_NIGHTS = 30
+"""Of recounts as many days, whatever nights of them were audited; of what a camera shows as many audited nights."""
 
 
 @dataclass(frozen=True)

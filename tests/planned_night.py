@@ -128,14 +128,16 @@ def commit_night(
     marked: bool = True,
     objective: str = "probability",
     started_at: str | None = None,
+    manifest: str | None = None,
     outside: float | None = None,
     bundle_id: str = BUNDLE_ID,
 ) -> str:
     """Commits the night by a run named `<audit_date>-<run>`; an earlier run of the night is replaced. `other_bins` are
-    rows of bins that the plan left alone. Returns the run_id."""
+    rows of bins that the plan left alone; `manifest` is its fingerprint. Returns the run_id."""
     run_id = f"{audit_date}-{run}"
     rows = [*plan, *other_bins]
-    write_run(output_uri, run_id, plan, config={"objective": objective}, started_at=started_at)
+    facts: dict[str, Any] = {"config": {"objective": objective}, "started_at": started_at}
+    write_run(output_uri, run_id, plan, **facts, manifest={"fingerprint": manifest})
     results_uri = storage.join(output_uri, "results", f"audit_date={audit_date}")
     storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
     totals: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """What all job settings share."""
 
 import re
-from datetime import date
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +18,17 @@ NightDate = Annotated[date, Field(ge=date(NIGHT_YEARS[0], 1, 1), le=date(NIGHT_Y
 
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 """`--precision`."""
+
+
+def check_night(night: date, place: str, now: datetime) -> None:
+    """Raises InputError, which names `place`, for a night beyond tomorrow, such as one of a mistyped year: committed, it would
+    be the last one for ever, and no count of it could be taken in. `now` in UTC."""
+    # a night's date is the warehouse's own, and the easternmost zone is 14 hours ahead
+    latest = (now + timedelta(hours=14)).date() + timedelta(days=1)
+    if night > latest:
+        raise InputError(
+            f"{place}: expected a night up to {latest}, found {night}; correct the date (or this machine's clock)"
+        )
 
 
 class JobConfig(BaseModel):

@@ -88,10 +88,9 @@ def learn_belief(history: History, bundle: BundleInfo, class_shares: ArrayLike) 
 
 
 def _measure_baseline(history: History, bundle: BundleInfo) -> Baseline | None:
-    nights = [plan.whole_night for plan in history.nights]
     measured = [
         (night.record_outside_set_share, night.num_assessed)
-        for night in nights
+        for night in history.summaries
         if night.bundle_id == bundle.bundle_id and night.record_outside_set_share is not None
     ]
     shares, sizes = [share for share, _ in measured], [number for _, number in measured]

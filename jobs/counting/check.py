@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -76,7 +77,7 @@ def check_counts(
     rejects += unjudged
     # a bin of the night that no plan asked for has its own name, and not that of a planned one
     counts = [count if (count.audit_date, count.bin_id) in records else as_number for count, as_number in pairs]
-    accepted = []
+    judged = []
     # in the order of counting: of two counts that contradict each other the later one is one too many
     for count in sorted(counts, key=lambda count: (count.count.counted_at, count.source.number)):
         try:
@@ -84,10 +85,11 @@ def check_counts(
             planned = _find_planned(count, plans, records)
             _check_unchanged(count, planned, nights, records)
             _check_plausible(count, planned)
-            ledger.enter(count, planned["expected_qty"])
-            accepted.append(_counted_row(count, planned))
+            judged.append((count, planned))
         except Reject as reject:
             rejects.append((count.source, reject.reason, reject.detail))
+    accepted, twice = _enter_all(judged, ledger)
+    rejects += twice
     table = pa.Table.from_pylist(accepted, schema=COUNTED_SCHEMA)
     return CheckedCounts(table, ledger.num_known, len(rows) - len(filled_in), rejects)
 
@@ -207,6 +209,37 @@ def _check_plausible(count: CountRow, planned: dict[str, Any]) -> None:
             f"counted_qty: expected at most {most:,} where the record says {planned['expected_qty']:,}, found "
             f"{count.count.counted_qty:,}; if that is right, say so with confirmed",
         )
+
+
+def _enter_all(
+    counts: Sequence[tuple[CountRow, dict[str, Any]]], ledger: Ledger
+) -> tuple[list[dict[str, Any]], list[Rejected]]:
+    """Rows of COUNTED_SCHEMA, and what is counted once too often. What is refused is tried again whenever another count of
+    its bin has come in: one that contradicts what is resolved may be agreed with later. So the same file twice says what it
+    says once, and one that grows in the order of counting what it says as a whole."""
+    accepted: list[dict[str, Any]] = []
+    waiting: dict[tuple[str, str], list[tuple[CountRow, dict[str, Any]]]] = defaultdict(list)
+    refusals: dict[int, Reject] = {}
+
+    def enters(count: CountRow, planned: dict[str, Any]) -> bool:
+        try:
+            ledger.enter(count, planned["expected_qty"])
+        except Reject as reject:
+            refusals[count.source.number] = reject
+            return False
+        refusals.pop(count.source.number, None)
+        return True
+
+    for new in counts:
+        of_bin = waiting[new[0].audit_date, new[0].bin_id]
+        of_bin.append(new)
+        tries = [new]
+        while (entered := next((each for each in tries if enters(*each)), None)) is not None:
+            accepted.append(_counted_row(*entered))
+            of_bin.remove(entered)
+            tries = of_bin
+    refused = ((count.source, refusals.get(count.source.number)) for count, _ in counts)
+    return accepted, [(source, reject.reason, reject.detail) for source, reject in refused if reject is not None]
 
 
 def _counted_row(count: CountRow, planned: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ bins that wait for a second count are read, in the nights after theirs.
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -163,11 +164,13 @@ class History:
     of the night of the last count `night`, `expected_qty`, `lines` (see `lines_of`) and `finding` (RIGHT,
     WRONG, WAITING for a second count, or null for a mismatch that nobody is asked to count again) and `found_qty`, the
     quantity that it is about; `num_wrong`, in how many ways (recorded and found quantity) its record was found wrong.
+    `summaries`: of the last WINDOW_NIGHTS committed nights, oldest first, however long ago they were.
     """
 
     nights: tuple[PlanRecounts, ...]
     replaced: tuple[PlanRecounts, ...]
     last_counts: pd.DataFrame
+    summaries: tuple[NightSummary, ...] = ()
 
     @property
     def num_pending(self) -> int:
@@ -189,7 +192,7 @@ class History:
 
 def read_history(output_uri: str, audit_date: str, *, first: str | None = None) -> History:
     """What was counted by the plans of committed nights before `audit_date`; the window begins with the night `first`, else
-    WINDOW_NIGHTS days before."""
+    WINDOW_NIGHTS days before: where fewer nights are audited, older recounts tell of other records."""
     output_uri = storage.absolute(output_uri)
     counted = read_counted(output_uri, [*_COUNT_COLUMNS, "skus"])
     counted = counted.filter(pc.less(counted["audit_date"], audit_date))
@@ -198,9 +201,15 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
     groups = group_counts(rows)
     first = first or (date.fromisoformat(audit_date) - timedelta(days=WINDOW_NIGHTS)).isoformat()
     marked = list_marked_runs(output_uri, first)
+    before = [night for night in list_nights(output_uri) if night < audit_date]
+    in_window = [night for night in before if night >= first]
+    last = before[-WINDOW_NIGHTS:]
+    names = max(in_window, last, key=len)  # both end with the last night
+    with ThreadPoolExecutor(max_workers=8) as pool:  # small objects, so it is their latency that counts
+        summaries = dict(zip(names, pool.map(partial(read_summary, output_uri), names), strict=True))
     nights, replaced = [], []
-    for night in (name for name in list_nights(output_uri, first) if first <= name < audit_date):
-        summary = read_summary(output_uri, night)
+    for night in in_window:
+        summary = summaries[night]
         nights.append(_match_plan(output_uri, night, summary.run_id, groups, summary))
         others = (run_id for run_id in marked.get(night, []) if run_id != summary.run_id)
         replaced += [_match_plan(output_uri, night, run_id, groups, None) for run_id in others]
@@ -211,6 +220,7 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
         last_counts=find_last_counts(
             groups, rows, skus, {(night, bin_id) for plan in nights for _, bin_id, night in plan.waiting}
         ),
+        summaries=tuple(summaries[night] for night in last),
     )
 
 

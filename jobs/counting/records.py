@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.counting.plans import list_marked_runs
 from jobs.platform.layout import part_uris, run_in_force, run_uri, unless_replaced
 from jobs.platform.parquet import damage_named, open_parquet
-from jobs.platform.run_record import began_at, read_run
+from jobs.platform.run_record import began_at, manifest_of, read_run
 from schemas.errors import InputError
 
 
@@ -26,7 +27,8 @@ class NightRecord:
 
     expected_qty: int
     read_at: datetime
-    """When it was read, at the latest where it doesn't say: by the end of its night's day, and by when that audit began."""
+    """When it was read, at the latest where it doesn't say: by the end of its night's day in whatever zone, and by when
+    the first committed audit of that manifest began."""
     lines: str | None
     """See `lines_of`."""
 
@@ -38,6 +40,15 @@ class NightRecord:
 def name_other_pieces(lines: str | None, others: str | None) -> bool:
     """Whether the lines of two records, see `lines_of`, differ; where one has none, that tells nothing."""
     return None not in (lines, others) and lines != others
+
+
+def name_other_skus(lines: str | None, others: str | None) -> bool:
+    """Whether `others` name a SKU that `lines`, see `lines_of`, do not; where one has none, that tells nothing."""
+    return None not in (lines, others) and not _skus_of(others) <= _skus_of(lines)
+
+
+def _skus_of(lines: str | None) -> set[str]:
+    return {sku for sku, _ in json.loads(lines or "[]")}
 
 
 def lines_of(skus: Iterable[Mapping[str, Any]] | None) -> str | None:
@@ -59,22 +70,26 @@ def find_records(
     """
     records: dict[tuple[str, str], NightRecord] = {}
     gone: set[str] = set()
+    marked = list_marked_runs(output_uri, min(wanted)) if wanted else {}
     for night, bin_ids in wanted.items():
         try:
-            records |= {(night, bin_id): found for bin_id, found in _find_in_night(output_uri, night, sorted(bin_ids))}
+            of_night = _find_in_night(output_uri, night, sorted(bin_ids), marked.get(night, []))
+            records |= {(night, bin_id): found for bin_id, found in of_night}
         except FileNotFoundError:
             gone.add(night)
     return records, gone
 
 
-def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[tuple[str, NightRecord]]:
+def _find_in_night(
+    output_uri: str, night: str, bin_ids: list[str], marked: Iterable[str]
+) -> Iterator[tuple[str, NightRecord]]:
     values = pa.array(bin_ids, pa.string())
     run_id = run_in_force(output_uri, night)
     with unless_replaced(output_uri, night, run_id):
         parts = part_uris(output_uri, "results", night, run_id)
         if not parts:
             raise FileNotFoundError(f"{output_uri}: night {night}: run {run_id} has no parts")
-        read_by = _read_by(output_uri, night, run_id)
+        read_by = _read_by(output_uri, night, run_id, marked)
         for part in parts:
             with open_parquet(part) as parquet, damage_named(part):
                 for group in range(parquet.metadata.num_row_groups):
@@ -88,14 +103,23 @@ def _find_in_night(output_uri: str, night: str, bin_ids: list[str]) -> Iterator[
                         )
 
 
-def _read_by(output_uri: str, night: str, run_id: str) -> datetime:
-    """By when the records that a night's run audited were read."""
-    day_is_over = datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1)
-    try:
-        began = began_at(read_run(run_uri(output_uri, run_id)))
-    except InputError:  # what learns from the counts, after they are taken in, says that the run's record is lost
-        began = None
-    return min(day_is_over, began or day_is_over)
+def _read_by(output_uri: str, night: str, run_id: str, marked: Iterable[str]) -> datetime:
+    """By when the records that a night's run audited were read. `marked`: the night's committed runs, of which those that
+    it replaced may have audited the same records before."""
+
+    def read(name: str) -> dict[str, Any]:
+        try:
+            return read_run(run_uri(output_uri, name))
+        except InputError:  # what learns from the counts, after they are taken in, says that the run's record is lost
+            return {}
+
+    in_force = read(run_id)
+    runs = [in_force]
+    if (manifest := manifest_of(in_force)) is not None:
+        runs += [run for run in map(read, set(marked) - {run_id}) if manifest_of(run) == manifest]
+    # the night's date is the warehouse's own, and in the westernmost zone its day ends 12 hours after that of UTC
+    day_is_over = datetime.combine(date.fromisoformat(night), time(), UTC) + timedelta(days=1, hours=12)
+    return min([day_is_over, *filter(None, map(began_at, runs))])
 
 
 def _may_hold(group: pq.RowGroupMetaData, bin_ids: list[str]) -> bool:

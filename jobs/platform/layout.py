@@ -109,9 +109,9 @@ def unless_replaced(output_uri: str, audit_date: str, run_id: str) -> Iterator[N
         raise GateError(f"night {audit_date} was replaced while it was read; run the same command again") from error
 
 
-def list_nights(output_uri: str, first: str | None = None) -> list[str]:
-    """The committed nights, oldest first, from `first` (YYYY-MM-DD) on."""
-    names = list_below(output_uri, "summary", f"audit_date={first}" if first else None)
+def list_nights(output_uri: str) -> list[str]:
+    """The committed nights, oldest first."""
+    names = list_below(output_uri, "summary", None)
     return sorted(name.split("/")[0].removeprefix("audit_date=") for name in names if name.endswith("/summary.parquet"))
 
 

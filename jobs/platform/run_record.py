@@ -44,6 +44,11 @@ def began_at(run: dict[str, Any]) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
+def manifest_of(run: dict[str, Any]) -> str | None:
+    """Fingerprint of the manifest that a run audited; None where its record doesn't say."""
+    return run.get("manifest", {}).get("fingerprint")
+
+
 def settings_of(run: dict[str, Any]) -> dict[str, Any]:
     """The settings of the try that committed; where that one died before it said so, those that the run began with."""
     return run.get("outcome", {}).get("config") or run.get("config", {})

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.counting.last_counts import RIGHT, WAITING, WRONG
-from jobs.counting.records import lines_of, name_other_pieces
+from jobs.counting.records import lines_of, name_other_pieces, name_other_skus
 from jobs.stages.images import MIN_CONTRAST
 from model.posterior import Assessor, camera_columns
 from schemas.manifest import RECORD_COLUMNS, stock_moved
@@ -70,7 +70,7 @@ class Reconciler:
             columns[field.name] = _scatter(posterior[field.name], assessed, field.type)
         counts = self.last_counts.reindex(staged["bin_id"].to_pylist())
         unchanged = _is_unchanged(counts, expected, staged["skus"])
-        corrected = (counts["found_qty"].eq(expected) & counts["finding"].ne(RIGHT)).to_numpy() & ~unchanged
+        corrected = _is_corrected(counts, expected, staged["skus"]) & ~unchanged
         recent = assessed & self._is_recent(counts)
         for finding, name in KNOWN.items():
             reason[recent & unchanged & counts["finding"].eq(finding).to_numpy()] = str(name)
@@ -131,6 +131,16 @@ def _is_unchanged(counts: pd.DataFrame, expected: NDArray[np.int64], skus: pa.Ch
     for row in np.flatnonzero(unchanged & pd.notna(lines)):
         unchanged[row] = not name_other_pieces(lines[row], lines_of(skus[row].as_py()))
     return unchanged
+
+
+def _is_corrected(counts: pd.DataFrame, expected: NDArray[np.int64], skus: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Whether the record says tonight what was found when it was wrong: as many pieces, and (where both name them) of no SKU
+    that it didn't name then, which nobody has counted. A SKU that it names no more may be the one that was missing."""
+    corrected = (counts["found_qty"].to_numpy() == expected) & counts["finding"].ne(RIGHT).to_numpy()
+    lines = counts["lines"].to_numpy()
+    for row in np.flatnonzero(corrected & pd.notna(lines)):
+        corrected[row] = not name_other_skus(lines[row], lines_of(skus[row].as_py()))
+    return corrected
 
 
 def probability_matrix(column: pa.ChunkedArray, top_class: int) -> np.ndarray:

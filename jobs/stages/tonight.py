@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from jobs.config.audit import AuditConfig
+from jobs.config.base import check_night
 from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
@@ -92,6 +94,8 @@ def settle_night(config: AuditConfig) -> Tonight:
     bundle, images = read_bundle(config.bundle_uri)
     training_photos = digests(learned_from(images))
     manifest = check_manifest(config.manifest_uri, config.audit_date)
+    place = f"{manifest.uri}: file metadata audit_date" if config.audit_date is None else "--audit-date"
+    check_night(date.fromisoformat(manifest.audit_date), place, datetime.now(UTC))
     _check_flags(config, manifest)
     roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
     if config.report_uri is not None:
@@ -143,10 +147,10 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
         return frozen["config"]["replace"] == config.replace
     if config.report_uri is None:
         return False
+    # asked for anew, unless this very command died before its report
+    if config.replace and frozen["outcome"].get("config") != config.model_dump(mode="json"):
+        return False
     reported = _reported_run(config.report_uri)
-    if config.replace:  # asked for anew, unless this very command died before its report
-        same = frozen["outcome"].get("config") == config.model_dump(mode="json")
-        return same and reported in ("", frozen.get("replaces"))
     # nights may share a folder: the report of a later one stays
     return reported != frozen["run_id"] and night_of(reported) <= night_of(frozen["run_id"])
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.history import History, read_history
 from jobs.counting.samples import samples_in_force, worst_samples
 from model.drift import Baseline
-from model.estimators import wilson_interval
+from model.estimators import WINDOW_NIGHTS, wilson_interval
 from model.posterior import build_assessor, fit_noise_rate
 from model.record_model import fit_record_model
 from schemas.bundle import LabelNoise
@@ -201,6 +201,18 @@ def test_drift_is_measured_against_the_bundle_s_own_nights(output: str) -> None:
     assert belief.drift_baseline == Baseline(pytest.approx(0.1), pytest.approx(0.0), 7000, 7)
     assert Belief.from_dict(json.loads(json.dumps(belief.to_dict()))).drift_baseline == belief.drift_baseline
     assert learn_belief(history_of(output), bundle_info("another"), SHARES).drift_baseline is None, "of three nights"
+
+
+@pytest.mark.parametrize("days", [1, 5, 14])
+def test_drift_is_measured_against_the_last_nights_however_seldom_there_is_one(output: str, days: int) -> None:
+    for number in range(40, 0, -1):
+        night = date.fromisoformat(TONIGHT) - timedelta(days=days * number)
+        outside = 0.2 if number > WINDOW_NIGHTS else 0.1
+        commit_night(output, night.isoformat(), [plan_row("a")], num_assessed=1000, outside=outside)
+    history = history_of(output)
+    assert len(history.nights) == WINDOW_NIGHTS // days, "older recounts are of other records"
+    belief = learn_belief(history, bundle_info(), SHARES)
+    assert belief.drift_baseline == Baseline(pytest.approx(0.1), pytest.approx(0.0), 7000, 7)
 
 
 def test_a_baseline_knows_that_bins_of_a_warehouse_are_alike(output: str) -> None:

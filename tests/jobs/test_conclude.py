@@ -143,6 +143,17 @@ def test_a_bin_that_holds_as_many_of_another_sku_is_not_known(tmp_path: Path) ->
     assert known.reconcile(totals)["reason"].to_pylist()[:3] == ["counted_wrong"] * 3
 
 
+def test_a_bin_that_was_found_wrong_and_holds_another_sku_since_was_not_corrected(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    staged = read_table(uri)
+    made = reconciler([(5, RECORDED, WRONG)] * 4)
+    own = [line["sku"] for row in staged["skus"].to_pylist()[:4] for line in row]
+    then = [{"another": 5}, {own[1]: 5}, {own[2]: 3, "missing": 2}, {}]
+    lines = [lines_of([{"sku": sku, "quantity": number} for sku, number in record.items()]) for record in then]
+    known = replace(made, last_counts=made.last_counts.assign(lines=lines))
+    assert known.reconcile(staged)["reason"].to_pylist()[:4] == [None, "counted", "counted", "counted"]
+
+
 def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night_that_asked(tmp_path: Path) -> None:
     ((uri,), _) = stage_night(tmp_path)
     made = reconciler([(RECORDED, RECORDED, RIGHT)])

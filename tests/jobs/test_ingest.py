@@ -532,7 +532,13 @@ def test_a_bucket_that_is_not_there_is_named(bucket: str, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    "flags", [["--audit-date", "31.01.2026"], ["--inventory-uri", "s3://b/manifest.json"], ["--oops"]]
+    "flags",
+    [
+        ["--audit-date", "31.01.2026"],
+        ["--audit-date", "2099-01-31"],
+        ["--inventory-uri", "s3://b/manifest.json"],
+        ["--oops"],
+    ],
 )
 def test_bad_flags_are_refused(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(tmp_path), *flags) == 2

@@ -6,17 +6,22 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from jobs.counting.check import check_counts
 from jobs.counting.count_rows import Reject, parse_row
-from jobs.counting.counted import read_counted
+from jobs.counting.counted import add_counted, read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.history import read_history
 from jobs.counting.records import lines_of
@@ -112,6 +117,61 @@ def test_the_same_file_twice_adds_nothing(output: str, capsys: pytest.CaptureFix
     assert take_in(output, *reversed(lines), name="again.csv") == 0
     assert "taken in before" in capsys.readouterr().out
     assert {entry.uri: storage.read_bytes(entry.uri) for entry in storage.list_objects(output + "/counted")} == before
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([2, 3, 4]),
+        st.integers(8, 11).map(at),
+        st.sampled_from(["anna", "bert", "cleo", ""]),
+        st.sampled_from(["", "", "", "true", "false"]),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@example([(3, at(8), "anna", ""), (2, at(9), "anna", ""), (2, at(10), "cleo", "")])
+@example(
+    [
+        (3, at(8), "bert", ""),
+        *((2, at(9), who, "") for who in ("bert", "anna")),
+        (3, at(10), "cleo", ""),
+        (2, at(11), "bert", ""),
+    ]
+)
+@given(ROWS)
+def test_neither_the_same_file_again_nor_one_that_grows_says_something_else(
+    rows: list[tuple[int, datetime, str, str]],
+) -> None:
+    counts = [
+        CountsRow(
+            number,
+            {
+                **{"bin_id": "a", "audit_date": NIGHT, "counted_qty": str(quantity), "counter_id": who},
+                **{"counted_at": counted_at.isoformat(), "confirmed": confirmed},
+            },
+        )
+        for number, (quantity, counted_at, who, confirmed) in enumerate(sorted(rows, key=lambda row: row[1]), start=2)
+    ]
+
+    def say(output: str, *files: list[CountsRow]) -> list[tuple[float, bool, int]]:
+        said = []
+        commit_night(output, NIGHT, [plan_row("a", 3)])
+        for file in files:
+            found = check_counts(output, [NIGHT], file, zone=ZoneInfo("UTC"), now=at(12))
+            if found.accepted.num_rows:
+                add_counted(output, found.accepted)
+            (night,) = read_history(output, "2026-03-03").nights
+            said.append((np.nan_to_num(night.counted_qty[0]), night.settled[0], found.accepted.num_rows))
+        return said
+
+    with tempfile.TemporaryDirectory() as folder:
+        once, twice = say(f"{folder}/whole", counts, counts)
+        assert twice == (*once[:2], 0)
+        growing = say(f"{folder}/growing", *(counts[:size] for size in range(1, len(counts) + 1)))
+        assert growing[-1][:2] == once[:2]
 
 
 def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
@@ -242,7 +302,7 @@ def test_plans_of_replaced_runs_still_count_and_those_never_committed_do_not(out
 def test_a_count_after_the_record_changed_is_rejected(output: str) -> None:
     changed = [plan_row("a", 3), plan_row("b", 5), plan_row("c", 5, expected_as_of=at(20))]
     commit_night(output, "2026-03-03", [], other_bins=changed)
-    lines = [f"{name},{NIGHT},3,2026-03-04T08:00Z,,," for name in "abc"]
+    lines = [f"{name},{NIGHT},3,2026-03-04T12:00Z,,," for name in "abc"]
     assert take_in(output, *lines) == 1
     assert [(found["bin_id"], found["reason"]) for found in rejects(output)] == [
         ("b", "record_changed"),
@@ -932,6 +992,27 @@ def test_only_a_count_of_a_thousand_more_than_ten_times_the_record_must_be_confi
     uri = str(tmp_path / "audits")
     commit_night(uri, NIGHT, [plan_row("empty", 0), plan_row("three", 3)])
     assert take_in(uri, f"{bin_id},{NIGHT},{qty},2026-03-03T08:00Z,kim,,") == code
+
+
+def test_a_record_of_unknown_age_in_a_zone_far_west_was_read_when_its_audit_began_in_the_evening(output: str) -> None:
+    """In California the night of the 3rd is audited at 20:00, and sees what was corrected at 19:00 by the counts of the
+    afternoon."""
+    corrected = [plan_row("a", 1)]
+    commit_night(output, "2026-03-03", [], other_bins=corrected, started_at="2026-03-04T04:00:00+00:00")
+    flags = ("--time-zone", "America/Los_Angeles")
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03 17:30,kim,,", flags=flags) == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03 20:30,lee,,", name="late.csv", flags=flags) == 1
+    assert [found["reason"] for found in rejects(output)] == ["record_changed"]
+
+
+@pytest.mark.parametrize(("again", "code"), [("the same", 1), ("another", 0)])
+def test_a_record_is_read_no_later_for_being_audited_again(output: str, again: str, code: int) -> None:
+    """Two pieces came, in the record and in the bin, the audit saw it at 2:30, and somebody counted at 10:00."""
+    seen = [plan_row("b", 5)]
+    for run, began, manifest in (("a" * 12, "02:30", "the same"), ("b" * 12, "15:00", again)):
+        started_at = f"2026-03-03T{began}:00+00:00"
+        commit_night(output, "2026-03-03", [], other_bins=seen, run=run, started_at=started_at, manifest=manifest)
+    assert take_in(output, f"b,{NIGHT},5,2026-03-03T10:00Z,kim,,") == code
 
 
 def test_a_record_that_changed_on_the_next_day_of_a_zone_far_east_had_changed_before_the_count(output: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jobs.config.audit import AuditConfig
+from jobs.config.base import check_night
 from jobs.platform import provenance as provenance_module
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
@@ -287,6 +288,25 @@ def test_a_process_that_may_run_elsewhere_is_not_taken_for_dead(
         assert time.monotonic() - started > 2.0
 
 
+@pytest.mark.parametrize(
+    ("night", "hour", "is_refused"),
+    [
+        ("2026-11-29", 9, False),  # tomorrow
+        ("2026-11-30", 9, True),
+        ("2026-11-30", 10, False),  # and where the 29th has begun
+        ("2027-11-27", 9, True),
+        ("2025-11-27", 9, False),
+    ],
+)
+def test_no_night_is_beyond_tomorrow_wherever_the_warehouse_is(night: str, hour: int, is_refused: bool) -> None:
+    now = datetime(2026, 11, 28, hour, tzinfo=UTC)
+    expected = pytest.raises(
+        InputError, match=f"--audit-date: expected a night up to 2026-11-29, found {night}; correct"
+    )
+    with expected if is_refused else nullcontext():
+        check_night(date.fromisoformat(night), "--audit-date", now)
+
+
 def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> None:
     config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o", report_uri=str(tmp_path))
     frozen = {"outcome": {}, "run_id": "2026-11-22-a", "config": {"replace": False}}
@@ -304,13 +324,19 @@ def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> No
 
 def test_a_replacement_that_died_before_its_report_is_finished_and_not_made_again(tmp_path: Path) -> None:
     config = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o", report_uri=str(tmp_path), replace=True)
-    frozen = {"outcome": {"config": config.model_dump(mode="json")}, "run_id": "run-b", "replaces": "run-a"}
-    assert tonight._is_unfinished(config, frozen)
-    (tmp_path / REPORT_FACTS).write_text('{"run_id": "run-a"}')  # of what it replaced
-    assert tonight._is_unfinished(config, frozen)
-    (tmp_path / REPORT_FACTS).write_text('{"run_id": "run-b"}')  # asked for anew
-    assert not tonight._is_unfinished(config, frozen)
+    outcome = {"config": config.model_dump(mode="json")}
+    frozen = {"outcome": outcome, "run_id": "2026-11-22-b", "replaces": "2026-11-22-a"}
+    for run_id, unfinished in (
+        ("", True),
+        ("2026-11-22-a", True),  # of what it replaced
+        ("2026-11-21-c", True),  # of the night before, where all share one folder
+        ("2026-11-22-b", False),  # asked for anew
+        ("2026-11-23-c", False),
+    ):
+        (tmp_path / REPORT_FACTS).write_text(json.dumps({"run_id": run_id}))
+        assert tonight._is_unfinished(config, frozen) is unfinished
     (tmp_path / REPORT_FACTS).unlink()
+    assert tonight._is_unfinished(config, frozen)
     assert not tonight._is_unfinished(config.model_copy(update={"recount_budget": 7}), frozen)
 
 
