@@ -64,6 +64,31 @@ def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
     assert len(expected) > 3 and expected == sorted(expected, reverse=True)
 
 
+def test_money_says_of_how_many_bins_it_is_where_some_have_no_unit_value(tmp_path: Path) -> None:
+    page = read_page(tmp_path)
+    assert "expected in the assessed bins by photo" in page
+    assert "assessed bins that have a unit value" not in page and "at risk in the" not in page
+    num_assessed = num_valued = num_listed = 0
+    for part in part_uris(str(tmp_path), "results", TONIGHT, committed_run(str(tmp_path), TONIGHT) or ""):
+        table = pq.read_table(part, partitioning=None)
+        rows = [
+            row if place % 4 else {**row, "unit_value": None, "value_at_risk": None}
+            for place, row in enumerate(table.to_pylist())
+        ]
+        assessed = [row for row in rows if row["verdict"] != "not_assessed"]
+        num_assessed += len(assessed)
+        num_valued += sum(row["unit_value"] is not None for row in assessed)
+        num_listed += sum(row["recount"] == "priority" and row["unit_value"] is not None for row in rows)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    page, valued = render(tmp_path), f"{num_valued} of {num_assessed} assessed bins that have a unit value"
+    assert 0 < num_listed < 70 and f" at risk in the {num_listed} that have a unit value; 30 random" in page
+    assert f" over, expected in the {valued} by photo and record" in page
+    assert f"Tonight, by value at risk. Money is that of the {valued}.</p>" in page
+    assert (
+        '<figcaption aria-hidden="true">Value of differences on the list, of the bins that have a unit value,' in page
+    )
+
+
 def test_a_zone_s_certified_bins_stand_with_its_suspect_ones(tmp_path: Path) -> None:
     write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
     set_summary(tmp_path, num_suspect=3, num_certified=4, num_assessed=10)
