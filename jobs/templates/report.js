@@ -193,7 +193,7 @@
       : element("img", { src: row.photo, alt: `Photo of bin ${row.bin}` }));
     const facts = [
       ["Rank", row.rank], ["Zone", row.zone], ["Expected", row.expected],
-      ["Camera", row.camera === null ? null : `${count(row.camera, row.cameraTop)} (90 %: ${set(row)})`],
+      ["Camera", row.camera === null ? null : `${count(row.camera, row.cameraTop)} (90 %: ${set(row)}${row.high - row.low > 1 ? "; counts between may be left out" : ""})`],
       ["Else likely", row.likely === null ? null : count(row.likely, row.likely === top(row))],
       ["Wrong", row.wrong === null ? null : `${share(row.wrong)} (short ${share(row.short)}, over ${share(row.over)})`],
       ["At risk", row.risk === null ? null : `${row.currency ?? ""} ${money.format(row.risk)}`.trim()],

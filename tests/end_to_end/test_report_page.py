@@ -151,6 +151,21 @@ def test_a_photo_opens_larger_and_the_keyboard_turns_and_closes_it(browser: int,
     in_browser(browser, page, steps)
 
 
+def test_an_interval_of_counts_is_not_said_to_be_the_set(browser: int, page: Path) -> None:
+    wide = """(() => {
+      const ends = (line) => line.querySelector(".camera .set")?.textContent.match(/90 %: (\\d+)–(\\d+)/);
+      [...document.querySelectorAll("#bins tbody tr")].find((line) => ends(line)?.[2] - ends(line)?.[1] > 1).querySelector(".thumb").click();
+    })()"""
+
+    async def steps(tab: Tab) -> None:
+        assert "counts between may be left out" in await tab.evaluate("document.querySelector('#list p').textContent")
+        await tab.evaluate(wide)
+        facts = await tab.evaluate("document.getElementById('photo-facts').textContent")
+        assert "; counts between may be left out)" in facts
+
+    in_browser(browser, page, steps)
+
+
 def test_the_page_is_dark_on_demand_and_where_the_system_is(browser: int, page: Path) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
 
