@@ -155,7 +155,10 @@ def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_r
     reasons[:3] = ["counted_wrong", "second_count", "counted_wrong"]
     pq.write_table(table.set_column(table.schema.get_field_index("reason"), "reason", pa.array(reasons)), part)
     page = render(tmp_path)
-    assert "2 bins were counted wrong not long ago and the record says the same tonight" in page
+    assert (
+        "2 bins were counted wrong not long ago and the record says the same tonight: kept off the priority list"
+        in page
+    )
     assert "No priority bin has been counted yet" in page
 
 
