@@ -58,13 +58,14 @@
     return button;
   };
 
+  const isSingle = (row) => row.lines.length === 1 && !row.moreLines;
+  const code = (row) => (row.lines.length && (isSingle(row) || row.numSkus <= 1) ? row.lines[0][1] ?? row.sku : null);
   const sku = (row) => {
     if (!row.lines.length) return [element("span", { class: "name" }, "no lines")];
-    const [, code, product] = row.lines[0];
-    if (row.lines.length === 1 && !row.moreLines) return [element("bdi", {}, code ?? row.sku ?? "–"), element("bdi", { class: "name" }, product ?? "")];
+    if (isSingle(row)) return [element("bdi", {}, code(row) ?? "–"), element("bdi", { class: "name" }, row.lines[0][2] ?? "")];
     const list = row.lines.map(([pieces, line, text]) => `${pieces} × ${line ?? "?"} ${text ?? ""}`).join("; ");
     const more = row.moreLines ? `; and ${row.moreLines} more` : "";
-    const title = row.numSkus > 1 ? `mixed, ${row.numSkus} SKUs` : `${code ?? row.sku ?? "–"}, ${row.lines.length + row.moreLines} lines`;
+    const title = row.numSkus > 1 ? `mixed, ${row.numSkus} SKUs` : `${code(row) ?? "–"}, ${row.lines.length + row.moreLines} lines`;
     return [element("bdi", {}, title), element("bdi", { class: "name" }, list + more)];
   };
 
@@ -75,7 +76,7 @@
     { name: "bin", label: "Bin", text: true, value: (row) => row.bin, cell: (row) => [name(row.bin)] },
     { name: "zone", label: "Zone", text: true, value: (row) => row.zone, cell: (row) => (row.zone === null ? [] : [name(row.zone)]) },
     { name: "abc", label: "Class", text: true, value: (row) => row.abc, cell: (row) => [row.abc ?? ""] },
-    { name: "sku", label: "SKU", text: true, value: (row) => row.sku ?? "\uffff", cell: sku },
+    { name: "sku", label: "SKU", text: true, value: code, cell: sku },
     { name: "expected", label: "Expected", value: (row) => row.expected, cell: (row) => [String(row.expected)] },
     { name: "camera", label: "Camera", value: (row) => row.camera, down: true,
       cell: (row) => (row.camera === null ? [] : [count(row.camera, row.cameraTop), element("span", { class: "set" }, `90 %: ${set(row)}`)]) },

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -81,6 +83,28 @@ def test_the_list_sorts_by_a_column_in_both_directions(browser: int, page: Path)
         assert risks == sorted(risks, reverse=True)
 
     in_browser(browser, page, steps)
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_the_list_sorts_by_the_sku_that_it_shows(browser: int, tmp_path: Path, has_column: bool) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=80, recount_budget=20)
+    for part in tmp_path.glob("results/*/*.parquet"):
+        table = pq.read_table(part, partitioning=None)
+        rows = [row if has_column else {**row, "sku": None} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    write_report(ReportConfig(output_uri=str(tmp_path), audit_date=TONIGHT, report_uri=str(tmp_path / "report")))
+    shown = "[...document.querySelectorAll('#bins td.sku > :first-child')].map((cell) => cell.textContent)"
+
+    async def steps(tab: Tab) -> None:
+        for last in (1, -1):
+            await tab.evaluate(click(header("sku")))
+            found = await tab.evaluate(shown)
+            codes = [int(text.removeprefix("SKU")) for text in found if text.startswith("SKU")]
+            assert codes == sorted(codes)[::last]
+            assert 20 < len(codes) < 80
+            assert all(text.startswith("mixed") for text in found[len(codes) :])
+
+    in_browser(browser, tmp_path / "report" / "report.html", steps)
 
 
 def test_the_list_filters_searches_and_resets(browser: int, page: Path) -> None:
