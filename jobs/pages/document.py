@@ -44,7 +44,14 @@ def source_hash(text: str) -> str:
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:
-    return MISSING if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    """A percentage. What is not all reads `> 99.9 %` at most, and what is not nothing `< 0.1 %` at least."""
+    if share is None:
+        return MISSING
+    share = round(share, 9)  # sums of shares miss 1 by their last digits
+    step = 10.0**-digits / 100
+    sign = "<\N{NO-BREAK SPACE}" if 0 < share < step else ">\N{NO-BREAK SPACE}" if 1 - step < share < 1 else ""
+    shown = min(max(share, step), 1 - step) if sign else share
+    return f"{sign}{100 * shown:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def format_decimal(value: float | None, digits: int = 3) -> str:

@@ -166,8 +166,10 @@ def list_worries(whole: dict[str, Any], overview: Overview) -> list[str]:
     worries = []
     if whole["drift_alarm"]:
         worries.append("Drift alarm: camera or records have changed. The ranking stands, certificates are suspended.")
-    if whole["coverage"] is not None and whole["coverage"] < LOW_COVERAGE:
-        worries.append(f"Only {format_percent(whole['coverage'])} of the bins were assessed.")
+    if whole["num_assessed"] < LOW_COVERAGE * whole["num_bins"]:
+        # what lies just below the limit is not rounded up to it
+        share = min(whole["num_assessed"] / whole["num_bins"], LOW_COVERAGE - 0.001)
+        worries.append(f"Only {format_percent(share)} of the bins were assessed.")
     failed = whole["num_bins"] - whole["num_scored"]
     if failed > (1 - LOW_COVERAGE) * whole["num_bins"]:
         worries.append(f"{format_integer(failed)} photos could not be scored.")

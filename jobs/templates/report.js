@@ -34,7 +34,7 @@
     svg.setAttribute("viewBox", `0 0 ${width} 34`);
     svg.setAttribute("role", "img");
     const likely = values.map((p, k) => [p, k]).sort((a, b) => b[0] - a[0]).slice(0, 3)
-      .map(([p, k]) => `${count(k, k === values.length - 1)}: ${Math.round(100 * p)} %`).join(", ");
+      .map(([p, k]) => `${count(k, k === values.length - 1)}: ${share(p)}`).join(", ");
     svg.setAttribute("aria-label", `Camera ${likely}; record ${row.expected}`);
     values.forEach((p, k) => {
       const bar = document.createElementNS(SVG, "rect");

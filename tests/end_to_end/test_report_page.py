@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -222,6 +223,16 @@ def test_nasty_names_are_shown_and_do_nothing(browser: int, page: Path) -> None:
         ):
             assert text in shown
         assert await tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    in_browser(browser, page, steps)
+
+
+def test_a_screen_reader_hears_no_count_as_sure_or_ruled_out(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("document.getElementById('all').click()")
+        labels = await tab.evaluate("[...document.querySelectorAll('.bars')].map((bars) => bars.ariaLabel)")
+        shares = {share for label in labels for share in re.findall(r": (.*?%)", label)}
+        assert "< 0.1 %" in shares and not shares & {"0 %", "0.0 %", "100 %", "100.0 %"}
 
     in_browser(browser, page, steps)
 

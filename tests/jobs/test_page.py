@@ -166,13 +166,26 @@ def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_r
     ("change", "said"),
     [
         ({"drift_alarm": True}, "Drift alarm: camera or records have changed"),
-        ({"coverage": 0.9}, "Only 90.0\N{NO-BREAK SPACE}% of the bins were assessed"),
+        ({"num_assessed": 90}, "Only 90.0\N{NO-BREAK SPACE}% of the bins were assessed"),
         ({"num_scored": 90}, "10 photos could not be scored"),
         ({"num_bins": 101}, "The results hold 100 bins, the summary 101"),
     ],
 )
 def test_what_to_look_at_first_is_said_and_nothing_of_a_sound_night(change: dict[str, Any], said: str) -> None:
-    sound = {"drift_alarm": False, "coverage": 0.97, "num_bins": 100, "num_scored": 98}
+    sound = {"drift_alarm": False, "num_assessed": 97, "num_bins": 100, "num_scored": 98}
     assert list_worries(sound, Overview(num_rows=100)) == []
     (worry,) = list_worries(sound | change, Overview(num_rows=100))
     assert said in worry
+
+
+def test_a_coverage_right_below_its_limit_is_not_shown_as_the_limit() -> None:
+    night = {"drift_alarm": False, "num_bins": 100_000, "num_scored": 100_000}
+    (worry,) = list_worries(night | {"num_assessed": 94_996}, Overview(num_rows=100_000))
+    assert worry == "Only 94.9\N{NO-BREAK SPACE}% of the bins were assessed."
+    assert list_worries(night | {"num_assessed": 95_000}, Overview(num_rows=100_000)) == []
+
+
+def test_a_list_that_claims_less_than_one_wrong_record_does_not_claim_none(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
+    set_summary(tmp_path, exp_wrong_in_list=0.4)
+    assert "about 0.4 wrong records expected" in render(tmp_path)

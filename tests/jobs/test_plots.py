@@ -78,5 +78,16 @@ def test_a_title_can_not_break_out_of_the_plot() -> None:
 def test_figures_that_do_not_exist_are_dashes_and_zero_has_no_sign() -> None:
     assert format_percent(None) == "–"
     assert format_percent(0.4141) == "41.4\N{NO-BREAK SPACE}%"
+    for share, digits, text in (
+        (999_999 / 1e6, 1, "> 99.9 %"),
+        (1 / 1.2e6, 1, "< 0.1 %"),
+        (0.996, 0, "> 99 %"),
+        (0.999, 1, "99.9 %"),
+        (0.001, 1, "0.1 %"),
+        (1.0, 1, "100.0 %"),
+        (0.0, 2, "0.00 %"),
+        (sum([0.1] * 10), 1, "100.0 %"),
+    ):
+        assert format_percent(share, digits).replace("\N{NO-BREAK SPACE}", " ") == text
     assert format_signed(-0.0004) == "0.000"
     assert format_signed(-0.5, 1) == "−0.5"
