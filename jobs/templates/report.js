@@ -208,8 +208,9 @@
     const chart = bars(row);
     if (chart) list.append(element("dt", {}, "Counts"), element("dd", {}, chart));
     list.append(element("dt", {}, "Photo"), element("dd", {}, row.uri));
-    byId("photo-previous").disabled = found.indexOf(row) <= 0;
-    byId("photo-next").disabled = found.indexOf(row) >= found.length - 1;
+    // disabled itself, a button would lose the focus, and with it the dialog its keys
+    byId("photo-previous").ariaDisabled = String(found.indexOf(row) <= 0);
+    byId("photo-next").ariaDisabled = String(found.indexOf(row) >= found.length - 1);
     if (!dialog.open) dialog.showModal();
   };
   const turn = (step) => { const next = found[found.indexOf(opened) + step]; if (next) open(next); };

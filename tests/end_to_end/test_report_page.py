@@ -176,6 +176,29 @@ def test_a_photo_opens_larger_and_the_keyboard_turns_and_closes_it(browser: int,
     in_browser(browser, page, steps)
 
 
+def test_the_photo_s_keys_work_at_the_last_bin_too(browser: int, page: Path) -> None:
+    title = "document.getElementById('photo-title').textContent"
+
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate(enter("filter-recount", "priority"))
+        names = await tab.evaluate(column("bin"))
+        await tab.evaluate("[...document.querySelectorAll('#bins .thumb')].at(-1).click()")
+        await tab.evaluate(
+            "document.getElementById('photo-previous').click(); document.getElementById('photo-next').focus()"
+        )
+        for _ in range(2):
+            for kind, text in (("keyDown", "\r"), ("keyUp", "")):
+                await tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text=text)
+        assert await tab.evaluate(title) == f"Bin {names[-1]}"
+        assert await tab.evaluate("document.activeElement.id") == "photo-next"
+        assert await tab.evaluate("document.getElementById('photo-next').ariaDisabled") == "true"
+        await tab.press("ArrowLeft", 37)
+        assert await tab.evaluate(title) == f"Bin {names[-2]}"
+        assert await tab.evaluate("document.getElementById('photo-next').ariaDisabled") == "false"
+
+    in_browser(browser, page, steps)
+
+
 def test_an_interval_of_counts_is_not_said_to_be_the_set(browser: int, page: Path) -> None:
     wide = """(() => {
       const ends = (line) => line.querySelector(".camera .set")?.textContent.match(/90 %: (\\d+)–(\\d+)/);
@@ -245,6 +268,21 @@ def test_a_narrow_screen_shows_cards_without_scrolling_sideways(browser: int, pa
         await tab.evaluate(enter("sort", "expected true"))
         found = [int(text) for text in await tab.evaluate(column("expected"))]
         assert found == sorted(found, reverse=True)
+
+    in_browser(browser, page, steps)
+
+
+@pytest.mark.parametrize(("width", "num_buttons"), [(760, 0), (1400, 11)])
+def test_the_focus_goes_to_nothing_out_of_sight(browser: int, page: Path, width: int, num_buttons: int) -> None:
+    names = "[...document.querySelectorAll('#bins thead button')].filter((button) => { button.focus(); return button === document.activeElement; }).length"
+
+    async def steps(tab: Tab) -> None:
+        await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        assert await tab.evaluate(names) == num_buttons
+        await tab.call("Accessibility.enable")
+        nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
+        found = [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == "columnheader"]
+        assert {"Rank", "Photo", "Bin", "Verdict"} <= set(found)
 
     in_browser(browser, page, steps)
 
