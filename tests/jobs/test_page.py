@@ -131,6 +131,15 @@ def test_a_list_of_an_assumed_record_model_stays_marked_when_tonight_s_is_learne
     assert re.findall(r'<tr><th scope="row">(.*?)</th>', promises) == [TONIGHT, "2026-03-01 (assumed)"]
 
 
+def test_drift_of_a_night_of_which_nothing_was_assessed_is_not_said_to_be_none(tmp_path: Path) -> None:
+    page = read_page(tmp_path)
+    assert re.search(r"<dt>Drift</dt>\s*<dd>None</dd>", page) and "not measured" not in page.lower()
+    set_summary(tmp_path, record_outside_set_share=None, num_assessed=0, coverage=0.0)
+    page = render(tmp_path)
+    assert re.search(r'<dt>Drift</dt>\s*<dd>Not measured</dd>\s*<dd class="small">nothing was assessed</dd>', page)
+    assert page.count("<td>–</td><td>not measured</td>") == 1  # the night before was
+
+
 def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -> None:
     def row(names: list[str]) -> dict[str, Any]:
         return {"sku": None, "skus": [{"sku": f"S{place}", "name": name} for place, name in enumerate(names)]}
