@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
 
 def test_money_says_of_how_many_bins_it_is_where_some_have_no_unit_value(tmp_path: Path) -> None:
     page = read_page(tmp_path)
-    assert "expected in the assessed bins by photo" in page
+    assert "expected by photo and record in the assessed bins, whatever" in page
     assert "assessed bins that have a unit value" not in page and "at risk in the" not in page
     num_assessed = num_valued = num_listed = 0
     for part in part_uris(str(tmp_path), "results", TONIGHT, committed_run(str(tmp_path), TONIGHT) or ""):
@@ -82,7 +83,7 @@ def test_money_says_of_how_many_bins_it_is_where_some_have_no_unit_value(tmp_pat
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
     page, valued = render(tmp_path), f"{num_valued} of {num_assessed} assessed bins that have a unit value"
     assert 0 < num_listed < 70 and f" at risk in the {num_listed} that have a unit value; 30 random" in page
-    assert f" over, expected in the {valued} by photo and record" in page
+    assert f" over, expected by photo and record in the {valued}, whatever" in page
     assert f"Tonight, by value at risk. Money is that of the {valued}.</p>" in page
     assert (
         '<figcaption aria-hidden="true">Value of differences on the list, of the bins that have a unit value,' in page
@@ -153,6 +154,12 @@ def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -
 def test_an_alarm_of_the_night_paints_no_zone_as_alarmed() -> None:
     zones = [{"scope_value": name, "record_outside_set_share": 0.1, "drift_alarm": True} for name in ("A", "B")]
     assert "--alarm" not in str(zone_picture(zones))
+
+
+def test_the_axis_of_a_picture_rounds_none_of_its_marks() -> None:
+    zones = [{"scope_value": "A", "record_outside_set_share": 0.18}]
+    marks = [float(text) for text in re.findall(r">([\d.]+)%<", str(zone_picture(zones)))]
+    assert len(marks) > 3 and len({round(after - mark, 6) for mark, after in pairwise(marks)}) == 1
 
 
 def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_resolved(tmp_path: Path) -> None:
