@@ -38,6 +38,11 @@ def read_source(name: str) -> str:
     return resources.files("jobs").joinpath("templates", name).read_text(encoding="utf-8")
 
 
+def read_style(name: str) -> str:
+    """The style sheet `jobs/templates/<name>` behind the colours that all pages share."""
+    return read_source("palette.css") + read_source(name)
+
+
 def source_hash(text: str) -> str:
     """What a content security policy names a style sheet or script by, behind `sha256-`."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

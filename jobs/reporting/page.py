@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
-from jobs.pages.document import format_integer, format_percent, read_source, render_page, source_hash
+from jobs.pages.document import format_integer, format_percent, read_source, read_style, render_page, source_hash
 from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
 from jobs.reporting.nights import Night, explain_no_accuracy
@@ -92,7 +92,7 @@ def render_report(
         },
         data=script_json(list_rows(overview, thumbnails)),
         script=Markup(script),
-        style=Markup(read_source("report.css")),
+        style=Markup(read_style("report.css")),
         script_hash=source_hash(script),
     )
 

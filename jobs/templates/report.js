@@ -222,9 +222,9 @@
 
   const button = byId("theme");
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
+  const isDark = () => (document.documentElement.style.colorScheme || (prefersDark.matches ? "dark" : "light")) === "dark";
   const showTheme = () => button.setAttribute("aria-pressed", String(isDark()));
-  button.addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; showTheme(); });
+  button.addEventListener("click", () => { document.documentElement.style.colorScheme = isDark() ? "light" : "dark"; showTheme(); });
   prefersDark.addEventListener("change", showTheme);
   showTheme();
 

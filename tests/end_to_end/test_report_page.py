@@ -225,9 +225,12 @@ def test_the_page_is_dark_on_demand_and_where_the_system_is(browser: int, page: 
         assert await tab.evaluate("document.getElementById('theme').ariaPressed") == "true"
         await tab.evaluate("document.getElementById('theme').click()")
         assert await tab.evaluate(background) == "rgb(255, 255, 255)"
-        await tab.evaluate("delete document.documentElement.dataset.theme")
+        await tab.evaluate("document.documentElement.style.colorScheme = ''")
         await tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         assert await tab.evaluate(background) == dark
+        await tab.evaluate("document.documentElement.style.colorScheme = 'dark'")
+        await tab.call("Emulation.setEmulatedMedia", media="print")
+        assert await tab.evaluate(background) == "rgb(255, 255, 255)"
 
     in_browser(browser, page, steps)
 
