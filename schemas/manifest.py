@@ -30,7 +30,11 @@ RECORD_COLUMNS = [
     column("expected_qty", pa.int32(), "Pieces that the record expects in the bin, all SKUs together.", required=True),
     column("num_skus", pa.int32(), "Different SKUs that the record expects.", required=True),
     column("skus", pa.list_(SKU_LINE), "The record line by line.", required=True),
-    column("sku", pa.string(), "The SKU of a bin that holds one only; null in mixed and empty bins."),
+    column(
+        "sku",
+        pa.string(),
+        "The SKU of a bin that holds one only, from `skus` where a manifest has no such column; null in mixed and empty bins.",
+    ),
     column("zone", pa.string(), "Part of the warehouse."),
     column("abc_class", pa.string(), "Class by usage value (A, B, C), as the warehouse gives it."),
     column(

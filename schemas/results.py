@@ -110,7 +110,7 @@ CONCLUSION_COLUMNS = [
     column(
         "reason",
         pa.string(),
-        "Why the bin was not assessed, or kept off the list as counted not long ago: `counted` (right, or corrected to it), `counted_wrong`, `second_count` (waits for one).",
+        "Why the bin was not assessed, or kept off the priority list as counted not long ago: `counted` (right, or corrected to it), `counted_wrong`, `second_count` (waits for one).",
     ),
     column("rank", pa.int32(), "Place in tonight's priority list, 1 first."),
     column("recount", pa.string(), "Whether a person is sent: priority or random."),

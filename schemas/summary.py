@@ -84,9 +84,17 @@ SUMMARY_SCHEMA = pa.schema(
         ),
         column("net_variance_value_low", _VALUE, "Lower end of its 95 % interval."),
         column("net_variance_value_high", _VALUE, "Upper end of its 95 % interval."),
-        column("shortage_value", _VALUE, "Predicted value of missing pieces; money is null for several currencies."),
-        column("overage_value", _VALUE, "Predicted value of surplus pieces."),
-        column("value_at_risk", _VALUE, "Sum of value_at_risk over assessed bins: shortage_value + overage_value."),
+        column(
+            "shortage_value",
+            _VALUE,
+            "Predicted value of missing pieces, where unit_value is given; money is null for several currencies.",
+        ),
+        column("overage_value", _VALUE, "Predicted value of surplus pieces, where unit_value is given."),
+        column(
+            "value_at_risk",
+            _VALUE,
+            "Sum of value_at_risk, where given, over assessed bins: shortage_value + overage_value.",
+        ),
         column(
             "found_value_window",
             _VALUE,

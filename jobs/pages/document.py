@@ -38,13 +38,25 @@ def read_source(name: str) -> str:
     return resources.files("jobs").joinpath("templates", name).read_text(encoding="utf-8")
 
 
+def read_style(name: str) -> str:
+    """The style sheet `jobs/templates/<name>` behind the colours that all pages share."""
+    return read_source("palette.css") + read_source(name)
+
+
 def source_hash(text: str) -> str:
     """What a content security policy names a style sheet or script by, behind `sha256-`."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:
-    return MISSING if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    """A percentage. What is not all reads `> 99.9 %` at most, and what is not nothing `< 0.1 %` at least."""
+    if share is None:
+        return MISSING
+    share = round(share, 9)  # sums of shares miss 1 by their last digits
+    step = 10.0**-digits / 100
+    sign = "<\N{NO-BREAK SPACE}" if 0 < share < step else ">\N{NO-BREAK SPACE}" if 1 - step < share < 1 else ""
+    shown = min(max(share, step), 1 - step) if sign else share
+    return f"{sign}{100 * shown:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def format_decimal(value: float | None, digits: int = 3) -> str:

@@ -1,7 +1,7 @@
 """Plots as inline SVG for self-contained pages: the page's style sheet colours them, in light, dark and on paper.
 
-Each function returns markup to put into a page as it is. The colours are CSS variables of the page: `--ink`,
-`--quiet`, `--grid`, `--first`, `--second` and `--alarm`.
+Each function returns markup to put into a page as it is. The colours are those of `palette.css`: `--ink`,
+`--quiet`, `--line`, `--first`, `--second` and `--alarm`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 # Stand-ins while matplotlib draws; `to_svg` puts the CSS variables in their place.
 INK, QUIET, GRID = "#010101", "#020202", "#030303"
 FIRST, SECOND, ALARM = "#040404", "#050505", "#060606"
-_VARIABLES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", FIRST: "--first", SECOND: "--second", ALARM: "--alarm"}
+_VARIABLES = {INK: "--ink", QUIET: "--quiet", GRID: "--line", FIRST: "--first", SECOND: "--second", ALARM: "--alarm"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
     "font.size": 10,

@@ -68,7 +68,7 @@ def _write_files(config: ReportConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="report-") as name:
         folder = Path(name)
         waiting = _list_second_counts(night, history)
-        page = _build_page(night, run, overview, history, num_second_counts=len(waiting))
+        page = _build_page(night, run, overview, history, second_counts=waiting)
         (folder / "report.html").write_text(page, encoding="utf-8")
         logger.info("page: %.1f s", time.monotonic() - started)
         places = walk_order(overview.planned)
@@ -153,7 +153,12 @@ def _list_second_counts(night: Night, history: History) -> list[tuple[str | None
 
 
 def _build_page(
-    night: Night, run: dict[str, Any], overview: Overview, history: History, *, num_second_counts: int
+    night: Night,
+    run: dict[str, Any],
+    overview: Overview,
+    history: History,
+    *,
+    second_counts: list[tuple[str | None, str, str]],
 ) -> str:
     listed = overview.top.select(["image_uri", "status"]).to_pylist()
     anonymous = bool(settings_of(run).get("anonymous", False))
@@ -170,5 +175,5 @@ def _build_page(
         ),
         nights=read_nights(night.output_uri, night.audit_date, WINDOW_NIGHTS),
         history=history,
-        num_second_counts=num_second_counts,
+        second_counts=second_counts,
     )

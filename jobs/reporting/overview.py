@@ -35,6 +35,10 @@ class Overview:
     """The bins of tonight's plan, PLANNER_SCHEMA."""
     list_value: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Value at risk over tonight's priority list by currency; empty where no unit values are given."""
+    num_list_valued: int = 0
+    """Bins of that list that have a unit value."""
+    num_valued: int = 0
+    """Assessed bins that have one: sums of money are over these."""
     currencies: set[str | None] = field(default_factory=set)
     """Of all unit values; None for those that name none."""
     num_uncorrected: int = 0
@@ -65,6 +69,9 @@ def _add(overview: Overview, rows: pa.Table) -> pa.Table:
     for value, currency in zip(listed["value_at_risk"].to_pylist(), listed["currency"].to_pylist(), strict=True):
         if value is not None:
             overview.list_value[currency or ""] += value
+            overview.num_list_valued += 1
+    # of an assessed bin null where it has no unit value
+    overview.num_valued += len(rows) - rows["value_at_risk"].null_count
     overview.currencies.update(pc.unique(rows["currency"].filter(pc.is_valid(rows["unit_value"]))).to_pylist())
 
     left_out = rows.filter(pc.equal(rows["verdict"], str(Verdict.NOT_ASSESSED)))

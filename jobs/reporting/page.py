@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates, estimate_window
 from jobs.counting.history import History
-from jobs.pages.document import format_integer, format_percent, read_source, render_page, source_hash
+from jobs.pages.document import format_integer, format_percent, read_source, read_style, render_page, source_hash
 from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
 from jobs.reporting.nights import Night, explain_no_accuracy
@@ -42,12 +42,13 @@ def render_report(
     thumbnails: list[Thumbnail],
     nights: list[Night],
     history: History,
-    num_second_counts: int,
+    second_counts: Sequence[tuple[str | None, str, str]],
 ) -> str:
     """The page as HTML text. What comes from records is escaped: by Jinja2 in the HTML, by JSON in the list's data,
     and a content security policy names the one script that may run.
 
     `history`: with the counts that are in by now; the night's summary has what was known when its audit began.
+    `second_counts`: (zone, bin_id, night) of each mismatch that waits for one, a bin once for each of its nights.
     """
     promises, offenders, so_far = keep_promises(history), find_offenders(history), estimate_window(history)
     script = read_source("report.js")
@@ -79,7 +80,8 @@ def render_report(
         offenders=offenders,
         all_offenders=len(offenders) < MAX_OFFENDERS,
         so_far=so_far,
-        num_second_counts=num_second_counts,
+        num_second_counts=len(second_counts),
+        num_second_bins=len({bin_id for _, bin_id, _ in second_counts}),
         settings=flatten_settings(run),
         pictures={
             "accuracy": pictures.accuracy_picture(trend),
@@ -90,7 +92,7 @@ def render_report(
         },
         data=script_json(list_rows(overview, thumbnails)),
         script=Markup(script),
-        style=Markup(read_source("report.css")),
+        style=Markup(read_style("report.css")),
         script_hash=source_hash(script),
     )
 
@@ -164,8 +166,10 @@ def list_worries(whole: dict[str, Any], overview: Overview) -> list[str]:
     worries = []
     if whole["drift_alarm"]:
         worries.append("Drift alarm: camera or records have changed. The ranking stands, certificates are suspended.")
-    if whole["coverage"] is not None and whole["coverage"] < LOW_COVERAGE:
-        worries.append(f"Only {format_percent(whole['coverage'])} of the bins were assessed.")
+    if whole["num_assessed"] < LOW_COVERAGE * whole["num_bins"]:
+        # what lies just below the limit is not rounded up to it
+        share = min(whole["num_assessed"] / whole["num_bins"], LOW_COVERAGE - 0.001)
+        worries.append(f"Only {format_percent(share)} of the bins were assessed.")
     failed = whole["num_bins"] - whole["num_scored"]
     if failed > (1 - LOW_COVERAGE) * whole["num_bins"]:
         worries.append(f"{format_integer(failed)} photos could not be scored.")

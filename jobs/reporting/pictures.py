@@ -86,7 +86,7 @@ def drift_picture(nights: Sequence[dict[str, Any]]) -> Markup | None:
         if alarmed.any():
             axes.plot(days[alarmed], shares[alarmed], "D", color=ALARM, markersize=7, label="alarm")
         axes.set_ylim(0, max(0.2, 1.15 * shares.max()))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
     return _paint_nights("drift", [night["audit_date"] for night in known], draw)
 
@@ -108,7 +108,7 @@ def zone_picture(zones: Sequence[dict[str, Any]]) -> Markup | None:
         axes.set_yticks(range(len(known)), names)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
     return _paint("zones", draw, height=0.6 + 0.22 * len(known))
 

@@ -39,7 +39,8 @@ class Answer(BaseModel):
     probabilities: list[float]
     """Calibrated probability of each count 0, 1, …, top class."""
     qty_low: int
-    """Smallest count of the camera's 90 % set."""
+    """Smallest count of the camera's 90 % set: those of a probability of 1 - prediction_set_threshold (in `/v1/bundle`) or
+    more, and `count`. Counts between may be left out."""
     qty_high: int
     """Largest count of the camera's 90 % set."""
     p_record_wrong: float | None = None

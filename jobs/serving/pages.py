@@ -7,13 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jobs.pages.document import read_source, render_page, source_hash
+from jobs.pages.document import read_source, read_style, render_page, source_hash
 from schemas.bundle import BundleInfo
 
 
 def render_drop_page(bundle: BundleInfo, *, needs_token: bool) -> tuple[str, str]:
     """HTML and its Content-Security-Policy."""
-    style, script = read_source("serve.css"), read_source("serve.js")
+    style, script = read_style("serve.css"), read_source("serve.js")
     html = render_page(
         "serve.html",
         style=Markup(style),
@@ -26,7 +26,7 @@ def render_drop_page(bundle: BundleInfo, *, needs_token: bool) -> tuple[str, str
 
 def render_docs(openapi: dict[str, Any]) -> tuple[str, str]:
     """HTML and its Content-Security-Policy."""
-    style = read_source("serve.css")
+    style = read_style("serve.css")
     operations = [
         {"method": method.upper(), "path": path, **operation}
         for path, methods in openapi["paths"].items()

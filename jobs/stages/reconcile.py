@@ -19,7 +19,7 @@ from schemas.manifest import RECORD_COLUMNS, stock_moved
 from schemas.results import CAMERA_COLUMNS, POSTERIOR_COLUMNS, RESULTS_SCHEMA, ImageStatus, Reason
 
 KNOWN = {RIGHT: Reason.COUNTED, WRONG: Reason.COUNTED_WRONG, WAITING: Reason.SECOND_COUNT}
-"""Why a bin that was counted not long ago is kept off the list."""
+"""Why a bin that was counted not long ago is kept off the priority list."""
 
 RECONCILED_SCHEMA = pa.schema(
     [

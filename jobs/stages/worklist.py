@@ -111,6 +111,10 @@ def _copy_file(row: dict) -> dict:
         held: pa.Table | None = None
         for batch in parquet.iter_batches(batch_size=65536, columns=present):
             table = conform(pa.Table.from_batches([batch]), MANIFEST_SCHEMA).replace_schema_metadata(None)
+            if "sku" not in present:
+                table = table.set_column(
+                    table.schema.get_field_index("sku"), MANIFEST_SCHEMA.field("sku"), _sole_skus(table)
+                )
             held = table if held is None else pa.concat_tables([held, table])
             whole = held.num_rows // row["rows"] * row["rows"]
             if whole:
@@ -120,6 +124,15 @@ def _copy_file(row: dict) -> dict:
             writer.write_table(held, row_group_size=row["rows"])
     storage.write_bytes(row["target"], sink.getvalue())
     return {"target": row["target"]}
+
+
+def _sole_skus(rows: pa.Table) -> pa.Array:
+    """(n,) the SKU of which a bin of one holds pieces, null in others."""
+    lines = zip(rows["num_skus"].to_pylist(), rows["skus"].to_pylist(), strict=True)
+    first = [
+        next((line["sku"] for line in skus if line["quantity"]), None) if num == 1 else None for num, skus in lines
+    ]
+    return pa.array(first, pa.string())
 
 
 def _is_whole(uri: str, num_rows: int) -> bool:

@@ -34,7 +34,7 @@
     svg.setAttribute("viewBox", `0 0 ${width} 34`);
     svg.setAttribute("role", "img");
     const likely = values.map((p, k) => [p, k]).sort((a, b) => b[0] - a[0]).slice(0, 3)
-      .map(([p, k]) => `${count(k, k === values.length - 1)}: ${Math.round(100 * p)} %`).join(", ");
+      .map(([p, k]) => `${count(k, k === values.length - 1)}: ${share(p)}`).join(", ");
     svg.setAttribute("aria-label", `Camera ${likely}; record ${row.expected}`);
     values.forEach((p, k) => {
       const bar = document.createElementNS(SVG, "rect");
@@ -58,13 +58,14 @@
     return button;
   };
 
+  const isSingle = (row) => row.lines.length === 1 && !row.moreLines;
+  const code = (row) => (row.lines.length && (isSingle(row) || row.numSkus <= 1) ? row.lines[0][1] ?? row.sku : null);
   const sku = (row) => {
     if (!row.lines.length) return [element("span", { class: "name" }, "no lines")];
-    const [, code, product] = row.lines[0];
-    if (row.lines.length === 1 && !row.moreLines) return [element("bdi", {}, code ?? row.sku ?? "–"), element("bdi", { class: "name" }, product ?? "")];
+    if (isSingle(row)) return [element("bdi", {}, code(row) ?? "–"), element("bdi", { class: "name" }, row.lines[0][2] ?? "")];
     const list = row.lines.map(([pieces, line, text]) => `${pieces} × ${line ?? "?"} ${text ?? ""}`).join("; ");
     const more = row.moreLines ? `; and ${row.moreLines} more` : "";
-    const title = row.numSkus > 1 ? `mixed, ${row.numSkus} SKUs` : `${code ?? row.sku ?? "–"}, ${row.lines.length + row.moreLines} lines`;
+    const title = row.numSkus > 1 ? `mixed, ${row.numSkus} SKUs` : `${code(row) ?? "–"}, ${row.lines.length + row.moreLines} lines`;
     return [element("bdi", {}, title), element("bdi", { class: "name" }, list + more)];
   };
 
@@ -75,7 +76,7 @@
     { name: "bin", label: "Bin", text: true, value: (row) => row.bin, cell: (row) => [name(row.bin)] },
     { name: "zone", label: "Zone", text: true, value: (row) => row.zone, cell: (row) => (row.zone === null ? [] : [name(row.zone)]) },
     { name: "abc", label: "Class", text: true, value: (row) => row.abc, cell: (row) => [row.abc ?? ""] },
-    { name: "sku", label: "SKU", text: true, value: (row) => row.sku ?? "\uffff", cell: sku },
+    { name: "sku", label: "SKU", text: true, value: code, cell: sku },
     { name: "expected", label: "Expected", value: (row) => row.expected, cell: (row) => [String(row.expected)] },
     { name: "camera", label: "Camera", value: (row) => row.camera, down: true,
       cell: (row) => (row.camera === null ? [] : [count(row.camera, row.cameraTop), element("span", { class: "set" }, `90 %: ${set(row)}`)]) },
@@ -193,7 +194,7 @@
       : element("img", { src: row.photo, alt: `Photo of bin ${row.bin}` }));
     const facts = [
       ["Rank", row.rank], ["Zone", row.zone], ["Expected", row.expected],
-      ["Camera", row.camera === null ? null : `${count(row.camera, row.cameraTop)} (90 %: ${set(row)})`],
+      ["Camera", row.camera === null ? null : `${count(row.camera, row.cameraTop)} (90 %: ${set(row)}${row.high - row.low > 1 ? "; counts between may be left out" : ""})`],
       ["Else likely", row.likely === null ? null : count(row.likely, row.likely === top(row))],
       ["Wrong", row.wrong === null ? null : `${share(row.wrong)} (short ${share(row.short)}, over ${share(row.over)})`],
       ["At risk", row.risk === null ? null : `${row.currency ?? ""} ${money.format(row.risk)}`.trim()],
@@ -207,8 +208,9 @@
     const chart = bars(row);
     if (chart) list.append(element("dt", {}, "Counts"), element("dd", {}, chart));
     list.append(element("dt", {}, "Photo"), element("dd", {}, row.uri));
-    byId("photo-previous").disabled = found.indexOf(row) <= 0;
-    byId("photo-next").disabled = found.indexOf(row) >= found.length - 1;
+    // disabled itself, a button would lose the focus, and with it the dialog its keys
+    byId("photo-previous").ariaDisabled = String(found.indexOf(row) <= 0);
+    byId("photo-next").ariaDisabled = String(found.indexOf(row) >= found.length - 1);
     if (!dialog.open) dialog.showModal();
   };
   const turn = (step) => { const next = found[found.indexOf(opened) + step]; if (next) open(next); };
@@ -220,9 +222,9 @@
 
   const button = byId("theme");
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
+  const isDark = () => (document.documentElement.style.colorScheme || (prefersDark.matches ? "dark" : "light")) === "dark";
   const showTheme = () => button.setAttribute("aria-pressed", String(isDark()));
-  button.addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; showTheme(); });
+  button.addEventListener("click", () => { document.documentElement.style.colorScheme = isDark() ? "light" : "dark"; showTheme(); });
   prefersDark.addEventListener("change", showTheme);
   showTheme();
 

@@ -29,8 +29,10 @@
     const top = answer.probabilities.length - 1;
     const name = (count) => (count === top ? `${count} or more` : String(count));
     byId("count").textContent = name(answer.count);
-    byId("set").textContent = answer.qty_low === answer.qty_high
-      ? `90 % set: ${name(answer.qty_low)} alone` : `90 % set: ${answer.qty_low} to ${name(answer.qty_high)}`;
+    // as build_prediction_sets does: the set may leave out counts between qty_low and qty_high
+    const threshold = Number(byId("bars").dataset.threshold);
+    const members = [...answer.probabilities.keys()].filter((count) => 1 - answer.probabilities[count] <= threshold || count === answer.count);
+    byId("set").textContent = `90 % set: ${members.map(name).join(", ")}${members.length === 1 ? " alone" : ""}`;
     const record = byId("record");
     record.hidden = expected === null;
     if (expected !== null) {
@@ -41,7 +43,7 @@
     byId("bars").replaceChildren(...answer.probabilities.map((probability, count) => {
       const item = document.createElement("li");
       const isRecord = expected !== null && Math.min(expected, top) === count;
-      item.classList.toggle("inside", count >= answer.qty_low && count <= answer.qty_high);
+      item.classList.toggle("inside", members.includes(count));
       item.classList.toggle("record", isRecord);
       const bar = document.createElementNS(SVG, "svg");
       bar.setAttribute("viewBox", "0 0 100 10");

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -83,6 +86,28 @@ def test_the_list_sorts_by_a_column_in_both_directions(browser: int, page: Path)
     in_browser(browser, page, steps)
 
 
+@pytest.mark.parametrize("has_column", [True, False])
+def test_the_list_sorts_by_the_sku_that_it_shows(browser: int, tmp_path: Path, has_column: bool) -> None:
+    write_nights(tmp_path, [TONIGHT], num_bins=80, recount_budget=20)
+    for part in tmp_path.glob("results/*/*.parquet"):
+        table = pq.read_table(part, partitioning=None)
+        rows = [row if has_column else {**row, "sku": None} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    write_report(ReportConfig(output_uri=str(tmp_path), audit_date=TONIGHT, report_uri=str(tmp_path / "report")))
+    shown = "[...document.querySelectorAll('#bins td.sku > :first-child')].map((cell) => cell.textContent)"
+
+    async def steps(tab: Tab) -> None:
+        for last in (1, -1):
+            await tab.evaluate(click(header("sku")))
+            found = await tab.evaluate(shown)
+            codes = [int(text.removeprefix("SKU")) for text in found if text.startswith("SKU")]
+            assert codes == sorted(codes)[::last]
+            assert 20 < len(codes) < 80
+            assert all(text.startswith("mixed") for text in found[len(codes) :])
+
+    in_browser(browser, tmp_path / "report" / "report.html", steps)
+
+
 def test_the_list_filters_searches_and_resets(browser: int, page: Path) -> None:
     async def steps(tab: Tab) -> None:
         assert (
@@ -151,6 +176,44 @@ def test_a_photo_opens_larger_and_the_keyboard_turns_and_closes_it(browser: int,
     in_browser(browser, page, steps)
 
 
+def test_the_photo_s_keys_work_at_the_last_bin_too(browser: int, page: Path) -> None:
+    title = "document.getElementById('photo-title').textContent"
+
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate(enter("filter-recount", "priority"))
+        names = await tab.evaluate(column("bin"))
+        await tab.evaluate("[...document.querySelectorAll('#bins .thumb')].at(-1).click()")
+        await tab.evaluate(
+            "document.getElementById('photo-previous').click(); document.getElementById('photo-next').focus()"
+        )
+        for _ in range(2):
+            for kind, text in (("keyDown", "\r"), ("keyUp", "")):
+                await tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text=text)
+        assert await tab.evaluate(title) == f"Bin {names[-1]}"
+        assert await tab.evaluate("document.activeElement.id") == "photo-next"
+        assert await tab.evaluate("document.getElementById('photo-next').ariaDisabled") == "true"
+        await tab.press("ArrowLeft", 37)
+        assert await tab.evaluate(title) == f"Bin {names[-2]}"
+        assert await tab.evaluate("document.getElementById('photo-next').ariaDisabled") == "false"
+
+    in_browser(browser, page, steps)
+
+
+def test_an_interval_of_counts_is_not_said_to_be_the_set(browser: int, page: Path) -> None:
+    wide = """(() => {
+      const ends = (line) => line.querySelector(".camera .set")?.textContent.match(/90 %: (\\d+)–(\\d+)/);
+      [...document.querySelectorAll("#bins tbody tr")].find((line) => ends(line)?.[2] - ends(line)?.[1] > 1).querySelector(".thumb").click();
+    })()"""
+
+    async def steps(tab: Tab) -> None:
+        assert "counts between may be left out" in await tab.evaluate("document.querySelector('#list p').textContent")
+        await tab.evaluate(wide)
+        facts = await tab.evaluate("document.getElementById('photo-facts').textContent")
+        assert "; counts between may be left out)" in facts
+
+    in_browser(browser, page, steps)
+
+
 def test_the_page_is_dark_on_demand_and_where_the_system_is(browser: int, page: Path) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
 
@@ -162,9 +225,12 @@ def test_the_page_is_dark_on_demand_and_where_the_system_is(browser: int, page: 
         assert await tab.evaluate("document.getElementById('theme').ariaPressed") == "true"
         await tab.evaluate("document.getElementById('theme').click()")
         assert await tab.evaluate(background) == "rgb(255, 255, 255)"
-        await tab.evaluate("delete document.documentElement.dataset.theme")
+        await tab.evaluate("document.documentElement.style.colorScheme = ''")
         await tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         assert await tab.evaluate(background) == dark
+        await tab.evaluate("document.documentElement.style.colorScheme = 'dark'")
+        await tab.call("Emulation.setEmulatedMedia", media="print")
+        assert await tab.evaluate(background) == "rgb(255, 255, 255)"
 
     in_browser(browser, page, steps)
 
@@ -187,6 +253,16 @@ def test_nasty_names_are_shown_and_do_nothing(browser: int, page: Path) -> None:
     in_browser(browser, page, steps)
 
 
+def test_a_screen_reader_hears_no_count_as_sure_or_ruled_out(browser: int, page: Path) -> None:
+    async def steps(tab: Tab) -> None:
+        await tab.evaluate("document.getElementById('all').click()")
+        labels = await tab.evaluate("[...document.querySelectorAll('.bars')].map((bars) => bars.ariaLabel)")
+        shares = {share for label in labels for share in re.findall(r": (.*?%)", label)}
+        assert "< 0.1 %" in shares and not shares & {"0 %", "0.0 %", "100 %", "100.0 %"}
+
+    in_browser(browser, page, steps)
+
+
 def test_a_narrow_screen_shows_cards_without_scrolling_sideways(browser: int, page: Path) -> None:
     async def steps(tab: Tab) -> None:
         await tab.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
@@ -195,6 +271,21 @@ def test_a_narrow_screen_shows_cards_without_scrolling_sideways(browser: int, pa
         await tab.evaluate(enter("sort", "expected true"))
         found = [int(text) for text in await tab.evaluate(column("expected"))]
         assert found == sorted(found, reverse=True)
+
+    in_browser(browser, page, steps)
+
+
+@pytest.mark.parametrize(("width", "num_buttons"), [(760, 0), (1400, 11)])
+def test_the_focus_goes_to_nothing_out_of_sight(browser: int, page: Path, width: int, num_buttons: int) -> None:
+    names = "[...document.querySelectorAll('#bins thead button')].filter((button) => { button.focus(); return button === document.activeElement; }).length"
+
+    async def steps(tab: Tab) -> None:
+        await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        assert await tab.evaluate(names) == num_buttons
+        await tab.call("Accessibility.enable")
+        nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
+        found = [node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == "columnheader"]
+        assert {"Rank", "Photo", "Bin", "Verdict"} <= set(found)
 
     in_browser(browser, page, steps)
 

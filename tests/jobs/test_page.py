@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,31 @@ def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
     assert len(expected) > 3 and expected == sorted(expected, reverse=True)
 
 
+def test_money_says_of_how_many_bins_it_is_where_some_have_no_unit_value(tmp_path: Path) -> None:
+    page = read_page(tmp_path)
+    assert "expected by photo and record in the assessed bins, whatever" in page
+    assert "assessed bins that have a unit value" not in page and "at risk in the" not in page
+    num_assessed = num_valued = num_listed = 0
+    for part in part_uris(str(tmp_path), "results", TONIGHT, committed_run(str(tmp_path), TONIGHT) or ""):
+        table = pq.read_table(part, partitioning=None)
+        rows = [
+            row if place % 4 else {**row, "unit_value": None, "value_at_risk": None}
+            for place, row in enumerate(table.to_pylist())
+        ]
+        assessed = [row for row in rows if row["verdict"] != "not_assessed"]
+        num_assessed += len(assessed)
+        num_valued += sum(row["unit_value"] is not None for row in assessed)
+        num_listed += sum(row["recount"] == "priority" and row["unit_value"] is not None for row in rows)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    page, valued = render(tmp_path), f"{num_valued} of {num_assessed} assessed bins that have a unit value"
+    assert 0 < num_listed < 70 and f" at risk in the {num_listed} that have a unit value; 30 random" in page
+    assert f" over, expected by photo and record in the {valued}, whatever" in page
+    assert f"Tonight, by value at risk. Money is that of the {valued}.</p>" in page
+    assert (
+        '<figcaption aria-hidden="true">Value of differences on the list, of the bins that have a unit value,' in page
+    )
+
+
 def test_a_zone_s_certified_bins_stand_with_its_suspect_ones(tmp_path: Path) -> None:
     write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
     set_summary(tmp_path, num_suspect=3, num_certified=4, num_assessed=10)
@@ -106,6 +132,15 @@ def test_a_list_of_an_assumed_record_model_stays_marked_when_tonight_s_is_learne
     assert re.findall(r'<tr><th scope="row">(.*?)</th>', promises) == [TONIGHT, "2026-03-01 (assumed)"]
 
 
+def test_drift_of_a_night_of_which_nothing_was_assessed_is_not_said_to_be_none(tmp_path: Path) -> None:
+    page = read_page(tmp_path)
+    assert re.search(r"<dt>Drift</dt>\s*<dd>None</dd>", page) and "not measured" not in page.lower()
+    set_summary(tmp_path, record_outside_set_share=None, num_assessed=0, coverage=0.0)
+    page = render(tmp_path)
+    assert re.search(r'<dt>Drift</dt>\s*<dd>Not measured</dd>\s*<dd class="small">nothing was assessed</dd>', page)
+    assert page.count("<td>–</td><td>not measured</td>") == 1  # the night before was
+
+
 def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -> None:
     def row(names: list[str]) -> dict[str, Any]:
         return {"sku": None, "skus": [{"sku": f"S{place}", "name": name} for place, name in enumerate(names)]}
@@ -121,6 +156,12 @@ def test_an_alarm_of_the_night_paints_no_zone_as_alarmed() -> None:
     assert "--alarm" not in str(zone_picture(zones))
 
 
+def test_the_axis_of_a_picture_rounds_none_of_its_marks() -> None:
+    zones = [{"scope_value": "A", "record_outside_set_share": 0.18}]
+    marks = [float(text) for text in re.findall(r">([\d.]+)%<", str(zone_picture(zones)))]
+    assert len(marks) > 3 and len({round(after - mark, 6) for mark, after in pairwise(marks)}) == 1
+
+
 def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_resolved(tmp_path: Path) -> None:
     write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200, count_recounts=False)
     assert "counted wrong not long ago" not in render(tmp_path)
@@ -130,7 +171,10 @@ def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_r
     reasons[:3] = ["counted_wrong", "second_count", "counted_wrong"]
     pq.write_table(table.set_column(table.schema.get_field_index("reason"), "reason", pa.array(reasons)), part)
     page = render(tmp_path)
-    assert "2 bins were counted wrong not long ago and the record says the same tonight" in page
+    assert (
+        "2 bins were counted wrong not long ago and the record says the same tonight: kept off the priority list"
+        in page
+    )
     assert "No priority bin has been counted yet" in page
 
 
@@ -138,13 +182,26 @@ def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_r
     ("change", "said"),
     [
         ({"drift_alarm": True}, "Drift alarm: camera or records have changed"),
-        ({"coverage": 0.9}, "Only 90.0\N{NO-BREAK SPACE}% of the bins were assessed"),
+        ({"num_assessed": 90}, "Only 90.0\N{NO-BREAK SPACE}% of the bins were assessed"),
         ({"num_scored": 90}, "10 photos could not be scored"),
         ({"num_bins": 101}, "The results hold 100 bins, the summary 101"),
     ],
 )
 def test_what_to_look_at_first_is_said_and_nothing_of_a_sound_night(change: dict[str, Any], said: str) -> None:
-    sound = {"drift_alarm": False, "coverage": 0.97, "num_bins": 100, "num_scored": 98}
+    sound = {"drift_alarm": False, "num_assessed": 97, "num_bins": 100, "num_scored": 98}
     assert list_worries(sound, Overview(num_rows=100)) == []
     (worry,) = list_worries(sound | change, Overview(num_rows=100))
     assert said in worry
+
+
+def test_a_coverage_right_below_its_limit_is_not_shown_as_the_limit() -> None:
+    night = {"drift_alarm": False, "num_bins": 100_000, "num_scored": 100_000}
+    (worry,) = list_worries(night | {"num_assessed": 94_996}, Overview(num_rows=100_000))
+    assert worry == "Only 94.9\N{NO-BREAK SPACE}% of the bins were assessed."
+    assert list_worries(night | {"num_assessed": 95_000}, Overview(num_rows=100_000)) == []
+
+
+def test_a_list_that_claims_less_than_one_wrong_record_does_not_claim_none(tmp_path: Path) -> None:
+    write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
+    set_summary(tmp_path, exp_wrong_in_list=0.4)
+    assert "about 0.4 wrong records expected" in render(tmp_path)

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jobs.pages.document import format_percent, format_signed
+from jobs.pages.document import format_percent, format_signed, read_source
 from jobs.pages.plots import bar_plot, box_plot, histogram_plot, line_plot, reliability_plot
 
 POINTS = [{"confidence": 0.2, "accuracy": 0.25, "num_bins": 40}, {"confidence": 0.7, "accuracy": 0.6, "num_bins": 4}]
@@ -34,6 +34,34 @@ def test_every_plot_is_well_formed_named_and_coloured_by_the_page(plots: list[st
         assert root.attrib["aria-label"]
         assert "var(--ink)" in svg
         assert not re.findall(r"#0[1-7]0[1-7]0[1-7]", svg)
+
+
+def test_text_is_read_on_every_paper_by_day_and_by_night() -> None:
+    """WCAG AA: a contrast of 4.5."""
+    style = read_source("palette.css")
+    colours = dict(re.findall(r"--([a-z-]+): light-dark\((.*?)\)", style))
+
+    def luminance(name: str, night: int) -> float:
+        value = colours[name].split(", ")[night].removeprefix("#")
+        parts = np.array([int(value[place : place + 2], 16) / 255 for place in (0, 2, 4)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    papers = ("paper", "raised")
+    pairs = [(text, paper) for text in ("ink", "quiet", "first", "second", "alarm") for paper in papers]
+    pairs += [("ink", paper) for paper in ("mark", "soft-alarm", "soft-sound", "soft-caution")]
+    pairs += [("caution", "soft-caution"), ("paper", "alarm"), ("paper", "first")]
+    for night in (0, 1):
+        for text, paper in pairs:
+            low, high = sorted((luminance(text, night), luminance(paper, night)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, paper, night)
+
+
+def test_every_colour_of_a_page_is_one_of_the_palette() -> None:
+    for name in ("report.css", "serve.css", "figures_page.html"):
+        used = set(re.findall(r"var\(--([a-z-]+)\)", read_source(name))) - {"share"}
+        assert used <= set(re.findall(r"--([a-z-]+):", read_source("palette.css")))
+        assert not re.findall(r"#[0-9a-f]{3,6}\b", read_source(name).split("<body>")[0])
 
 
 def test_a_line_of_one_point_is_seen() -> None:
@@ -78,5 +106,16 @@ def test_a_title_can_not_break_out_of_the_plot() -> None:
 def test_figures_that_do_not_exist_are_dashes_and_zero_has_no_sign() -> None:
     assert format_percent(None) == "–"
     assert format_percent(0.4141) == "41.4\N{NO-BREAK SPACE}%"
+    for share, digits, text in (
+        (999_999 / 1e6, 1, "> 99.9 %"),
+        (1 / 1.2e6, 1, "< 0.1 %"),
+        (0.996, 0, "> 99 %"),
+        (0.999, 1, "99.9 %"),
+        (0.001, 1, "0.1 %"),
+        (1.0, 1, "100.0 %"),
+        (0.0, 2, "0.00 %"),
+        (sum([0.1] * 10), 1, "100.0 %"),
+    ):
+        assert format_percent(share, digits).replace("\N{NO-BREAK SPACE}", " ") == text
     assert format_signed(-0.0004) == "0.000"
     assert format_signed(-0.5, 1) == "−0.5"

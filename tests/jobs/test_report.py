@@ -752,6 +752,18 @@ def test_a_mismatch_of_the_night_itself_stands_in_its_second_counts(tmp_path: Pa
     assert "1 planned bin was counted otherwise than recorded" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_a_bin_that_waits_for_several_nights_is_one_bin_on_the_page(tmp_path: Path) -> None:
+    for night in DATES[:2]:
+        commit_night(str(tmp_path), night, [plan_row("a"), plan_row("b")])
+        take_in(tmp_path, _counted("a", 2, "kim", night))
+    _write(tmp_path, tmp_path / "report", DATES[1])
+    text = (tmp_path / "report" / "second_counts.csv").read_text(encoding="utf-8-sig")
+    assert [row["audit_date"] for row in csv.DictReader(text.splitlines())] == DATES[:2]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<p>2 counts of several nights at 1 planned bin differ from the record: <code>second_counts.csv" in page
+    assert "bins were counted otherwise" not in page
+
+
 def test_the_page_says_of_each_bin_and_of_the_list_what_the_results_say(report: Path, nights: Path) -> None:
     page, night = (report / "report.html").read_text(), read_night(str(nights), TONIGHT)
     rows = [row for part in read_results(night) for row in part.to_pylist()]

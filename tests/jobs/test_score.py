@@ -246,6 +246,18 @@ def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(
     assert (second.num_fresh, second.fetched_at) == (0, None)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_manifest_without_a_column_of_skus_gets_it_from_their_lines(tmp_path: Path, given: bool) -> None:
+    source, copy = (str(tmp_path / name) for name in ("manifest.parquet", "worklist.parquet"))
+    lines = [[("S1", 0), ("S2", 2), ("S2", 1)], [("S1", 1), ("S2", 2)], [("S1", 0)], []]
+    skus = [[{"sku": sku, "name": None, "quantity": quantity} for sku, quantity in each] for each in lines]
+    rows = manifest_table(str(tmp_path), [3, 3, 0, 0], skus=skus, num_skus=[1, 2, 0, 0], sku=["named", *[None] * 3])
+    write_table(source, rows if given else rows.drop_columns(["sku"]))
+    sha256 = hashlib.sha256(storage.read_bytes(source)).hexdigest()
+    worklist._copy_file({"source": source, "sha256": sha256, "num_rows": 4, "target": copy, "rows": 256})
+    assert read_table(copy)["sku"].to_pylist() == ["named" if given else "S2", None, None, None]
+
+
 @pytest.mark.parametrize("left", [0, 100, -1])
 def test_files_that_a_power_cut_left_cut_short_are_written_again(
     tmp_path: Path, left: int, caplog: pytest.LogCaptureFixture
