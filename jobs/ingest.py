@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from jobs.config.base import check_night
+from jobs.config.base import tell_future_night
 from jobs.config.ingest import IngestConfig
 from jobs.ingesting import parts
 from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
@@ -48,7 +48,7 @@ logger = logging.getLogger("jobs.ingest")
 def ingest(config: IngestConfig) -> None:
     now = datetime.now(UTC)
     if config.audit_date is not None:
-        check_night(config.audit_date, "--audit-date", now)
+        tell_future_night(config.audit_date, "--audit-date", now)
     images_uri = storage.absolute(config.images_uri)
     manifest_uri = storage.absolute(config.manifest_uri)
     target = Target(

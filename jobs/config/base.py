@@ -1,5 +1,6 @@
 """What all job settings share."""
 
+import logging
 import re
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -20,14 +21,21 @@ PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 """`--precision`."""
 
 
-def check_night(night: date, place: str, now: datetime) -> None:
-    """Raises InputError, which names `place`, for a night beyond tomorrow, such as one of a mistyped year: committed, it would
-    be the last one for ever, and no count of it could be taken in. `now` in UTC."""
+logger = logging.getLogger("jobs.config")
+
+
+def tell_future_night(night: date, place: str, now: datetime) -> None:
+    """Warns, naming `place`, of a night beyond tomorrow, such as one of a mistyped year: committed, it stays the last one, and
+    no count of it is taken in before its day. `now` in UTC, by a clock that may be wrong."""
     # a night's date is the warehouse's own, and the easternmost zone is 14 hours ahead
     latest = (now + timedelta(hours=14)).date() + timedelta(days=1)
     if night > latest:
-        raise InputError(
-            f"{place}: expected a night up to {latest}, found {night}; correct the date (or this machine's clock)"
+        logger.warning(
+            "%s: expected a night up to %s, found %s: no count of it can be taken in before its day; is the date mistyped, or "
+            "this machine's clock wrong?",
+            place,
+            latest,
+            night,
         )
 
 

@@ -7,10 +7,9 @@ bins that wait for a second count are read, in the nights after theirs.
 from __future__ import annotations
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -205,8 +204,7 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
     in_window = [night for night in before if night >= first]
     last = before[-WINDOW_NIGHTS:]
     names = max(in_window, last, key=len)  # both end with the last night
-    with ThreadPoolExecutor(max_workers=8) as pool:  # small objects, so it is their latency that counts
-        summaries = dict(zip(names, pool.map(partial(read_summary, output_uri), names), strict=True))
+    summaries = {night: read_summary(output_uri, night) for night in names}
     nights, replaced = [], []
     for night in in_window:
         summary = summaries[night]

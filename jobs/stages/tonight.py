@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs.config.audit import AuditConfig
-from jobs.config.base import check_night
+from jobs.config.base import tell_future_night
 from jobs.counting.counted import has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
@@ -95,7 +95,7 @@ def settle_night(config: AuditConfig) -> Tonight:
     training_photos = digests(learned_from(images))
     manifest = check_manifest(config.manifest_uri, config.audit_date)
     place = f"{manifest.uri}: file metadata audit_date" if config.audit_date is None else "--audit-date"
-    check_night(date.fromisoformat(manifest.audit_date), place, datetime.now(UTC))
+    tell_future_night(date.fromisoformat(manifest.audit_date), place, datetime.now(UTC))
     _check_flags(config, manifest)
     roots = settle_roots(manifest.uri, manifest.images_uri, config.allowed_root)
     if config.report_uri is not None:

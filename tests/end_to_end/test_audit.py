@@ -242,18 +242,6 @@ def test_bad_arguments_exit_2_before_anything_is_scored(
     assert not list(tmp_path.glob("audits/runs/*/staged/*"))
 
 
-def test_a_night_of_a_mistyped_year_is_not_committed(
-    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest = write_dump(str(tmp_path), 3)
-    (part,) = storage.list_objects(manifest)
-    table = read_table(part.uri)
-    write_table(part.uri, table.replace_schema_metadata({**table.schema.metadata, b"audit_date": b"2099-11-22"}))
-    assert _audit(manifest, bundle, f"{tmp_path}/audits") == 2
-    assert f"{manifest}: file metadata audit_date: expected a night up to 2" in capsys.readouterr().err
-    assert not list(tmp_path.glob("audits/runs/*"))
-
-
 def test_moved_and_stale_bins_and_photos_the_bundle_has_learned_from_are_scored_but_not_assessed(night: Path) -> None:
     rows = _read(str(night))
     assert rows["status"].to_pylist() == ["scored"] * 20

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jobs.config.audit import AuditConfig
-from jobs.config.base import check_night
+from jobs.config.base import tell_future_night
 from jobs.platform import provenance as provenance_module
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
@@ -289,7 +289,7 @@ def test_a_process_that_may_run_elsewhere_is_not_taken_for_dead(
 
 
 @pytest.mark.parametrize(
-    ("night", "hour", "is_refused"),
+    ("night", "hour", "is_told"),
     [
         ("2026-11-29", 9, False),  # tomorrow
         ("2026-11-30", 9, True),
@@ -298,13 +298,11 @@ def test_a_process_that_may_run_elsewhere_is_not_taken_for_dead(
         ("2025-11-27", 9, False),
     ],
 )
-def test_no_night_is_beyond_tomorrow_wherever_the_warehouse_is(night: str, hour: int, is_refused: bool) -> None:
-    now = datetime(2026, 11, 28, hour, tzinfo=UTC)
-    expected = pytest.raises(
-        InputError, match=f"--audit-date: expected a night up to 2026-11-29, found {night}; correct"
-    )
-    with expected if is_refused else nullcontext():
-        check_night(date.fromisoformat(night), "--audit-date", now)
+def test_a_night_beyond_tomorrow_is_told_of_wherever_the_warehouse_is(
+    night: str, hour: int, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_future_night(date.fromisoformat(night), "--audit-date", datetime(2026, 11, 28, hour, tzinfo=UTC))
+    assert (f"--audit-date: expected a night up to 2026-11-29, found {night}: no count" in caplog.text) is is_told
 
 
 def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> None:
