@@ -29,6 +29,10 @@ RETRIES: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
 }
 
+# A connection on which nothing comes for a minute is given up; one that is merely slow has ten minutes for a request. What
+# is sent counts as nothing coming: see storage.PARTS_AT_ONCE.
+LIMITS: ClientConfig = {"timeout": "600s", "read_timeout": "60s", "connect_timeout": "5s"}
+
 CREDENTIAL_PAUSES = (0.5, 1.0, 0.0)
 """After each time that no credentials were found, in seconds."""
 
@@ -157,8 +161,7 @@ def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
         options["credential_provider"] = Boto3CredentialProvider(session, ttl=timedelta(minutes=10))
     client: ClientConfig = {
         "allow_http": server is not None and server.startswith("http://"),
-        "timeout": "60s",
-        "connect_timeout": "5s",
+        **LIMITS,
         # Photos of many bins come from one host: let the pool keep their connections.
         "pool_max_idle_per_host": "256",
     }

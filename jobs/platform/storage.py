@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 CUT_TRIES = 6
 """What obstore doesn't ask for again is asked for again so often; see may_pass."""
 
+PARTS_AT_ONCE = 2
+"""Of an object that is written, 5 MiB each. Together they must be sent within s3.LIMITS' read_timeout: from 1.4 Mbit/s on."""
+
 MOST_DELETED = 1000
 """Objects in one request to delete them, S3's own limit."""
 
@@ -258,7 +261,7 @@ def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
     where the place can't be written, GateError where storage is away or full."""
     store, key = _locate_lasting(uri)
     try:
-        store.put(key, data)
+        store.put(key, data, max_concurrency=PARTS_AT_ONCE)
     except (BaseError, OSError) as error:
         raise _failure(uri, "written", error) from error
 
