@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
+    from botocore.credentials import Credentials
     from obstore.store import ClientConfig, RetryConfig
 
 # Outlasts a storage server that is away for a minute; throttling (503, SLOW_DOWN) backs off within it. The pauses are
@@ -39,6 +44,9 @@ CREDENTIAL_PAUSES = (0.5, 1.0, 0.0)
 GUESS_SECONDS = 60.0
 """How long a bucket's region that could not be asked for stays a guess."""
 
+_VISIBLE = re.compile("[!-~]+")
+"""What obstore takes in a header: it panics at a line's end or a letter that is not ASCII."""
+
 
 def endpoint() -> str | None:
     """The S3 server that is meant, by the environment or the profile; None for AWS's own."""
@@ -57,10 +65,16 @@ def _checked_endpoint(name: str, url: str) -> str:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     try:
-        if url.startswith(("http://", "https://")) and urlsplit(url).hostname:
+        # urlsplit drops a line's end, which obstore does not survive
+        if (
+            re.fullmatch(r"https?://[!-~]+", url)
+            and "?" not in url
+            and urlsplit(url).hostname
+            and urlsplit(url).port != 0
+        ):
             return url
     except ValueError:
-        pass  # brackets that are not closed
+        pass  # brackets that are not closed, a port above 65535
     raise InputError(f"{name}: expected http://host:port or https://host, found {url!r}")
 
 
@@ -78,9 +92,20 @@ def _profile_endpoint(profile: str | None) -> str | None:
 
 
 def region() -> str:
-    """The region of the S3 server that is meant: the environment's, else the profile's."""
+    """The region of the S3 server that is meant: the environment's, else the profile's. Raises InputError for what is none."""
     named = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
-    return named or _session().region_name or "us-east-1"
+    found = named or _session().region_name or "us-east-1"
+    if not _VISIBLE.fullmatch(found):  # as of a file with Windows' line ends
+        raise InputError(
+            f"AWS_REGION, AWS_DEFAULT_REGION or the profile's region: expected one like eu-west-1, found {found!a}"
+        )
+    return found
+
+
+def ca_bundle() -> str | None:
+    """The file of certificates (PEM) that may have signed the server's, besides the system's own; None where none is named."""
+    # boto, which asks for regions, knows the second name as well
+    return botocore.session.Session().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
 
 
 def _session() -> boto3.Session:
@@ -145,13 +170,12 @@ def _known_store(bucket: str, anonymous: bool) -> S3Store:
 def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
     session = _session()
     server = endpoint()
-    options: dict = {
-        "region": where,
-        # AWS's certificate names no bucket with a dot
-        "virtual_hosted_style_request": server is None and "." not in bucket,
-    }
-    if server is not None:
-        options["endpoint"] = server
+    options: dict = {"region": where, "endpoint": server or _aws_server(where)}
+    if server is None and "." not in bucket:  # AWS's certificate names no bucket with a dot
+        options |= {
+            "endpoint": options["endpoint"].replace("://", f"://{bucket}."),
+            "virtual_hosted_style_request": True,
+        }
     if anonymous:
         options["skip_signature"] = True
     else:
@@ -165,15 +189,36 @@ def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
         # Photos of many bins come from one host: let the pool keep their connections.
         "pool_max_idle_per_host": "256",
     }
-    return S3Store(bucket, client_options=client, retry_config=RETRIES, **options)
+    certificates = ca_bundle()
+    try:
+        if certificates:
+            client["root_certificate"] = Path(certificates).read_bytes()
+        return S3Store(bucket, client_options=client, retry_config=RETRIES, **options)
+    except (OSError, ValueError, BaseError) as error:
+        if not certificates:
+            raise
+        raise InputError(
+            f"AWS_CA_BUNDLE: expected a file of certificates (PEM), found {certificates}: {error}"
+        ) from error
+
+
+def _aws_server(where: str) -> str:
+    """AWS's own in a region. obstore would take another one in China, and know no FIPS or dual-stack settings."""
+    config = Config(
+        signature_version=UNSIGNED,
+        ignore_configured_endpoint_urls=True,
+        # not the one for all regions, which sends what is asked of it elsewhere
+        s3={"us_east_1_regional_endpoint": "regional"},
+    )
+    return _session().client("s3", region_name=where, config=config).meta.endpoint_url
 
 
 def _check_credentials(bucket: str, session: boto3.Session) -> None:
-    """Raises InputError where there are none, or where AWS's chain can't make them out."""
+    """Raises InputError where there are none, where AWS's chain can't make them out, or where no header could hold them."""
     for pause in CREDENTIAL_PAUSES:
         try:
-            if session.get_credentials() is not None:
-                return
+            if (found := session.get_credentials()) is not None:
+                return _check_visible(bucket, found)
         except BotoCoreError as error:
             raise InputError(
                 f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used"
@@ -183,3 +228,20 @@ def _check_credentials(bucket: str, session: boto3.Session) -> None:
         f"s3://{bucket}: no AWS credentials found; set a profile, a role or AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or pass --anonymous for a public bucket"
     )
+
+
+def _check_visible(bucket: str, found: Credentials) -> None:
+    if found.method not in ("env", "shared-credentials-file", "config-file"):
+        return  # asked for when they are needed
+    keys = found.get_frozen_credentials()
+    parts = {
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        "AWS_SESSION_TOKEN": keys.token,
+    }
+    wrong = [name for name, value in parts.items() if value and not _VISIBLE.fullmatch(value)]
+    if wrong:
+        raise InputError(
+            f"s3://{bucket}: AWS credentials: {wrong[0]} ({found.method}): expected visible ASCII characters, found others in it "
+            "(Windows' line ends, a blank?); set it anew"
+        )

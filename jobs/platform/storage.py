@@ -32,7 +32,7 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, ObjectStore
 
-from jobs.platform.s3 import open_bucket
+from jobs.platform import s3
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -84,11 +84,12 @@ def absolute(uri: str) -> str:
         raise InputError(
             "expected a local path, file:///path or s3://bucket/key, found an empty text (an unset variable?)"
         )
-    if uri.startswith("file://"):
+    if uri.startswith("file:///"):
         uri = unquote(uri.removeprefix("file://"))
-    if "://" in uri:
-        scheme = uri.partition("://")[0]  # the rest may hold a password
-        raise InputError(f"{scheme}://…: expected a local path, file:///path or s3://bucket/key, found another scheme")
+    scheme, colon, _ = uri.partition(":")
+    if "://" in uri or (colon and scheme.lower() in ("s3", "s3a", "s3n", "file")):
+        # the rest may hold a password
+        raise InputError(f"{scheme}:…: expected a local path, file:///path or s3://bucket/key, found none of them")
     # not Path: its resolve would follow links, and its expanduser raises where a user is not known
     path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
     return "/" + path.lstrip("/")  # abspath keeps two leading slashes
@@ -109,13 +110,7 @@ def beside(uri: str, suffix: str) -> str:
 
 def _checked_s3(uri: str) -> str:
     bucket, *key = uri.removeprefix("s3:").removeprefix("//").split("/")
-    if not bucket:
-        raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
-    if "@" in bucket or (":" in bucket and "@" in uri):  # a key and its secret, as other tools take them
-        raise InputError(
-            "s3://…: expected s3://bucket/key, found credentials in it; AWS_PROFILE, a role or "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them"
-        )
+    _check_bucket(uri, bucket)
     wrong = [part for part in key if part in ("", ".", "..") or any(character < " " for character in part)]
     if wrong:
         raise InputError(
@@ -124,18 +119,29 @@ def _checked_s3(uri: str) -> str:
     return uri
 
 
+def _check_bucket(uri: str, bucket: str) -> None:
+    if not bucket:
+        raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
+    if "@" in bucket or (":" in bucket and "@" in uri):  # a key and its secret, as other tools take them
+        raise InputError(
+            "s3://…: expected s3://bucket/key, found credentials in it; AWS_PROFILE, a role or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):  # obstore panics at some
+        raise InputError(f"{uri}: expected letters, digits, ., _ and - in the bucket's name, found {bucket!a}")
+
+
 def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
 def locate(uri: str, *, anonymous: bool = False) -> tuple[ObjectStore, str]:
-    """The store that holds `uri` and the key in it. Raises InputError for a URI that names no bucket."""
+    """The store that holds `uri` and the key in it. Raises InputError for a URI that names none."""
     if not is_s3(uri):
         return _local_store(), absolute(uri).lstrip("/")
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
-    return open_bucket(bucket, anonymous), key
+    _check_bucket(uri, bucket)
+    return s3.open_bucket(bucket, anonymous), key
 
 
 def _locate_lasting(uri: str) -> tuple[ObjectStore, str]:
@@ -161,9 +167,11 @@ _WRONG_PLACE = (
     "not a directory",
     "is a directory",
     "file name too long",
+    "too many levels of symbolic links",
     "nosuchbucket",
     "bucket does not exist",
     "incorrectly configured region",
+    "invalidcertificate(",
     # of a file system without the hard links by which a file is created only where none is
     "operation not permitted",
     "operation not supported",
@@ -197,7 +205,7 @@ def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
 def read_bytes(uri: str, *, anonymous: bool = False) -> bytes:
     """Raises FileNotFoundError where nothing is stored, InputError where it can't be read, GateError where storage is away."""
     store, key = locate(uri, anonymous=anonymous)
-    num_failed = 0
+    num_failed, give_up_at = 0, None
     while True:
         try:
             return bytes(store.get(key).bytes())
@@ -205,7 +213,8 @@ def read_bytes(uri: str, *, anonymous: bool = False) -> bytes:
             raise FileNotFoundError(f"{uri}: not found") from error
         except (BaseError, OSError) as error:
             num_failed += 1
-            if num_failed == CUT_TRIES or not may_pass(error):
+            give_up_at = give_up_at or time.monotonic() + s3.RETRIES["retry_timeout"].total_seconds()
+            if num_failed == CUT_TRIES or time.monotonic() > give_up_at or not may_pass(error):
                 raise _failure(uri, "read", error) from error
             time.sleep(0.2 * 2**num_failed)
 
@@ -218,6 +227,9 @@ def read_json(uri: str, *, anonymous: bool = False) -> Any:
     except ValueError:
         return None
 
+
+_CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
+"""S3's reasons (409) where another request was at the same key: whether an object is there now, it does not say."""
 
 _NO_CREDENTIALS = "External AWS credential provider"
 """Stands in obstore's errors where a role's credentials could not be renewed."""
@@ -245,15 +257,28 @@ def explain(error: Exception) -> str:
         return f"{type(error).__name__}: {error}"
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     line = f"{type(error).__name__}: {first.partition('<?xml')[0].rstrip(' :')}"[:300]
-    # S3's own reason stands below that first line
+    # S3's own reason stands below that first line, and of a connection that failed its cause
     reason = reason_of(error)
-    return line if reason is None or f"<Code>{reason}</Code>" in line else f"{line}: <Code>{reason}</Code>"
+    cause = cause_of(error) if reason is None else f"<Code>{reason}</Code>"
+    return line if cause is None or cause in line else f"{line}: {cause}"
 
 
 def reason_of(error: Exception) -> str | None:
     """The code that S3 gave as its reason, such as SlowDown; None where it gave none."""
     found = re.search(r"<Code>([\w.]+)</Code>", str(error))
     return found[1] if found else None
+
+
+def cause_of(error: Exception) -> str | None:
+    """Why a connection failed, such as `Connection refused` or `InvalidCertificate(UnknownIssuer)`; None where none says."""
+    text = str(error)
+    if "HTTP error: " not in text:
+        return None
+    certificate = re.search(r"InvalidCertificate\(\s*(\w+)", text)
+    if certificate:
+        return f"InvalidCertificate({certificate[1]}); AWS_CA_BUNDLE names a certificate of one's own"
+    found = re.findall(r'(?:message|error): "([^"\n]+)"|(TimedOut)', text)  # the innermost one stands last
+    return "".join(found[-1]) if found else None
 
 
 def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
@@ -280,15 +305,22 @@ def check_writable(uri: str) -> None:
 
 
 def create_bytes(uri: str, data: bytes | memoryview) -> bool:
-    """Writes the object only where none is (conditional PUT). Returns whether this call wrote it."""
+    """Writes the object only where none is (conditional PUT). Returns whether this call wrote it. Raises as `write_bytes` does."""
     store, key = _locate_lasting(uri)
-    try:
-        store.put(key, data, mode="create", use_multipart=False)
-    except (AlreadyExistsError, FileExistsError):
-        return False
-    except (BaseError, OSError) as error:
-        raise _failure(uri, "written", error) from error
-    return True
+    num_failed = 0
+    while True:
+        try:
+            store.put(key, data, mode="create", use_multipart=False)
+            return True
+        except (AlreadyExistsError, FileExistsError) as error:
+            if reason_of(error) not in _CONFLICTS:
+                return False
+            num_failed += 1
+            if num_failed == CUT_TRIES:
+                raise _failure(uri, "written", error) from error
+            time.sleep(0.2 * 2**num_failed)
+        except (BaseError, OSError) as error:
+            raise _failure(uri, "written", error) from error
 
 
 def json_bytes(document: Any) -> bytes:

@@ -38,6 +38,8 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     if endpoint := s3.endpoint():
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
+    if certificates := s3.ca_bundle():
+        options["tls_ca_file_path"] = certificates
     return uri.removeprefix("s3://"), pyarrow.fs.S3FileSystem(**options)
 
 

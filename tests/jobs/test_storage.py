@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import boto3
 import pyarrow as pa
@@ -60,6 +61,53 @@ def test_only_one_of_two_creates_an_object(folder: str) -> None:
     assert storage.create_bytes(uri, b"first")
     assert not storage.create_bytes(uri, b"second")
     assert storage.read_bytes(uri) == b"first"
+
+
+class _Contested(BaseHTTPRequestHandler):
+    """Answers to conditional writes, one after the other: the last one again and again."""
+
+    answers: ClassVar[list[tuple[int, str]]] = []
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status, code = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.send_response(status)
+        self.send_header("ETag", '"e"')
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode()
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answers", "created"),
+    [
+        ([(409, "ConditionalRequestConflict"), (200, "")], True),
+        ([(409, "OperationAborted"), (412, "PreconditionFailed")], False),
+        ([(409, "")], False),
+        ([(409, "ConditionalRequestConflict")], None),
+    ],
+)
+def test_a_conflict_of_two_writes_is_no_object_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, answers: list[tuple[int, str]], created: bool | None
+) -> None:
+    monkeypatch.setattr(_Contested, "answers", answers)
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Contested) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        uri = f"s3://bucket-{server.server_port}/counted/1.parquet"
+        try:
+            if created is None:
+                with pytest.raises(GateError, match=r"can't be written .*<Code>ConditionalRequestConflict</Code>\)"):
+                    storage.create_bytes(uri, b"1")
+            else:
+                assert storage.create_bytes(uri, b"1") == created
+        finally:
+            server.shutdown()
 
 
 def test_what_is_absent_is_said_to_be_absent(folder: str) -> None:
@@ -243,7 +291,7 @@ def test_a_disk_that_fills_under_a_bundle_is_said(tmp_path: Path, monkeypatch: p
 
 
 def test_another_scheme_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="another scheme"):
+    with pytest.raises(InputError, match="https:…: expected a local path"):
         storage.absolute("https://example.org/a")
 
 
@@ -289,7 +337,13 @@ def test_a_profile_s_own_server_is_the_one_that_is_meant(monkeypatch: pytest.Mon
     s3._profile_endpoint.cache_clear()
 
 
-@pytest.mark.parametrize("url", ["minio:9000", "HTTP://minio:9000", "http://", "ftp://minio:9000", "http://[::1:9000"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("minio:9000", "HTTP://minio:9000", "http://", "ftp://minio:9000", "http://[::1:9000"),
+        *("http://minio:9000\r", "http://minio:9000 ", "http://min io", "http://minio:99999", "http://minio/?a=b"),
+    ],
+)
 def test_a_server_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     with pytest.raises(
@@ -307,7 +361,7 @@ def test_a_secret_in_a_server_s_url_is_refused_and_not_repeated(monkeypatch: pyt
 
 
 def test_credentials_that_come_late_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, pauses = [None, "credentials"], []
+    answers, pauses = [None, SimpleNamespace(method="sso")], []
     monkeypatch.setattr(s3.time, "sleep", pauses.append)
     session = SimpleNamespace(get_credentials=lambda: answers.pop(0))
     s3._check_credentials("bucket", session)  # type: ignore[arg-type]
@@ -453,8 +507,15 @@ def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monke
         ("s3://stock/a\tb", "a\\\\tb"),
         (
             "https://bob:hunter2@stock/audits",
-            "https://…: expected a local path, file:///path or s3://bucket/key, found another scheme",
+            "https:…: expected a local path, file:///path or s3://bucket/key, found none of them",
         ),
+        ("s3:/stock/audits", "s3:…: expected a local path, file:///path or s3://bucket/key"),
+        ("S3A://stock/audits", "S3A:…: expected a local path"),
+        ("file:/audits", "file:…: expected a local path, file:///path"),
+        ("file://localhost/audits", "file:…: expected a local path, file:///path"),
+        ("file://audits", "file:…: expected a local path, file:///path"),
+        ("s3://my stock/audits", "letters, digits, ., _ and - in the bucket's name, found 'my stock'"),
+        ("s3://<bucket>/audits", "found '<bucket>'"),
         ("s3://KEY:hunter2@stock/audits", "credentials in it"),
         ("s3://KEY:hunter/2@stock/audits", "credentials in it"),
     ],
@@ -463,6 +524,22 @@ def test_a_uri_that_names_no_place_or_another_one_in_listings_is_refused(uri: st
     with pytest.raises(InputError, match=re.escape(said) if "\\" not in said else said) as refused:
         storage.absolute(uri)
     assert "hunter" not in str(refused.value)
+    if storage.is_s3(uri) and "bucket's name" in said:
+        with pytest.raises(InputError, match=re.escape(said)):
+            storage.read_bytes(uri)
+
+
+def test_a_file_s_uri_is_the_path_in_it() -> None:
+    assert storage.absolute("file:///audits/a%20b") == "/audits/a b"
+    assert storage.absolute("/audits/12:30") == "/audits/12:30"
+
+
+def test_a_loop_of_links_is_a_wrong_place(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for use in (storage.read_bytes, lambda uri: storage.write_bytes(uri, b"1")):
+        with pytest.raises(InputError, match=r"Too many levels of symbolic links.*; check the place"):
+            use(f"{tmp_path}/a/run.json")
 
 
 def test_listings_name_objects_as_absolute_does(tmp_path: Path) -> None:
@@ -525,15 +602,3 @@ def test_a_listing_that_gets_on_is_not_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(storage, "CUT_TRIES", 2)
     monkeypatch.setattr(storage, "locate", lambda uri, anonymous: (_BreakingStore(), ""))
     assert [entry.uri for entry in storage.list_objects("s3://bins")] == [f"s3://bins/{key}" for key in "abcdef"]
-
-
-@pytest.mark.parametrize(
-    ("bucket", "own_server", "in_host"), [("bins", False, True), ("b.ins", False, False), ("bins", True, False)]
-)
-def test_a_bucket_stands_in_the_host_s_name_where_a_certificate_covers_it(
-    monkeypatch: pytest.MonkeyPatch, bucket: str, own_server: bool, in_host: bool
-) -> None:
-    if not own_server:
-        monkeypatch.setattr(s3, "endpoint", lambda: None)
-    store = s3._open_store(bucket, True, "eu-west-1")
-    assert store.config["virtual_hosted_style_request"] in (in_host, str(in_host).lower())
