@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from datetime import datetime
 from enum import StrEnum, auto
 from typing import Any
@@ -17,7 +18,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from jobs.platform import storage
+from jobs.platform import s3, storage
 
 OUTAGE_FAILURES = 16
 """So many objects in a row that did not come, each after its retries, and it is the storage that is away and not an object."""
@@ -30,6 +31,12 @@ _LASTING = re.compile(r"\(os error (20|36|40)\)")
 _NO_LOCAL_KEY = "Filenames containing trailing"
 """obstore keeps `name#1` of a local folder for itself."""
 
+_OF_ALL_REQUESTS = (
+    *("ExpiredToken", "InvalidToken", "InvalidAccessKeyId"),
+    *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
+)
+"""S3's reasons (400 and 403) that lie in the credentials or the clock, and not in the object that was asked for."""
+
 _SIGNS = (
     *("timed out", "Connection refused", "connection closed", "SlowDown", "Is a directory"),
     "incorrectly configured region",
@@ -40,7 +47,8 @@ CHANGED = "changed since it was listed; ingest again"
 
 
 class Fault(StrEnum):
-    """Why an object did not come; GAVE_UP: not in all retries, as where the storage is away, or a disk or mount fails."""
+    """Why an object did not come; GAVE_UP: not in all retries, as where the storage is away, or a disk or mount fails, or
+    because of what all others need as well, such as credentials that have expired."""
 
     MISSING = auto()
     DENIED = auto()
@@ -79,6 +87,7 @@ async def fetch_bytes(
     options: dict[str, Any] = {"if_match": etag} if etag and storage.is_s3(uri) else {}
     if unchanged_since is not None:
         options["if_unmodified_since"] = unchanged_since
+    give_up_at = time.monotonic() + s3.RETRIES["retry_timeout"].total_seconds()
     for attempt in range(storage.CUT_TRIES):
         try:
             answer = await store.get_async(key, options=options)  # type: ignore[arg-type]
@@ -86,7 +95,8 @@ async def fetch_bytes(
             raise NotFetched(Fault.MISSING, "not found") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             if not storage.may_pass(error):
-                raise NotFetched(Fault.DENIED, _denied(error)) from error
+                fault = Fault.GAVE_UP if storage.reason_of(error) in _OF_ALL_REQUESTS else Fault.DENIED
+                raise NotFetched(fault, _denied(error)) from error
             failure = storage.explain(error)
         except PreconditionError as error:
             raise NotFetched(Fault.CHANGED, CHANGED) from error
@@ -96,7 +106,7 @@ async def fetch_bytes(
             if _NO_LOCAL_KEY in str(error):
                 raise NotFetched(Fault.NO_KEY, "a name that ends in # and digits; rename the file") from error
             if storage.is_s3(uri):
-                gave_up = _RETRIED.search(str(error)) is not None
+                gave_up = storage.reason_of(error) in _OF_ALL_REQUESTS or _RETRIED.search(str(error)) is not None
             else:
                 gave_up = _LASTING.search(str(error)) is None
             if gave_up or not storage.may_pass(error):
@@ -115,8 +125,10 @@ async def fetch_bytes(
                 failure = f"{len(data)} of {size} bytes came"
             except (BaseError, OSError) as error:
                 failure = _kind(error)
+        if time.monotonic() > give_up_at:
+            break
         await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
-    raise NotFetched(Fault.GAVE_UP, f"after {storage.CUT_TRIES} tries: {failure}")
+    raise NotFetched(Fault.GAVE_UP, f"after {attempt + 1} tries: {failure}")
 
 
 def _denied(error: Exception) -> str:
@@ -133,4 +145,5 @@ def _kind(error: Exception) -> str:
             return f"{type(error).__name__}: {sign}"
     status, reason = re.search(r"status code: [\w ]+", text), storage.reason_of(error)
     answer = [part for part in (status and status[0], reason and f"<Code>{reason}</Code>") if part]
-    return f"{type(error).__name__}: {' '.join(answer)}" if answer else storage.explain(error)
+    told = " ".join(answer) or storage.cause_of(error)
+    return f"{type(error).__name__}: {told}" if told else storage.explain(error)

@@ -79,7 +79,7 @@ class Photo:
     sha256: bytes = b""
     contrast: float | None = None
     gave_up: bool = False
-    """The storage did not deliver, after all retries."""
+    """The storage did not deliver, after all retries or for a reason that is not the photo's; see Fault.GAVE_UP."""
 
 
 def fetch_rows(rows: pa.Table, plan: FetchPlan) -> pa.Table:
@@ -137,7 +137,7 @@ def pixels_of(rows: pa.Table, preprocessing: Preprocessing) -> np.ndarray:
 
 def fetch_each(rows: pa.Table, plan: FetchPlan, use: Callable[[bytes | Photo], Used]) -> list[Used]:
     """What `use` makes of each photo while other requests are under way, in the order of `rows` (LISTED_COLUMNS). Raises
-    GateError where the storage stopped answering: waiting for its retries photo by photo would take hours."""
+    GateError where the storage stopped delivering: waiting for its retries photo by photo would take hours."""
 
     async def fetch_all() -> list[Used]:
         slots = asyncio.Semaphore(IN_FLIGHT)
@@ -153,7 +153,7 @@ def fetch_each(rows: pa.Table, plan: FetchPlan, use: Callable[[bytes | Photo], U
                 elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:
                     server = (s3.endpoint() or "S3") if storage.is_s3(uri) else "local files"
                     raise GateError(
-                        f"{server}: the storage stopped answering: {uri}: {found.error}, like "
+                        f"{server}: the storage stopped delivering: {uri}: {found.error}, like "
                         f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
                     )
                 return use(found)

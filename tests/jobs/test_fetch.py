@@ -3,6 +3,7 @@ import hashlib
 import http.server
 import io
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,6 +16,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError, Unauthentica
 from PIL import Image
 
 from jobs.exploring.looks import look_at
+from jobs.ingesting.records import StorageOutage, read_records
 from jobs.platform import fetching, s3, storage
 from jobs.platform.fetching import OUTAGE_FAILURES
 from jobs.platform.roots import is_allowed
@@ -148,7 +150,7 @@ def test_a_storage_that_is_away_ends_the_run_and_a_few_photos_given_up_do_not(
     ):
         _fetch_from(port, monkeypatch, OUTAGE_FAILURES)
     images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
-    with pytest.raises(GateError, match="the storage stopped answering"):
+    with pytest.raises(GateError, match="the storage stopped delivering"):
         look_at(manifest_table(images_uri, [1] * OUTAGE_FAILURES), _plan(images_uri))
 
 
@@ -211,6 +213,72 @@ def test_photos_that_are_refused_one_by_one_are_no_outage(
 ) -> None:
     errors = _fetch_from(server, monkeypatch, 2 * OUTAGE_FAILURES)
     assert set(errors) == {"GenericError: status code: 400 Bad Request"}
+
+
+class _Expired(_Refuse):
+    """Refuses every request for what has nothing to do with its object."""
+
+    status, code = 400, "ExpiredToken"
+
+    def do_GET(self) -> None:
+        body = f"<Error><Code>{self.code}</Code></Error>".encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class _Skewed(_Expired):
+    status, code = 403, "RequestTimeTooSkewed"
+
+
+@pytest.mark.parametrize("server", [_Expired, _Skewed], indirect=True)
+def test_credentials_that_expire_are_no_fault_of_the_photos(
+    impatient: None, server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GateError, match=r"stopped delivering: .*(ExpiredToken|RequestTimeTooSkewed).*, like 15 photos"):
+        _fetch_from(server, monkeypatch, OUTAGE_FAILURES)
+    uris = [f"s3://bucket-{uuid.uuid4().hex[:8]}/{number}.json" for number in range(OUTAGE_FAILURES)]
+    with pytest.raises(StorageOutage, match=r"ExpiredToken|RequestTimeTooSkewed") as raised:
+        read_records(uris, anonymous=False)
+    assert type(raised.value) is StorageOutage
+
+
+class _Breaking(_Refuse):
+    """Every answer breaks off half-way; what is asked for after that, at once."""
+
+    num_asked = 0
+
+    def do_GET(self) -> None:
+        type(self).num_asked += 1
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-99999/100000")
+        self.send_header("ETag", '"e"')
+        self.send_header("Last-Modified", "Sat, 28 Nov 2026 10:00:00 GMT")
+        self.send_header("Content-Length", str(100_000 - start))
+        self.end_headers()
+        self.wfile.write(b" " * max(0, 50_000 - start))
+        self.close_connection = True
+
+
+@pytest.mark.parametrize("server", [_Breaking], indirect=True)
+@pytest.mark.parametrize("reader", ["photo", "bytes"])
+def test_an_object_that_always_breaks_off_is_given_up_in_time(
+    server: int, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(s3.RETRIES, "retry_timeout", timedelta(seconds=2))
+    images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
+    started = time.monotonic()
+    if reader == "photo":
+        assert _fetch_from(server, monkeypatch, 1)[0].startswith("after ")
+    else:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
+        with pytest.raises(GateError, match="can't be read"):
+            storage.read_bytes(images_uri)
+    assert _Breaking.num_asked > 2
+    assert time.monotonic() - started < 8
 
 
 @pytest.mark.parametrize("server", [None, _Refuse], indirect=True)
