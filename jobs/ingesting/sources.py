@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.ingesting.keys import CHUNK_ROWS
-from jobs.platform import storage
 from jobs.platform.parquet import damage_named
+from jobs.platform.ranges import open_ranges
 
 BUFFER_BYTES = 8 * 2**20
 
@@ -24,6 +24,6 @@ def read_chunks(uri: str, parquet: pq.ParquetFile, columns: Sequence[str]) -> It
 
 def open_csv(uri: str, *, anonymous: bool) -> pa.NativeFile:
     """A .csv or .csv.gz file as a stream of text. Raises FileNotFoundError."""
-    ranges = storage.open_ranges(uri, anonymous=anonymous)
+    ranges = open_ranges(uri, anonymous=anonymous)
     source = pa.BufferedInputStream(pa.PythonFile(ranges, mode="r"), BUFFER_BYTES)
     return pa.CompressedInputStream(source, "gzip") if uri.lower().endswith(".gz") else source

@@ -19,6 +19,7 @@ from obstore.exceptions import (
 )
 
 from jobs.platform import s3, storage
+from jobs.platform.storage_errors import cause_of, explain, may_pass, reason_of
 
 OUTAGE_FAILURES = 16
 """So many objects in a row that did not come, each after its retries, and it is the storage that is away and not an object."""
@@ -94,10 +95,10 @@ async def fetch_bytes(
         except (NotFoundError, FileNotFoundError) as error:
             raise NotFetched(Fault.MISSING, "not found") from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            if not storage.may_pass(error):
-                fault = Fault.GAVE_UP if storage.reason_of(error) in _OF_ALL_REQUESTS else Fault.DENIED
+            if not may_pass(error):
+                fault = Fault.GAVE_UP if reason_of(error) in _OF_ALL_REQUESTS else Fault.DENIED
                 raise NotFetched(fault, _denied(error)) from error
-            failure = storage.explain(error)
+            failure = explain(error)
         except PreconditionError as error:
             raise NotFetched(Fault.CHANGED, CHANGED) from error
         except (InvalidPathError, ValueError) as error:  # a control character in a key is a ValueError
@@ -106,10 +107,10 @@ async def fetch_bytes(
             if _NO_LOCAL_KEY in str(error):
                 raise NotFetched(Fault.NO_KEY, "a name that ends in # and digits; rename the file") from error
             if storage.is_s3(uri):
-                gave_up = storage.reason_of(error) in _OF_ALL_REQUESTS or _RETRIED.search(str(error)) is not None
+                gave_up = reason_of(error) in _OF_ALL_REQUESTS or _RETRIED.search(str(error)) is not None
             else:
                 gave_up = _LASTING.search(str(error)) is None
-            if gave_up or not storage.may_pass(error):
+            if gave_up or not may_pass(error):
                 raise NotFetched(Fault.GAVE_UP if gave_up else Fault.REFUSED, _kind(error)) from error
             failure = _kind(error)
         else:
@@ -133,7 +134,7 @@ async def fetch_bytes(
 
 def _denied(error: Exception) -> str:
     """S3 forbids also what is archived (InvalidObjectState), or whoever's clock is off (RequestTimeTooSkewed)."""
-    reason = storage.reason_of(error)
+    reason = reason_of(error)
     return "access denied" if reason in (None, "AccessDenied") else f"access denied ({reason})"
 
 
@@ -143,7 +144,7 @@ def _kind(error: Exception) -> str:
     for sign in _SIGNS:
         if sign.lower() in text.lower():
             return f"{type(error).__name__}: {sign}"
-    status, reason = re.search(r"status code: [\w ]+", text), storage.reason_of(error)
+    status, reason = re.search(r"status code: [\w ]+", text), reason_of(error)
     answer = [part for part in (status and status[0], reason and f"<Code>{reason}</Code>") if part]
-    told = " ".join(answer) or storage.cause_of(error)
-    return f"{type(error).__name__}: {told}" if told else storage.explain(error)
+    told = " ".join(answer) or cause_of(error)
+    return f"{type(error).__name__}: {told}" if told else explain(error)

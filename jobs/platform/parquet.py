@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.platform import storage
+from jobs.platform.ranges import RangeReader, open_ranges
 from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import InputError
 
@@ -66,7 +67,7 @@ def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredOb
 
 def open_parquet(uri: str, *, anonymous: bool = False) -> pq.ParquetFile:
     """A Parquet file that is read range by range. Raises DamagedParquet where it is none."""
-    ranges = storage.open_ranges(uri, anonymous=anonymous)
+    ranges = open_ranges(uri, anonymous=anonymous)
     with damage_named(uri):
         parquet = pq.ParquetFile(pa.PythonFile(ranges, mode="r"))
         _ = parquet.schema_arrow.names  # names that are no UTF-8 are found damaged here, and not by who asks for them
@@ -78,7 +79,7 @@ def read_row_group(uri: str, row_group: int) -> pa.Table:
 
     Raises FileNotFoundError where the file is not there, DamagedParquet where it is no Parquet file or a damaged one."""
     found = storage.find_object(uri)
-    ranges = pa.PythonFile(storage.RangeReader(found), mode="r")
+    ranges = pa.PythonFile(RangeReader(found), mode="r")
     with damage_named(uri):
         return pq.ParquetFile(ranges, metadata=_footer(found)).read_row_group(row_group)
 

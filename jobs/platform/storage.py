@@ -7,7 +7,6 @@ for local folders as well as for S3, so that there is one code path.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -24,15 +23,12 @@ from urllib.parse import unquote
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
-    InvalidPathError,
     NotFoundError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
 )
 from obstore.store import LocalStore, ObjectStore
 
 from jobs.platform import s3
+from jobs.platform.storage_errors import failure_of, may_pass, reason_of
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +43,9 @@ MOST_DELETED = 1000
 """Objects in one request to delete them, S3's own limit."""
 
 UNPACKED_JOB = "/runtime_resources/working_dir_files/"
+
+_CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
+"""S3's reasons (409) where another request was at the same key: whether an object is there now, it does not say."""
 
 
 @dataclass(frozen=True)
@@ -159,49 +158,6 @@ def _local_store() -> LocalStore:
     return LocalStore()
 
 
-# What mending the arguments or the permissions cures; all else is the storage's own trouble, and may pass.
-_WRONG_PLACE = (
-    "unable to create dir",
-    "permission denied",
-    "read-only file system",
-    "not a directory",
-    "is a directory",
-    "file name too long",
-    "too many levels of symbolic links",
-    "nosuchbucket",
-    "bucket does not exist",
-    "incorrectly configured region",
-    "invalidcertificate(",
-    # of a file system without the hard links by which a file is created only where none is
-    "operation not permitted",
-    "operation not supported",
-    "function not implemented",
-    "<code>expiredtoken",
-    "<code>invalidtoken",
-    "<code>authorizationheadermalformed",
-    # of a server that has no conditional writes
-    "<code>notimplemented",
-    # of a listing, obstore raises a GenericError whatever the status
-    "status code: 401",
-    "status code: 403",
-)
-
-
-def _failure(uri: str, verb: str, error: Exception) -> InputError | GateError:
-    """InputError (exit 2) for a place that can't be used, GateError (exit 1) for storage that is away or full."""
-    message = f"{uri}: can't be {verb} ({explain(error)})"
-    if isinstance(error, InvalidPathError) and verb == "listed":
-        return InputError(
-            f"{message}; rename that object, or name the others in an S3 Inventory report (jobs.ingest --inventory-uri)"
-        )
-    refused = isinstance(
-        error, PermissionDeniedError | UnauthenticatedError | InvalidPathError | NotFoundError | PermissionError
-    )
-    if not _lack_credentials(error) and (refused or any(sign in str(error).lower() for sign in _WRONG_PLACE)):
-        return InputError(f"{message}; check the place and the permissions")
-    return GateError(f"{message}; when storage is back, the same command goes on")
-
-
 def read_bytes(uri: str, *, anonymous: bool = False) -> bytes:
     """Raises FileNotFoundError where nothing is stored, InputError where it can't be read, GateError where storage is away."""
     store, key = locate(uri, anonymous=anonymous)
@@ -215,7 +171,7 @@ def read_bytes(uri: str, *, anonymous: bool = False) -> bytes:
             num_failed += 1
             give_up_at = give_up_at or time.monotonic() + s3.RETRIES["retry_timeout"].total_seconds()
             if num_failed == CUT_TRIES or time.monotonic() > give_up_at or not may_pass(error):
-                raise _failure(uri, "read", error) from error
+                raise failure_of(uri, "read", error) from error
             time.sleep(0.2 * 2**num_failed)
 
 
@@ -228,59 +184,6 @@ def read_json(uri: str, *, anonymous: bool = False) -> Any:
         return None
 
 
-_CONFLICTS = ("ConditionalRequestConflict", "OperationAborted")
-"""S3's reasons (409) where another request was at the same key: whether an object is there now, it does not say."""
-
-_NO_CREDENTIALS = "External AWS credential provider"
-"""Stands in obstore's errors where a role's credentials could not be renewed."""
-_REFUSED = re.compile(
-    r"An error occurred \((?!5\d\d|Throttl|Request(Limit|Throttl|Timeout)|TooMany|SlowDown|ServiceUnavail|Internal|IDPComm)"
-    r"|SSOToken|TokenRetrievalError"
-)
-"""Stands in them where whoever gives credentials answered, and refused them for good."""
-
-
-def may_pass(error: Exception) -> bool:
-    """Whether asking again may help where obstore doesn't: the source of credentials did not answer, or an answer broke off
-    on its way (obstore goes on with an object's body, but asks again neither for a page of a listing nor for the few bytes
-    that say why there is no object)."""
-    return "response body" in str(error) or _lack_credentials(error)
-
-
-def _lack_credentials(error: Exception) -> bool:
-    return _NO_CREDENTIALS in str(error) and not _REFUSED.search(str(error))
-
-
-def explain(error: Exception) -> str:
-    """One line about an error, of storage without request details (they may hold signed headers)."""
-    if not isinstance(error, BaseError):
-        return f"{type(error).__name__}: {error}"
-    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    line = f"{type(error).__name__}: {first.partition('<?xml')[0].rstrip(' :')}"[:300]
-    # S3's own reason stands below that first line, and of a connection that failed its cause
-    reason = reason_of(error)
-    cause = cause_of(error) if reason is None else f"<Code>{reason}</Code>"
-    return line if cause is None or cause in line else f"{line}: {cause}"
-
-
-def reason_of(error: Exception) -> str | None:
-    """The code that S3 gave as its reason, such as SlowDown; None where it gave none."""
-    found = re.search(r"<Code>([\w.]+)</Code>", str(error))
-    return found[1] if found else None
-
-
-def cause_of(error: Exception) -> str | None:
-    """Why a connection failed, such as `Connection refused` or `InvalidCertificate(UnknownIssuer)`; None where none says."""
-    text = str(error)
-    if "HTTP error: " not in text:
-        return None
-    certificate = re.search(r"InvalidCertificate\(\s*(\w+)", text)
-    if certificate:
-        return f"InvalidCertificate({certificate[1]}); AWS_CA_BUNDLE names a certificate of one's own"
-    found = re.findall(r'(?:message|error): "([^"\n]+)"|(TimedOut)', text)  # the innermost one stands last
-    return "".join(found[-1]) if found else None
-
-
 def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
     """Writes the object whole or not at all; a local file (Path) goes part by part, whatever its size. Raises InputError
     where the place can't be written, GateError where storage is away or full."""
@@ -288,7 +191,7 @@ def write_bytes(uri: str, data: bytes | memoryview | Path) -> None:
     try:
         store.put(key, data, max_concurrency=PARTS_AT_ONCE)
     except (BaseError, OSError) as error:
-        raise _failure(uri, "written", error) from error
+        raise failure_of(uri, "written", error) from error
 
 
 def settle(uri: str) -> None:
@@ -317,10 +220,10 @@ def create_bytes(uri: str, data: bytes | memoryview) -> bool:
                 return False
             num_failed += 1
             if num_failed == CUT_TRIES:
-                raise _failure(uri, "written", error) from error
+                raise failure_of(uri, "written", error) from error
             time.sleep(0.2 * 2**num_failed)
         except (BaseError, OSError) as error:
-            raise _failure(uri, "written", error) from error
+            raise failure_of(uri, "written", error) from error
 
 
 def json_bytes(document: Any) -> bytes:
@@ -360,7 +263,7 @@ def describe(uri: str, *, anonymous: bool = False) -> StoredObject | None:
     except (NotFoundError, FileNotFoundError):
         return None
     except (BaseError, OSError) as error:
-        raise _failure(uri, "looked up", error) from error
+        raise failure_of(uri, "looked up", error) from error
     return StoredObject(uri=uri, num_bytes=meta["size"], etag=meta["e_tag"])
 
 
@@ -384,7 +287,7 @@ def list_objects(uri: str, *, anonymous: bool = False, start_after: str | None =
         except (BaseError, OSError) as error:
             num_failed += 1
             if num_failed == CUT_TRIES or not may_pass(error):
-                raise _failure(uri, "listed", error) from error
+                raise failure_of(uri, "listed", error) from error
             # S3 lists in order, so it goes on after the last key
             time.sleep(0.2 * 2**num_failed)
 
@@ -412,12 +315,7 @@ def _delete_from(store: ObjectStore, uris: list[str]) -> None:
         except (NotFoundError, FileNotFoundError):
             continue
         except (BaseError, OSError) as error:
-            raise _failure(uri, "deleted", error) from error
-
-
-def open_ranges(uri: str, *, anonymous: bool = False) -> io.RawIOBase:
-    """A stored object as a seekable file: one range request a read. Raises FileNotFoundError where it is not there."""
-    return RangeReader(find_object(uri, anonymous=anonymous), anonymous=anonymous)
+            raise failure_of(uri, "deleted", error) from error
 
 
 def find_object(uri: str, *, anonymous: bool = False) -> StoredObject:
@@ -426,55 +324,6 @@ def find_object(uri: str, *, anonymous: bool = False) -> StoredObject:
     if found is None:
         raise FileNotFoundError(f"{uri}: not found")
     return found
-
-
-class RangeReader(io.RawIOBase):
-    """A stored object as the seekable file that pyarrow wants: one range request a read."""
-
-    def __init__(self, found: StoredObject, *, anonymous: bool = False) -> None:
-        self._uri, self._size, self._position = found.uri, found.num_bytes, 0
-        self._anonymous = anonymous
-        # of an object that is overwritten meanwhile a reader would mix old ranges with new ones. A local file's ETag holds its
-        # inode, which some mounts number anew: there the size tells, above all of a file that is still being written
-        self._condition = {"if_match": found.etag} if is_s3(found.uri) and found.etag else {}
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._size if size < 0 else min(self._size, self._position + size)
-        if stop <= self._position:
-            return b""
-        store, key = locate(self._uri, anonymous=self._anonymous)
-        try:
-            options = {"range": (self._position, stop), **self._condition}
-            answer = store.get(key, options=options)  # type: ignore[arg-type]
-            data = bytes(answer.bytes())
-        except PreconditionError as error:
-            raise self._changed() from error
-        except (BaseError, OSError) as error:
-            # of a local file that was cut short, or is gone, the range can't be read
-            if not is_s3(self._uri) and getattr(describe(self._uri), "num_bytes", None) != self._size:
-                raise self._changed() from error
-            raise _failure(self._uri, "read", error) from error
-        if answer.meta["size"] != self._size:
-            raise self._changed()
-        self._position = stop
-        return data
-
-    def _changed(self) -> InputError:
-        return InputError(f"{self._uri}: was written or overwritten while it was read; run the same command again")
 
 
 def download_folder(uri: str, folder: Path) -> None:

@@ -17,7 +17,9 @@ from obstore.exceptions import BaseError, GenericError, UnauthenticatedError
 
 from jobs.platform import s3, storage
 from jobs.platform.parquet import DamagedParquet, open_parquet, parquet_files, read_row_group, read_table, write_table
+from jobs.platform.ranges import RangeReader, open_ranges
 from jobs.platform.storage import StoredObject
+from jobs.platform.storage_errors import explain, failure_of, may_pass
 from jobs.training.checkpoints import ray_storage
 from schemas.errors import GateError, InputError
 
@@ -156,14 +158,14 @@ def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, mon
     uri = storage.join(folder, "worklist.parquet")
     numbers = pa.table({"number": range(1000)})
     write_table(uri, numbers, row_group_size=1)
-    read, sizes = storage.RangeReader.read, []
+    read, sizes = RangeReader.read, []
 
-    def measured(self: storage.RangeReader, size: int = -1) -> bytes:
+    def measured(self: RangeReader, size: int = -1) -> bytes:
         data = read(self, size)
         sizes.append(len(data))
         return data
 
-    monkeypatch.setattr(storage.RangeReader, "read", measured)
+    monkeypatch.setattr(RangeReader, "read", measured)
     assert read_row_group(uri, 7).equals(numbers.slice(7, 1))
     assert sum(sizes) > 10_000
     sizes.clear()
@@ -177,7 +179,7 @@ def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, mon
 def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_new_one(bucket: str) -> None:
     uri = f"{bucket}/export.csv"
     storage.write_bytes(uri, b"a" * 100)
-    ranges = storage.open_ranges(uri)
+    ranges = open_ranges(uri)
     assert ranges.read(50) == b"a" * 50
     storage.write_bytes(uri, b"b" * 100)
     with pytest.raises(InputError, match="was written or overwritten while it was read"):
@@ -187,7 +189,7 @@ def test_an_object_that_is_overwritten_while_it_is_read_is_not_mixed_with_the_ne
 def test_a_local_file_that_grows_while_it_is_read_is_not_taken_for_whole(tmp_path: Path) -> None:
     path = tmp_path / "export.csv"
     path.write_bytes(b"a" * 100)
-    ranges = storage.open_ranges(str(path))
+    ranges = open_ranges(str(path))
     with path.open("ab") as file:
         file.write(b"a" * 100)
     with pytest.raises(InputError, match="was written or overwritten while it was read"):
@@ -200,7 +202,7 @@ def test_a_local_file_that_is_cut_short_or_gone_while_it_is_read_was_overwritten
 ) -> None:
     path = tmp_path / "export.csv"
     path.write_bytes(b"a" * 100)
-    ranges = storage.open_ranges(str(path))
+    ranges = open_ranges(str(path))
     assert ranges.read(50) == b"a" * 50
     path.unlink() if left is None else path.write_bytes(left)
     with pytest.raises(InputError, match="was written or overwritten while it was read"):
@@ -239,7 +241,7 @@ def test_a_folder_s_marker_among_a_bundle_s_files_is_passed_over(
 
 def test_a_server_without_conditional_writes_is_named_as_the_wrong_place(tmp_path: Path) -> None:
     answer = GenericError("Generic S3 error: <Code>NotImplemented</Code><Message>If-None-Match</Message>")
-    assert isinstance(storage._failure("s3://b/locks/0.json", "written", answer), InputError)
+    assert isinstance(failure_of("s3://b/locks/0.json", "written", answer), InputError)
 
 
 def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:
@@ -412,13 +414,13 @@ def test_a_source_of_credentials_that_is_away_is_no_wrong_permission(
 )
 def test_who_refuses_credentials_for_good_is_not_asked_again(cause: str, passes: bool) -> None:
     error = UnauthenticatedError(f"Error performing GET: External AWS credential provider failed: {cause}")
-    assert storage.may_pass(error) == passes
-    assert isinstance(storage._failure("s3://b/k", "read", error), GateError) == passes
+    assert may_pass(error) == passes
+    assert isinstance(failure_of("s3://b/k", "read", error), GateError) == passes
 
 
 def test_s3_s_own_reason_is_told() -> None:
     answer = "<?xml version='1.0'?>\n<Error><Code>ExpiredToken</Code><Message>The token has expired</Message></Error>"
-    told = storage.explain(GenericError(f"Server returned non-2xx status code: 400 Bad Request: {answer}"))
+    told = explain(GenericError(f"Server returned non-2xx status code: 400 Bad Request: {answer}"))
     assert told == "GenericError: Server returned non-2xx status code: 400 Bad Request: <Code>ExpiredToken</Code>"
 
 
