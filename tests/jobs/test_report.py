@@ -703,7 +703,7 @@ def test_a_folder_that_can_not_be_copied_says_where_and_why(tmp_path: Path, size
 
 def test_a_full_disk_is_said_to_be_the_storage_s_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class FullStore:
-        def put(self, key: str, file: Path) -> None:
+        def put(self, key: str, file: Path, **options: object) -> None:
             raise GenericError("Generic LocalFileSystem error: Unable to copy data to file: No space left on device")
 
     (tmp_path / "page.html").touch()
