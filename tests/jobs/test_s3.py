@@ -16,8 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileType
 
 from jobs.platform import s3, storage
+from jobs.training.trainer import ray_storage
 from schemas.errors import GateError, InputError
 from tests.conftest import free_port
 
@@ -207,9 +209,13 @@ def test_a_setting_that_no_header_could_hold_is_named(
 def certified(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """The certificate of an authority of one's own (PEM), and a place on a server whose certificate it has signed."""
 
-    class Empty(BaseHTTPRequestHandler):
+    class Full(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self.send_error(404)
+            self.send_response(200)
+            headers = {"Content-Length": "5", "ETag": '"e"', "Last-Modified": "Sat, 28 Nov 2026 10:00:00 GMT"}
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -223,7 +229,7 @@ def certified(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     openssl("-keyout", "key.pem", "-out", "c.pem", "-subj", "/CN=s3", "-addext", "subjectAltName=IP:127.0.0.1", *signed)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "c.pem", tmp_path / "key.pem")
-    with serving(Empty) as server:
+    with serving(Full) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         yield tmp_path / "ca.pem", f"https://127.0.0.1:{server.server_port}"
 
@@ -245,7 +251,9 @@ def test_a_server_with_a_certificate_of_one_s_own(
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/key"
     if named_by:
-        assert not storage.exists(uri)
+        assert storage.exists(uri)
+        _, checkpoints = ray_storage(uri)
+        assert checkpoints is not None and checkpoints.get_file_info(uri.removeprefix("s3://")).type == FileType.File
     else:
         with pytest.raises(
             InputError,
