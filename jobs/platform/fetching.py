@@ -129,7 +129,7 @@ async def fetch_bytes(
         if time.monotonic() > give_up_at:
             break
         await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
-    raise NotFetched(Fault.GAVE_UP, f"after {attempt + 1} tries: {failure}")
+    raise NotFetched(Fault.GAVE_UP, f"given up: {failure}")
 
 
 def _denied(error: Exception) -> str:

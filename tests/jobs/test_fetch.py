@@ -272,7 +272,7 @@ def test_an_object_that_always_breaks_off_is_given_up_in_time(
     images_uri = f"s3://bucket-{uuid.uuid4().hex[:8]}/images"
     started = time.monotonic()
     if reader == "photo":
-        assert _fetch_from(server, monkeypatch, 1)[0].startswith("after ")
+        assert _fetch_from(server, monkeypatch, 1)[0].startswith("given up: ")
     else:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server}")
         with pytest.raises(GateError, match="can't be read"):
