@@ -41,7 +41,11 @@ SUMMARY_SCHEMA = pa.schema(
             _SHARE,
             "Estimated share of wrong records among the assessed bins, no lower than what people have settled as wrong; null without random recounts.",
         ),
-        column("error_rate_low", _SHARE, "Lower end of its 95 % interval; unconfirmed mismatches taken as right."),
+        column(
+            "error_rate_low",
+            _SHARE,
+            "Lower end of its 95 % interval; unconfirmed mismatches and random bins that nobody counted taken as right.",
+        ),
         column(
             "error_rate_high", _SHARE, "Upper end of its 95 % interval; random bins that nobody counted taken as wrong."
         ),

@@ -70,7 +70,8 @@ def estimate_window(history: History) -> Estimates:
     Nights enter when their mismatches are confirmed, so those with many wait longest, and a mismatch may not be handed in
     before it is confirmed. Neither may make the stock look better: the error rate's upper end is also that of all counted
     nights as they were first counted, with the random bins that nobody counted taken as wrong. And a mismatch that nobody
-    confirmed may be a miscount: the lower end is also that without them. Intervals of pieces and money cover those of all
+    confirmed may be a miscount, a random bin that nobody counted be right: the lower end is also that with both as right.
+    Intervals of pieces and money cover those of all
     counted nights as they were first counted, with an error of the usual size in the bins that nobody counted.
     """
     samples, counted = samples_in_force(history), counted_samples(history)

@@ -237,6 +237,17 @@ def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
     assert estimates.error_rate_high == pytest.approx(wilson_interval(0.05, 100)[1])
 
 
+def test_random_bins_that_nobody_counted_may_all_be_right(output: str) -> None:
+    """The corner that people skip is the tidy one; a bin that they skip as known to be wrong is no right one."""
+    plan = [*random_plan(100), plan_row("known", reason="counted_wrong")]
+    commit_night(output, "2026-03-02", plan, num_assessed=1000)
+    found = right(plan) | {f"r{place:03d}": 1 for place in range(70, 100)}
+    count(output, "2026-03-02", plan, {name: qty for name, qty in found.items() if name >= "r005"})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.error_rate == pytest.approx(30 / 95)
+    assert estimates.error_rate_low == pytest.approx(wilson_interval(0.3, 100)[0])
+
+
 def test_bins_that_nobody_counted_may_lack_or_hold_pieces(output: str) -> None:
     plan = random_plan(100)
     commit_night(output, "2026-03-02", plan, num_assessed=1000)
