@@ -39,7 +39,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "error_rate",
             _SHARE,
-            "Estimated share of wrong records among the assessed bins, no lower than what people have settled as wrong; null without random recounts.",
+            "Estimated share of wrong records among the assessed bins, within what people have settled as wrong and as right; null without random recounts.",
         ),
         column(
             "error_rate_low",

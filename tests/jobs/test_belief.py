@@ -224,8 +224,18 @@ def test_no_night_is_said_to_be_better_than_what_people_found_of_its_lists(outpu
     assert (estimates.error_rate, estimates.error_rate_low, estimates.ira) == pytest.approx(
         (5 / 400, 5 / 400, 395 / 400)
     )
-    assert estimates.error_rate_high == pytest.approx(wilson_interval(0.0, 30)[1])
+    assert estimates.error_rate_high == pytest.approx((5 + 390 * wilson_interval(0.0, 30)[1]) / 400)
     assert estimates.estimator == "wilson"
+
+
+def test_no_night_is_said_to_be_worse_than_the_bins_that_nobody_found_right(output: str) -> None:
+    """A pilot zone of 101 bins, one of which nobody counted and one was found wrong."""
+    plan = [*random_plan(30), *(priority_row(f"p{place}", place + 1) for place in range(70))]
+    commit_night(output, "2026-03-02", plan, num_assessed=101)
+    count(output, "2026-03-02", plan, right(plan) | {"r000": 1}, confirmed=True)
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert (estimates.error_rate_low, estimates.error_rate_high) == pytest.approx((1 / 101, 2 / 101))
+    assert estimates.error_rate == pytest.approx(31 / 30 / 101)
 
 
 def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
