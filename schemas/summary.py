@@ -124,7 +124,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "record_error_rate_used",
             _SHARE,
-            "Error rate of the record model in force, of records below K + 2; in a zone's row the zone's.",
+            "Error rate of the record model in force, of records below K + 2, drawn towards 5 % as by 50 counted bins; in a zone's row the zone's, drawn towards that of all.",
         ),
         column(
             "label_noise_used", _SHARE, "Share of training labels taken to be wrong: assumed, or learned from recounts."
