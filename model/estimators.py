@@ -50,6 +50,8 @@ class NightSample:
     in_reach: NDArray[np.bool_]
     error_size: float = ERROR_PIECES
     """How large one more error could be, in the outcome's unit (root mean square); for totals, as a share's is 1."""
+    num_absent: int = 0
+    """Bins in reach that nobody counted; those counted in reach stand for them, as no other bin is as likely wrong."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _pool_with_lists(nights: Sequence[NightSample]) -> _Pool:
 
 def _without_lists(nights: Sequence[NightSample]) -> list[NightSample]:
     """Their random recounts alone, as a sample of all bins."""
-    return [replace(night, in_reach=np.zeros_like(night.in_reach)) for night in nights]
+    return [replace(night, in_reach=np.zeros_like(night.in_reach), num_absent=0) for night in nights]
 
 
 def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
@@ -229,9 +231,12 @@ def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
         size, rest = int(sample.sum()), night.num_assessed - int(census.sum())
         if not np.any(night.is_random) or (rest > 0 and not size):
             continue  # nothing stands for the bins out of reach
+        rest -= night.num_absent
         prediction = night.prediction if use_prediction else np.zeros(len(night.outcome))
         residual = (night.outcome - prediction)[sample]
         base = float(night.outcome[census].sum())
+        if night.num_absent:
+            base += night.num_absent * float((night.outcome - prediction)[census].mean())
         known_total += base
         if size:
             if use_prediction:
@@ -265,5 +270,5 @@ def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
         num_rest=num_rest,
         num_nights=len(totals),
         use_prediction=use_prediction,
-        is_census=not part.any() and len(totals) == num_sampled > 0,
+        is_census=not part.any() and not any(night.num_absent for night in nights) and len(totals) == num_sampled > 0,
     )

@@ -70,7 +70,7 @@ def estimate_window(history: History) -> Estimates:
     Nights enter when their mismatches are confirmed, so those with many wait longest, and a mismatch may not be handed in
     before it is confirmed. Neither may make the stock look better: the error rate's upper end is also that of all counted
     nights as they were first counted, with the random bins that nobody counted taken as wrong. And a mismatch that nobody
-    confirmed may be a miscount, a random bin that nobody counted be right: the lower end is also that with both as right.
+    confirmed may be a miscount, a planned bin that nobody counted be right: the lower end is also that with both as right.
     Intervals of pieces and money cover those of all
     counted nights as they were first counted, with an error of the usual size in the bins that nobody counted.
     """
@@ -195,6 +195,7 @@ def _wrong_sample(sample: Sample) -> NightSample:
         prediction=sample.column("p_record_wrong"),
         is_random=sample.is_random,
         in_reach=sample.in_reach,
+        num_absent=int((sample.plan.in_reach & ~sample.plan.counted).sum()) if sample.plan.has_priority_list else 0,
     )
 
 

@@ -120,8 +120,8 @@ def counted_samples(history: History) -> list[Sample]:
 
 
 def best_samples(history: History) -> list[Sample]:
-    """`samples_in_force`, with the mismatches that no second count confirmed taken as miscounts, and the random bins that
-    nobody counted as right: people may have skipped a corner where all is well."""
+    """`samples_in_force`, with the mismatches that no second count confirmed taken as miscounts, and the random and
+    listed bins that nobody counted as right: people may have skipped a corner where all is well."""
     plans = [plan for plan in history.nights if plan.has_random_sample]
     return [take_sample(_doubtful_as_right(plan)) for plan in plans]
 
@@ -140,12 +140,17 @@ def _is_absent(plan: PlanRecounts) -> Mask:
     return plan.is_random & ~plan.counted & ~found_wrong
 
 
+def _is_absent_listed(plan: PlanRecounts) -> Mask:
+    """The bins that nobody counted of a list that stands for itself."""
+    return ~plan.is_random & ~plan.counted & plan.has_priority_list
+
+
 def _doubtful_as_right(plan: PlanRecounts) -> PlanRecounts:
-    return _taken_as(plan, (plan.counted & ~plan.settled) | _is_absent(plan))
+    return _taken_as(plan, (plan.counted & ~plan.settled) | _is_absent(plan) | _is_absent_listed(plan))
 
 
 def _absent_as_wrong(plan: PlanRecounts) -> PlanRecounts:
-    return _taken_as(plan, ~plan.counted & (plan.is_random | plan.has_priority_list), difference=1)
+    return _taken_as(plan, (~plan.counted & plan.is_random) | _is_absent_listed(plan), difference=1)
 
 
 def _taken_as(plan: PlanRecounts, bins: Mask, *, difference: int = 0) -> PlanRecounts:

@@ -284,6 +284,16 @@ def test_a_list_that_was_not_counted_to_its_end_may_be_wrong_in_the_rest(output:
     assert sample.wrong.sum() == 2 and len(sample.wrong) == 50
 
 
+def test_listed_bins_that_nobody_counted_are_as_the_others_of_the_list(output: str) -> None:
+    plan = [*random_plan(30), *(priority_row(f"p{place:02d}", place) for place in range(20))]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    found = right(plan) | {f"p{place:02d}": 1 for place in range(9)}
+    count(output, "2026-03-02", plan, {name: qty for name, qty in found.items() if name < "p18" or name >= "r"})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.error_rate == pytest.approx(20 * 9 / 18 / 400)
+    assert estimates.error_rate_low == pytest.approx(9 / 400)
+
+
 def test_counts_without_an_error_do_not_say_that_no_piece_is_missing(output: str) -> None:
     plan = [plan_row(f"r{place:03d}", inclusion_probability=0.1, unit_value=10.0) for place in range(100)]
     commit_night(output, "2026-03-02", plan, num_assessed=1000)

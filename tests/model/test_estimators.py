@@ -112,6 +112,26 @@ def test_a_list_that_was_counted_stands_for_itself_and_the_random_bins_for_the_r
     assert (share.low, share.high) == pytest.approx(((6 + 36 * low) / 110, (6 + 36 * high) / 110))
 
 
+@pytest.mark.parametrize(("num_nights", "estimator"), [(12, "wilson"), (14, "stratified_difference")])
+def test_listed_bins_that_nobody_counted_do_not_pass_for_others(num_nights: int, estimator: str) -> None:
+    """The list holds most errors, and 7 of its 70 bins are skipped each night."""
+    random, errors = np.random.default_rng(0), []
+    for _ in range(200):
+        nights, truth = [], []
+        for _ in range(num_nights):
+            wrong = random.random(300) < np.where(np.arange(300) < 70, 0.3, 0.06)
+            rows = np.r_[random.permutation(70)[:63], 70 + random.permutation(230)[:30]]
+            prediction = np.where(rows < 70, 0.5, 0.06)  # the list claims too much
+            is_random = np.arange(93) >= 63
+            outcome = wrong[rows].astype(float)
+            nights.append(NightSample(300, 48.8, outcome, prediction, is_random, ~is_random, num_absent=7))
+            truth.append(wrong.mean())
+        share = estimate_share(nights)
+        errors.append(share.value - np.mean(truth))
+        assert share.estimator == estimator
+    assert abs(np.mean(errors)) < 0.001
+
+
 def test_thirty_small_nights_count_as_one_large_sample() -> None:
     random = np.random.default_rng(0)
     nights = [draw_night(random, 30)[0] for _ in range(30)]
