@@ -39,9 +39,13 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "error_rate",
             _SHARE,
-            "Estimated share of wrong records among the assessed bins, no lower than what people have settled as wrong; null without random recounts.",
+            "Estimated share of wrong records among the assessed bins, within what people have settled as wrong and as right; null without random recounts.",
         ),
-        column("error_rate_low", _SHARE, "Lower end of its 95 % interval; unconfirmed mismatches taken as right."),
+        column(
+            "error_rate_low",
+            _SHARE,
+            "Lower end of its 95 % interval; unconfirmed mismatches and random bins that nobody counted taken as right.",
+        ),
         column(
             "error_rate_high", _SHARE, "Upper end of its 95 % interval; random bins that nobody counted taken as wrong."
         ),
@@ -128,7 +132,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "record_error_rate_used",
             _SHARE,
-            "Error rate of the record model in force, of records below K + 2; in a zone's row the zone's.",
+            "Error rate of the record model in force, of records below K + 2, drawn towards 5 % as by 50 counted bins; in a zone's row the zone's, drawn towards that of all.",
         ),
         column(
             "label_noise_used", _SHARE, "Share of training labels taken to be wrong: assumed, or learned from recounts."

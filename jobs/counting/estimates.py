@@ -70,7 +70,8 @@ def estimate_window(history: History) -> Estimates:
     Nights enter when their mismatches are confirmed, so those with many wait longest, and a mismatch may not be handed in
     before it is confirmed. Neither may make the stock look better: the error rate's upper end is also that of all counted
     nights as they were first counted, with the random bins that nobody counted taken as wrong. And a mismatch that nobody
-    confirmed may be a miscount: the lower end is also that without them. Intervals of pieces and money cover those of all
+    confirmed may be a miscount, a planned bin that nobody counted be right: the lower end is also that with both as right.
+    Intervals of pieces and money cover those of all
     counted nights as they were first counted, with an error of the usual size in the bins that nobody counted.
     """
     samples, counted = samples_in_force(history), counted_samples(history)
@@ -92,11 +93,8 @@ def estimate_window(history: History) -> Estimates:
         value, low, high = ends if signed else np.maximum(0.0, ends).tolist()  # max(0.0, nan) would be 0
         return replace(estimate, value=value, low=low, high=high)
 
-    known_wrong = _known_wrong_share(samples)
-    share = _at_least(estimate_share([_wrong_sample(sample) for sample in samples]), known_wrong)
-    worst = estimate_share([_wrong_sample(sample) for sample in worst_samples(history)])
-    best = _at_least(estimate_share([_wrong_sample(sample) for sample in best_samples(history)]), known_wrong)
-    gross = _at_least(total(_gross_sample, _has_gross, signed=False), _known_gross(list(filter(_has_gross, samples))))
+    share, worst, best = map(_share_of_wrong, (samples, worst_samples(history), best_samples(history)))
+    gross = _within(total(_gross_sample, _has_gross, signed=False), _known_gross(list(filter(_has_gross, samples))))
     one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
     # where nobody counted a bin with a price at random, nothing is known of money, not even that it is little
     prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples if _is_valued(sample)])
@@ -123,11 +121,15 @@ def estimate_window(history: History) -> Estimates:
     )
 
 
-def _known_wrong_share(samples: Sequence[Sample]) -> float:
-    """Share of the assessed bins whose records people have settled as wrong, on the lists too: thirty random bins that are
-    all right don't make a night's records right of which five were found wrong."""
-    known = sum(int(sample.plan.is_known_wrong.sum()) for sample in samples)
-    return known / max(1, sum(sample.plan.whole_night.num_assessed for sample in samples))
+def _share_of_wrong(samples: Sequence[Sample]) -> Estimate:
+    """Of the assessed bins of their nights, within what people have settled, on the lists too: thirty random bins that are
+    all right don't make a night's records right of which five were found wrong, and where 96 of 110 were found right, no
+    more than 14 are wrong."""
+    known_wrong = sum(int(sample.plan.is_known_wrong.sum()) for sample in samples)
+    known_right = sum(int(sample.plan.is_known_right.sum()) for sample in samples)
+    num_assessed = max(1, sum(sample.plan.whole_night.num_assessed for sample in samples))
+    share = estimate_share([_wrong_sample(sample) for sample in samples])
+    return _within(share, known_wrong / num_assessed, 1 - known_right / num_assessed)
 
 
 def _known_gross(samples: Sequence[Sample]) -> float:
@@ -136,9 +138,9 @@ def _known_gross(samples: Sequence[Sample]) -> float:
     return found / max(1, len(samples))
 
 
-def _at_least(estimate: Estimate, floor: float) -> Estimate:
-    ends = {name: max(getattr(estimate, name), floor) for name in ("value", "low", "high")}  # NaN stays
-    return replace(estimate, **ends)
+def _within(estimate: Estimate, floor: float, ceiling: float = np.inf) -> Estimate:
+    ends = np.clip((estimate.value, estimate.low, estimate.high), floor, ceiling).tolist()  # NaN stays
+    return replace(estimate, **dict(zip(("value", "low", "high"), ends, strict=True)))
 
 
 def _survey_lists(lists: Sequence[PlanRecounts]) -> dict[str, Any]:
@@ -193,6 +195,7 @@ def _wrong_sample(sample: Sample) -> NightSample:
         prediction=sample.column("p_record_wrong"),
         is_random=sample.is_random,
         in_reach=sample.in_reach,
+        num_absent=int((sample.plan.in_reach & ~sample.plan.counted).sum()) if sample.plan.has_priority_list else 0,
     )
 
 

@@ -86,6 +86,11 @@ class PlanRecounts:
         return self.settled & self.counted & (self.differences != 0)
 
     @cached_property
+    def is_known_right(self) -> Mask:
+        """Counted, and the quantity recorded."""
+        return self.settled & (self.differences == 0)
+
+    @cached_property
     def resolved(self) -> Mask:
         """Settled, or a mismatch that nobody can count again because its record has changed (somebody corrected it, or
         stock moved, and `jobs.recount` would refuse the count): it stands as it was first counted. The rest is pending."""

@@ -120,7 +120,8 @@ def counted_samples(history: History) -> list[Sample]:
 
 
 def best_samples(history: History) -> list[Sample]:
-    """`samples_in_force`, with the mismatches that no second count confirmed taken as miscounts."""
+    """`samples_in_force`, with the mismatches that no second count confirmed taken as miscounts, and the random and
+    listed bins that nobody counted as right: people may have skipped a corner where all is well."""
     plans = [plan for plan in history.nights if plan.has_random_sample]
     return [take_sample(_doubtful_as_right(plan)) for plan in plans]
 
@@ -129,17 +130,27 @@ def absent_as_right(sample: Sample) -> Sample:
     """The random bins of the sample's plan that nobody counted, taken as right; but for those that people had found wrong not
     long before, which were no candidates."""
     plan = sample.plan
-    found_wrong = pc.is_in(plan.planned["reason"], FOUND_WRONG).to_numpy()
-    rows = np.flatnonzero(plan.is_random & ~plan.counted & ~found_wrong)
+    rows = np.flatnonzero(_is_absent(plan))
     return Sample(_taken_as(plan, ~plan.counted), rows, np.zeros(len(rows), dtype=bool))
 
 
+def _is_absent(plan: PlanRecounts) -> Mask:
+    """The random bins that nobody counted, but for those that people had found wrong not long before."""
+    found_wrong = pc.is_in(plan.planned["reason"], FOUND_WRONG).to_numpy()
+    return plan.is_random & ~plan.counted & ~found_wrong
+
+
+def _is_absent_listed(plan: PlanRecounts) -> Mask:
+    """The bins that nobody counted of a list that stands for itself."""
+    return ~plan.is_random & ~plan.counted & plan.has_priority_list
+
+
 def _doubtful_as_right(plan: PlanRecounts) -> PlanRecounts:
-    return _taken_as(plan, plan.counted & ~plan.settled)
+    return _taken_as(plan, (plan.counted & ~plan.settled) | _is_absent(plan) | _is_absent_listed(plan))
 
 
 def _absent_as_wrong(plan: PlanRecounts) -> PlanRecounts:
-    return _taken_as(plan, ~plan.counted & (plan.is_random | plan.has_priority_list), difference=1)
+    return _taken_as(plan, (~plan.counted & plan.is_random) | _is_absent_listed(plan), difference=1)
 
 
 def _taken_as(plan: PlanRecounts, bins: Mask, *, difference: int = 0) -> PlanRecounts:

@@ -20,6 +20,11 @@ from model.estimators import wilson_interval
 from model.record_model import scale_to_effective_size
 
 MAX_OFFENDERS = 25
+MIN_OFF_LIST = 5
+"""Random bins out of the list's reach among the counted certified ones, from which on these stand for all. With none of
+them the share is that of the most doubted alone: its interval held the truth in 1 to 23 % of the windows (simulated, 10,000
+bins, 30 or 100 recounts a night, rates of 0.3 and 0.5). With one to four it held it in 94 to 99 %, but says next to nothing;
+with five or more in 95 to 96 %."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,26 @@ class CertificatePromise:
     """What became of the bins certified at `alpha` or better, by the `num_counted` of them that were counted on nights
     whose random bins are 90 % resolved: the share whose record was right after all. Alpha bounds its mean over all
     nights, one without certificates counting as 0; this is of the nights that had some. The list has the most doubtful
-    of them, so the random ones count for all those that it could not hold."""
+    of them, `num_in_reach`, of which `num_right_in_reach` were right; so the random ones out of its reach count for all those
+    that it could not hold."""
 
     alpha: float
     num_counted: int
+    num_in_reach: int
+    num_right_in_reach: int
     share_right: float
     effective_size: float
     """Kish's, of these weights."""
+
+    @property
+    def num_off_list(self) -> int:
+        """Random ones out of the list's reach."""
+        return self.num_counted - self.num_in_reach
+
+    @property
+    def stands_for_all(self) -> bool:
+        """Whether enough of those off the list were counted for `share_right` to be of more than the list."""
+        return self.num_off_list >= MIN_OFF_LIST
 
     @property
     def right_interval(self) -> tuple[float, float]:
@@ -109,19 +127,30 @@ class CertificatePromise:
 
 def keep_certificates(history: History) -> list[CertificatePromise]:
     """One per false-discovery rate at which a bin of the window was certified and counted, the strictest first."""
-    level, right, weight = [np.zeros(0)], [np.zeros(0, dtype=bool)], [np.zeros(0)]
+    level, right, weight, reach = [np.zeros(0)], [np.zeros(0, dtype=bool)], [np.zeros(0)], [np.zeros(0, dtype=bool)]
     for sample in samples_in_force(history):
         certified = sample.where(~np.isnan(sample.column("certified_at")))
         level.append(certified.column("certified_at"))
         right.append(~certified.in_wrong_class)
         weight.append(certified.weight)
-    levels, is_right, weights = np.concatenate(level), np.concatenate(right), np.concatenate(weight)
+        reach.append(certified.in_reach)
+    levels, is_right, weights, in_reach = map(np.concatenate, (level, right, weight, reach))
     promises = []
     for alpha in np.unique(levels).tolist():
         among = levels <= alpha
         share = float(np.average(is_right[among], weights=weights[among]))
         size = float(scale_to_effective_size(weights[among]).sum())
-        promises.append(CertificatePromise(round(alpha, 6), int(among.sum()), share, size))
+        doubted = among & in_reach
+        promises.append(
+            CertificatePromise(
+                alpha=round(alpha, 6),
+                num_counted=int(among.sum()),
+                num_in_reach=int(doubted.sum()),
+                num_right_in_reach=int(is_right[doubted].sum()),
+                share_right=share,
+                effective_size=size,
+            )
+        )
     return promises
 
 

@@ -236,8 +236,18 @@ def test_no_night_is_said_to_be_better_than_what_people_found_of_its_lists(outpu
     assert (estimates.error_rate, estimates.error_rate_low, estimates.ira) == pytest.approx(
         (5 / 400, 5 / 400, 395 / 400)
     )
-    assert estimates.error_rate_high == pytest.approx(wilson_interval(0.0, 30)[1])
+    assert estimates.error_rate_high == pytest.approx((5 + 390 * wilson_interval(0.0, 30)[1]) / 400)
     assert estimates.estimator == "wilson"
+
+
+def test_no_night_is_said_to_be_worse_than_the_bins_that_nobody_found_right(output: str) -> None:
+    """A pilot zone of 101 bins, one of which nobody counted and one was found wrong."""
+    plan = [*random_plan(30), *(priority_row(f"p{place}", place + 1) for place in range(70))]
+    commit_night(output, "2026-03-02", plan, num_assessed=101)
+    count(output, "2026-03-02", plan, right(plan) | {"r000": 1}, confirmed=True)
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert (estimates.error_rate_low, estimates.error_rate_high) == pytest.approx((1 / 101, 2 / 101))
+    assert estimates.error_rate == pytest.approx(31 / 30 / 101)
 
 
 def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
@@ -247,6 +257,17 @@ def test_random_bins_that_nobody_counted_may_all_be_wrong(output: str) -> None:
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == 0
     assert estimates.error_rate_high == pytest.approx(wilson_interval(0.05, 100)[1])
+
+
+def test_random_bins_that_nobody_counted_may_all_be_right(output: str) -> None:
+    """The corner that people skip is the tidy one; a bin that they skip as known to be wrong is no right one."""
+    plan = [*random_plan(100), plan_row("known", reason="counted_wrong")]
+    commit_night(output, "2026-03-02", plan, num_assessed=1000)
+    found = right(plan) | {f"r{place:03d}": 1 for place in range(70, 100)}
+    count(output, "2026-03-02", plan, {name: qty for name, qty in found.items() if name >= "r005"})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.error_rate == pytest.approx(30 / 95)
+    assert estimates.error_rate_low == pytest.approx(wilson_interval(0.3, 100)[0])
 
 
 def test_bins_that_nobody_counted_may_lack_or_hold_pieces(output: str) -> None:
@@ -273,6 +294,16 @@ def test_a_list_that_was_not_counted_to_its_end_may_be_wrong_in_the_rest(output:
     count(output, "2026-03-02", plan, {**seen, **{name: qty for name, qty in right(plan).items() if name >= "r"}})
     (sample,) = worst_samples(history_of(output))
     assert sample.wrong.sum() == 2 and len(sample.wrong) == 50
+
+
+def test_listed_bins_that_nobody_counted_are_as_the_others_of_the_list(output: str) -> None:
+    plan = [*random_plan(30), *(priority_row(f"p{place:02d}", place) for place in range(20))]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    found = right(plan) | {f"p{place:02d}": 1 for place in range(9)}
+    count(output, "2026-03-02", plan, {name: qty for name, qty in found.items() if name < "p18" or name >= "r"})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.error_rate == pytest.approx(20 * 9 / 18 / 400)
+    assert estimates.error_rate_low == pytest.approx(9 / 400)
 
 
 def test_counts_without_an_error_do_not_say_that_no_piece_is_missing(output: str) -> None:

@@ -470,8 +470,9 @@ def test_certified_bins_that_were_counted_are_held_against_their_false_share(tmp
     take_in(tmp_path, *(_counted(name, 1, who) for name in ("p1", "p2") for who in ("ann", "bob")))
     take_in(tmp_path, _counted("p3", 11, "bob", expected_qty=12))
     strict, usual = keep_certificates(read_history(str(tmp_path), TONIGHT))
-    assert strict == CertificatePromise(0.1, num_counted=2, share_right=0.5, effective_size=2)
-    assert usual == CertificatePromise(0.3, num_counted=4, share_right=0.5, effective_size=4)
+    assert strict == CertificatePromise(0.1, 2, num_in_reach=2, num_right_in_reach=1, share_right=0.5, effective_size=2)
+    assert usual == CertificatePromise(0.3, 4, num_in_reach=4, num_right_in_reach=2, share_right=0.5, effective_size=4)
+    assert not usual.stands_for_all
     assert usual.right_interval[0] < 0.5 < usual.right_interval[1]
 
 
@@ -483,6 +484,31 @@ def test_random_bins_stand_for_the_certified_ones_that_the_list_could_not_hold(t
     (usual,) = keep_certificates(read_history(str(tmp_path), TONIGHT))
     assert (usual.num_counted, usual.share_right) == (2, pytest.approx(10 / 11))
     assert usual.effective_size == pytest.approx(11**2 / 101)
+    assert (usual.num_in_reach, usual.num_right_in_reach, usual.num_off_list) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_off_list", "said"),
+    [
+        (0, "of the 2 counted since that the list held or reached, 1 was right after all. For those off the list none"),
+        (
+            4,
+            "1 was right after all. For those off the list 4 of the random bins stand yet; a share of all is told from 5",
+        ),
+        (5, "the random ones standing for those off the list, 98.1\N{NO-BREAK SPACE}% of these records were right"),
+    ],
+)
+def test_the_list_alone_does_not_say_how_many_certified_records_were_right(
+    tmp_path: Path, num_off_list: int, said: str
+) -> None:
+    drawn = [plan_row(f"drawn{number}", certified_at=0.3, p_record_wrong=0.4) for number in range(num_off_list)]
+    plan = [*(priority_row(name, 1, certified_at=0.3) for name in "pq"), *drawn, plan_row("plain")]
+    commit_night(str(tmp_path), DATES[0], plan)
+    found = [_counted(row["bin_id"], 1 if row["bin_id"] == "p" else 3, "ann", confirmed=True) for row in plan]
+    take_in(tmp_path, *found)
+    write_nights(tmp_path, [TONIGHT], num_bins=100)
+    _write(tmp_path, tmp_path / "report")
+    assert said in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_planned_bins_that_nobody_counted_are_pending_and_a_list_half_counted_is_not_compared(tmp_path: Path) -> None:

@@ -54,7 +54,6 @@ def test_a_camera_that_leaves_nothing_to_measure_its_misses_by_does_not_pass_for
             nights.append(NightSample(10_000, 490.0, wrong.astype(float), known.astype(float), ones, ~ones))
         estimate = estimate_share(nights)
         held += estimate.low <= 0.05 <= estimate.high
-        assert estimate.num_random == 420
     assert held >= 190
 
 
@@ -82,11 +81,61 @@ def test_a_few_large_and_worse_nights_among_small_and_good_ones_widen_the_interv
     assert num_held[0] >= 0.85 * 150 and num_held[1:].min() >= 0.92 * 150, num_held
 
 
+@pytest.mark.parametrize(
+    ("sizes", "rates"),
+    [([300] * 28 + [3000] * 2, [0.02] * 28 + [0.3] * 2), ([300] * 30, [0.05] * 30)],
+    ids=["a few large and worse ones", "alike"],
+)
+def test_a_few_counts_hold_the_share_of_nights_that_differ_in_size_and_quality(
+    sizes: list[int], rates: list[float]
+) -> None:
+    random, held, ones = np.random.default_rng(0), [], np.ones(10, bool)
+    for _ in range(1000):
+        nights, num_wrong = [], 0
+        for num_bins, rate in zip(sizes, rates, strict=True):
+            wrong = random.random(num_bins) < rate
+            num_wrong += int(wrong.sum())
+            nights.append(NightSample(num_bins, 0.0, wrong[:10] * 1.0, np.zeros(10), ones, ~ones))
+        share = estimate_share(nights)
+        held.append(share.low <= num_wrong / sum(sizes) <= share.high)
+        assert share.estimator == "wilson"
+    assert np.mean(held) >= 0.94
+
+
+def test_a_list_that_was_counted_stands_for_itself_and_the_random_bins_for_the_rest() -> None:
+    """70 listed of 110 bins, 6 of them wrong; of 30 random ones 4 in reach of the list, 2 wrong among the others."""
+    outcome = np.r_[np.ones(6), np.zeros(64), np.zeros(4), np.ones(2), np.zeros(24)]
+    is_random, in_reach = np.arange(100) >= 70, np.arange(100) < 74
+    share = estimate_share([NightSample(110, 8.0, outcome, np.full(100, 0.08), is_random, in_reach)])
+    assert share.value == pytest.approx((6 + 36 * 2 / 26) / 110)
+    low, high = wilson_interval(2 / 26, 26)
+    assert (share.low, share.high) == pytest.approx(((6 + 36 * low) / 110, (6 + 36 * high) / 110))
+
+
+@pytest.mark.parametrize(("num_nights", "estimator"), [(12, "wilson"), (14, "stratified_difference")])
+def test_listed_bins_that_nobody_counted_do_not_pass_for_others(num_nights: int, estimator: str) -> None:
+    """The list holds most errors, and 7 of its 70 bins are skipped each night."""
+    random, errors = np.random.default_rng(0), []
+    for _ in range(200):
+        nights, truth = [], []
+        for _ in range(num_nights):
+            wrong = random.random(300) < np.where(np.arange(300) < 70, 0.3, 0.06)
+            rows = np.r_[random.permutation(70)[:63], 70 + random.permutation(230)[:30]]
+            prediction = np.where(rows < 70, 0.5, 0.06)  # the list claims too much
+            is_random = np.arange(93) >= 63
+            outcome = wrong[rows].astype(float)
+            nights.append(NightSample(300, 48.8, outcome, prediction, is_random, ~is_random, num_absent=7))
+            truth.append(wrong.mean())
+        share = estimate_share(nights)
+        errors.append(share.value - np.mean(truth))
+        assert share.estimator == estimator
+    assert abs(np.mean(errors)) < 0.001
+
+
 def test_thirty_small_nights_count_as_one_large_sample() -> None:
     random = np.random.default_rng(0)
     nights = [draw_night(random, 30)[0] for _ in range(30)]
     estimate = estimate_share(nights)
-    assert estimate.num_random == 900
     assert estimate.estimator == "stratified_difference"
     assert estimate.high - estimate.low < 0.04
 
@@ -234,7 +283,7 @@ def test_promises_are_compared_with_what_was_found() -> None:
     assert claimed_over_found([0.5, 0.7], [1, 0]) == pytest.approx(1.2)
     assert np.isnan(claimed_over_found([0.5], [0]))
     precision = estimate_precision([1, 1, 0, 1])
-    assert (precision.value, precision.num_priority) == (0.75, 4)
+    assert precision.value == 0.75
     assert precision.low < 0.75 < precision.high
     assert estimate_precision([]).estimator == "none"
 
