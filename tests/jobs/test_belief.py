@@ -567,7 +567,7 @@ def test_money_in_several_currencies_is_not_added_up(output: str, currencies: tu
     assert estimates.net_variance_units is not None and estimates.list_precision_window == pytest.approx(0.1)
 
 
-def test_money_of_a_counted_night_that_waits_for_confirmations_is_not_left_out_for_its_currency(output: str) -> None:
+def test_a_night_in_another_currency_that_waits_for_confirmations_leaves_no_sum_of_money(output: str) -> None:
     """Its bins count in the ends of the interval."""
     for night, currency, found in (("2026-03-02", "EUR", {}), ("2026-03-03", "JPY", {"r000": 1, "r001": 1, "r002": 1})):
         plan = random_plan(20, unit_value=2.0, currency=currency)
