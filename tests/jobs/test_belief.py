@@ -227,16 +227,17 @@ def test_a_baseline_knows_that_bins_of_a_warehouse_are_alike(output: str) -> Non
 
 def test_no_night_is_said_to_be_better_than_what_people_found_of_its_lists(output: str) -> None:
     plan = [*random_plan(30), *(priority_row(f"p{place}", place + 1) for place in range(10))]
-    commit_night(output, "2026-03-02", plan, num_assessed=400)
     found = right(plan) | {f"p{place}": 43 for place in range(5)}
-    count(output, "2026-03-02", plan, found, confirmed=True)
+    for night in ("2026-03-02", "2026-03-03"):
+        commit_night(output, night, plan, num_assessed=400)
+        count(output, night, plan, found, confirmed=True)
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.gross_variance_units == estimates.gross_variance_units_low == 5 * 40
     assert estimates.gross_variance_units_high is not None and estimates.gross_variance_units_high >= 5 * 40
     assert (estimates.error_rate, estimates.error_rate_low, estimates.ira) == pytest.approx(
         (5 / 400, 5 / 400, 395 / 400)
     )
-    assert estimates.error_rate_high == pytest.approx((5 + 390 * wilson_interval(0.0, 30)[1]) / 400)
+    assert estimates.error_rate_high == pytest.approx((5 + 390 * wilson_interval(0.0, 60)[1]) / 400)
     assert estimates.estimator == "wilson"
 
 
@@ -272,15 +273,16 @@ def test_random_bins_that_nobody_counted_may_all_be_right(output: str) -> None:
 
 def test_bins_that_nobody_counted_may_lack_or_hold_pieces(output: str) -> None:
     plan = random_plan(100)
-    commit_night(output, "2026-03-02", plan, num_assessed=1000)
+    for night in ("2026-03-02", "2026-03-03"):
+        commit_night(output, night, plan, num_assessed=1000)
     count(output, "2026-03-02", plan, right(plan))
-    whole = learn_belief(history_of(output), bundle_info(), SHARES).estimates
-    commit_night(output, "2026-03-03", plan, num_assessed=1000)
     count(output, "2026-03-03", plan, {name: qty for name, qty in right(plan).items() if name >= "r010"})
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    count(output, "2026-03-03", plan, {name: qty for name, qty in right(plan).items() if name < "r010"})
+    whole = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     # in the second of two nights the ten stand for 100 bins, of 2 pieces each
     for name in ("net_variance_units_low", "net_variance_units_high", "gross_variance_units_high"):
-        assert abs(getattr(estimates, name)) > 100
+        assert abs(getattr(estimates, name)) - abs(getattr(whole, name)) == pytest.approx(2 * 100 / 2, rel=0.1)
     assert estimates.gross_variance_units_low == whole.gross_variance_units_low == 0
 
 
@@ -430,6 +432,8 @@ def test_the_calibration_id_names_record_model_noise_and_bundle(output: str) -> 
     first = learn_belief(history_of(output), bundle_info(), SHARES)
     assert learn_belief(history_of(output), bundle_info(), SHARES).calibration_id == first.calibration_id
     assert learn_belief(history_of(output), bundle_info("other"), SHARES).calibration_id != first.calibration_id
+    noisier = bundle_info().model_copy(update={"label_noise": LabelNoise(rate=0.03, assumed=True)})
+    assert learn_belief(history_of(output), noisier, SHARES).calibration_id != first.calibration_id
     plan = random_plan(20)
     commit_night(output, "2026-03-02", plan, num_assessed=200)
     count(output, "2026-03-02", plan, right(plan))
@@ -472,12 +476,13 @@ def test_weights_keep_the_error_rate_where_it_is(output: str) -> None:
 
 def test_calibration_is_judged_by_classes_and_accuracy_by_pieces(output: str) -> None:
     """A record of 9 where 7 are there is wrong, but "fewer than 6 are there" was rightly denied."""
-    plan = random_plan(40, expected_qty=9, p_record_wrong=0.01)
+    plan = random_plan(40, expected_qty=9, p_record_wrong=0.01, camera_qty=4)
     commit_night(output, "2026-03-02", plan, num_assessed=400)
     count(output, "2026-03-02", plan, right(plan) | {f"r{place:03d}": 7 for place in range(20)})
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert estimates.error_rate == pytest.approx(0.5)
     assert estimates.ece_window == pytest.approx(0, abs=0.01)
+    assert estimates.naive_precision_window == pytest.approx(0.5)
 
 
 def test_claims_that_counts_belie_are_an_error_of_calibration(output: str) -> None:
@@ -603,6 +608,16 @@ def test_money_in_several_currencies_is_not_added_up(output: str, currencies: tu
     estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
     assert (estimates.found_value_window, estimates.net_variance_value) == (None, None)
     assert estimates.net_variance_units is not None and estimates.list_precision_window == pytest.approx(0.1)
+
+
+def test_a_night_in_another_currency_that_waits_for_confirmations_leaves_no_sum_of_money(output: str) -> None:
+    """Its bins count in the ends of the interval."""
+    for night, currency, found in (("2026-03-02", "EUR", {}), ("2026-03-03", "JPY", {"r000": 1, "r001": 1, "r002": 1})):
+        plan = random_plan(20, unit_value=2.0, currency=currency)
+        commit_night(output, night, plan, num_assessed=200)
+        count(output, night, plan, right(plan) | found, confirmed=False)
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert estimates.window_nights == 1 and estimates.net_variance_value is None
 
 
 @pytest.mark.parametrize("settings", [{"random_share": 0.0}, {"recount_budget": 0}], ids=str)

@@ -165,6 +165,24 @@ def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night
     assert list(reasons.values()) == ["counted", None, "counted", None]
 
 
+def test_a_counted_bin_whose_photo_tells_nothing_is_not_assessed_for_that(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    rows, made = read_table(uri), reconciler([(RECORDED, RECORDED, RIGHT)])
+    row = rows["bin_id"].to_pylist().index(BLANK)
+    qty = rows["expected_qty"][row].as_py()
+    last = made.last_counts.assign(expected_qty=qty, found_qty=qty).set_axis([BLANK])
+    assert replace(made, last_counts=last).reconcile(rows)["reason"][row].as_py() == "poor_photo"
+
+
+def test_a_bin_without_a_value_is_doubted_and_nothing_is_said_of_its_value_at_risk(tmp_path: Path) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    staged = read_table(uri)
+    values = pa.array([None, *[1.0] * (staged.num_rows - 1)])
+    staged = staged.set_column(staged.schema.get_field_index("unit_value"), "unit_value", values)
+    first = reconciler([(RECORDED, RECORDED, RIGHT)]).reconcile(staged).to_pylist()[0]
+    assert first["p_record_wrong"] is not None and first["value_at_risk"] is None
+
+
 def stage_zones(folder: Path) -> tuple[pa.Table, Reconciler, Reconciler]:
     """Staged rows of which every other one lies in a bad zone; a reconciler that knows of no zones, and one that does."""
     ((uri,), _) = stage_night(folder)
@@ -216,6 +234,15 @@ def test_the_drill_finds_all_only_where_all_that_may_stand_on_the_list_do(budget
     assert conclude._drill_recall(plan, merged, budget) == recall
 
 
+def test_a_random_bin_that_scores_less_than_the_list_does_not_widen_the_drill_s_reach() -> None:
+    names, key = np.array(["a", "b", "r"], dtype=object), np.arange(3, dtype=np.uint64)
+    recount = np.array(["priority", "priority", "random"], dtype=object)
+    plan = RecountPlan(names, recount, np.array([1, 2, 0], dtype=np.int32), np.ones(3))
+    drill = Drill(np.arange(4, dtype=np.uint64), np.array([0.1, 0.2, 0.3, 0.8]), np.ones(4))
+    merged = Reduction(ranked=Candidates(names, np.array([0.9, 0.7, 0.15]), key), drill=drill)
+    assert conclude._drill_recall(plan, merged, 3) == 0.25
+
+
 def test_the_drill_weighs_bins_by_their_zone_s_rate(tmp_path: Path) -> None:
     staged, _, zoned = stage_zones(tmp_path)
     rows = zoned.reconcile(staged)
@@ -235,7 +262,7 @@ def test_the_drill_weighs_bins_by_their_zone_s_rate(tmp_path: Path) -> None:
     [
         (USUAL, None, False),
         (SHARPER, None, True),
-        (SHARPER.model_copy(update={"num_independent": 1}), None, False),
+        (SHARPER.model_copy(update={"num_independent": 30}), None, False),
         (USUAL, QUIET_NIGHTS, True),
     ],
     ids=["usual", "other than calibrated", "calibrated on bins that are alike", "other than before"],

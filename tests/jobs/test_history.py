@@ -68,6 +68,11 @@ def test_nobody_confirms_what_they_counted_themselves(counters: tuple[str | None
     assert resolve_counts(right, 3) == Finding(3, resolved=True), "a count that agrees with the record needs no other"
 
 
+def test_a_mismatch_that_its_counter_took_back_is_not_the_one_that_waits() -> None:
+    kim = [Count(START + timedelta(hours=hour), qty, "kim") for hour, qty in enumerate((2, 3))]
+    assert resolve_counts([*kim, Count(START + timedelta(hours=2), 5, "ann")], 3) == Finding(5, resolved=False)
+
+
 def test_a_confirmed_mismatch_needs_no_other_count() -> None:
     assert resolve_counts([Count(START, 2, confirmed=True)], 3) == Finding(2, resolved=True)
 
@@ -204,6 +209,12 @@ def test_the_last_count_of_a_bin_says_whether_its_record_was_right(output: str) 
     assert (last["expected_qty"] == 3).all() and last.loc["doubt", "num_counted"] == 2
 
 
+def test_the_last_count_is_the_one_that_was_made_last_whichever_night_it_is_about(output: str) -> None:
+    take_in(output, counted("a", 2), counted("a", 3, "2026-02-20", hours=30))
+    last = read_history(output, "2026-03-06").last_counts.loc["a"]
+    assert last[["night", "last_counted_qty"]].tolist() == ["2026-02-20", 3]
+
+
 def test_a_bin_wrong_again_after_a_correction_is_a_repeat_offender(output: str) -> None:
     take_in(
         output,
@@ -226,6 +237,8 @@ def test_a_count_that_two_processes_took_in_is_one_count(output: str) -> None:
     history = read_history(output, "2026-03-03")
     assert history.nights[0].num_random_resolved == 0
     assert history.last_counts.loc["a", "num_counted"] == 1
+    take_in(output, counted("a", 3, hours=1))
+    assert read_history(output, "2026-03-03").last_counts.loc["a", "num_counted"] == 2
 
 
 def test_random_bins_that_score_like_the_list_are_in_reach(output: str) -> None:

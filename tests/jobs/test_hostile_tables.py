@@ -84,10 +84,15 @@ def test_a_damaged_manifest_is_read_or_refused(tmp_path: Path, how: tuple) -> No
         ({"unit_value": [1.0, 1.0, 1e300]}, r"row 3: unit_value: .*found 1e\+300"),
         ({"unit_value": [-0.01, 1.0, 1.0]}, r"row 1: unit_value: .*found -0\.01"),
         ({"expected_qty": [1, -(2**31), 3]}, "row 2: expected_qty: expected 0 or more"),
+        ({"num_skus": [1, 1, -1]}, "row 3: num_skus: expected 0 or more, found -1"),
+        ({"image_uri": ["a", "", "c"]}, "row 2: image_uri: expected a text"),
     ],
-    ids=["nan", "infinite time", "milliseconds", "infinite", "huge", "negative value", "negative quantity"],
+    ids=[
+        *("nan", "infinite time", "milliseconds", "infinite", "huge", "negative value", "negative quantity"),
+        *("negative number", "no photo"),
+    ],
 )
-def test_a_number_that_is_none_is_named(tmp_path: Path, columns: dict, message: str) -> None:
+def test_a_value_that_is_none_is_named(tmp_path: Path, columns: dict, message: str) -> None:
     (problem,) = problems(tmp_path, parquet_bytes(manifest_table("/photos", [1, 2, 3], **columns)))
     assert re.search(message, problem), problem
 

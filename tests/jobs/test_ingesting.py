@@ -21,17 +21,17 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 
 from jobs import ingest
 from jobs.config.ingest import IngestConfig
-from jobs.ingesting import exchange, exports, inventory, keys, parts
+from jobs.ingesting import exchange, exports, inventory, keys, parts, records
 from jobs.ingesting.exchange import Chunks
 from jobs.ingesting.keys import KEYS_SCHEMA, Folder
 from jobs.ingesting.matching import match, match_range
 from jobs.ingesting.parts import Target, begin, finish, write_part
 from jobs.ingesting.readable import probe, unfetched_error
-from jobs.ingesting.records import UNREADABLE, StorageOutage, read_records
+from jobs.ingesting.records import UNREADABLE, StorageOutage, read_records, record_columns
 from jobs.platform import s3, storage
-from jobs.platform.fetching import Fault, NotFetched
+from jobs.platform.fetching import OUTAGE_FAILURES, Fault, NotFetched
 from jobs.platform.parquet import parquet_files, read_table, write_table
-from schemas.abid import UnreadableRecord
+from schemas.abid import BinRecord, SkuLine, UnreadableRecord
 from schemas.errors import GateError, InputError
 from schemas.wms import group_lines, parse_lines
 
@@ -87,6 +87,13 @@ def test_a_record_that_is_denied_is_no_unreadable_one(folder: Path, monkeypatch:
     assert isinstance(found, NotFetched) and str(found) == "access denied"
     with pytest.raises(StorageOutage, match="access denied, like 15 others"):
         read_records([str(folder / "good.json")] * 16, anonymous=False)
+
+
+def test_failures_are_an_outage_only_in_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "REQUESTS_IN_FLIGHT", 1)
+    uris = [str(folder / f"{name}.json") for name in ("loop", "good")]
+    found = read_records(uris * OUTAGE_FAILURES, anonymous=False)
+    assert sum(isinstance(reason, NotFetched) for reason in found) == OUTAGE_FAILURES
 
 
 def _serve_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -583,6 +590,14 @@ def test_a_manifest_that_was_finished_meanwhile_is_left_as_it_is(target: Target)
     ]
 
 
+def test_a_replaced_manifest_leaves_none_of_its_rejects(target: Target) -> None:
+    for uri in (target.manifest_uri, target.rejects_uri):
+        write_table(f"{uri}/part-00000-00000.parquet", LINES)
+    mark = begin(target, replace=True)
+    left = [*storage.list_objects(target.manifest_uri), *storage.list_objects(target.rejects_uri)]
+    assert [entry.uri for entry in left] == [mark]
+
+
 def test_a_column_of_times_may_hold_nothing_or_be_a_dictionary() -> None:
     moment = datetime(2026, 1, 31, tzinfo=UTC)
     encoded = pa.array([moment], pa.timestamp("us", "UTC")).dictionary_encode()
@@ -618,6 +633,21 @@ def test_an_export_of_several_chunks_keeps_every_line(monkeypatch: pytest.Monkey
     table = pa.concat_tables(list(exports._make_chunks(lines, 2))[1::2])
     assert sorted(table["row"].to_pylist()) == [2, 3, 4, 5, 6]
     assert group_lines(table.drop_columns(["key"]))["expected_qty"].to_pylist() == [2, 2, 1]
+
+
+def test_lines_of_a_large_export_are_numbered_throughout(tmp_path: Path) -> None:
+    """It is read in blocks of 8 MiB."""
+    note = "x" * (5 * 2**20)
+    (tmp_path / "export.csv").write_text("bin_id,sku,quantity,note\n" + f"a,S,1,{note}\n" * 3)
+    names = ["bin_id", "sku", "quantity", "note"]
+    tables = list(exports._read_csv._function(str(tmp_path / "export.csv"), ",", names, False))[1::2]
+    assert len(tables) > 1 and pa.concat_tables(tables)["row"].to_pylist() == [2, 3, 4]
+
+
+def test_a_record_s_line_of_no_pieces_is_no_further_sku() -> None:
+    record = BinRecord(2, (SkuLine("A", None, 2), SkuLine("B", None, 0)), inconsistent=False)
+    columns = record_columns([record])
+    assert (columns["num_skus"].to_pylist(), columns["sku"].to_pylist()) == ([1], ["A"])
 
 
 def test_a_line_of_no_pieces_is_no_further_sku() -> None:

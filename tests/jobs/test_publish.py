@@ -83,9 +83,13 @@ def test_of_a_zone_without_an_assessed_bin_nothing_is_predicted() -> None:
     )
     found = scopes(night, ["EUR"])
     assert {found["unseen"][name] for name in PREDICTED} == {None}
-    assert found["unseen"]["recorded_value"] == 4.0
+    assert (found["unseen"]["recorded_value"], found["unseen"]["recorded_units"]) == (4.0, 2)
     assert [found[name]["expected_wrong"] for name in (None, "seen")] == pytest.approx([0.2, 0.2])
     assert [found[name]["value_at_risk"] for name in (None, "seen")] == pytest.approx([1.0, 1.0])
+
+
+def test_a_zone_without_a_name_is_none() -> None:
+    assert night_of({"zone": ""}, {"zone": None}, {"zone": "Z"}).sums.loc["zone"].index.tolist() == ["Z"]
 
 
 def test_a_zone_whose_one_priced_bin_was_not_assessed_has_no_value_at_risk() -> None:

@@ -174,6 +174,14 @@ def test_neither_the_same_file_again_nor_one_that_grows_says_something_else(
         assert growing[-1][:2] == once[:2]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+def test_a_list_may_part_its_cells_as_spreadsheets_do(output: str, delimiter: str) -> None:
+    line, header = (text.replace(",", delimiter) for text in (f"a,{NIGHT},3,2026-03-03T08:00Z,,,", HEADER))
+    assert take_in(output, line, header=header) == 0
+    (row,) = read_counted(output).to_pylist()
+    assert (row["counted_qty"], row["confirmed"]) == (3, None), "whether it is confirmed, nobody says"
+
+
 def test_a_growing_export_adds_only_what_is_new(output: str) -> None:
     first = f"a,{NIGHT},3,2026-03-03T08:00Z,,,"
     assert take_in(output, first) == 0
@@ -470,6 +478,11 @@ def test_what_a_person_took_back_settles_nothing(output: str) -> None:
     assert take_in(output, *nameless, name="nameless.csv") == 0
 
 
+def test_of_two_counts_that_contradict_each_other_the_later_one_is_refused_wherever_it_stands(output: str) -> None:
+    assert take_in(output, *(f"a,{NIGHT},{qty},2026-03-03T{hour}:00Z,,," for qty, hour in ((1, "10"), (3, "08")))) == 1
+    assert read_counted(output)["counted_qty"].to_pylist() == [3]
+
+
 def test_a_file_from_before_a_confirmation_may_come_again(output: str) -> None:
     line = f"a,{NIGHT},1,2026-03-03T08:00Z,kim,false,"
     for text in (line, line.replace("false", "true"), line):
@@ -597,6 +610,18 @@ def test_one_value_that_nobody_can_read_costs_its_row_and_no_other(
     assert name in found["detail"]
 
 
+@pytest.mark.parametrize(
+    "values", [pa.array([3], pa.duration("s")), pa.array([b"3"]), pa.array([[3]])], ids=["duration", "bytes", "list"]
+)
+def test_a_column_of_what_is_no_single_value_is_named(
+    output: str, tmp_path: Path, values: pa.Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {"bin_id": ["a"], "audit_date": [NIGHT], "counted_qty": values, "counted_at": ["2026-03-03T08:00Z"]}
+    pq.write_table(pa.table(counts), tmp_path / "counts.parquet")
+    assert main(["--output-uri", output, "--counts-uri", str(tmp_path / "counts.parquet")]) == 2
+    assert "column counted_qty: expected single values, found " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("damage", [None, b"{"])
 def test_rejects_are_written_though_what_was_learned_can_not_be_said(
     output: str, damage: bytes | None, capsys: pytest.CaptureFixture[str]
@@ -689,6 +714,12 @@ def test_of_two_days_the_one_soon_after_the_night_is_meant(output: str) -> None:
     assert read_counted(output)["counted_at"].to_pylist() == [datetime(2026, 3, 4, 20, 15, tzinfo=UTC)] * 2
 
 
+def test_a_night_is_told_by_a_count_in_its_first_hours_far_east_where_utc_has_the_day_before(tmp_path: Path) -> None:
+    output = str(tmp_path / "audits")
+    commit_night(output, "2026-03-04", [plan_row("a")])
+    assert take_in(output, "a,03/04/2026,3,03/04/2026 05:00,,,", flags=("--time-zone", "Asia/Tokyo")) == 0
+
+
 def test_a_date_that_may_be_two_is_not_guessed(tmp_path: Path) -> None:
     output = str(tmp_path / "audits")
     for night in ("2026-02-03", NIGHT, "2026-03-03", "2026-03-04"):
@@ -734,6 +765,14 @@ def test_a_bin_of_the_night_keeps_its_own_name(tmp_path: Path) -> None:
     commit_night(output, NIGHT, [plan_row("007")], other_bins=[plan_row("7")])
     assert take_in(output, f"7,{NIGHT},3,2026-03-03T08:00Z,,,") == 1
     assert rejects(output)[0]["reason"] == "not_planned"
+
+
+def test_a_bin_that_is_named_as_the_list_shows_another_keeps_its_own_name(tmp_path: Path) -> None:
+    """To a spreadsheet -1 is a formula, and the list shows '-1."""
+    output = str(tmp_path / "audits")
+    commit_night(output, NIGHT, [plan_row("-1"), plan_row("'-1")])
+    assert take_in(output, f"'-1,{NIGHT},3,2026-03-03T08:00Z,,,") == 0
+    assert read_counted(output)["bin_id"].to_pylist() == ["'-1"]
 
 
 def test_bins_that_differ_in_leading_zeros_are_not_taken_for_one_another(tmp_path: Path) -> None:

@@ -35,13 +35,13 @@ from jobs.counting.plans import read_plan
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
 from jobs.platform.provenance import provenance
-from jobs.platform.texts import visible_text
+from jobs.platform.texts import csv_text, visible_text
 from jobs.report import main
 from jobs.reporting import discrepancies, files, ordering, pictures
 from jobs.reporting.files import _list_second_counts, write_report
 from jobs.reporting.nights import read_night, read_nights, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
-from jobs.reporting.overview import survey_night
+from jobs.reporting.overview import EXAMPLES, survey_night
 from jobs.reporting.photos import Thumbnail, fetch_thumbnails
 from jobs.reporting.promises import (
     CertificatePromise,
@@ -50,7 +50,14 @@ from jobs.reporting.promises import (
     keep_certificates,
     keep_promises,
 )
-from jobs.reporting.recount_lists import PLANNER_SCHEMA, SEEN_BY_PLANNER, planner_csv, recount_xlsx, walk_order
+from jobs.reporting.recount_lists import (
+    PLANNER_SCHEMA,
+    SEEN_BY_PLANNER,
+    planner_csv,
+    recount_xlsx,
+    second_counts_csv,
+    walk_order,
+)
 from schemas.errors import GateError, InputError
 from schemas.results import RESULTS_SCHEMA
 from tests.night import NASTY_TEXTS, write_nights
@@ -309,7 +316,11 @@ def test_a_spreadsheet_that_can_not_hold_the_night_says_so_and_keeps_the_most_do
 def test_the_recount_list_is_blind_and_in_walk_order(report: Path, nights: Path) -> None:
     with (report / "recount_list.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 60
+    places = walk_order(read_plan(str(nights), read_night(str(nights), TONIGHT).run_id))
+    assert len(places) == 60
+    assert [(row["stop"], row["zone"], row["bin_id"]) for row in rows] == [
+        (str(stop), *csv_text(pa.array(place)).to_pylist()) for stop, place in enumerate(places, start=1)
+    ]
     columns = [
         "stop",
         "zone",
@@ -328,6 +339,9 @@ def test_the_recount_list_is_blind_and_in_walk_order(report: Path, nights: Path)
     cells = [[cell.value for cell in row] for row in sheet.iter_rows(min_row=4, max_row=64)]
     assert cells[0] == ["Stop", "Zone", "Bin", "Count", "Remarks"]
     assert all(row[3] is None and row[4] is None for row in cells[1:])
+    assert [row[:3] for row in cells[1:]] == [
+        [stop, *map(visible_text, place)] for stop, place in enumerate(places, start=1)
+    ]
 
 
 def test_the_planner_s_list_has_the_blind_list_s_stops_with_what_the_results_say(report: Path, nights: Path) -> None:
@@ -374,24 +388,36 @@ def test_a_list_that_was_filled_in_where_it_lies_is_kept(tmp_path: Path, caplog:
     write_nights(tmp_path, [TONIGHT], num_bins=60)
     report = tmp_path / "report"
     _write(tmp_path, report)
-    path = report / "recount_list.csv"
-    blank = path.read_text()
+    paths = [report / name for name in files.FLOOR_LISTS]
+    blank = [path.read_text() for path in paths]
     _write(tmp_path, report)
     assert not list(report.glob("*-filled-in-*"))
-    lines = blank.splitlines()
-    counted = "\n".join([lines[0], lines[1][: -len(",,,")] + "2,2026-03-02T12:00,kim,", *lines[2:]])
-    path.write_text(counted)
+    line = f"1,Z1,{{}},{TONIGHT},2,2026-03-02T12:00,kim,,\n"
+    counted = [text + line.format(path.stem) for text, path in zip(blank, paths, strict=True)]
+    for path, text in zip(paths, counted, strict=True):
+        path.write_text(text)
     for _ in range(2):
         _write(tmp_path, report)
-        assert path.read_text() == blank
-        (kept,) = report.glob("*-filled-in-*")
-        assert kept.read_text() == counted
-    assert f"it is kept as {kept.name}" in caplog.text
+        assert [path.read_text() for path in paths] == blank
+        kept = sorted(report.glob("*-filled-in-*"))
+        assert [path.read_text() for path in kept] == counted
+    for path in kept:
+        assert f"it is kept as {path.name}" in caplog.text
 
 
 def test_walk_order_compares_numbers_as_numbers_and_puts_unknown_zones_last() -> None:
     plan = pa.table({"zone": ["Z10", "Z2", None, "Z2", "Z2"], "bin_id": ["a", "b-10", "c", "b-9", "b-09x"]})
     assert walk_order(plan) == [("Z2", "b-9"), ("Z2", "b-09x"), ("Z2", "b-10"), ("Z10", "a"), (None, "c")]
+
+
+def test_second_counts_are_in_walk_order_and_of_a_bin_by_night() -> None:
+    waiting = [("Z2", "b-10", DATES[0]), ("Z2", "b-9", DATES[1]), ("Z2", "b-9", DATES[0])]
+    rows = csv.DictReader(second_counts_csv(waiting).decode("utf-8-sig").splitlines())
+    assert [(row["bin_id"], row["audit_date"]) for row in rows] == [
+        ("b-9", DATES[0]),
+        ("b-9", DATES[1]),
+        ("b-10", DATES[0]),
+    ]
 
 
 def test_the_top_of_a_stream_is_the_top_of_the_sorted_whole(nights: Path) -> None:
@@ -579,6 +605,14 @@ def test_repeat_offenders_were_wrong_again_after_a_correction(tmp_path: Path) ->
         "wrong": 2,
         "last_counted_at": pd.Timestamp("2026-03-03T07:00Z"),
     }
+
+
+def test_of_repeat_offenders_the_one_that_was_wrong_most_often_comes_first(tmp_path: Path) -> None:
+    for name, num_wrong in (("twice", 2), ("thrice", 3), ("also twice", 2)):
+        for night, expected in zip(DATES, range(num_wrong), strict=False):
+            take_in(tmp_path, _counted(name, 9, "ann", night, expected_qty=expected, confirmed=True))
+    offenders = find_offenders(read_history(str(tmp_path), TONIGHT))
+    assert [(row["bin_id"], row["wrong"]) for row in offenders] == [("thrice", 3), ("also twice", 2), ("twice", 2)]
 
 
 def test_only_scored_photos_are_fetched_and_one_that_is_gone_says_so(tmp_path: Path) -> None:
@@ -840,6 +874,15 @@ def test_a_report_that_is_made_anew_says_what_the_counts_tell_by_now(
     assert "No night has 90 % of its random bins resolved yet" in before and "by now" not in before
     assert "by the counts that are in by now accuracy is 100.0\N{NO-BREAK SPACE}% (95 %: 8" in page
     assert "resolved yet" not in page and "Count the random bins" not in page
+
+
+def test_of_the_bins_that_were_not_assessed_the_first_few_are_examples(nights: Path) -> None:
+    night = read_night(str(nights), TONIGHT)
+    bins: dict[str, list[str]] = {}
+    for row in (row for rows in read_results(night) for row in rows.to_pylist() if row["verdict"] == "not_assessed"):
+        bins.setdefault(row["reason"], []).append(row["bin_id"])
+    assert max(map(len, bins.values())) > 2 * EXAMPLES
+    assert survey_night(night).examples == {reason: names[:EXAMPLES] for reason, names in bins.items()}
 
 
 def test_of_many_nights_the_last_ones_are_shown(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from jobs.stages.night_lock import NightLock, hold_night
 from jobs.stages.tonight import Tonight
 from schemas.errors import GateError, InputError
 from tests.dump import manifest_table
+from tests.planned_night import commit_night, counted_row, plan_row, take_in
 
 CONFIG = AuditConfig(manifest_uri="m", bundle_uri="b", output_uri="o")
 FACTS: dict[str, Any] = {
@@ -221,8 +222,9 @@ def hold_and_die(lock_uri: str) -> None:
 
 def test_a_dead_holder_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     hold_and_die(f"{tmp_path}/locks/audit_date=2026-11-22")
+    started = time.monotonic()
     with hold_night(str(tmp_path), "2026-11-22", "run-b"):
-        pass
+        assert time.monotonic() - started < night_lock.EXPIRY_SECONDS / 4
 
 
 def test_a_holder_elsewhere_whose_heart_stopped_is_replaced(output_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +320,23 @@ def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> No
     ):
         (tmp_path / REPORT_FACTS).write_text(text)
         assert tonight._is_unfinished(config, frozen) is unfinished
+
+
+def test_a_run_that_died_before_it_said_how_it_ended_is_gone_on_with_by_a_command_that_asks_for_the_same() -> None:
+    frozen = {"config": {"replace": False}, "run_id": "2026-11-22-a"}
+    assert tonight._is_unfinished(CONFIG, frozen)
+    assert not tonight._is_unfinished(CONFIG.model_copy(update={"replace": True}), frozen)
+
+
+def test_a_counted_night_is_replaced_only_where_that_is_asked_for_too(tmp_path: Path) -> None:
+    output, config = str(tmp_path), CONFIG.model_copy(update={"replace": True})
+    committed = commit_night(output, "2026-11-22", [plan_row("a")])
+    tonight._check_replacement(config, output, "2026-11-22", committed)
+    take_in(output, counted_row("a", 3, "2026-11-22", datetime(2026, 11, 23, tzinfo=UTC)))
+    with pytest.raises(InputError, match="pass --replace-counted as well"):
+        tonight._check_replacement(config, output, "2026-11-22", committed)
+    counted_too = config.model_copy(update={"replace_counted": True})
+    tonight._check_replacement(counted_too, output, "2026-11-22", committed)
 
 
 def test_a_replacement_that_died_before_its_report_is_finished_and_not_made_again(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def test_earlier_nights_show_what_few_calibration_bins_hide() -> None:
     assert steady is not None and (steady.num_nights, steady.num_assessed) == (7, 70_000)
     assert not has_drifted(1_250, 10_000, 0.10, 1_300)
     assert has_drifted(1_250, 10_000, 0.10, 1_300, steady)
-    assert not has_drifted(1_090, 10_000, 0.10, 1_300, steady)  # under one point
+    sure = Baseline(0.1, 0.0, 7_000_000, 7.0)
+    assert sure.z(0.109, 1_000_000) > 4 and not has_drifted(109_000, 1_000_000, 0.10, 1_300, sure)  # under one point
     assert not has_drifted(130, 1_000, 0.10, 1_300, steady)  # large, but chance
     assert not has_drifted(500, 10_000, 0.10, 1_300, steady)  # fewer than before
     expected = (0.13 - 0.703 / 7) / np.sqrt(0.0904 * (1 / 10_000 + 1 / 70_000))
@@ -93,6 +94,8 @@ def test_bins_that_are_alike_tell_less() -> None:
 def test_nights_that_differ_by_more_than_chance_are_no_alarm_by_themselves() -> None:
     restless = measure_baseline([0.08, 0.12, 0.09, 0.11, 0.10, 0.08, 0.12], [1_000_000] * 7)
     assert restless is not None
+    variance = 0.09 / 10_000 + 0.0004 + 0.09 / 70_000 + 0.0004 / 7  # of tonight's share and of the baseline's
+    assert Baseline(0.1, 0.0004, 70_000, 7.0).z(0.2, 10_000) == pytest.approx(0.1 / np.sqrt(variance))
     assert not has_drifted(125_000, 1_000_000, 0.10, 1_300, restless)
     assert has_drifted(200_000, 1_000_000, 0.10, 1_300, restless)
 

@@ -178,6 +178,7 @@ def test_a_stock_that_the_plan_holds_whole_is_known_exactly() -> None:
     large = NightSample(500, 37.5, outcome, np.full(500, 0.075), np.ones(500, dtype=bool), np.arange(500) >= 400)
     share = estimate_share([large, beyond])
     assert share.estimator == "stratified_difference" and share.low < share.value == pytest.approx(0.02)
+    assert estimate_total([large, beyond]).value == pytest.approx(10), "of one night"
 
 
 def test_a_share_of_all_but_a_rounding_has_the_interval_of_all() -> None:
@@ -268,7 +269,8 @@ def test_a_priority_list_taken_as_a_sample_would_mislead_and_is_not() -> None:
 
 def test_without_random_recounts_nothing_is_claimed() -> None:
     night = NightSample(100, 5.0, np.ones(10), np.ones(10), np.zeros(10, dtype=bool), np.ones(10, dtype=bool))
-    for estimate in (estimate_share([night]), estimate_total([night]), estimate_share([])):
+    one = NightSample(100, 5.0, np.zeros(1), np.zeros(1), np.ones(1, dtype=bool), np.zeros(1, dtype=bool))
+    for estimate in (estimate_share([night]), estimate_total([night]), estimate_share([]), estimate_total([one])):
         assert estimate.estimator == "none"
         assert np.isnan([estimate.value, estimate.low, estimate.high]).all()
 

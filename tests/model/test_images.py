@@ -66,7 +66,10 @@ def test_a_truncated_jpeg_is_unreadable_and_never_half_grey(
 def test_bytes_before_the_end_mark_are_padding_or_what_damage_left(photo: Image.Image, mode: str) -> None:
     data = encode(photo.convert(mode), quality=95)
     expected, middle = read_pixels(data), len(data) // 2
-    np.testing.assert_array_equal(read_pixels(data[:-2] + bytes(4) + data[-2:]), expected)
+    # the decoder takes two of them, or four, for the last of the picture
+    np.testing.assert_array_equal(read_pixels(data[:-2] + bytes(10) + data[-2:]), expected)
+    with pytest.raises(UnreadableImage):
+        read_pixels(data[:-2] + bytes(13) + data[-2:])
     with pytest.raises(UnreadableImage):
         read_pixels(data[:middle] + data[middle - 1000 :])  # a block that was sent twice
 
@@ -125,6 +128,18 @@ def test_the_exif_orientation_is_applied(photo: Image.Image, orientation: int, k
 
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
+
+
+def test_the_first_of_two_blocks_of_metadata_turns_a_photo(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = encode(photo, exif=exif)
+    exif[274] = 1
+    block = exif.tobytes()
+    second = b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block
+    end_of_first = turned.index(b"\xff\xe1") + 2
+    end_of_first += int.from_bytes(turned[end_of_first : end_of_first + 2], "big")
+    assert (read_pixels(turned[:end_of_first] + second + turned[end_of_first:]) == read_pixels(turned)).all()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
@@ -202,6 +217,13 @@ def test_chunks_without_end_are_rejected_at_once(photo: Image.Image) -> None:
     assert read_pixels(data[:33] + 900 * chunk + data[33:]).shape[2] == 3
     with pytest.raises(RejectedImage, match="chunks beside the picture"):
         read_pixels(data[:33] + 100_000 * chunk + data[33:])
+
+
+def test_a_png_may_have_its_picture_in_many_chunks(photo: Image.Image) -> None:
+    data = encode(photo, "PNG")
+    start = data.index(b"IDAT") - 4
+    empty = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    assert (read_pixels(data[:start] + 1001 * empty + data[start:]) == np.asarray(photo)).all()
 
 
 def test_every_scan_of_a_file_of_nothing_but_scans_counts() -> None:

@@ -43,6 +43,14 @@ def test_predictions_are_restricted_to_the_scope() -> None:
     assert everything["exact"]["value"] == 0.0
 
 
+def test_the_median_count_has_a_mean_error_of_its_own() -> None:
+    """The likeliest count is 1, and the median 2."""
+    probabilities = np.array([[0, 0.4, 0.3, 0.3, 0, 0, 0]] * 2)
+    scope = evaluate_scope(probabilities, np.array([2, 2]), np.array(["a", "b"]), "all")
+    assert scope is not None
+    assert (scope["mae"]["value"], scope["mae_median"]["value"]) == (1, 0)
+
+
 def test_scopes_take_their_bins_only() -> None:
     labels = np.array([0, 1, 5, 6, 6])
     figures = evaluate_counts(onehot([0, 1, 5, 6, 0]), labels, np.array(list("abcde")))
@@ -52,6 +60,7 @@ def test_scopes_take_their_bins_only() -> None:
     assert figures["all"]["exact"]["value"] == 0.8
     assert figures["all"]["majority"]["says"] == 6
     assert figures["all"]["majority"]["exact"] == 0.4
+    assert figures["all"]["majority"]["bias"] == pytest.approx((6 + 5 + 1) / 5), "says too many"
 
 
 def test_an_empty_scope_is_absent() -> None:
@@ -111,11 +120,12 @@ def test_intervals_from_a_few_groups_hold_the_truth_as_often_as_they_say() -> No
 
 
 def test_groups_of_unequal_size_are_resampled_whole() -> None:
-    groups = np.repeat(["a", "b", "c"], [1, 50, 949])
-    values = np.repeat([0.0, 1.0, 0.2], [1, 50, 949])[:, None]
+    groups = np.repeat(["a", "b", "c"], [2, 50, 948])
+    values = (np.repeat([0.0, 1.0, 0.2], [2, 50, 948]) + np.tile([-9, 9], 500))[:, None]
     (low,), (high,) = bootstrap_by_group(groups, values, seed=0)
     # by hand: three draws of three groups; all of "a" has chance 1/27 > 2.5 %, all of "b" likewise
-    assert (low, high) == (0.0, 1.0)
+    mean, stretch = 0.2396, 4.302653 / 1.959964 * np.sqrt(3 / 2)
+    assert (low, high) == pytest.approx((mean + stretch * (0 - mean), mean + stretch * (1 - mean)))
 
 
 def test_the_calibration_error_of_a_perfect_camera_is_its_noise_floor() -> None:

@@ -105,10 +105,10 @@ def test_the_class_shares_are_divided_out() -> None:
 
 
 def test_the_camera_alone_knows_the_top_class_only_as_a_bound() -> None:
-    columns = camera_columns(one_hot(6, 6, 3, 6), [9, 4, 9, 6], 0.5)
-    assert columns["variance_qty"].tolist() == [0, 2, -6, 0]
+    columns = camera_columns(one_hot(6, 6, 5, 6), [9, 4, 9, 6], 0.5)
+    assert columns["variance_qty"].tolist() == [0, 2, -4, 0]
     assert columns["camera_is_top_class"].tolist() == [True, True, False, True]
-    assert columns["camera_qty"].tolist() == [6, 6, 3, 6]
+    assert columns["camera_qty"].tolist() == [6, 6, 5, 6]
     assert columns["p_expected"] == pytest.approx([0.97 + 0.03 / 7, 0.03 / 7, 0.03 / 7, 0.97 + 0.03 / 7])
     assert columns["record_in_set"].tolist() == [True, False, False, True]
 
@@ -123,6 +123,16 @@ def test_the_noise_rate_is_learned_from_recounts(rate: float) -> None:
     given_ = (bins.probabilities, bins.expected_qty, bins.true_qty, ones, camera.label_histogram)
     assert fit_noise_rate(*given_, learned, 0.02) == pytest.approx(rate, abs=0.015)
     assert fit_noise_rate(*given_, assume_record_model(camera.label_histogram), 0.02) == 0.02
+
+
+def test_a_recount_that_stands_for_many_bins_tells_more_of_the_noise_rate() -> None:
+    """The camera and the record say 3 throughout; of 420 counts 20 are 2, taken at random or from the list."""
+    learned = replace(ASSUMED, assumed=False)
+    photo = np.tile(label_noise(HISTOGRAM, 0.06, ASSUMED)[0][3], (420, 1))
+    counts = photo, np.full(420, 3), np.repeat([3, 2], [400, 20])
+    weights = np.ones(420), np.repeat([1.0, 10.0], [400, 20])
+    alike, wrong_weigh_more = (fit_noise_rate(*counts, weight, HISTOGRAM, learned, 0.02) for weight in weights)
+    assert wrong_weigh_more < alike / 2
 
 
 def test_classes_that_do_not_fit_are_refused() -> None:

@@ -88,6 +88,13 @@ def test_bulk_stock_that_is_a_few_pieces_off_says_nothing_of_small_bins_nor_of_i
     assert label_noise(np.full(7, 100), 0.0, emptied)[0] == pytest.approx(np.eye(7))
 
 
+def test_bulk_stock_says_nothing_of_the_way_in_which_small_bins_err() -> None:
+    small, found = np.full(400, 3), np.repeat([2, 4, 3], [60, 10, 330])
+    large = np.full(200, 50)
+    there, gone = (fit(np.r_[small, large], np.r_[found, counted]) for counted in (large, np.zeros(200, int)))
+    assert gone.recorded_to_true_weight == there.recorded_to_true_weight
+
+
 def test_without_random_recounts_the_model_stays_assumed() -> None:
     expected, counted = np.array([3, 4, 5]), np.array([2, 4, 0])
     learned = fit(expected, counted, is_random=np.zeros(3, dtype=bool))
@@ -105,6 +112,13 @@ def test_weights_undo_a_priority_list_full_of_errors() -> None:
     weights = recount_weights(np.where(is_random, 0.003, 1.0), ~is_random)
     assert fit(expected, counted, weights=weights, is_random=is_random).error_rate == pytest.approx(0.05, abs=0.015)
     assert fit(expected, counted, is_random=is_random).error_rate > 0.4
+
+
+def test_sizes_of_errors_count_by_weight() -> None:
+    counted, weights = np.repeat([3, 2, 0], [500, 50, 50]), np.repeat([10.0, 10.0, 1.0], [500, 50, 50])
+    worth = scale_to_effective_size(weights)
+    sizes = 50 * np.array(DEFAULT_SIZES) + [worth[500:550].sum(), 0, 0, 0, worth[550:].sum()]
+    assert fit(np.full(600, 3), counted, weights=weights).sizes == pytest.approx(sizes / sizes.sum())
 
 
 def test_random_bins_in_reach_of_the_list_do_not_stand_for_others() -> None:
@@ -154,6 +168,13 @@ def test_zones_that_differ_have_rates_of_their_own() -> None:
     assert learned.table("bad")[3, 3] < learned.table()[3, 3] < learned.table("good")[3, 3]
     assert np.array_equal(learned.table("elsewhere"), learned.table())
     assert from_json(asdict(learned)) == learned
+
+
+def test_small_bins_are_laid_to_their_own_zones_beside_those_of_bulk_stock() -> None:
+    expected = np.repeat([50, 3], [300, 400])
+    counted = expected - np.isin(np.arange(700), np.arange(500, 560))
+    rates = fit(expected, counted, zones=["bulk"] * 300 + ["good"] * 200 + ["bad"] * 200).zone_error_rates
+    assert rates["bad"] > 3 * rates["good"] and "bulk" not in rates
 
 
 def test_a_zone_with_small_nights_is_judged_by_its_own_counts() -> None:

@@ -82,6 +82,7 @@ def test_keys_are_stable_across_machines_and_differ_by_seed_and_night() -> None:
     ("budget", "share", "assessed", "expected"),
     [
         (100, 0.3, 5000, 30),
+        (100, 0.29, 5000, 29),
         (20, 0.3, 5000, 10),
         (5, 0.3, 5000, 5),
         (100, 0.0, 5000, 0),

@@ -60,6 +60,13 @@ def test_a_bins_key_does_not_depend_on_other_bins() -> None:
     assert keyed(hashes, 1, 2)[1] == keyed(hashes[1:2], 1, 2)[0]
 
 
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_an_epoch_of_whole_batches_has_its_last_one(num_batches: int) -> None:
+    order = np.arange(num_batches * 128)
+    found = worker_micro_batches(order, batch_size=128, micro_batch=32, worker=0, num_workers=1)
+    assert np.array_equal(np.concatenate(found), order)
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
 def test_a_batch_is_the_same_on_any_number_of_workers(num_workers: int) -> None:
     order = np.random.default_rng(0).permutation(1000)
