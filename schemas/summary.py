@@ -147,8 +147,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "images_per_second",
             _SHARE,
-            "Images a second while both were fetched and scored (of a short night: of the whole); null when all were staged, and "
-            "of one shard.",
+            "Images fetched and scored a second by the last try, the start of its workers included; null when all were staged.",
         ),
         column(
             "price_per_1000_images",

@@ -13,8 +13,6 @@ from schemas.errors import GateError
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
-Span = tuple[float, float, int]
-"""Of a shard: when something began with its images and was through (seconds since the epoch), and how many they are."""
 
 MISSING = (str(ImageStatus.MISSING_IMAGE), str(ImageStatus.FETCH_FAILED))
 UNREADABLE = (str(ImageStatus.UNREADABLE_IMAGE), str(ImageStatus.IMAGE_REJECTED))
@@ -29,19 +27,18 @@ class Progress:
     max_missing_share: float
     num_done: int = 0
     num_fresh: int = 0
-    fetched: list[Span] = field(default_factory=list)
-    scored: list[Span] = field(default_factory=list)
+    """Images that this try has scored."""
     statuses: Counter = field(default_factory=Counter)
     findings: Counter = field(default_factory=Counter)
+    _began: float = field(default_factory=time.monotonic)
+    _scored: float | None = None
+    """When the last of them came."""
     _timer: LineTimer = field(default_factory=lambda: LineTimer(5.0, at_once=True))
 
     def add(self, shard: StagedShard) -> None:
         """Counts a staged shard, and says so when it is time. Raises GateError as soon as a gate can't be met."""
-        # photos that are asked for again and are still missing say nothing of the rate
-        if shard.num_fresh and shard.fetching_began_at is not None and shard.fetched_at is not None:
-            self.fetched.append((shard.fetching_began_at, shard.fetched_at, shard.num_fresh))
-        if shard.scoring_began_at is not None and shard.scored_at is not None:
-            self.scored.append((shard.scoring_began_at, shard.scored_at, shard.num_fresh))
+        if shard.num_fresh:
+            self._scored = time.monotonic()
         self.num_done += shard.num_rows
         self.num_fresh += shard.num_fresh
         self.statuses.update(shard.statuses)
@@ -51,32 +48,24 @@ class Progress:
         self.check_gates()
 
     def images_per_second(self) -> float | None:
-        """Of fetching or of scoring, whichever is slower, while both went on: photos pile up while a scorer starts, and what
-        it makes of those alone says nothing of a night. Where all were fetched before two shards were scored, of the whole,
-        the start included. None for one shard."""
-        if len(self.scored) < 2 or not self.fetched:
-            return None
-        fetched_until = max(ended for _, ended, _ in self.fetched)
-        through = sorted(ended for _, ended, _ in self.scored if ended < fetched_until)
-        if len(through) > 1:
-            middle = through[(len(through) - 1) // 2]
-            return min(_rate_between(spans, middle, fetched_until) for spans in (self.fetched, self.scored))
-        began, ended = min(began for began, _, _ in self.fetched), max(ended for _, ended, _ in self.scored)
-        return sum(num_images for _, _, num_images in self.scored) / (ended - began)
+        """Of those that this try has scored, the start of its workers included: any part of the time might have photos that
+        lay ready at its beginning, or none. None where there are none."""
+        return None if self._scored is None else self.num_fresh / max(1e-9, self._scored - self._began)
 
     def has_scored_all(self) -> bool:
         """Whether every photo that has a score got it in this try: an earlier one's seconds and photos are not known."""
         return 0 < self.num_fresh == self.statuses[SCORED]
 
     def line(self) -> str:
-        began = min((began for began, _, _ in self.fetched), default=None)
-        rate = self.num_fresh / max(1e-9, time.time() - began) if began is not None else 0.0
-        left = f"{_duration((self.num_bins - self.num_done) / rate)} left" if rate else "none of them in this try"
+        pace = ""
+        if self.num_fresh:
+            rate = self.num_fresh / max(1e-9, time.monotonic() - self._began)
+            pace = f", {rate:.1f} images/s, {_duration((self.num_bins - self.num_done) / rate)} left"
         failed = {status: count for status, count in self.statuses.items() if status != SCORED}
         rejects = ", ".join(f"{count} {status}" for status, count in sorted(failed.items())) or "none"
         return (
-            f"{self.num_done:,} of {self.num_bins:,} bins ({self.num_done / self.num_bins:.0%}), {rate:.1f} images/s, "
-            f"{left}, without a score: {rejects}"
+            f"{self.num_done:,} of {self.num_bins:,} bins ({self.num_done / self.num_bins:.0%}){pace}, "
+            f"without a score: {rejects}"
         )
 
     def check_gates(self) -> None:
@@ -98,16 +87,6 @@ class Progress:
                     f"(seen so far: {self.num_done} bins). {cause}"
                     "Nothing was committed; mend it and run the same command again, which retries them"
                 )
-
-
-def _rate_between(spans: list[Span], begin: float, end: float) -> float:
-    """Images per second; of a shard that began before or ended after, the part that lies in that time."""
-    images = sum(
-        num_images * (min(ended, end) - max(began, begin)) / (ended - began)
-        for began, ended, num_images in spans
-        if ended > begin and began < end
-    )
-    return images / (end - begin)
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import time
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,22 +21,18 @@ from jobs.stages.resources import Resources
 from jobs.stages.worklist import Shard, shard_dataset
 from schemas.errors import GateError, InputError
 
-TIMES = ("fetching_began_at", "fetched_at", "scoring_began_at", "scored_at")
-"""Of a shard, in seconds since the epoch: when its photos were asked for and lay decoded, when the network began with them
-and was through; null where there was nothing to do."""
 SCORED_SCHEMA = pa.schema(
     [
         *(field for field in FETCHED_SCHEMA if field.name != "pixels"),
         pa.field("probabilities", pa.list_(pa.float32())),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("fresh", pa.bool_(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in TIMES),
     ]
 )
 """Manifest columns, what became of the photo, the calibrated probabilities. `fresh`: tried in this try of the run,
 so the row's shard has to be staged (again)."""
 FETCHED_SHARD_SCHEMA = pa.schema(
-    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh", *TIMES))]
+    [*FETCHED_SCHEMA, *(SCORED_SCHEMA.field(name) for name in ("probabilities", "shard", "fresh"))]
 )
 """What the scorers are given: rows with pixels, which they score, and rows without."""
 TASKS_AHEAD = 8
@@ -75,14 +71,13 @@ class ShardScorer:
     def __call__(self, rows: pa.Table) -> pa.Table:
         if self._refusal is not None:
             raise self._refusal
-        began_at = time.time()
         pixels = pixels_of(rows, self._scorer.info.preprocessing)
         if not len(pixels):
             return rows.select(SCORED_SCHEMA.names)
         with self._gpu_named():
             probabilities = self._scorer.score(pixels)
         check_answers(rows, probabilities, self._precision)
-        return with_probabilities(rows, probabilities, began_at, time.time())
+        return with_probabilities(rows, probabilities)
 
     @contextmanager
     def _gpu_named(self) -> Iterator[None]:
@@ -90,9 +85,9 @@ class ShardScorer:
         try:
             yield
         except (RuntimeError, AssertionError) as error:  # the second: a torch without CUDA
-            if not self._is_on_gpu:
-                raise
             reason = str(error).partition("\n")[0]
+            if not self._is_on_gpu or not re.search("CUDA|NVIDIA", reason):
+                raise
             raise GateError(
                 f"the GPU of node {platform.node()}: expected one that torch can use, found: {reason}; free it, mend its driver, "
                 "or leave it out (CUDA_VISIBLE_DEVICES= where Ray starts), and run the same command again"
@@ -113,7 +108,7 @@ def not_a_number(precision: str) -> str:
     return f"the network's answer is not a number in {precision}; {advice}"
 
 
-def with_probabilities(rows: pa.Table, probabilities: np.ndarray, began_at: float, scored_at: float) -> pa.Table:
+def with_probabilities(rows: pa.Table, probabilities: np.ndarray) -> pa.Table:
     """Puts (n, K + 1) `probabilities` into the n rows that have pixels; the other rows keep theirs, or null."""
     scored = pc.is_valid(rows["pixels"]).to_numpy()
     answers = pa.FixedSizeListArray.from_arrays(pa.array(probabilities.ravel()), probabilities.shape[1])
@@ -121,24 +116,17 @@ def with_probabilities(rows: pa.Table, probabilities: np.ndarray, began_at: floa
     places = np.arange(rows.num_rows)
     places[scored] = rows.num_rows + np.arange(len(probabilities))
     both = pa.chunked_array([*rows["probabilities"].chunks, answers.cast(pa.list_(pa.float32()))])
-    columns = {
-        "probabilities": both.take(pa.array(places)),
-        "scoring_began_at": pa.repeat(pa.scalar(began_at), rows.num_rows),
-        "scored_at": pa.repeat(pa.scalar(scored_at), rows.num_rows),
-    }
+    columns = {"probabilities": both.take(pa.array(places))}
     return pa.Table.from_arrays([columns.get(name, rows[name]) for name in SCORED_SCHEMA.names], schema=SCORED_SCHEMA)
 
 
-def shard_table(rows: pa.Table, shard: int, *, fresh: bool, fetching: tuple[float, float] | None = None) -> pa.Table:
-    """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more). `fetching`: the first
-    two of TIMES."""
-    times = dict(zip(TIMES, fetching or (), strict=False))
+def shard_table(rows: pa.Table, shard: int, *, fresh: bool) -> pa.Table:
+    """FETCHED_SHARD_SCHEMA from fetched rows (no probabilities yet) or staged rows (no pixels any more)."""
     added = {
         "pixels": pa.nulls(rows.num_rows, pa.binary()),
         "probabilities": pa.nulls(rows.num_rows, pa.list_(pa.float32())),
         "shard": pa.repeat(pa.scalar(shard, pa.int32()), rows.num_rows),
         "fresh": pa.repeat(pa.scalar(fresh), rows.num_rows),
-        **{name: pa.repeat(pa.scalar(times.get(name), pa.float64()), rows.num_rows) for name in TIMES},
     }
     columns = [rows[name] if name in rows.column_names else added[name] for name in FETCHED_SHARD_SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=FETCHED_SHARD_SCHEMA)

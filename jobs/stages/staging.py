@@ -7,7 +7,6 @@ score are tried again; so the same command after a crash loses at most the shard
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +21,14 @@ from jobs.platform.parquet import DamagedParquet, read_row_group, read_table, wr
 from jobs.platform.reports import read_reports, report_table
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.resources import Resources
-from jobs.stages.score import SCORED_SCHEMA, TIMES, score_shards, shard_table
+from jobs.stages.score import SCORED_SCHEMA, score_shards, shard_table
 from jobs.stages.worklist import Shard
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
 
-STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh", *TIMES)])
+STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh")])
 SCORED = str(ImageStatus.SCORED)
 MAX_FINDINGS = 200
 """Kinds of failure by status that one shard reports, and that the driver keeps."""
@@ -42,11 +41,6 @@ class StagedShard:
     num_rows: int
     num_fresh: int
     """Images scored in this try of the run."""
-    fetching_began_at: float | None
-    fetched_at: float | None
-    scoring_began_at: float | None
-    scored_at: float | None
-    """Seconds since the epoch; None where there was nothing to do."""
     statuses: dict[str, int]
     findings: Counter
     """(status, error, where the images lie) -> how many; see trim_findings."""
@@ -102,23 +96,21 @@ def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Itera
     for item in items.to_pylist():
         shard = Shard(item["index"], item["uri"], item["row_group"], item["num_rows"])
         staged = _read_staged(staged_uri(folder_uri, shard.index))
-        began = time.time()
         if staged is None:
             rows = fetch_rows(read_row_group(shard.uri, shard.row_group), plan)
-            yield shard_table(rows, shard.index, fresh=True, fetching=(began, time.time()))
+            yield shard_table(rows, shard.index, fresh=True)
             continue
         again = pc.not_equal(staged["status"], SCORED)
         if not pc.any(again).as_py():
             yield shard_table(staged, shard.index, fresh=False)
             continue
         retried = fetch_rows(staged.filter(again).select(MANIFEST_SCHEMA.names), plan)
-        fetching = began, time.time()
         # the shard's own order again: rows that were scored, rows tried now
         order = np.argsort(np.concatenate([np.flatnonzero(~again.to_numpy()), np.flatnonzero(again.to_numpy())]))
         both = pa.concat_tables(
             [
-                shard_table(staged.filter(pc.invert(again)), shard.index, fresh=False, fetching=fetching),
-                shard_table(retried, shard.index, fresh=True, fetching=fetching),
+                shard_table(staged.filter(pc.invert(again)), shard.index, fresh=False),
+                shard_table(retried, shard.index, fresh=True),
             ]
         )
         yield both.take(pa.array(order))
@@ -151,7 +143,6 @@ def _stage(rows: pa.Table, folder_uri: str) -> pa.Table:
     report = StagedShard(
         num_rows=rows.num_rows,
         num_fresh=pc.sum(pc.and_(rows["fresh"], pc.equal(rows["status"], SCORED))).as_py(),
-        **{name: rows[name][0].as_py() for name in TIMES},
         statuses=dict(statuses),
         findings=trim_findings(findings),
     )

@@ -7,10 +7,10 @@
 Photos come from a real S3 server (SeaweedFS) on this machine; every measurement is a process of its own, and the repeats
 are interleaved, so that a machine that slows down does so for all. Figures are medians, the spread is their range.
 
-Steady state leaves start-up out, and what is scored at the end without a fetch beside it: of ours it is the time in which
-shards are both fetched and scored (`Progress.images_per_second`), of a peer that from its middle batch to its last, as its
-loader has few photos ahead. A dozen shards may wait for ours, so the photos must be many: LEAST_IMAGES. A share of the bound
-above 1.0 is a measuring error: exit code 1.
+Steady state leaves start-up out: of ours it is what a whole night takes longer than one of a quarter of its bins
+(SHORT_SHARE), so that each photo's fetching, decoding, scoring and writing is in it, whatever lay ready when a scorer had
+started; of a peer that from its middle batch to its last, as its loader has few photos ahead. A share of the bound above 1.0
+is a measuring error: exit code 1.
 
 On a machine with a GPU, everything that has a network computes there, and the photos must be more (--num-images 65536): a
 night's start takes it as long as thousands of photos.
@@ -33,7 +33,7 @@ from jobs.platform import storage
 from jobs.platform.cluster import KEEP_MEMORY
 from jobs.platform.parquet import read_table
 from tests.benchmarks.audit_growth import measure_growth
-from tests.benchmarks.audit_inputs import MANIFEST_URI, make_bundle, serve_photos
+from tests.benchmarks.audit_inputs import MANIFEST_URI, SHORT_MANIFEST_URI, make_bundle, serve_photos
 from tests.benchmarks.audit_processes import Ended, run
 from tests.dump import NIGHT
 
@@ -55,8 +55,8 @@ PEERS = {
     "daft": ("tests.benchmarks.audit_peers.daft_query",),
     "single_requests": ("tests.benchmarks.audit_peers.single_requests",),
 }
-LEAST_IMAGES = 3072
-"""With fewer, all are fetched before the second shard is scored."""
+LEAST_IMAGES = 2048
+"""With fewer, the start-up of two nights differs by as much as they do."""
 PEER_IMAGES = 224
 """Photos that a peer scores: its rate per image is constant, and some peers are slow. The tuned loader is fast and
 scores all of ours."""
@@ -95,10 +95,8 @@ def measure(
             command = ("--uris", str(everything), "--bundle", str(bundle), *asked)
             ended = run("tests.benchmarks.audit_roofs", part, *command, environment=OUR_SETTINGS)
             note(part, ended, ended.answer["images_per_second"])
-        output_uri = f"s3://bench/audits-{repeat}"
-        command = ("--manifest-uri", MANIFEST_URI, "--bundle-uri", str(bundle), "--output-uri", output_uri)
-        ended = run("jobs.audit", *command, "--precision", precision)
-        rate, seconds = read_night(output_uri)
+        given = ("--bundle-uri", str(bundle), "--precision", precision)
+        ended, rate, seconds = time_nights(f"s3://bench/audits-{repeat}", "jobs.audit", *given)
         note("ours", ended, rate, seconds=seconds, start_and_end_seconds=seconds - len(uris) / rate)
         for name, (module, *flags) in peers.items():
             flags += ["--precision", precision] if "tuned" in name else []
@@ -127,10 +125,8 @@ def measure_feeding(bundle: Path, folder: Path, uris: list[str], repeats: int) -
         for part in ("fetch", "decode"):
             ended = run("tests.benchmarks.audit_roofs", part, "--uris", str(everything), "--bundle", str(bundle))
             found[part].append(ended.answer["images_per_second"])
-        output_uri = f"s3://bench/fed-{repeat}"
-        given = ("--manifest-uri", MANIFEST_URI, "--bundle-uri", str(bundle), "--output-uri", output_uri)
-        run("tests.benchmarks.audit_stand_in", "network", *given, "--precision", "fp32")
-        found["fed"].append(read_night(output_uri)[0])
+        given = ("network", "--bundle-uri", str(bundle), "--precision", "fp32")
+        found["fed"].append(time_nights(f"s3://bench/fed-{repeat}", "tests.benchmarks.audit_stand_in", *given)[1])
         print("  ".join(f"{name} {rates[-1]:.1f}" for name, rates in found.items()), flush=True)
     rates = {name: statistics.median(values) for name, values in found.items()}
     bound = 1 / (1 / rates["fetch"] + 1 / rates["decode"])
@@ -148,12 +144,19 @@ def steady_rate(marks: list[tuple[float, int]], expected: int) -> float:
     return (last - middle) / (last_at - middle_at)
 
 
-def read_night(output_uri: str) -> tuple[float, float]:
-    """Images per second in the steady state, and the seconds of the whole command."""
-    summary = read_table(f"{output_uri}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
-    assert summary["num_scored"] == summary["num_bins"], "every photo of the benchmark can be scored"
-    run_uri = f"{output_uri}/runs/{summary['run_id']}/run.json"
-    return summary["images_per_second"], json.loads(storage.read_bytes(run_uri))["outcome"]["seconds"]
+def time_nights(output_uri: str, *command: str) -> tuple[Ended, float, float]:
+    """Runs the audit of `command` over the short and the whole manifest. Returns how the second ended, images per second of
+    what it has more, and its seconds."""
+    nights = []
+    for name, manifest_uri in (("short", SHORT_MANIFEST_URI), ("whole", MANIFEST_URI)):
+        place = f"{output_uri}/{name}"
+        ended = run(*command, "--manifest-uri", manifest_uri, "--output-uri", place)
+        summary = read_table(f"{place}/summary/audit_date={NIGHT}/summary.parquet").to_pylist()[0]
+        assert summary["num_scored"] == summary["num_bins"], "every photo of the benchmark can be scored"
+        record = json.loads(storage.read_bytes(f"{place}/runs/{summary['run_id']}/run.json"))
+        nights.append((summary["num_bins"], record["outcome"]["seconds"]))
+    (few, short), (many, whole) = nights
+    return ended, (many - few) / (whole - short), whole
 
 
 def conclude(found: dict[str, list[dict]]) -> dict:
@@ -216,9 +219,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.num_images < LEAST_IMAGES:
-        parser.error(
-            f"--num-images: expected {LEAST_IMAGES} or more, of which some are fetched while others are scored"
-        )
+        parser.error(f"--num-images: expected {LEAST_IMAGES} or more, as the rate is told by two nights")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.growth:

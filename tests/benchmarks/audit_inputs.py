@@ -13,7 +13,13 @@ from jobs.platform.parquet import write_table
 from tests.conftest import S3_ENVIRONMENT, free_port, start_s3_server
 from tests.dump import manifest_table, photo, write_bundle
 
-IMAGES_URI, MANIFEST_URI = "s3://bench/bin-images", "s3://bench/manifest"
+IMAGES_URI, MANIFEST_URI, SHORT_MANIFEST_URI = (
+    "s3://bench/bin-images",
+    "s3://bench/manifest",
+    "s3://bench/short-manifest",
+)
+SHORT_SHARE = 0.25
+"""Of the bins, those of the short manifest."""
 MAX_OBJECTS = 4096
 """Photos that the S3 server holds; bins beyond show the same ones again."""
 
@@ -21,8 +27,8 @@ MAX_OBJECTS = 4096
 @contextmanager
 def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Iterator[list[str]]:
     """Starts an S3 server that holds `num_images` photos (MAX_OBJECTS at most), those below `photos_uri` over and over
-    (generated ones of a bin photo's usual size without it), and a manifest of so many bins over them. Yields the URIs, one
-    a bin; child processes inherit the server's address.
+    (generated ones of a bin photo's usual size without it), a manifest of so many bins over them and a short one of the
+    first of these. Yields the URIs, one a bin; child processes inherit the server's address.
     """
     num_objects = min(num_images, MAX_OBJECTS)
     photos = read_photos(photos_uri, num_objects)
@@ -39,7 +45,8 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
             storage.write_bytes(uri, data)
         uris = list(islice(cycle(objects), num_images))
         table = manifest_table(IMAGES_URI, [number % 6 for number in range(num_images)], image_uri=uris)
-        write_table(storage.join(MANIFEST_URI, "part-0.parquet"), table)
+        for uri, number in ((MANIFEST_URI, num_images), (SHORT_MANIFEST_URI, round(SHORT_SHARE * num_images))):
+            write_table(storage.join(uri, "part-0.parquet"), table.slice(0, number))
         yield uris
     finally:
         server.terminate()

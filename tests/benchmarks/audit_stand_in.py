@@ -52,13 +52,12 @@ def _hold_nothing(self: score.ShardScorer, plan: ScorerPlan) -> None:
 
 
 def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
-    began_at = time.time()
     num_photos = rows.num_rows - rows["pixels"].null_count
     if not num_photos:
         return rows.select(score.SCORED_SCHEMA.names)
     seed = hashlib.sha256(rows["bin_id"][0].as_py().encode()).digest()[:8]
     chances = np.random.default_rng(int.from_bytes(seed)).dirichlet([0.3] * 7, num_photos)
-    return score.with_probabilities(rows, chances.astype(np.float32), began_at, time.time())
+    return score.with_probabilities(rows, chances.astype(np.float32))
 
 
 def main(replaced: str, argv: list[str]) -> int:
