@@ -168,7 +168,7 @@ def _staged(num_rows: int, num_fresh: int, **statuses: int) -> StagedShard:
 def test_rate_and_time_left_are_of_this_try_with_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
-    progress = Progress(num_bins=1000, max_unreadable_share=1, max_missing_share=1)
+    progress = Progress(num_bins=1000, max_unreadable_share=1, max_missing_share=1, _began=100.0)
     clock.now = 105.0
     progress.add(_staged(500, 0, scored=500))  # by an earlier try
     progress.add(_staged(20, 0, missing_image=20))
