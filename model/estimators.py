@@ -184,14 +184,13 @@ class _Pool:
 def _share_of(pool: _Pool) -> tuple[float, float, float]:
     """The share of outcomes 1, and the ends of its interval."""
     share = float(np.clip(pool.total / pool.num_bins, 0, 1))
-    if pool.is_census:
+    if pool.is_census or (not pool.use_prediction and not pool.num_rest):
         return share, share, share
     size = pool.effective_size
     if pool.use_prediction:
         squared_error = max(pool.variance, pool.variance_of_more) / pool.num_bins**2
-        half_a_bin = (
-            0.5 / pool.num_bins
-        )  # from all or none: by their last bits these would be a size of next to nothing
+        # from all or none: by their last bits these would be a size of next to nothing
+        half_a_bin = 0.5 / pool.num_bins
         if half_a_bin < share < 1 - half_a_bin and squared_error > 0:
             size = share * (1 - share) / squared_error
         return share, *wilson_interval(share, size)
@@ -229,10 +228,9 @@ def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
     for night in nights:
         census = night.in_reach
         sample = night.is_random & ~census
-        size, rest = int(sample.sum()), night.num_assessed - int(census.sum())
+        size, rest = int(sample.sum()), night.num_assessed - int(census.sum()) - night.num_absent
         if not np.any(night.is_random) or (rest > 0 and not size):
             continue  # nothing stands for the bins out of reach
-        rest -= night.num_absent
         prediction = night.prediction if use_prediction else np.zeros(len(night.outcome))
         residual = (night.outcome - prediction)[sample]
         base = float(night.outcome[census].sum())

@@ -44,10 +44,12 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "error_rate_low",
             _SHARE,
-            "Lower end of its 95 % interval; unconfirmed mismatches and random bins that nobody counted taken as right.",
+            "Lower end of its 95 % interval; unconfirmed mismatches and planned bins that nobody counted taken as right.",
         ),
         column(
-            "error_rate_high", _SHARE, "Upper end of its 95 % interval; random bins that nobody counted taken as wrong."
+            "error_rate_high",
+            _SHARE,
+            "Upper end of its 95 % interval; planned bins that nobody counted taken as wrong.",
         ),
         column("ira", _SHARE, "Inventory record accuracy, exact, share of assessed bins: 1 - error_rate."),
         column("estimator", pa.string(), "stratified_difference, wilson or none.", required=True),

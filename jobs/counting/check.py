@@ -25,6 +25,9 @@ from schemas.recount import COUNTED_SCHEMA, RejectReason
 PLAUSIBLE_TIMES, PLAUSIBLE_MORE = 10, 1000
 """A count of more than so many times the record and so many pieces more must be confirmed."""
 
+MOST_WAITING = 20
+"""Refused counts of a bin that are tried again: each is held against all that came in."""
+
 NO_TIME = "counted_at: expected a time of day, found the date alone of a day on which the record was read"
 """Of a count that may have been made before that or after it."""
 
@@ -216,7 +219,8 @@ def _enter_all(
 ) -> tuple[list[dict[str, Any]], list[Rejected]]:
     """Rows of COUNTED_SCHEMA, and what is counted once too often. What is refused is tried again whenever another count of
     its bin has come in: one that contradicts what is resolved may be agreed with later. So the same file twice says what it
-    says once, and one that grows in the order of counting what it says as a whole."""
+    says once, and one that grows in the order of counting what it says as a whole. Beyond MOST_WAITING of a bin, as in a file
+    whose rows all name one, it is not tried again."""
     accepted: list[dict[str, Any]] = []
     waiting: dict[tuple[str, str], list[tuple[CountRow, dict[str, Any]]]] = defaultdict(list)
     refusals: dict[int, Reject] = {}
@@ -237,7 +241,7 @@ def _enter_all(
         while (entered := next((each for each in tries if enters(*each)), None)) is not None:
             accepted.append(_counted_row(*entered))
             of_bin.remove(entered)
-            tries = of_bin
+            tries = of_bin if len(of_bin) <= MOST_WAITING else []
     refused = ((count.source, refusals.get(count.source.number)) for count, _ in counts)
     return accepted, [(source, reject.reason, reject.detail) for source, reject in refused if reject is not None]
 

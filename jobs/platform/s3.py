@@ -67,9 +67,8 @@ def _checked_endpoint(name: str, url: str) -> str:
     try:
         # urlsplit drops a line's end, which obstore does not survive
         if (
-            re.fullmatch(r"https?://[!-~]+", url)
+            re.fullmatch(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/[!-~]*)?", url)
             and "?" not in url
-            and urlsplit(url).hostname
             and urlsplit(url).port != 0
         ):
             return url
@@ -104,8 +103,7 @@ def region() -> str:
 
 def ca_bundle() -> str | None:
     """The file of certificates (PEM) that may have signed the server's, besides the system's own; None where none is named."""
-    # boto, which asks for regions, knows the second name as well
-    return botocore.session.Session().get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    return botocore.session.Session().get_config_variable("ca_bundle")
 
 
 def _session() -> boto3.Session:
@@ -189,7 +187,7 @@ def _open_store(bucket: str, anonymous: bool, where: str) -> S3Store:
         # Photos of many bins come from one host: let the pool keep their connections.
         "pool_max_idle_per_host": "256",
     }
-    certificates = ca_bundle()
+    certificates = None if client["allow_http"] else ca_bundle()
     try:
         if certificates:
             client["root_certificate"] = Path(certificates).read_bytes()
@@ -219,7 +217,7 @@ def _check_credentials(bucket: str, session: boto3.Session) -> None:
         try:
             if (found := session.get_credentials()) is not None:
                 return _check_visible(bucket, found)
-        except BotoCoreError as error:
+        except (BotoCoreError, RuntimeError) as error:  # the second: of exported ones that have expired
             raise InputError(
                 f"s3://{bucket}: AWS credentials: {error}; see AWS_… and the profile that is used"
             ) from error

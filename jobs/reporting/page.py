@@ -19,7 +19,6 @@ from jobs.reporting.overview import Overview
 from jobs.reporting.photos import Thumbnail
 from jobs.reporting.promises import (
     MAX_OFFENDERS,
-    MIN_OFF_LIST,
     currencies_of,
     find_offenders,
     keep_certificates,
@@ -84,7 +83,6 @@ def render_report(
         promises=promises,
         assumed_nights={row["audit_date"] for row in trend if row["record_model"] == "assumed"},
         certificates=keep_certificates(history),
-        min_off_list=MIN_OFF_LIST,
         offenders=offenders,
         all_offenders=len(offenders) < MAX_OFFENDERS,
         so_far=so_far,

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -19,11 +19,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs.counting.check import check_counts
+from jobs.counting.check import MOST_WAITING, check_counts
 from jobs.counting.count_rows import Reject, parse_row
 from jobs.counting.counted import add_counted, read_counted
 from jobs.counting.counts_file import CountsRow
 from jobs.counting.history import read_history
+from jobs.counting.ledger import Ledger
 from jobs.counting.records import lines_of
 from jobs.platform import storage
 from jobs.platform.parquet import read_table, write_table
@@ -180,6 +181,27 @@ def test_a_list_may_part_its_cells_as_spreadsheets_do(output: str, delimiter: st
     assert take_in(output, line, header=header) == 0
     (row,) = read_counted(output).to_pylist()
     assert (row["counted_qty"], row["confirmed"]) == (3, None), "whether it is confirmed, nobody says"
+
+
+def test_rows_that_all_name_one_bin_are_not_tried_again_without_end(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter, tries = Ledger.enter, []
+    monkeypatch.setattr(Ledger, "enter", lambda ledger, row, qty: (tries.append(row), enter(ledger, row, qty)))
+    commit_night(output, NIGHT, [plan_row("a", 3)])
+    rows = [
+        CountsRow(
+            number,
+            {
+                **{"bin_id": "a", "audit_date": NIGHT, "counted_qty": str(number % 17), "counter_id": f"p{number % 9}"},
+                **{"counted_at": (at(8) + timedelta(seconds=number)).isoformat(), "confirmed": "true"},
+            },
+        )
+        for number in range(2, 402)
+    ]
+    found = check_counts(output, [NIGHT], rows, zone=ZoneInfo("UTC"), now=at(12))
+    assert found.accepted.num_rows + len(found.rejects) == 400
+    assert len(tries) < (MOST_WAITING + 2) * len(rows)
 
 
 def test_a_growing_export_adds_only_what_is_new(output: str) -> None:

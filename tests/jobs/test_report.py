@@ -516,10 +516,10 @@ def test_random_bins_stand_for_the_certified_ones_that_the_list_could_not_hold(t
 @pytest.mark.parametrize(
     ("num_off_list", "said"),
     [
-        (0, "of the 2 counted since that the list held or reached, 1 was right after all. For those off the list none"),
+        (0, "of the 2 counted since that the list held or reached, 1 was right after all. For any off the list none"),
         (
             4,
-            "1 was right after all. For those off the list 4 of the random bins stand yet; a share of all is told from 5",
+            "1 was right after all. For any off the list 4 of the random bins stand yet, too few to tell a share of all",
         ),
         (5, "the random ones standing for those off the list, 98.1\N{NO-BREAK SPACE}% of these records were right"),
     ],

@@ -205,6 +205,14 @@ def test_a_setting_that_no_header_could_hold_is_named(
     assert name == "AWS_REGION" or value.rstrip() not in str(refused.value), "it is a secret"
 
 
+def test_credentials_that_were_exported_and_have_expired_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2026-01-01T00:00:00Z")
+    with pytest.raises(InputError, match=r"AWS credentials: .*expired"):
+        storage.read_bytes(f"s3://bucket-{uuid.uuid4().hex[:8]}/key")
+
+
 @pytest.fixture
 def certified(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """The certificate of an authority of one's own (PEM), and a place on a server whose certificate it has signed."""

@@ -344,6 +344,7 @@ def test_a_profile_s_own_server_is_the_one_that_is_meant(monkeypatch: pytest.Mon
     [
         *("minio:9000", "HTTP://minio:9000", "http://", "ftp://minio:9000", "http://[::1:9000"),
         *("http://minio:9000\r", "http://minio:9000 ", "http://min io", "http://minio:99999", "http://minio/?a=b"),
+        *("http://<minio>:9000", "http://min%20io:9000"),
     ],
 )
 def test_a_server_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -516,7 +517,7 @@ def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monke
         ("file:/audits", "file:…: expected a local path, file:///path"),
         ("file://localhost/audits", "file:…: expected a local path, file:///path"),
         ("file://audits", "file:…: expected a local path, file:///path"),
-        ("s3://my stock/audits", "letters, digits, ., _ and - in the bucket's name, found 'my stock'"),
+        ("s3://my stock/audits", "letters, digits, ., _, - and : in the bucket's name, found 'my stock'"),
         ("s3://<bucket>/audits", "found '<bucket>'"),
         ("s3://KEY:hunter2@stock/audits", "credentials in it"),
         ("s3://KEY:hunter/2@stock/audits", "credentials in it"),
@@ -533,6 +534,7 @@ def test_a_uri_that_names_no_place_or_another_one_in_listings_is_refused(uri: st
 
 def test_a_file_s_uri_is_the_path_in_it() -> None:
     assert storage.absolute("file:///audits/a%20b") == "/audits/a b"
+    assert storage.absolute("s3://tenant:bucket/key") == "s3://tenant:bucket/key"  # as Ceph names one
     assert storage.absolute("/audits/12:30") == "/audits/12:30"
 
 

@@ -112,6 +112,17 @@ def test_a_list_that_was_counted_stands_for_itself_and_the_random_bins_for_the_r
     assert (share.low, share.high) == pytest.approx(((6 + 36 * low) / 110, (6 + 36 * high) / 110))
 
 
+def test_a_skipped_bin_of_a_night_that_is_all_planned_takes_no_other_night_s_list_away() -> None:
+    outcome = np.r_[np.ones(6), np.zeros(64), np.zeros(4), np.ones(2), np.zeros(24)]
+    is_random, in_reach = np.arange(100) >= 70, np.arange(100) < 74
+    night = NightSample(110, 8.0, outcome, np.full(100, 0.08), is_random, in_reach)
+    whole = NightSample(100, 8.0, np.ones(99), np.full(99, 0.08), np.arange(99) >= 69, np.ones(99, bool), num_absent=1)
+    alone, both = estimate_share([night]), estimate_share([night, whole])
+    assert both.value == pytest.approx((110 * alone.value + 100) / 210)
+    assert both.high == pytest.approx((110 * alone.high + 100) / 210)
+    assert estimate_share([whole]).low == estimate_share([whole]).high == 1.0
+
+
 @pytest.mark.parametrize(("num_nights", "estimator"), [(12, "wilson"), (14, "stratified_difference")])
 def test_listed_bins_that_nobody_counted_do_not_pass_for_others(num_nights: int, estimator: str) -> None:
     """The list holds most errors, and 7 of its 70 bins are skipped each night."""
