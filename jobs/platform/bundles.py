@@ -52,10 +52,12 @@ class ScorerPlan:
     batch_size: int
     threads: int
     """On a CPU, at most the machine's cores: Ray would give a worker as many as logical CPUs that it asked for."""
+    calls: int = 1
+    """At once, which share them."""
 
     def num_threads(self) -> int:
-        """On this machine."""
-        return max(1, min(self.threads, os.cpu_count() or 1))
+        """Of a call on this machine."""
+        return max(1, min(self.threads, os.cpu_count() or 1) // self.calls)
 
     def load(self) -> Scorer:
         """The network, ready to score. Raises InputError where another bundle lies there by now."""

@@ -7,6 +7,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,10 @@ GPU_FETCH_SURPLUS = 1.5
 GPU_FETCH_NICENESS = 10
 """Of fetches beside GPUs, which take every core: who feeds the GPU, hands out work and answers requests needs one or two,
 and must not wait for them."""
-GPU_SHARDS_AT_ONCE = 2
-"""Shards in threads of one scorer beside its GPU: one is taken in or handed on while the GPU computes another."""
+SHARDS_AT_ONCE = 2
+"""Shards in threads of one scorer: beside its GPU one is taken in or handed on while the GPU computes another. On CPUs each
+has half of the cores, so that whoever interrupts one half does not hold up the other: the threads of one network wait for
+each other at every layer."""
 
 
 class ShardScorer:
@@ -153,6 +156,9 @@ def score_shards(
     block_bytes = 4 * max(shard.num_rows for shard in shards) * image_size**2 * 3
     ray.data.DataContext.get_current().target_max_block_size = max(1 << 28, block_bytes)
     on_gpus = resources.device == "cuda"
+    num_scorers = min(resources.num_scorers, len(shards))
+    shares = on_gpus or (resources.scorer_threads % SHARDS_AT_ONCE == 0 and len(shards) >= SHARDS_AT_ONCE * num_scorers)
+    at_once = SHARDS_AT_ONCE if shares else 1
     num_fetchers = int(resources.num_fetchers * (GPU_FETCH_SURPLUS if on_gpus else 1))
     fetched = shard_dataset(shards).map_batches(
         _step_back if on_gpus else fetch,  # type: ignore[arg-type]
@@ -165,19 +171,19 @@ def score_shards(
     # `map_batches` itself refuses blocks as they are where there is a GPU, lest someone's batches be too small for it
     return fetched.map_batches_internal(
         ShardScorer,
-        fn_constructor_kwargs={"plan": scorer},
+        fn_constructor_kwargs={"plan": replace(scorer, calls=at_once)},
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         # the driver hands out work a few times a second: a fast card must not wait for it
         compute=ray.data.ActorPoolStrategy(
-            size=min(resources.num_scorers, len(shards)),
+            size=num_scorers,
             max_tasks_in_flight_per_actor=TASKS_AHEAD,
-            max_concurrent_calls_per_actor=GPU_SHARDS_AT_ONCE if on_gpus else None,
-            enable_true_multi_threading=on_gpus,
+            max_concurrent_calls_per_actor=at_once,
+            enable_true_multi_threading=shares,
         ),
         num_cpus=resources.scorer_cpus,
         num_gpus=resources.scorer_gpus or None,
         # for a worker of its own, in which nothing has imported torch before
-        runtime_env=None if on_gpus else {"env_vars": network_environment(resources.scorer_threads)},
+        runtime_env=None if on_gpus else {"env_vars": network_environment(resources.scorer_threads // at_once)},
     )

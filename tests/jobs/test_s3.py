@@ -277,6 +277,7 @@ def test_a_file_of_certificates_that_is_none_is_named(
     if content is not None:
         (tmp_path / "ca.pem").write_text(content)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{free_port()}")
     with pytest.raises(InputError, match=r"AWS_CA_BUNDLE: expected a file of certificates \(PEM\), found .*ca\.pem: "):
         storage.exists(f"s3://bucket-{uuid.uuid4().hex[:8]}/key")
 

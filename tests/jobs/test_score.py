@@ -148,6 +148,33 @@ def test_what_is_no_fault_of_the_gpu_is_not_laid_to_it(error: Exception) -> None
         raise error
 
 
+def test_shards_in_halves_of_the_cores_have_the_answers_of_one_on_all(tmp_path: Path) -> None:
+    uri = str(write_bundle(tmp_path / "bundle"))
+    plan = ScorerPlan(uri, read_bundle_info(tmp_path / "bundle").bundle_id, "cpu", "fp32", batch_size=8, threads=2)
+    scorer, side = plan.load(), read_bundle_info(tmp_path / "bundle").preprocessing.image_size
+    shards = np.random.default_rng(0).integers(0, 255, (2, 20, side, side, 3), dtype=np.uint8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whole = [scorer.score(pixels) for pixels in shards]
+        with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            halves = list(threads.map(scorer.score, shards))
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(one, other) for one, other in zip(whole, halves, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("threads", "calls", "cores", "found"), [(16, 2, 16, 8), (16, 2, 2, 1), (3, 1, 8, 3), (1, 2, 4, 1)]
+)
+def test_calls_share_the_threads_of_a_scorer(
+    threads: int, calls: int, cores: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    plan = ScorerPlan("b", "id", "cpu", "fp32", batch_size=32, threads=threads, calls=calls)
+    assert plan.num_threads() == found
+
+
 def test_fetches_beside_a_gpu_let_others_go_first() -> None:
     rows = pa.table({"x": [1, 2]})
 
