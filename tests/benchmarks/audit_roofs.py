@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jobs.config.base import PrecisionChoice
 from jobs.platform import storage
 from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_allowed
 from jobs.stages.resources import CPU_BATCH, GPU_BATCH, read_cards, resolve_precision
+from jobs.stages.score import SHARDS_AT_ONCE
 from model.images import decode_image
 from schemas.bundle import Preprocessing
 
@@ -108,7 +110,9 @@ def network_rate(uris: list[str], bundle_folder: Path, asked: PrecisionChoice) -
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch_size = GPU_BATCH if device == "cuda" else CPU_BATCH
-    torch.set_num_threads(os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    at_once = SHARDS_AT_ONCE if device == "cpu" and cores % SHARDS_AT_ONCE == 0 else 1  # as our scorer
+    torch.set_num_threads(cores // at_once)
     bundle = load_bundle(bundle_folder)
     precision = resolve_precision(asked, device, read_cards())
     scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)
@@ -118,11 +122,16 @@ def network_rate(uris: list[str], bundle_folder: Path, asked: PrecisionChoice) -
     pixels = np.stack([photos[number % len(photos)] for number in range(num_photos)])
     scorer.score(pixels)  # the first batch of a process is slow
     seconds = GPU_NETWORK_SECONDS if device == "cuda" else NETWORK_SECONDS
-    began, done = time.perf_counter(), 0
-    while done < 3 or time.perf_counter() - began < seconds:
-        scorer.score(pixels)
-        done += 1
-    return done * num_photos / (time.perf_counter() - began)
+
+    def score_on(_: int) -> float:
+        began, done = time.perf_counter(), 0
+        while done < 3 or time.perf_counter() - began < seconds:
+            scorer.score(pixels)
+            done += 1
+        return done * num_photos / (time.perf_counter() - began)
+
+    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(cores // at_once,)) as threads:
+        return sum(threads.map(score_on, range(at_once)))
 
 
 if __name__ == "__main__":
