@@ -237,9 +237,9 @@ def _pool(nights: Sequence[NightSample], use_prediction: bool) -> _Pool:
         if night.num_absent:
             base += night.num_absent * float((night.outcome - prediction)[census].mean())
         known_total += base
+        if use_prediction and (size or night.num_absent):
+            base += night.prediction_total - float(night.prediction[census].sum())
         if size:
-            if use_prediction:
-                base += night.prediction_total - float(night.prediction[census].sum())
             base += rest * float(residual.mean())
             residuals.append(residual)
             outcomes.append(night.outcome[sample])

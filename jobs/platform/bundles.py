@@ -3,6 +3,7 @@ workers load them."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ class ScorerPlan:
 
     def num_threads(self) -> int:
         """Of a call on this machine."""
-        return max(1, min(self.threads, os.cpu_count() or 1) // self.calls)
+        return math.ceil(min(self.threads, os.cpu_count() or 1) / self.calls)
 
     def load(self) -> Scorer:
         """The network, ready to score. Raises InputError where another bundle lies there by now."""

@@ -126,8 +126,8 @@ def _check_bucket(uri: str, bucket: str) -> None:
             "s3://…: expected s3://bucket/key, found credentials in it; AWS_PROFILE, a role or "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them"
         )
-    if not re.fullmatch(r"[A-Za-z0-9._:-]+", bucket):  # obstore panics at some; Ceph's may name a tenant
-        raise InputError(f"{uri}: expected letters, digits, ., _, - and : in the bucket's name, found {bucket!a}")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):  # obstore panics at others
+        raise InputError(f"{uri}: expected letters, digits, ., _ and - in the bucket's name, found {bucket!a}")
 
 
 def join(uri: str, *parts: str) -> str:

@@ -50,6 +50,9 @@ SHARDS_AT_ONCE = 2
 """Shards in threads of one scorer: beside its GPU one is taken in or handed on while the GPU computes another. On CPUs each
 has half of the cores, so that whoever interrupts one half does not hold up the other: the threads of one network wait for
 each other at every layer."""
+SHARING_SHARDS = 8
+"""Of a scorer on CPUs, from which on it computes some at once: the last one alone has half of the cores, which costs a small
+night more than it gains."""
 
 
 class ShardScorer:
@@ -89,7 +92,7 @@ class ShardScorer:
             yield
         except (RuntimeError, AssertionError) as error:  # the second: a torch without CUDA
             reason = str(error).partition("\n")[0]
-            if not self._is_on_gpu or not re.search("CUDA|NVIDIA", reason):
+            if not self._is_on_gpu or not re.search("CUDA|NVIDIA|cuDNN|find an engine", reason):
                 raise
             raise GateError(
                 f"the GPU of node {platform.node()}: expected one that torch can use, found: {reason}; free it, mend its driver, "
@@ -157,7 +160,8 @@ def score_shards(
     ray.data.DataContext.get_current().target_max_block_size = max(1 << 28, block_bytes)
     on_gpus = resources.device == "cuda"
     num_scorers = min(resources.num_scorers, len(shards))
-    shares = on_gpus or (resources.scorer_threads % SHARDS_AT_ONCE == 0 and len(shards) >= SHARDS_AT_ONCE * num_scorers)
+    is_even = resources.scorer_threads % SHARDS_AT_ONCE == 0
+    shares = on_gpus or (is_even and len(shards) >= SHARING_SHARDS * num_scorers)
     at_once = SHARDS_AT_ONCE if shares else 1
     num_fetchers = int(resources.num_fetchers * (GPU_FETCH_SURPLUS if on_gpus else 1))
     fetched = shard_dataset(shards).map_batches(

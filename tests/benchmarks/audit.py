@@ -1,6 +1,6 @@
 """The audit's throughput beside its hardware's roofs and beside what a user would pick instead, in one run.
 
-    python -m tests.benchmarks.audit --photos-uri PHOTOS --bundle-uri BUNDLE --num-images 4096 --json figures.json
+    python -m tests.benchmarks.audit --photos-uri PHOTOS --bundle-uri BUNDLE --num-images 8192 --json figures.json
     python -m tests.benchmarks.audit --photos-uri PHOTOS --feeding --num-images 16384
     python -m tests.benchmarks.audit --growth 1000 10000 100000 1000000
 
@@ -55,11 +55,14 @@ PEERS = {
     "daft": ("tests.benchmarks.audit_peers.daft_query",),
     "single_requests": ("tests.benchmarks.audit_peers.single_requests",),
 }
-LEAST_IMAGES = 2048
-"""With fewer, the start-up of two nights differs by as much as they do."""
+UNIT = 8192
+"""Of photos: the short night's shards are then even in number and enough to be computed as the whole night's are
+(SHARING_SHARDS)."""
+LEAST_SECONDS = 10.0
+"""That the whole night takes longer: the start of two differs by a second or two."""
+TUNED_IMAGES = 2048
 PEER_IMAGES = 224
-"""Photos that a peer scores: its rate per image is constant, and some peers are slow. The tuned loader is fast and
-scores all of ours."""
+"""Photos that a peer scores: its rate per image is constant, and some peers are slow; the tuned loader is fast."""
 GPU_PEER_IMAGES = {"single_requests": 512, "ray_documentation": 8192, "data_loader": 16384, "daft": 8192}
 """The same beside a GPU, where a loader's workers have thousands of photos ready when its first batch is through."""
 
@@ -68,7 +71,7 @@ def num_photos(peer: str, num_images: int) -> int:
     if ON_GPU:
         wanted = next(number for name, number in GPU_PEER_IMAGES.items() if peer.startswith(name))
     else:
-        wanted = num_images if "tuned" in peer else PEER_IMAGES
+        wanted = TUNED_IMAGES if "tuned" in peer else PEER_IMAGES
     return min(wanted, num_images)
 
 
@@ -156,6 +159,7 @@ def time_nights(output_uri: str, *command: str) -> tuple[Ended, float, float]:
         record = json.loads(storage.read_bytes(f"{place}/runs/{summary['run_id']}/run.json"))
         nights.append((summary["num_bins"], record["outcome"]["seconds"]))
     (few, short), (many, whole) = nights
+    assert whole - short >= LEAST_SECONDS, f"{short} and {whole} seconds: take more --num-images"
     return ended, (many - few) / (whole - short), whole
 
 
@@ -206,9 +210,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos-uri", help="folder of .jpg files; by default generated photos")
     parser.add_argument("--bundle-uri", type=Path, help="folder; by default a ResNet50 at 224 with random weights")
-    parser.add_argument(
-        "--num-images", type=int, default=4096, help="photos of a night; peers that are slow score some of them"
-    )
+    parser.add_argument("--num-images", type=int, default=UNIT, help="photos of a night; peers score some of them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="auto", help="of the network alone, of ours and of the tuned loader's")
     parser.add_argument("--skip-peer", nargs="*", default=[], help=f"names, or how they begin: {', '.join(PEERS)}")
@@ -218,8 +220,8 @@ def main() -> int:
     parser.add_argument("--growth", type=int, nargs="+", help="instead: nights of so many bins with a scoring stand-in")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.num_images < LEAST_IMAGES:
-        parser.error(f"--num-images: expected {LEAST_IMAGES} or more, as the rate is told by two nights")
+    if options.num_images % UNIT:
+        parser.error(f"--num-images: expected a multiple of {UNIT}, as the rate is told by two nights of whole shards")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.growth:

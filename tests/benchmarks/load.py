@@ -123,7 +123,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--num-bins", type=int)
-    size.add_argument("--minutes", type=float, help="as many bins as are scored in this time")
+    size.add_argument(
+        "--minutes",
+        type=float,
+        help="as many bins as are scored in this time, or fewer: the pilot's rate has its start in it",
+    )
     parser.add_argument("--precision", default="auto", help="of the audit")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between samples")
     parser.add_argument("--json", type=Path, required=True)

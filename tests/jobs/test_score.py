@@ -128,12 +128,17 @@ def test_memory_of_a_gpu_that_others_hold_is_said() -> None:
     scorer = ShardScorer.__new__(ShardScorer)  # without a bundle to load
     scorer._refusal, scorer._precision, scorer._is_on_gpu = None, "fp32", True
 
+    refusals = ["CUDA out of memory. Tried to allocate 20 MiB\nmore", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+
     def score(pixels: np.ndarray) -> np.ndarray:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB\nmore")
+        raise torch.OutOfMemoryError(refusals[0])
 
     info = SimpleNamespace(preprocessing=Preprocessing(image_size=16))
     scorer._scorer = SimpleNamespace(info=info, score=score)  # type: ignore[assignment]
     with pytest.raises(GateError, match=r"found: CUDA out of memory\. Tried to allocate 20 MiB; free it"):
+        scorer(_shard([bytes(768)], [None]))
+    refusals.reverse()
+    with pytest.raises(GateError, match=r"found: cuDNN error: CUDNN_STATUS_ALLOC_FAILED; free it"):
         scorer(_shard([bytes(768)], [None]))
     scorer._is_on_gpu = False
     with pytest.raises(torch.OutOfMemoryError):
@@ -165,7 +170,7 @@ def test_shards_in_halves_of_the_cores_have_the_answers_of_one_on_all(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("threads", "calls", "cores", "found"), [(16, 2, 16, 8), (16, 2, 2, 1), (3, 1, 8, 3), (1, 2, 4, 1)]
+    ("threads", "calls", "cores", "found"), [(16, 2, 16, 8), (16, 2, 2, 1), (3, 1, 8, 3), (4, 2, 3, 2), (1, 2, 4, 1)]
 )
 def test_calls_share_the_threads_of_a_scorer(
     threads: int, calls: int, cores: int, found: int, monkeypatch: pytest.MonkeyPatch

@@ -517,7 +517,7 @@ def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monke
         ("file:/audits", "file:…: expected a local path, file:///path"),
         ("file://localhost/audits", "file:…: expected a local path, file:///path"),
         ("file://audits", "file:…: expected a local path, file:///path"),
-        ("s3://my stock/audits", "letters, digits, ., _, - and : in the bucket's name, found 'my stock'"),
+        ("s3://my stock/audits", "letters, digits, ., _ and - in the bucket's name, found 'my stock'"),
         ("s3://<bucket>/audits", "found '<bucket>'"),
         ("s3://KEY:hunter2@stock/audits", "credentials in it"),
         ("s3://KEY:hunter/2@stock/audits", "credentials in it"),
@@ -534,7 +534,6 @@ def test_a_uri_that_names_no_place_or_another_one_in_listings_is_refused(uri: st
 
 def test_a_file_s_uri_is_the_path_in_it() -> None:
     assert storage.absolute("file:///audits/a%20b") == "/audits/a b"
-    assert storage.absolute("s3://tenant:bucket/key") == "s3://tenant:bucket/key"  # as Ceph names one
     assert storage.absolute("/audits/12:30") == "/audits/12:30"
 
 

@@ -121,6 +121,24 @@ def test_a_skipped_bin_of_a_night_that_is_all_planned_takes_no_other_night_s_lis
     assert both.value == pytest.approx((110 * alone.value + 100) / 210)
     assert both.high == pytest.approx((110 * alone.high + 100) / 210)
     assert estimate_share([whole]).low == estimate_share([whole]).high == 1.0
+    # with predictions too a skipped bin counts as its prediction, and what the others were more than theirs
+    large = [
+        NightSample(
+            1000, 100.0, np.r_[np.ones(20), np.zeros(180)], np.full(200, 0.1), np.ones(200, bool), np.zeros(200, bool)
+        )
+    ] * 3
+    partly = NightSample(
+        1000,
+        300.0,
+        np.r_[np.ones(270), np.zeros(630)],
+        np.full(900, 0.3),
+        np.arange(900) < 30,
+        np.ones(900, bool),
+        num_absent=100,
+    )
+    pooled = estimate_share([*large, partly])
+    assert pooled.estimator == "stratified_difference"
+    assert pooled.value == pytest.approx((3 * 100 + 300) / 4000)
 
 
 @pytest.mark.parametrize(("num_nights", "estimator"), [(12, "wilson"), (14, "stratified_difference")])
