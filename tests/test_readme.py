@@ -26,7 +26,7 @@ from tests.night import write_nights
 from tests.planned_night import commit_night, plan_row, priority_row, take_in
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/measurements.md")}
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "tests/benchmarks/README.md")}
 README = PAGES["README.md"]
 
 
