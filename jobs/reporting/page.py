@@ -17,13 +17,7 @@ from jobs.reporting import pictures
 from jobs.reporting.nights import Night, explain_no_accuracy
 from jobs.reporting.overview import Overview
 from jobs.reporting.photos import Thumbnail
-from jobs.reporting.promises import (
-    MAX_OFFENDERS,
-    currencies_of,
-    find_offenders,
-    keep_certificates,
-    keep_promises,
-)
+from jobs.reporting.promises import MAX_OFFENDERS, currencies_of, find_offenders, keep_certificates, keep_promises
 
 MAX_LINES = 8
 MAX_TEXT = 160
