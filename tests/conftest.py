@@ -88,8 +88,9 @@ def make_bucket() -> str:
     return f"s3://{name}"
 
 
-def start_s3_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Starts `weed mini` with its data in `folder` and waits until it answers."""
+def start_s3_server(folder: Path, port: int, *, tries: int = 3) -> subprocess.Popen[bytes]:
+    """Starts `weed mini` with its data in `folder` and waits until it answers. Another process may take a port that was free a
+    moment ago: then others are tried."""
     weed = Path(sysconfig.get_path("scripts")) / "weed"
     ports = {name: free_port() for name in ("master", "volume", "filer", "webdav", "admin")}
     command = [
@@ -123,7 +124,10 @@ def start_s3_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
         else:
             return process
     process.kill()
-    raise RuntimeError(f"the S3 server did not start: {(folder / 'weed.log').read_text()[-2000:]}")
+    said = (folder / "weed.log").read_text()[-2000:]
+    if "Port allocation failed" in said and tries > 1:
+        return start_s3_server(folder, port, tries=tries - 1)
+    raise RuntimeError(f"the S3 server did not start: {said}")
 
 
 def free_port() -> int:
