@@ -13,44 +13,36 @@ which is private to the run. The same command after a crash continues the run. E
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, date, datetime
-from typing import Any
 
 import pandas as pd
 import ray
-from numpy.typing import ArrayLike
 
 from jobs.config.audit import AuditConfig
-from jobs.config.report import ReportConfig
-from jobs.counting.belief import Belief, learn_belief, true_shares
-from jobs.counting.history import History, read_history
-from jobs.counting.last_counts import freeze_last_counts
+from jobs.counting.belief import Belief
 from jobs.platform import storage
 from jobs.platform.cluster import await_free, connect
-from jobs.platform.command import message, run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run, whole_night
+from jobs.platform.command import run_command
+from jobs.platform.layout import STAGED, WORKLIST, committed_run
 from jobs.platform.provenance import provenance
-from jobs.platform.run_record import finish_run, freeze_run, read_run
-from jobs.reporting.files import write_report
-from jobs.reporting.nights import explain_no_accuracy, read_night
+from jobs.platform.run_record import finish_run, read_run
+from jobs.reporting.closing import close_night
+from jobs.reporting.nights import Night, read_night
 from jobs.stages.conclude import Decisions, Rules, WrittenParts, decide_night, group_shards, write_parts
 from jobs.stages.images import FetchPlan
+from jobs.stages.knowledge import freeze_knowledge
 from jobs.stages.night_lock import NightLock, hold_night
 from jobs.stages.progress import Progress
 from jobs.stages.publish import check_committed, clean_up, publish_night
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.staging import stage_shards
-from jobs.stages.summary import summarize
+from jobs.stages.summary import summarize_night
 from jobs.stages.tonight import Tonight, settle_night, tell_of_others
 from jobs.stages.worklist import write_worklist
 from model.posterior import build_assessor
-from schemas.bundle import BundleInfo
-from schemas.errors import GateError, InputError
-from schemas.results import ImageStatus
+from schemas.errors import GateError
 
 logger = logging.getLogger("jobs.audit")
 
@@ -82,10 +74,7 @@ def run_audit(config: AuditConfig) -> None:
             progress = _score(tonight)
             night, decisions = _conclude(tonight, belief, last_counts, lock)
             seconds = time.monotonic() - started
-            facts = _facts_of_night(tonight, belief, decisions)
-            of_whole = _facts_of_whole(tonight, belief, decisions, progress, seconds)
-            facts_of = {("all", None): of_whole, **_facts_of_zones(belief)}
-            summary = summarize(night.sums, facts, facts_of, tonight.manifest.currencies)
+            summary = summarize_night(night.sums, tonight, belief, decisions, progress, seconds)
             publish_night(
                 night,
                 summary,
@@ -104,7 +93,7 @@ def run_audit(config: AuditConfig) -> None:
             }
             finish_run(tonight.run_uri, frozen, outcome)
         check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
-        _report_and_tell(tonight, whole_night(summary))
+        close_night(Night(tonight.output_uri, tonight.audit_date, tonight.run_id, summary), config.report_uri)
 
 
 def _finish(tonight: Tonight) -> None:
@@ -117,22 +106,13 @@ def _finish(tonight: Tonight) -> None:
             if "outcome" not in known:
                 finish_run(tonight.run_uri, known, _outcome(tonight.config))
     check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
-    _report_and_tell(tonight, read_night(tonight.output_uri, tonight.audit_date).whole)
+    close_night(read_night(tonight.output_uri, tonight.audit_date), tonight.config.report_uri)
 
 
 def _outcome(config: AuditConfig) -> dict[str, object]:
     """Of the try that ends: the run may have begun with other gates, by another version."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     return {"finished_at": ended, "config": config.model_dump(mode="json"), **provenance()}
-
-
-def _report_and_tell(tonight: Tonight, whole: dict[str, Any]) -> None:
-    """`whole`: the summary's row of the whole night."""
-    try:
-        if tonight.config.report_uri is not None:
-            _report(tonight, tonight.config.report_uri)
-    finally:
-        _tell(tonight, whole)
 
 
 def _check_uncommitted(tonight: Tonight) -> None:
@@ -143,47 +123,6 @@ def _check_uncommitted(tonight: Tonight) -> None:
             f"{tonight.output_uri}: the night {tonight.audit_date} was committed by run {committed} while this one waited "
             "for it; pass --replace to audit it again"
         )
-
-
-def freeze_knowledge(tonight: Tonight) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The run's record with its belief, and the last counts of bins, as they were known when the run began: in this try or
-    in an earlier one."""
-    history = read_history(tonight.output_uri, tonight.audit_date)
-    shares = true_shares(tonight.manifest.class_histogram(tonight.bundle.top_class))
-    belief = _believe(tonight.config, history, tonight.bundle, shares)
-    frozen = freeze_run(tonight.run_uri, _facts(tonight, belief))
-    return frozen, freeze_last_counts(tonight.run_uri, history.last_counts)
-
-
-def _believe(config: AuditConfig, history: History, bundle: BundleInfo, class_shares: ArrayLike) -> Belief:
-    belief = learn_belief(history, bundle, class_shares)
-    return belief if config.recount_budget > 0 and config.random_share > 0 else belief.without_claims()
-
-
-def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
-    return {
-        "run_id": tonight.run_id,
-        "audit_date": tonight.audit_date,
-        "config": tonight.config.model_dump(mode="json"),
-        "manifest": {
-            "uri": tonight.manifest.uri,
-            "fingerprint": tonight.manifest.fingerprint,
-            "num_bins": tonight.manifest.num_rows,
-        },
-        "bundle": {
-            "uri": storage.absolute(tonight.config.bundle_uri),
-            "bundle_id": tonight.bundle.bundle_id,
-            "weights_sha256": tonight.bundle.weights_sha256,
-        },
-        "allowed_roots": sorted(tonight.allowed_roots),
-        "device": tonight.resources.device,
-        "batch_size": tonight.resources.batch_size,
-        "precision": tonight.precision,
-        "replaces": tonight.replaces,
-        "belief": belief.to_dict(),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **provenance(),
-    }
 
 
 def _score(tonight: Tonight) -> Progress:
@@ -206,15 +145,7 @@ def _score(tonight: Tonight) -> Progress:
         for shard in staged:
             progress.add(shard)
     except GateError as error:
-        findings = [
-            {"status": status, "error": text, "below": below, "images": count}
-            for (status, text, below), count in progress.findings.most_common()
-        ]
-        told = {"failed": message(error), "findings": findings}
-        try:
-            storage.write_json(storage.join(tonight.run_uri, "findings.json"), told)
-        except (GateError, InputError) as unwritten:  # by the same outage, perhaps, which is what the user must read
-            logger.warning("the findings were not written: %s", message(unwritten))
+        progress.write_findings(storage.join(tonight.run_uri, "findings.json"), error)
         raise
     _require_all(progress.num_done, tonight, "staged")
     return progress
@@ -254,97 +185,6 @@ def _require_all(num_bins: int, tonight: Tonight, what: str) -> None:
             f"{num_bins} rows for {tonight.manifest.num_rows} bins were {what}; nothing was committed, the same command "
             "goes on"
         )
-
-
-def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str, object]:
-    """What stands in every row of the summary."""
-    calibration = tonight.bundle.calibration
-    return {
-        "run_id": tonight.run_id,
-        "bundle_id": tonight.bundle.bundle_id,
-        "calibration_id": belief.calibration_id,
-        "record_model": belief.state,
-        "record_error_rate_used": belief.record_model.error_rate,
-        "label_noise_used": belief.noise_rate,
-        "temperature": 1 / calibration.weight[0][0] if calibration.method == "temperature" else None,
-        "alpha": max((alpha for alpha, limit in decisions.thresholds.items() if limit > 0), default=None),
-        # recounts are estimated from for the whole night only
-        "estimator": "none",
-        "window_nights": 0,
-        "num_random_window": 0,
-        "num_priority_window": 0,
-        "num_pending_window": 0,
-    }
-
-
-def _facts_of_whole(
-    tonight: Tonight, belief: Belief, decisions: Decisions, progress: Progress, seconds: float
-) -> dict[str, object]:
-    """What stands in the summary's row of the whole night only."""
-    price = None
-    if tonight.config.node_price is not None and progress.has_scored_all():
-        hours = seconds / 3600 * tonight.resources.num_nodes
-        price = tonight.config.node_price * hours / progress.num_fresh * 1000
-    return {
-        **asdict(belief.estimates),
-        "drill_recall": decisions.drill_recall,
-        "drift_alarm": decisions.drift_alarm,
-        "images_per_second": progress.images_per_second(),
-        "price_per_1000_images": price,
-    }
-
-
-def _facts_of_zones(belief: Belief) -> dict[tuple[str, str | None], dict[str, object]]:
-    """What stands in the summary's rows of zones only."""
-    rates = belief.record_model.zone_error_rates
-    return {("zone", zone): {"record_error_rate_used": rate} for zone, rate in rates.items()}
-
-
-def _report(tonight: Tonight, report_uri: str) -> None:
-    """Raises GateError for whatever keeps a committed night from its report."""
-    config = ReportConfig(
-        output_uri=tonight.output_uri,
-        audit_date=date.fromisoformat(tonight.audit_date),
-        report_uri=report_uri,
-    )
-    try:
-        write_report(config)
-    except (InputError, GateError) as error:
-        flags = " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in config)
-        raise GateError(
-            f"the night {tonight.audit_date} is committed, but its report is not written ({message(error)}); mend it and "
-            f"run: python -m jobs.report {flags}"
-        ) from error
-
-
-def _tell(tonight: Tonight, summary: dict) -> None:
-    """The night in a few lines, on standard output."""
-    share = summary["coverage"] or 0
-    statuses = {status: summary[f"num_{status}"] for status in sorted(ImageStatus)}
-    lines = [
-        f"night {tonight.audit_date} is committed by run {tonight.run_id}",
-        "images: " + ", ".join(f"{count:,} {status}" for status, count in statuses.items() if count),
-        f"assessed: {summary['num_assessed']:,} of {summary['num_bins']:,} bins ({share:.1%})",
-        f"tonight's list: {summary['num_priority']} priority recounts (claims {summary['exp_wrong_in_list']:.1f} wrong "
-        f"records), {summary['num_random']} random ones; record model: {summary['record_model']}",
-    ]
-    if summary["error_rate"] is None:
-        only = "" if summary["num_certified"] else ": ranking only"
-        lines.append(f"record accuracy: {explain_no_accuracy(summary)}{only}")
-    else:
-        low, high = 1 - summary["error_rate_high"], 1 - summary["error_rate_low"]
-        lines.append(
-            f"record accuracy: {summary['ira']:.1%} (95 %: {low:.1%} to {high:.1%}; {summary['num_random_window']} resolved "
-            f"random counts, mean of {summary['window_nights']} nights)"
-        )
-    if summary["drift_alarm"]:
-        lines.append(
-            "drift alarm: records leave the camera's 90 % set more often than when it was calibrated, or than in earlier nights"
-        )
-    lines.append(
-        f"results: {tonight.output_uri}/results/audit_date={tonight.audit_date}/, views: {tonight.output_uri}/views.sql"
-    )
-    print("\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

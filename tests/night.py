@@ -19,7 +19,8 @@ import pyarrow.compute
 from jobs.counting.estimates import estimate_window
 from jobs.counting.history import read_history
 from jobs.platform.parquet import write_table
-from jobs.stages.summary import sum_scopes, summarize
+from jobs.stages.summary import summarize
+from jobs.stages.sums import sum_scopes
 from model.posterior import camera_columns, posterior_columns
 from schemas.arrow import TIMESTAMP, conform
 from schemas.manifest import SKU_LINE

@@ -25,7 +25,7 @@ from jobs.platform.layout import part_uri
 from jobs.platform.parquet import read_table, write_table
 from jobs.platform.reports import read_reports, report_row
 from jobs.stages.reconcile import Reconciler, probability_matrix
-from jobs.stages.summary import add_up, sum_scopes
+from jobs.stages.sums import add_up, sum_scopes
 from model.certificates import (
     certificate_thresholds,
     certified_at,

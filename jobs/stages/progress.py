@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from jobs.platform import storage
+from jobs.platform.command import message
 from jobs.platform.line_timer import LineTimer
 from jobs.stages.staging import SCORED, StagedShard, trim_findings
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,17 @@ class Progress:
                     f"(seen so far: {self.num_done} bins). {cause}"
                     "Nothing was committed; mend it and run the same command again, which retries them"
                 )
+
+    def write_findings(self, uri: str, failed: GateError) -> None:
+        """What the photos without a score failed by, and what ended the run, as a JSON document."""
+        findings = [
+            {"status": status, "error": error, "below": below, "images": count}
+            for (status, error, below), count in self.findings.most_common()
+        ]
+        try:
+            storage.write_json(uri, {"failed": message(failed), "findings": findings})
+        except (GateError, InputError) as unwritten:  # by the same outage, perhaps, which is what the user must read
+            logger.warning("the findings were not written: %s", message(unwritten))
 
 
 def _duration(seconds: float) -> str:

@@ -1,17 +1,19 @@
-"""The summary of a night: sums over each scope, added up part by part, and the row that is made of them."""
+"""The summary of a night: a row per scope, of the sums over it and of what the run settled, believed and measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from schemas.bundle import class_names
-from schemas.results import ImageStatus, Recount, Verdict
+from jobs.counting.belief import Belief
+from jobs.stages.conclude import Decisions
+from jobs.stages.progress import Progress
+from jobs.stages.tonight import Tonight
 from schemas.summary import SUMMARY_SCHEMA
 
 AT_STAKE = ("shortage_value", "overage_value", "value_at_risk")
@@ -24,65 +26,18 @@ PREDICTED = ("expected_wrong", "net_variance_predicted", "gross_variance_predict
 """Sums over the assessed bins: of none they say nothing, which is not that nothing is wrong."""
 
 
-def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.DataFrame:
-    """The summary's columns, the numerators of its shares, and the bins with a unit_value and of them the assessed, summed
-    over each scope: one row each for ("all", ""), ("zone", its name), ("abc_class", …) and ("expected_qty", …).
-
-    `outside` (n,): assessed, and the record lies outside the camera's 90 % set.
-    """
-
-    def column(name: str) -> np.ndarray:
-        return np.nan_to_num(results[name].to_numpy(zero_copy_only=False).astype(np.float64))
-
-    def equal(name: str, value: str) -> np.ndarray:
-        return pc.fill_null(pc.equal(results[name], value), False).to_numpy()
-
-    expected, value = column("expected_qty"), column("unit_value")
-    is_assessed, is_valued = ~equal("verdict", str(Verdict.NOT_ASSESSED)), pc.is_valid(results["unit_value"]).to_numpy()
-    net, gross = column("expected_variance_qty"), column("expected_abs_variance_qty")
-    scored = equal("status", str(ImageStatus.SCORED))
-    priority = equal("recount", str(Recount.PRIORITY))
-    # at K or more on both sides the counts can't be told apart
-    differs = scored & (np.minimum(expected, top_class) != column("camera_qty"))
-    columns = {
-        "num_bins": np.ones(results.num_rows),
-        **{f"num_{status}": equal("status", str(status)) for status in ImageStatus},
-        "num_assessed": is_assessed,
-        "recorded_units": expected,
-        "recorded_value": expected * value,
-        "num_suspect": equal("verdict", str(Verdict.SUSPECT)),
-        "num_certified": equal("verdict", str(Verdict.CERTIFIED)),
-        "num_priority": priority,
-        "num_random": equal("recount", str(Recount.RANDOM)),
-        "exp_wrong_in_list": np.where(priority, column("p_record_wrong"), 0.0),
-        "num_mismatch": differs,
-        "num_outside": outside,
-        "expected_wrong": column("p_record_wrong"),
-        "net_variance_predicted": net,
-        "gross_variance_predicted": gross,
-        "num_valued": is_valued,
-        "num_valued_assessed": is_valued & is_assessed,
-        # E max(-d, 0) and E max(d, 0): a bin that may be short and may be over is both, they don't cancel
-        "shortage_value": (gross - net) / 2 * value,
-        "overage_value": (gross + net) / 2 * value,
-        "value_at_risk": column("value_at_risk"),
-    }
-    frame = pd.DataFrame(columns, dtype=np.float64)
-    names = class_names(top_class)
-    quantity = [names[min(int(qty), top_class)] for qty in expected]
-    scopes = {
-        "all": [""] * results.num_rows,
-        "zone": [zone or None for zone in results["zone"].to_pylist()],
-        "abc_class": [name or None for name in results["abc_class"].to_pylist()],
-        "expected_qty": quantity,
-    }
-    parts = {scope: frame.groupby(np.array(of_scope, dtype=object)).sum() for scope, of_scope in scopes.items()}
-    return pd.concat(parts, names=["scope", "scope_value"])
-
-
-def add_up(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The sums of `sum_scopes` over all bins, from those of disjoint parts."""
-    return pd.concat(parts).groupby(["scope", "scope_value"]).sum()
+def summarize_night(
+    sums: pd.DataFrame,
+    tonight: Tonight,
+    belief: Belief,
+    decisions: Decisions,
+    progress: Progress,
+    seconds: float,
+) -> pa.Table:
+    """SUMMARY_SCHEMA of the night whose results have these `sums` (of `add_up`); both passes took so many `seconds`."""
+    of_whole = _facts_of_whole(tonight, belief, decisions, progress, seconds)
+    facts_of = {("all", None): of_whole, **_facts_of_zones(belief)}
+    return summarize(sums, _facts_of_night(tonight, belief, decisions), facts_of, tonight.manifest.currencies)
 
 
 def summarize(
@@ -118,6 +73,50 @@ def summarize(
         row |= facts_of.get((scope, value), {})
         rows.append({name: _plain(row.get(name)) for name in SUMMARY_SCHEMA.names})
     return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA)
+
+
+def _facts_of_night(tonight: Tonight, belief: Belief, decisions: Decisions) -> dict[str, object]:
+    """What stands in every row of the summary."""
+    calibration = tonight.bundle.calibration
+    return {
+        "run_id": tonight.run_id,
+        "bundle_id": tonight.bundle.bundle_id,
+        "calibration_id": belief.calibration_id,
+        "record_model": belief.state,
+        "record_error_rate_used": belief.record_model.error_rate,
+        "label_noise_used": belief.noise_rate,
+        "temperature": 1 / calibration.weight[0][0] if calibration.method == "temperature" else None,
+        "alpha": max((alpha for alpha, limit in decisions.thresholds.items() if limit > 0), default=None),
+        # recounts are estimated from for the whole night only
+        "estimator": "none",
+        "window_nights": 0,
+        "num_random_window": 0,
+        "num_priority_window": 0,
+        "num_pending_window": 0,
+    }
+
+
+def _facts_of_whole(
+    tonight: Tonight, belief: Belief, decisions: Decisions, progress: Progress, seconds: float
+) -> dict[str, object]:
+    """What stands in the summary's row of the whole night only."""
+    price = None
+    if tonight.config.node_price is not None and progress.has_scored_all():
+        hours = seconds / 3600 * tonight.resources.num_nodes
+        price = tonight.config.node_price * hours / progress.num_fresh * 1000
+    return {
+        **asdict(belief.estimates),
+        "drill_recall": decisions.drill_recall,
+        "drift_alarm": decisions.drift_alarm,
+        "images_per_second": progress.images_per_second(),
+        "price_per_1000_images": price,
+    }
+
+
+def _facts_of_zones(belief: Belief) -> dict[tuple[str, str | None], dict[str, object]]:
+    """What stands in the summary's rows of zones only."""
+    rates = belief.record_model.zone_error_rates
+    return {("zone", zone): {"record_error_rate_used": rate} for zone, rate in rates.items()}
 
 
 def _plain(value: object) -> object:

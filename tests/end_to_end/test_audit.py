@@ -19,6 +19,7 @@ from jobs import audit, recount
 from jobs.counting.belief import Belief, true_shares
 from jobs.platform import storage
 from jobs.platform.parquet import read_table, write_table
+from jobs.reporting import closing
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info
 from model.posterior import build_assessor
 from model.recount_plan import draw_keys
@@ -153,7 +154,7 @@ def test_a_committed_night_is_finished_by_the_same_command_where_its_report_fail
 
     manifest, output, report = write_dump(str(tmp_path), 30), f"{tmp_path}/audits", tmp_path / "report"
     with monkeypatch.context() as patch:
-        patch.setattr(audit, "write_report", fail)
+        patch.setattr(closing, "write_report", fail)
         assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 1
     said = capsys.readouterr()
     assert f"night {NIGHT} is committed by run" in said.out

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.audit import _believe, freeze_knowledge
 from jobs.config.audit import AuditConfig
 from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.history import History, read_history
 from jobs.counting.samples import samples_in_force, worst_samples
+from jobs.stages.knowledge import _believe, freeze_knowledge
 from model.drift import Baseline
 from model.estimators import WINDOW_NIGHTS, wilson_interval
 from model.posterior import build_assessor, fit_noise_rate

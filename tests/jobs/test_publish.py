@@ -24,7 +24,8 @@ from jobs.stages import publish as publishing
 from jobs.stages.conclude import Decisions, WrittenParts
 from jobs.stages.night_lock import hold_night
 from jobs.stages.publish import check_committed, publish_night
-from jobs.stages.summary import MONEY, PREDICTED, sum_scopes, summarize
+from jobs.stages.summary import MONEY, PREDICTED, _facts_of_night, summarize
+from jobs.stages.sums import sum_scopes
 from schemas.errors import GateError
 from schemas.recount import PLANNED_SCHEMA
 from schemas.results import RESULTS_SCHEMA
@@ -120,7 +121,7 @@ def test_the_summary_names_a_temperature_where_the_calibration_is_one(
     calibration = bundle.calibration.model_copy(update={"method": method, "weight": (np.eye(7) / 2.5).tolist()})
     tonight: Any = SimpleNamespace(run_id="r", bundle=bundle.model_copy(update={"calibration": calibration}))
     belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle, true_shares(bundle.label_histogram))
-    facts = audit._facts_of_night(tonight, belief, Decisions(0, None, {}, None, 0))  # type: ignore[arg-type]
+    facts = _facts_of_night(tonight, belief, Decisions(0, None, {}, None, 0))  # type: ignore[arg-type]
     assert facts["temperature"] == pytest.approx(temperature)
     row = summarize(night_of({}).sums, facts, {}, []).to_pylist()[0]
     assert row["temperature"] == pytest.approx(temperature)
