@@ -17,12 +17,11 @@ import pyarrow.compute as pc
 from jobs.config.evaluate import Split
 from jobs.platform.bundles import ScorerPlan
 from jobs.platform.line_timer import LineTimer
-from jobs.platform.parquet import read_row_group
 from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows, tell_poor
 from jobs.stages.reconcile import probability_matrix
 from jobs.stages.resources import Resources
 from jobs.stages.score import score_shards, shard_table
-from jobs.stages.worklist import Shard
+from jobs.stages.worklist import Shard, shards_in
 from schemas.bundle import BundleInfo
 from schemas.manifest import stock_moved
 from schemas.results import ImageStatus, Reason
@@ -163,8 +162,8 @@ def compare_counts(found: Predictions, reference: Predictions) -> dict[str, Any]
 def _fetch(items: pa.Table, plan: FetchPlan, split: Split) -> Iterator[pa.Table]:
     """Fetched shards as score_shards takes them; a photo that is left out, or tells nothing, loses its pixels, so it is not
     scored."""
-    for item in items.to_pylist():
-        rows = fetch_rows(read_row_group(item["uri"], item["row_group"]), plan)
+    for shard in shards_in(items):
+        rows = fetch_rows(shard.read(), plan)
         # an audit doesn't assess it
         poor = pa.array([tell_poor(contrast) for contrast in rows["contrast"].to_pylist()], pa.string())
         is_poor = pc.is_valid(poor)
@@ -176,7 +175,7 @@ def _fetch(items: pa.Table, plan: FetchPlan, split: Split) -> Iterator[pa.Table]
             rows = rows.set_column(rows.schema.get_field_index(name), FETCHED_SCHEMA.field(name), values)
         pixels = pc.if_else(meant, rows["pixels"], pa.scalar(None, pa.binary()))
         rows = rows.set_column(rows.schema.get_field_index("pixels"), FETCHED_SCHEMA.field("pixels"), pixels)
-        yield shard_table(rows, item["index"], fresh=True)
+        yield shard_table(rows, shard.index, fresh=True)
 
 
 def _kept(rows: pa.Table, split: Split) -> pa.ChunkedArray | pa.Array:

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.platform.cluster import CHECK_CPUS
-from jobs.platform.parquet import read_row_group
-from jobs.stages.worklist import Shard, shard_dataset
+from jobs.stages.worklist import Shard, shard_dataset, shards_in
 from schemas.manifest import MANIFEST_SCHEMA
 
 MOST_PIECES = 200
@@ -102,7 +101,7 @@ def count_groups(shards: list[Shard]) -> Counter[int]:
 
 
 def _count_shard_groups(items: pa.Table) -> pa.Table:
-    groups = [read_row_group(item["uri"], item["row_group"])["group"].drop_null() for item in items.to_pylist()]
+    groups = [shard.read()["group"].drop_null() for shard in shards_in(items)]
     found = pc.value_counts(pa.chunked_array([chunk for column in groups for chunk in column.chunks], pa.string()))
     return pa.table({"group": found.field("values"), "bins": found.field("counts")})
 

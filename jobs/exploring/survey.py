@@ -15,12 +15,11 @@ from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, count_groups, read_records
 from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.line_timer import LineTimer
-from jobs.platform.parquet import read_row_group
 from jobs.platform.reports import read_reports, report_table
 from jobs.stages.duplicates import find_duplicates
 from jobs.stages.images import FetchPlan
 from jobs.stages.resources import Resources
-from jobs.stages.worklist import Shard, shard_dataset
+from jobs.stages.worklist import Shard, shard_dataset, shards_in
 from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
@@ -73,8 +72,8 @@ def survey_bins(shards: list[Shard], plan: FetchPlan, *, share: float, seed: int
 
 def _survey_shard(items: pa.Table, plan: FetchPlan, share: float, seed: int) -> pa.Table:
     reports = []
-    for item in items.to_pylist():
-        rows = read_row_group(item["uri"], item["row_group"])
+    for shard in shards_in(items):
+        rows = shard.read()
         sample = rows.filter(pa.array(draw_sample(rows["bin_id"].to_pylist(), share, seed)))
         reports.append((read_records(rows), look_at(sample, plan)))
     return report_table(*reports)
@@ -131,10 +130,8 @@ def _rows_with(shards: list[Shard], column: str, values: list[str]) -> pa.Table:
 
 
 def _take_rows(items: pa.Table, column: str, values: list[str]) -> pa.Table:
-    shards = [read_row_group(item["uri"], item["row_group"]) for item in items.to_pylist()]
-    return _first_of_each(
-        pa.concat_tables([rows.select(["bin_id", "image_uri", "image_etag"]) for rows in shards]), column, values
-    )
+    rows = [shard.read().select(["bin_id", "image_uri", "image_etag"]) for shard in shards_in(items)]
+    return _first_of_each(pa.concat_tables(rows), column, values)
 
 
 def _first_of_each(rows: pa.Table, column: str, values: list[str]) -> pa.Table:

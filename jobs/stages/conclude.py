@@ -162,10 +162,12 @@ def write_parts(
 ) -> WrittenParts:
     """Pass 2b: one part of the results per group."""
     options = {"shared": ray.put((rules, decisions)), "output_uri": output_uri}
-    written = list(_over_groups(groups, _write_group, options, task_cpus))
-    written.sort(key=lambda found: found["uri"])  # they end in any order, and sums of floats depend on theirs
-    table = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *(found["planned"] for found in written)]).sort_by("bin_id")
-    return WrittenParts(add_up([found["sums"] for found in written]), table, [found["uri"] for found in written])
+    parts: list[WrittenParts] = list(_over_groups(groups, _write_group, options, task_cpus))
+    parts.sort(key=lambda part: part.part_uris)  # they end in any order, and sums of floats depend on theirs
+    planned = pa.concat_tables([PLANNED_SCHEMA.empty_table(), *(part.planned for part in parts)]).sort_by("bin_id")
+    return WrittenParts(
+        add_up([part.sums for part in parts]), planned, [uri for part in parts for uri in part.part_uris]
+    )
 
 
 def group_shards(staged: list[storage.StoredObject]) -> list[list[str]]:
@@ -253,7 +255,7 @@ def _write_group(row: dict, shared: ray.ObjectRef, output_uri: str) -> dict:
         tables.append(results)
     uri = part_uri(output_uri, "results", rules.audit_date, rules.run_id, row["group"])
     write_table(uri, pa.concat_tables(tables), row_group_size=65536)
-    return report_row({"sums": add_up(sums), "planned": pa.concat_tables(planned), "uri": uri})
+    return report_row(WrittenParts(add_up(sums), pa.concat_tables(planned), [uri]))
 
 
 def _conclude(rows: pa.Table, rules: Rules, decisions: Decisions) -> pa.Table:

@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 
 from jobs.platform import storage
 from jobs.platform.bundles import ScorerPlan
-from jobs.platform.parquet import DamagedParquet, read_row_group, read_table, write_table
+from jobs.platform.parquet import DamagedParquet, read_table, write_table
 from jobs.platform.reports import read_reports, report_table
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, score_shards, shard_table
-from jobs.stages.worklist import Shard
+from jobs.stages.worklist import Shard, shards_in
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
 
@@ -93,11 +93,10 @@ def stage_shards(
 
 
 def _fetch_or_resume(items: pa.Table, folder_uri: str, plan: FetchPlan) -> Iterator[pa.Table]:
-    for item in items.to_pylist():
-        shard = Shard(item["index"], item["uri"], item["row_group"], item["num_rows"])
+    for shard in shards_in(items):
         staged = _read_staged(staged_uri(folder_uri, shard.index))
         if staged is None:
-            rows = fetch_rows(read_row_group(shard.uri, shard.row_group), plan)
+            rows = fetch_rows(shard.read(), plan)
             yield shard_table(rows, shard.index, fresh=True)
             continue
         again = pc.not_equal(staged["status"], SCORED)

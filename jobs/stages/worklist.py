@@ -22,7 +22,7 @@ import ray.data
 
 from jobs.platform import storage
 from jobs.platform.cluster import CHECK_CPUS
-from jobs.platform.parquet import DamagedParquet, open_parquet
+from jobs.platform.parquet import DamagedParquet, open_parquet, read_row_group
 from jobs.stages.manifest import Manifest
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -42,6 +42,10 @@ class Shard:
     uri: str
     row_group: int
     num_rows: int
+
+    def read(self) -> pa.Table:
+        """The shard's rows, MANIFEST_SCHEMA."""
+        return read_row_group(self.uri, self.row_group)
 
 
 def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:
@@ -67,8 +71,13 @@ def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> 
 
 
 def shard_dataset(shards: Sequence[Shard]) -> ray.data.Dataset:
-    """One row and one block a shard: the fields of Shard."""
+    """One row and one block a shard, for tasks that take them out again by `shards_in`."""
     return ray.data.from_items([asdict(shard) for shard in shards], override_num_blocks=len(shards))
+
+
+def shards_in(items: pa.Table) -> list[Shard]:
+    """The shards of a block of `shard_dataset`."""
+    return [Shard(**item) for item in items.to_pylist()]
 
 
 def shard_rows(num_rows: int, image_size: int = 0) -> int:

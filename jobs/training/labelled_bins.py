@@ -18,7 +18,8 @@ from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.parquet import parquet_files
 from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos, tell_poor
-from jobs.stages.manifest import check_unchanged, problems_of_files, refuse, report_file, settle_roots
+from jobs.stages.manifest import check_unchanged, problems_of_files, refuse, settle_roots
+from jobs.stages.manifest_file import report_file
 from jobs.training.tasks import TASK_CPUS, task_pool
 from schemas.arrow import conform
 from schemas.bundle import Preprocessing
@@ -58,11 +59,11 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
         except FileNotFoundError:
             break
         reports.append(report_file(entry.uri, data))
-        if not reports[-1]["problems"]:
+        if not reports[-1].problems:
             tables.append(_training_columns(data))
     check_unchanged(uri, listed)
     problems = problems_of_files(reports, uri)
-    images_uris = {report["metadata"]["images_uri"] for report in reports if "images_uri" in report["metadata"]}
+    images_uris = {report.metadata["images_uri"] for report in reports if "images_uri" in report.metadata}
     if len(images_uris) > 1 and not config.allowed_root:
         problems.append(
             f"{uri}: the files disagree on images_uri; say with --allowed-root where photos may be read from"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from jobs.counting.counts_file import read_counts_file
 from jobs.platform.parquet import open_parquet, read_table
-from jobs.stages.manifest import _agreed, problems_of_files, report_file
+from jobs.stages.manifest import _agreed, problems_of_files
+from jobs.stages.manifest_file import FileReport, report_file
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA
 from tests.dump import manifest_table
@@ -51,7 +52,7 @@ def damage(data: bytes, how: tuple[list[tuple[int, int]], int, bytes]) -> bytes:
 def problems(folder: Path, data: bytes) -> list[str]:
     path = folder / "part.parquet"
     path.write_bytes(data)
-    return report_file(str(path), path.read_bytes())["problems"]
+    return report_file(str(path), path.read_bytes()).problems
 
 
 def test_a_column_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_damaged_recount_parquet_is_rows_or_a_reason(tmp_path: Path, how: tupl
 def test_files_of_two_nights_or_of_another_format_are_no_manifest() -> None:
     def found(*versions: str) -> list[str]:
         metadata = [{"format_version": version} for version in versions]
-        return problems_of_files([{"problems": [], "num_rows": 1, "metadata": each} for each in metadata], "m")
+        return problems_of_files([FileReport("m", "", num_rows=1, metadata=each) for each in metadata], "m")
 
     assert found("1", "1") == []
     assert found("2") == ["m: expected manifest format_version 1, found 2"]
@@ -178,7 +179,7 @@ def test_rows_are_numbered_and_judged_beyond_the_first_batch(tmp_path: Path) -> 
     prices = [None, *[1.0] * (num_rows - 1)]
     table = manifest_table("/photos", [1] * num_rows, unit_value=prices)
     path = tmp_path / "part.parquet"
-    assert not report_file(str(path), parquet_bytes(table))["has_all_unit_values"]
+    assert not report_file(str(path), parquet_bytes(table)).has_all_unit_values
     wide = table.set_column(2, "expected_qty", pa.array([*[1] * (num_rows - 1), 2**40]))
     (problem,) = problems(tmp_path, parquet_bytes(wide))
     assert f"row {num_rows}: expected_qty" in problem

@@ -23,7 +23,7 @@ from jobs.platform.parquet import parquet_bytes
 from jobs.platform.provenance import provenance
 from jobs.platform.run_record import finish_run, freeze_run
 from jobs.stages import night_lock, tonight
-from jobs.stages.manifest import report_file
+from jobs.stages.manifest_file import report_file
 from jobs.stages.night_lock import NightLock, hold_night
 from jobs.stages.tonight import Tonight
 from schemas.errors import GateError, InputError
@@ -361,7 +361,7 @@ def test_a_replacement_that_died_before_its_report_is_finished_and_not_made_agai
 def test_a_limit_on_the_age_of_photos_needs_photos_of_known_age(names: tuple[str, ...]) -> None:
     moment = datetime(2026, 11, 22, tzinfo=UTC)
     data = bytes(parquet_bytes(manifest_table("/photos", [1], **{name: [moment] for name in names})))
-    manifest: Any = SimpleNamespace(uri="m", has_photo_ages=report_file("m", data)["has_photo_ages"])
+    manifest: Any = SimpleNamespace(uri="m", has_photo_ages=report_file("m", data).has_photo_ages)
     config = CONFIG.model_copy(update={"max_photo_age_hours": 24.0})
     refused = pytest.raises(InputError, match="expected photo_at and expected_as_of, found no row with both")
     with nullcontext() if len(names) == 2 else refused:
