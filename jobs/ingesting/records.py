@@ -6,7 +6,7 @@ import asyncio
 
 import pyarrow as pa
 
-from jobs.platform.fetching import OUTAGE_FAILURES, Fault, NotFetched, fetch_bytes
+from jobs.platform.fetching import OUTAGE_FAILURES, FailureStreak, Fault, NotFetched, fetch_bytes
 from schemas.abid import MAX_RECORD_BYTES, BinRecord, UnreadableRecord, parse_record
 from schemas.manifest import SKU_LINE
 
@@ -55,10 +55,9 @@ def record_columns(records: list[BinRecord]) -> dict[str, pa.Array]:
 
 async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
     slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
-    num_failed_in_row = 0
+    streak = FailureStreak()
 
     async def read(uri: str) -> Found:
-        nonlocal num_failed_in_row
         async with slots:
             found: Found
             try:
@@ -68,8 +67,8 @@ async def _read_all(uris: list[str], anonymous: bool) -> list[Found]:
             except NotFetched as reason:
                 found = UnreadableRecord(UNREADABLE[reason.fault]) if reason.fault in UNREADABLE else reason
             if not isinstance(found, NotFetched):
-                num_failed_in_row = 0
-            elif (num_failed_in_row := num_failed_in_row + 1) >= OUTAGE_FAILURES:
+                streak.end()
+            elif streak.add():
                 kind = RecordsDenied if found.fault is Fault.DENIED else StorageOutage
                 raise kind(f"can't be fetched: {uri}: {found}, like {OUTAGE_FAILURES - 1} others before it") from found
             return found

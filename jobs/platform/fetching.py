@@ -68,6 +68,22 @@ class NotFetched(Exception):  # noqa: N818 - what became of it, as UnreadableRec
         self.fault = fault
 
 
+class FailureStreak:
+    """Objects in a row that did not come, of the many that are asked for at once."""
+
+    def __init__(self) -> None:
+        self._num_failed = 0
+
+    def end(self) -> None:
+        """One came, or failed by itself."""
+        self._num_failed = 0
+
+    def add(self) -> bool:
+        """Counts another one. Returns whether it is the storage that is away by now."""
+        self._num_failed += 1
+        return self._num_failed >= OUTAGE_FAILURES
+
+
 async def fetch_bytes(
     uri: str,
     *,

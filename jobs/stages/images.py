@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 
 from jobs.platform import fetching, s3, storage
-from jobs.platform.fetching import OUTAGE_FAILURES, Fault, NotFetched
+from jobs.platform.fetching import OUTAGE_FAILURES, FailureStreak, Fault, NotFetched
 from jobs.platform.roots import is_allowed, names_no_object
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
@@ -141,16 +141,15 @@ def fetch_each(rows: pa.Table, plan: FetchPlan, use: Callable[[bytes | Photo], U
 
     async def fetch_all() -> list[Used]:
         slots = asyncio.Semaphore(IN_FLIGHT)
-        num_given_up = 0  # in a row
+        streak = FailureStreak()
 
         async def fetch(uri: str, etag: str | None, num_bytes: int | None) -> Used:
-            nonlocal num_given_up
             async with slots:
                 # of a manifest without ETags, as from an inventory of yesterday, the size isn't today's either
                 found = await fetch_allowed(uri, plan, etag=etag, num_bytes=num_bytes if etag else None)
                 if not (isinstance(found, Photo) and found.gave_up):
-                    num_given_up = 0
-                elif (num_given_up := num_given_up + 1) >= OUTAGE_FAILURES:
+                    streak.end()
+                elif streak.add():
                     server = (s3.endpoint() or "S3") if storage.is_s3(uri) else "local files"
                     raise GateError(
                         f"{server}: the storage stopped delivering: {uri}: {found.error}, like "
