@@ -35,7 +35,7 @@ from jobs.stages.images import FetchPlan
 from jobs.stages.knowledge import freeze_knowledge
 from jobs.stages.night_lock import NightLock, hold_night
 from jobs.stages.progress import Progress
-from jobs.stages.publish import check_committed, clean_up, publish_night
+from jobs.stages.publish import check_committed, check_in_force, clean_up, publish_night
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.staging import stage_shards
 from jobs.stages.summary import summarize_night
@@ -65,7 +65,7 @@ def run_audit(config: AuditConfig) -> None:
             tonight.resources.device,
         )
         with hold_night(tonight.output_uri, tonight.audit_date, tonight.run_id) as lock:
-            _check_uncommitted(tonight)
+            check_in_force(tonight.output_uri, tonight.audit_date, tonight.replaces)
             frozen, last_counts = freeze_knowledge(tonight)
             belief = Belief.from_dict(frozen["belief"])
             tell_of_others(tonight)
@@ -113,16 +113,6 @@ def _outcome(config: AuditConfig) -> dict[str, object]:
     """Of the try that ends: the run may have begun with other gates, by another version."""
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     return {"finished_at": ended, "config": config.model_dump(mode="json"), **provenance()}
-
-
-def _check_uncommitted(tonight: Tonight) -> None:
-    """Raises GateError where another run committed the night while this one waited to hold it."""
-    committed = committed_run(tonight.output_uri, tonight.audit_date)
-    if committed != tonight.replaces:
-        raise GateError(
-            f"{tonight.output_uri}: the night {tonight.audit_date} was committed by run {committed} while this one waited "
-            "for it; pass --replace to audit it again"
-        )
 
 
 def _score(tonight: Tonight) -> Progress:

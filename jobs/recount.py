@@ -24,7 +24,7 @@ from jobs.counting.belief import learn_record_model, read_class_shares
 from jobs.counting.check import CheckedCounts, check_counts
 from jobs.counting.counted import add_counted
 from jobs.counting.counts_file import read_counts_file, write_rejects
-from jobs.counting.estimates import estimate_window
+from jobs.counting.estimates import UNRESOLVED, estimate_window
 from jobs.counting.history import History, day_after, read_history
 from jobs.platform import storage
 from jobs.platform.command import run_command
@@ -88,7 +88,7 @@ def _tell(history: History, record_model: RecordModel) -> None:
     if estimates.error_rate is None:
         planned = sum(night.num_random_planned for night in history.nights)
         waiting = planned - sum(night.num_random_resolved for night in history.nights)
-        pending = f"no night has 90 % of its random bins resolved yet ({waiting} random bins pending)"
+        pending = f"{UNRESOLVED} ({waiting} random bins pending)"
         print(f"error rate: {pending if planned else 'no night drew random bins'}")
     else:
         print(

@@ -47,6 +47,14 @@ def has_counts(output_uri: str, audit_date: str) -> bool:
     return bool(pc.any(pc.equal(counted["audit_date"], audit_date)).as_py())
 
 
+def explain_counted(output_uri: str, audit_date: str) -> str:
+    """Why a night with such counts is not replaced, and what to do."""
+    return (
+        f"{output_uri}: counts against a plan of {audit_date} have come in; nothing was committed; pass --replace-counted as "
+        "well to make a new plan (the counts are kept), and another --seed if records were corrected by them"
+    )
+
+
 def add_counted(output_uri: str, rows: pa.Table) -> str:
     """Adds one object of COUNTED_SCHEMA rows and returns its URI; the same rows twice are one object."""
     rows = rows.sort_by([(name, "ascending") for name in ("audit_date", "bin_id", "counted_at", "counted_qty")])

@@ -23,6 +23,9 @@ from model.estimators import (
 )
 from model.record_errors import Floats
 
+UNRESOLVED = "no night has 90 % of its random bins resolved yet"
+"""Why the window says nothing though its nights drew random bins."""
+
 
 @dataclass(frozen=True)
 class Estimates:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.counting.estimates import UNRESOLVED
 from jobs.platform.layout import list_nights, part_uris, partition_uri, read_summary_table, unless_replaced, whole_night
 from jobs.platform.parquet import damage_named, open_parquet
 from schemas.arrow import conform
@@ -43,7 +44,7 @@ def explain_no_accuracy(whole: dict[str, Any]) -> str:
     """Why the summary's row of a whole night has no accuracy."""
     if whole["num_random_window"] or not whole["num_random"]:
         return "no random bins tonight"
-    return "no night has 90 % of its random bins resolved yet"
+    return UNRESOLVED
 
 
 def read_night(output_uri: str, audit_date: str) -> Night:

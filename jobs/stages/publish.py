@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 import jobs
-from jobs.counting.counted import has_counts
+from jobs.counting.counted import explain_counted, has_counts
 from jobs.platform import storage
 from jobs.platform.layout import (
     COMMITTED_MARKER,
@@ -82,11 +82,7 @@ def publish_night(
     lock.check()  # with --replace-counted this very run may have been committed by another process
     storage.delete([*night.part_uris, plan_uri] if refused else leftover)
     if refused:
-        raise GateError(
-            f"{output_uri}: counts against a plan of {audit_date} have come in while this run was at work; nothing was "
-            "committed; pass --replace-counted as well to make a new plan (the counts are kept), and another --seed if "
-            "records were corrected by them"
-        )
+        raise GateError(explain_counted(output_uri, audit_date))
     _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
     lock.check()
     storage.settle(output_uri)  # a power cut must not take parts of a night that is committed
@@ -106,12 +102,17 @@ def _commit(summary: pa.Table, output_uri: str, audit_date: str, run_id: str, re
         write_table(uri, summary)
     elif not storage.create_bytes(uri, parquet_bytes(summary)):
         # an answer lost on its way makes the retry find this run's own commit
-        committed = committed_run(output_uri, audit_date)
-        if committed != run_id:
-            raise GateError(
-                f"{output_uri}: the night {audit_date} was committed by run {committed} while this one was at work; "
-                "nothing was committed; pass --replace to audit it again"
-            )
+        check_in_force(output_uri, audit_date, run_id)
+
+
+def check_in_force(output_uri: str, audit_date: str, expected: str | None) -> None:
+    """Raises GateError where another run than `expected` has committed the night since this one began."""
+    committed = committed_run(output_uri, audit_date)
+    if committed != expected:
+        raise GateError(
+            f"{output_uri}: the night {audit_date} was committed by run {committed} while this one was at work or waited for "
+            "it; nothing was committed; pass --replace to audit it again"
+        )
 
 
 def check_committed(output_uri: str, audit_date: str, run_id: str, num_bins: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jobs.config.audit import AuditConfig
 from jobs.config.base import tell_future_night
-from jobs.counting.counted import has_counts
+from jobs.counting.counted import explain_counted, has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
@@ -193,8 +193,4 @@ def _check_replacement(config: AuditConfig, output_uri: str, audit_date: str, co
             "pass --replace to audit it again"
         )
     if has_counts(output_uri, audit_date) and not config.replace_counted:
-        raise InputError(
-            f"{output_uri}: counts against a plan of {audit_date} have come in; "
-            "pass --replace-counted as well to make a new plan (the counts are kept), and another --seed if records were "
-            "corrected by them"
-        )
+        raise InputError(explain_counted(output_uri, audit_date))
