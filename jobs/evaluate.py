@@ -51,7 +51,7 @@ MIN_AGREEMENT = 0.99
 """Share of the counts in int8 that must be the same without it."""
 
 
-def run_evaluation(config: EvaluateConfig) -> None:
+def run_evaluate(config: EvaluateConfig) -> None:
     """The whole job. Raises InputError where there is nothing to evaluate, GateError where too many photos failed or int8
     counts too differently."""
     output_uri = storage.absolute(config.output_uri)
@@ -207,7 +207,7 @@ def _check_gate(predictions: Predictions) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(EvaluateConfig, run_evaluation, job="evaluate", argv=argv)
+    return run_command(EvaluateConfig, run_evaluate, job="evaluate", argv=argv)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from jobs.stages.worklist import temporary_worklist
 logger = logging.getLogger("jobs.explore")
 
 
-def run_exploration(config: ExploreConfig) -> None:
+def run_explore(config: ExploreConfig) -> None:
     """The whole job. Raises InputError for a manifest that can't be used, GateError where storage or cluster fail."""
     output_uri = storage.absolute(config.output_uri)
     with connect():
@@ -81,7 +81,7 @@ def summarize(survey: Survey) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(ExploreConfig, run_exploration, job="explore", argv=argv)
+    return run_command(ExploreConfig, run_explore, job="explore", argv=argv)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from schemas.errors import GateError, InputError
 logger = logging.getLogger("jobs.ingest")
 
 
-def ingest(config: IngestConfig) -> None:
+def run_ingest(config: IngestConfig) -> None:
     now = datetime.now(UTC)
     if config.audit_date is not None:
         tell_future_night(config.audit_date, "--audit-date", now)
@@ -236,7 +236,7 @@ def _write_part(bins: pa.Table, target: Target) -> pa.Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(IngestConfig, ingest, job="ingest", argv=argv)
+    return run_command(IngestConfig, run_ingest, job="ingest", argv=argv)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ LOOK_SECONDS = 10.0
 """How often to look whether the endpoint is still there."""
 
 
-def run_endpoint(config: ServeConfig) -> None:
+def run_serve(config: ServeConfig) -> None:
     """Serves until a signal comes. Raises InputError before anything listens, GateError where work was left undone."""
     with connect(environment=SERVE_SETTINGS):
         stopped = threading.Event()
@@ -211,7 +211,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(ServeConfig, run_endpoint, job="serve", argv=argv)
+    return run_command(ServeConfig, run_serve, job="serve", argv=argv)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def check_counts(
     ledger = Ledger(output_uri, set(plans))
     # what an earlier call took in needs no record, and the results of its nights may have been deleted since
     pairs = [pair for pair in zip(counts, as_numbers, strict=True) if not any(map(ledger.knows, pair))]
-    records, pairs, unjudged = _read_records(output_uri, pairs, plans, nights)
+    records, pairs, unjudged = _find_needed(output_uri, pairs, plans, nights)
     rejects += unjudged
     # a bin of the night that no plan asked for has its own name, and not that of a planned one
     counts = [count if (count.audit_date, count.bin_id) in records else as_number for count, as_number in pairs]
@@ -116,7 +116,7 @@ def _read_plans(output_uri: str, nights: set[str]) -> dict[str, list[Plan]]:
     return plans
 
 
-def _read_records(
+def _find_needed(
     output_uri: str, pairs: Sequence[Pair], plans: Mapping[str, list[Plan]], nights: Sequence[str]
 ) -> tuple[dict[tuple[str, str], NightRecord], list[Pair], list[Rejected]]:
     """(night, bin_id) -> what was recorded then, as far as the rows need it; the rows that can be judged by it; and the

@@ -23,8 +23,8 @@ from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
 
 REQUIRED = [field.name for field in COUNTS_SCHEMA if not field.nullable]
-_FILLED_IN = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date", "counter_id")]
-"""Not who is to count: people are assigned before they go."""
+_OF_A_COUNT = [name for name in COUNTS_SCHEMA.names if name not in ("bin_id", "audit_date", "counter_id")]
+"""What a row with a count has a value of. Not who counts: people are assigned before they go."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CountsRow:
     @property
     def is_blank(self) -> bool:
         """A row of the recount list that nobody has filled in yet."""
-        return self.malformed is None and not any(self.cells.get(name) for name in _FILLED_IN)
+        return self.malformed is None and not any(self.cells.get(name) for name in _OF_A_COUNT)
 
 
 def read_counts_file(uri: str) -> list[CountsRow]:

@@ -53,7 +53,7 @@ class RecordFacts:
         )
 
 
-def read_records(rows: pa.Table) -> RecordFacts:
+def gather_facts(rows: pa.Table) -> RecordFacts:
     """The facts of manifest rows (MANIFEST_SCHEMA)."""
     odd = rows.filter(rows["record_inconsistent"]).sort_by("bin_id").slice(0, NUM_LISTED)
     order = pc.sort_indices(rows, sort_keys=[("expected_qty", "descending"), ("bin_id", "ascending")])

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from jobs.exploring.looks import draw_sample, look_at
-from jobs.exploring.records import RecordFacts, count_groups, read_records
+from jobs.exploring.records import RecordFacts, count_groups, gather_facts
 from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.line_timer import LineTimer
 from jobs.platform.reports import read_reports, report_table
@@ -75,7 +75,7 @@ def _survey_shard(items: pa.Table, plan: FetchPlan, share: float, seed: int) -> 
     for shard in shards_in(items):
         rows = shard.read()
         sample = rows.filter(pa.array(draw_sample(rows["bin_id"].to_pylist(), share, seed)))
-        reports.append((read_records(rows), look_at(sample, plan)))
+        reports.append((gather_facts(rows), look_at(sample, plan)))
     return report_table(*reports)
 
 

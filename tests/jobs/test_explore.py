@@ -12,7 +12,7 @@ import pytest
 from jobs import explore
 from jobs.exploring import survey
 from jobs.exploring.looks import draw_sample, look_at
-from jobs.exploring.records import RecordFacts, read_records
+from jobs.exploring.records import RecordFacts, gather_facts
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from jobs.stages.images import FetchPlan
@@ -99,10 +99,10 @@ def test_facts_of_parts_add_up_to_the_facts_of_all() -> None:
     quantities = generator.integers(0, 400, 100).tolist()
     odd = (generator.random(100) < 0.3).tolist()
     rows = manifest_table("/photos", quantities, record_inconsistent=odd)
-    whole = read_records(rows)
+    whole = gather_facts(rows)
     merged = RecordFacts()
     for start in (60, 0, 30):
-        merged.merge(read_records(rows.slice(start, 40 if start == 60 else 30)))
+        merged.merge(gather_facts(rows.slice(start, 40 if start == 60 else 30)))
     assert merged == whole
     assert whole.largest[0]["expected_qty"] == max(quantities)
     assert whole.num_inconsistent == sum(odd)
