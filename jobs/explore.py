@@ -41,7 +41,7 @@ def run_explore(config: ExploreConfig) -> None:
             LOOK, settle_roots(manifest.uri, manifest.images_uri, config.allowed_root), config.anonymous, None
         )
         logger.info("%d bins of %s", manifest.num_rows, manifest.uri)
-        with temporary_worklist(manifest, output_uri) as shards:
+        with temporary_worklist(manifest, output_uri, image_size=0) as shards:
             survey = survey_bins(
                 shards,
                 plan,

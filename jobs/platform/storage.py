@@ -344,7 +344,7 @@ def download_folder(uri: str, folder: Path) -> None:
         raise FileNotFoundError(f"{uri}: not found, or empty")
 
 
-def upload_folder(folder: Path, uri: str, *, last: str | None = None) -> None:
+def upload_folder(folder: Path, uri: str, *, last: str) -> None:
     """Copies the files of `folder` (not its folders) below `uri`; the file named `last` is written last. Raises InputError
     where the place can't be written, GateError where storage is away or full."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == last):

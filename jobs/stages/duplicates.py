@@ -35,7 +35,7 @@ class _Piece:
     num_rows: int
 
 
-def find_duplicates(manifest_files: list[str], column: str, limit: int = 10) -> list[tuple[str, int]]:
+def find_duplicates(manifest_files: list[str], column: str, limit: int) -> list[tuple[str, int]]:
     """Values of the text `column` that occur more than once in all files together, with how often each occurs.
 
     At most `limit` pairs, sorted by value; of more duplicates the same ones are given every time. Nulls don't count.

@@ -48,7 +48,7 @@ class Shard:
         return read_row_group(self.uri, self.row_group)
 
 
-def write_worklist(manifest: Manifest, folder_uri: str, image_size: int = 0) -> list[Shard]:
+def write_worklist(manifest: Manifest, folder_uri: str, image_size: int) -> list[Shard]:
     """Copies the manifest into `folder_uri`, one shard a row group; files that a former try wrote whole are kept.
 
     `image_size`: side of the decoded photos that a shard is to hold, 0 for none. Raises InputError where a file is not
@@ -80,14 +80,14 @@ def shards_in(items: pa.Table) -> list[Shard]:
     return [Shard(**item) for item in items.to_pylist()]
 
 
-def shard_rows(num_rows: int, image_size: int = 0) -> int:
+def shard_rows(num_rows: int, image_size: int) -> int:
     """Rows of a shard: small ones give progress and cheap resume, large ones keep the staged files few."""
     most = MAX_SHARD_BYTES // max(1, 3 * image_size**2)
     return max(1, min(most, int(np.clip(2 ** np.ceil(np.log2(max(1, num_rows) / 4096)), 256, 2048))))
 
 
 @contextmanager
-def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int = 0) -> Iterator[list[Shard]]:
+def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int) -> Iterator[list[Shard]]:
     """The manifest's shards for a job that keeps nothing to resume from, copied to where all workers can read them and
     deleted at the end of the block. `image_size`: as in write_worklist."""
     # of this job alone: another one with the same output must not delete it

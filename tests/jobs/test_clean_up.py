@@ -102,7 +102,7 @@ def test_a_night_with_a_part_gone_is_not_committed(output_uri: str) -> None:
 
 def test_a_run_that_died_before_it_was_marked_is_marked_by_the_one_that_replaces_it(output_uri: str) -> None:
     _publish(output_uri, _write_part(output_uri, NEW))
-    assert list_marked_runs(output_uri) == {NIGHT: [OLD, NEW]}
+    assert list_marked_runs(output_uri, NIGHT) == {NIGHT: [OLD, NEW]}
 
 
 def test_who_lost_the_night_after_the_commit_leaves_the_parts_of_whoever_has_it(output_uri: str) -> None:

@@ -25,12 +25,12 @@ def write_ids(folder: str, *files: list[str | None]) -> list[str]:
 def test_an_id_that_stands_twice_is_found_across_files_and_within_one(ray_cluster: None, tmp_path: Path) -> None:
     first = [f"bin-{number:05d}" for number in range(5000)]
     files = write_ids(str(tmp_path), first, ["bin-00007", "other", "", ""], ["bin-00007", None, None])
-    assert find_duplicates(files, "bin_id") == [("", 2), ("bin-00007", 3)]
+    assert find_duplicates(files, "bin_id", limit=10) == [("", 2), ("bin-00007", 3)]
 
 
 def test_ids_that_differ_only_a_little_are_no_duplicates(ray_cluster: None, tmp_path: Path) -> None:
     files = write_ids(str(tmp_path), ["1", "01", "001", "1 ", "é", "e\u0301", "A", "a", "\x00", "\x00\x00"])
-    assert find_duplicates(files, "bin_id") == []
+    assert find_duplicates(files, "bin_id", limit=10) == []
 
 
 def test_more_duplicates_than_asked_for_give_as_many_as_asked_for(ray_cluster: None, tmp_path: Path) -> None:
@@ -50,14 +50,16 @@ def test_they_are_found_where_other_jobs_hold_all_but_a_quarter_of_a_cpu(ray_clu
     holder = Holder.options(num_cpus=ray.available_resources()["CPU"] - CHECK_CPUS).remote()
     assert ray.get(holder.ready.remote(), timeout=60)
     try:
-        search = ray.remote(num_cpus=0)(find_duplicates).remote(write_ids(str(tmp_path), ["a", "b", "a"]), "bin_id")
+        search = ray.remote(num_cpus=0)(find_duplicates).remote(
+            write_ids(str(tmp_path), ["a", "b", "a"]), "bin_id", limit=10
+        )
         assert ray.get(search, timeout=60) == [("a", 2)]
     finally:
         ray.kill(holder)
 
 
 def test_no_rows_hold_no_duplicates(ray_cluster: None, tmp_path: Path) -> None:
-    assert find_duplicates(write_ids(str(tmp_path), []), "bin_id") == []
+    assert find_duplicates(write_ids(str(tmp_path), []), "bin_id", limit=10) == []
 
 
 def test_many_ranges_and_pieces_find_what_one_finds(
@@ -66,10 +68,10 @@ def test_many_ranges_and_pieces_find_what_one_finds(
     ids = [f"bin-{number:05d}" for number in range(5000)]
     files = write_ids(str(tmp_path), ids, ids[123:124] * 2, ids[4000:4002])
     expected = [("bin-00123", 3), ("bin-04000", 2), ("bin-04001", 2)]
-    assert find_duplicates(files, "bin_id") == expected
+    assert find_duplicates(files, "bin_id", limit=10) == expected
     # Only the driver decides on the number of ranges; the tasks take it as it comes.
     monkeypatch.setattr(duplicates, "PIECE_ROWS", 700)
-    assert find_duplicates(files, "bin_id") == expected
+    assert find_duplicates(files, "bin_id", limit=10) == expected
 
 
 def test_ids_that_share_a_hash_are_told_apart(

@@ -118,7 +118,7 @@ def test_the_worklist_holds_every_row_once_in_shards_of_fixed_size(ray_cluster: 
     # other integer and string types, as pandas and Spark write them
     wide = second.set_column(0, "bin_id", second["bin_id"].cast(pa.large_string()))
     manifest = check_manifest(_write(tmp_path, first, wide), None)
-    shards = write_worklist(manifest, str(tmp_path / "worklist"))
+    shards = write_worklist(manifest, str(tmp_path / "worklist"), image_size=0)
     assert [shard.num_rows for shard in shards] == [256, 44, 256, 144]
     ids = [bin_id for shard in shards for bin_id in read_row_group(shard.uri, shard.row_group)["bin_id"].to_pylist()]
     assert ids == [f"{number:05d}" for number in range(700)]
@@ -136,7 +136,7 @@ def test_a_manifest_that_changes_after_its_check_is_refused(ray_cluster: None, t
         connect(),
         pytest.raises(InputError, match=r"part-0\.parquet: expected the file that was checked a moment ago"),
     ):
-        write_worklist(manifest, str(tmp_path / "worklist"))
+        write_worklist(manifest, str(tmp_path / "worklist"), image_size=0)
     assert not list((tmp_path / "worklist").glob("*"))
 
 
@@ -156,8 +156,8 @@ def test_a_manifest_that_is_written_anew_while_it_is_checked_is_refused(
 
 def test_two_jobs_with_one_output_keep_their_own_worklists(ray_cluster: None, tmp_path: Path) -> None:
     manifest = check_manifest(_write(tmp_path, _rows(5)), None)
-    with temporary_worklist(manifest, str(tmp_path / "out")) as shards:
-        with temporary_worklist(manifest, str(tmp_path / "out")):
+    with temporary_worklist(manifest, str(tmp_path / "out"), image_size=0) as shards:
+        with temporary_worklist(manifest, str(tmp_path / "out"), image_size=0):
             pass
         assert read_row_group(shards[0].uri, shards[0].row_group).num_rows == 5
     assert not list((tmp_path / "out").iterdir())
@@ -165,7 +165,7 @@ def test_two_jobs_with_one_output_keep_their_own_worklists(ray_cluster: None, tm
 
 def test_what_a_killed_worker_was_writing_goes_with_the_worklist(ray_cluster: None, tmp_path: Path) -> None:
     manifest = check_manifest(_write(tmp_path, _rows(5)), None)
-    with temporary_worklist(manifest, str(tmp_path / "out")) as shards:
+    with temporary_worklist(manifest, str(tmp_path / "out"), image_size=0) as shards:
         Path(f"{shards[0].uri}#1").write_bytes(b"half of it")
     assert not list((tmp_path / "out").iterdir())
 
@@ -188,5 +188,5 @@ def test_unit_values_that_name_no_currency_are_in_another_one(ray_cluster: None,
 
 
 def test_shards_grow_with_the_manifest_but_stay_small() -> None:
-    assert [shard_rows(count) for count in (1, 10_000, 2_000_000, 100_000_000)] == [256, 256, 512, 2048]
+    assert [shard_rows(count, image_size=0) for count in (1, 10_000, 2_000_000, 100_000_000)] == [256, 256, 512, 2048]
     assert [shard_rows(100_000_000, image_size=side) for side in (224, 600, 20_000)] == [2048, 994, 1]

@@ -758,7 +758,7 @@ def test_a_folder_that_can_not_be_copied_says_where_and_why(tmp_path: Path, size
     (source / "page.html").write_bytes(b"x" * size)
     file.touch()
     with pytest.raises(InputError, match=r"file/page.html: can't be written .*; check the place"):
-        storage.upload_folder(source, str(file))
+        storage.upload_folder(source, str(file), last="page.html")
 
 
 def test_a_full_disk_is_said_to_be_the_storage_s_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -769,7 +769,7 @@ def test_a_full_disk_is_said_to_be_the_storage_s_trouble(tmp_path: Path, monkeyp
     (tmp_path / "page.html").touch()
     monkeypatch.setattr(storage, "locate", lambda uri: (FullStore(), uri))
     with pytest.raises(GateError, match=r"report/page.html: can't be written .*No space left.*when storage is back"):
-        storage.upload_folder(tmp_path, "report")
+        storage.upload_folder(tmp_path, "report", last="page.html")
 
 
 @pytest.mark.s3

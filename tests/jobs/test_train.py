@@ -548,7 +548,7 @@ def test_weights_that_are_nowhere_are_an_input_error(weights: str) -> None:
 
 def test_weights_may_lie_on_s3(tmp_path: Path, bucket: str) -> None:
     parent = write_bundle(tmp_path / "parent")
-    storage.upload_folder(parent, f"{bucket}/parent")
+    storage.upload_folder(parent, f"{bucket}/parent", last="bundle.json")
     start = read_start(config(weights=f"{bucket}/parent/weights.safetensors", top_class=6))
     local = read_start(config(weights=str(parent / "weights.safetensors"), top_class=6))
     assert (start.bundle_id, start.weights) == (local.bundle_id, local.weights)
