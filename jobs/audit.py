@@ -28,6 +28,7 @@ from jobs.platform.command import run_command
 from jobs.platform.layout import STAGED, WORKLIST, committed_run
 from jobs.platform.provenance import provenance
 from jobs.platform.run_record import finish_run, read_run
+from jobs.platform.uris import absolute, join
 from jobs.reporting.closing import close_night
 from jobs.reporting.nights import Night, read_night
 from jobs.stages.conclude import Decisions, Rules, WrittenParts, decide_night, group_shards, write_parts
@@ -119,23 +120,23 @@ def _score(tonight: Tonight) -> Progress:
     """Pass 1. Raises GateError, with the findings written to the run's folder, where a quality gate fails."""
     config = tonight.config
     image_size = tonight.bundle.preprocessing.image_size
-    shards = write_worklist(tonight.manifest, storage.join(tonight.run_uri, WORKLIST), image_size)
+    shards = write_worklist(tonight.manifest, join(tonight.run_uri, WORKLIST), image_size)
     progress = Progress(tonight.manifest.num_rows, config.max_unreadable_share, config.max_missing_share)
     plan = FetchPlan(
         tonight.bundle.preprocessing, tonight.allowed_roots, config.anonymous, ray.put(tonight.training_photos)
     )
     staged = stage_shards(
         shards,
-        storage.join(tonight.run_uri, STAGED),
+        join(tonight.run_uri, STAGED),
         plan,
-        scorer=tonight.resources.plan_scorer(storage.absolute(config.bundle_uri), tonight.bundle, tonight.precision),
+        scorer=tonight.resources.plan_scorer(absolute(config.bundle_uri), tonight.bundle, tonight.precision),
         resources=tonight.resources,
     )
     try:
         for shard in staged:
             progress.add(shard)
     except GateError as error:
-        progress.write_findings(storage.join(tonight.run_uri, "findings.json"), error)
+        progress.write_findings(join(tonight.run_uri, "findings.json"), error)
         raise
     _require_all(progress.num_done, tonight, "staged")
     return progress
@@ -158,7 +159,7 @@ def _conclude(
         last_counts=last_counts,
     )
     rules = Rules(reconciler, tonight.run_id, config, tonight.bundle, belief)
-    staged = sorted(storage.list_objects(storage.join(tonight.run_uri, STAGED)), key=lambda entry: entry.uri)
+    staged = sorted(storage.list_objects(join(tonight.run_uri, STAGED)), key=lambda entry: entry.uri)
     groups = group_shards(staged)
     cpus = tonight.resources.small_task_cpus
     decisions = decide_night(groups, rules, cpus)

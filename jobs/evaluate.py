@@ -34,6 +34,7 @@ from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
 from jobs.platform.provenance import provenance
+from jobs.platform.uris import absolute, join
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.resources import settle_resources
@@ -54,7 +55,7 @@ MIN_AGREEMENT = 0.99
 def run_evaluate(config: EvaluateConfig) -> None:
     """The whole job. Raises InputError where there is nothing to evaluate, GateError where too many photos failed or int8
     counts too differently."""
-    output_uri = storage.absolute(config.output_uri)
+    output_uri = absolute(config.output_uri)
     started = time.monotonic()
     with connect():
         info, photos, bins = _read_bundle(config)
@@ -77,7 +78,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
                 info=info,
                 resources=resources,
             )
-            scorer = resources.plan_scorer(storage.absolute(config.bundle_uri), info, precision)
+            scorer = resources.plan_scorer(absolute(config.bundle_uri), info, precision)
             predictions = predict(scorer=scorer)
             agreement = None
             if precision == "int8" and len(predictions):
@@ -95,12 +96,12 @@ def run_evaluate(config: EvaluateConfig) -> None:
     page = render_evaluation(figures, predictions.worst, thumbnails)
     figures["seconds"] = {"scoring": round(scored_seconds, 1), "all": round(time.monotonic() - started, 1)}
     document = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-    storage.write_bytes(storage.join(output_uri, "index.html"), page.encode())
-    storage.write_bytes(storage.join(output_uri, "metrics.json"), document.encode())
+    storage.write_bytes(join(output_uri, "index.html"), page.encode())
+    storage.write_bytes(join(output_uri, "metrics.json"), document.encode())
     print(summarize(figures))
     for warning in find_warnings(figures):
         logger.warning(warning)
-    print(f"written: {storage.join(output_uri, 'index.html')} and metrics.json")
+    print(f"written: {join(output_uri, 'index.html')} and metrics.json")
     _check_gate(predictions)
     if agreement and agreement["share"] < MIN_AGREEMENT:
         raise GateError(

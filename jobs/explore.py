@@ -23,6 +23,7 @@ from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.platform.provenance import provenance
+from jobs.platform.uris import absolute, join
 from jobs.stages.images import FetchPlan
 from jobs.stages.manifest import check_manifest, settle_roots
 from jobs.stages.resources import plan_resources
@@ -34,7 +35,7 @@ logger = logging.getLogger("jobs.explore")
 
 def run_explore(config: ExploreConfig) -> None:
     """The whole job. Raises InputError for a manifest that can't be used, GateError where storage or cluster fail."""
-    output_uri = storage.absolute(config.output_uri)
+    output_uri = absolute(config.output_uri)
     with connect():
         manifest = check_manifest(config.manifest_uri, None, needs_night=False)
         plan = FetchPlan(
@@ -59,9 +60,9 @@ def run_explore(config: ExploreConfig) -> None:
         **provenance(),
     }
     thumbnails = read_thumbnails(photos_to_show(survey), plan)
-    storage.write_bytes(storage.join(output_uri, "index.html"), render_exploration(survey, thumbnails, about).encode())
+    storage.write_bytes(join(output_uri, "index.html"), render_exploration(survey, thumbnails, about).encode())
     print(summarize(survey))
-    print(f"written: {storage.join(output_uri, 'index.html')}")
+    print(f"written: {join(output_uri, 'index.html')}")
 
 
 def summarize(survey: Survey) -> str:

@@ -40,6 +40,7 @@ from jobs.platform.command import run_command
 from jobs.platform.line_timer import LineTimer
 from jobs.platform.provenance import provenance
 from jobs.platform.reports import read_reports, report_table
+from jobs.platform.uris import absolute, beside, is_bucket
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger("jobs.ingest")
@@ -49,11 +50,11 @@ def run_ingest(config: IngestConfig) -> None:
     now = datetime.now(UTC)
     if config.audit_date is not None:
         tell_future_night(config.audit_date, "--audit-date", now)
-    images_uri = storage.absolute(config.images_uri)
-    manifest_uri = storage.absolute(config.manifest_uri)
+    images_uri = absolute(config.images_uri)
+    manifest_uri = absolute(config.manifest_uri)
     target = Target(
         manifest_uri=manifest_uri,
-        rejects_uri=storage.beside(manifest_uri, ".rejects"),
+        rejects_uri=beside(manifest_uri, ".rejects"),
         audit_date=(config.audit_date or now.date()).isoformat(),
         images_uri=images_uri,
         anonymous=config.anonymous,
@@ -112,7 +113,7 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
 
     Raises InputError where there are none.
     """
-    images_uri, records_uri = storage.absolute(config.images_uri), storage.absolute(config.records_uri)
+    images_uri, records_uri = absolute(config.images_uri), absolute(config.records_uri)
     if is_export(records_uri):
         found = [entry.version for entry in find_export(records_uri, anonymous=config.anonymous)]
         lines_sources, names_images = read_export(records_uri, anonymous=config.anonymous)
@@ -149,8 +150,8 @@ def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
 
 def start_listing(folder: Folder, config: IngestConfig) -> list[Any]:
     # the images' inventory stands for the records too where both are in one bucket
-    if config.inventory_uri and are_in_one_bucket(folder.uri, storage.absolute(config.images_uri)):
-        return read_inventories([storage.absolute(uri) for uri in config.inventory_uri], folder)
+    if config.inventory_uri and are_in_one_bucket(folder.uri, absolute(config.images_uri)):
+        return read_inventories([absolute(uri) for uri in config.inventory_uri], folder)
     return [list_keys.remote(folder)]
 
 
@@ -159,7 +160,7 @@ def list_folder(what: str, folder: Folder, sources: list[Any]) -> Chunks:
     chunks = collect(what, sources)
     others = f"{chunks.num_others:,} other objects (such as {', '.join(chunks.others)})"
     if not chunks.num_rows:
-        if not storage.is_bucket(folder.uri) and storage.describe(folder.uri, anonymous=folder.anonymous) is not None:
+        if not is_bucket(folder.uri) and storage.describe(folder.uri, anonymous=folder.anonymous) is not None:
             export = (
                 ", or a WMS export (.csv, .csv.gz, .parquet; save a workbook as CSV UTF-8)" if what == "records" else ""
             )

@@ -26,10 +26,10 @@ from jobs.counting.counted import add_counted
 from jobs.counting.counts_file import read_counts_file, write_rejects
 from jobs.counting.estimates import UNRESOLVED, estimate_window
 from jobs.counting.history import History, day_after, read_history
-from jobs.platform import storage
 from jobs.platform.command import run_command
 from jobs.platform.layout import list_nights
 from jobs.platform.provenance import provenance
+from jobs.platform.uris import absolute
 from model.record_model import RecordModel
 from schemas.errors import GateError, InputError
 
@@ -39,7 +39,7 @@ SHOWN = 5
 def run_recount(config: RecountConfig) -> None:
     """The whole job. Raises InputError (nothing was taken in) or GateError (some rows were not, or what was learned from
     those that were can't be said)."""
-    output_uri = storage.absolute(config.output_uri)
+    output_uri = absolute(config.output_uri)
     nights = list_nights(output_uri)
     if not nights:
         raise InputError(f"{output_uri}: expected the output of jobs.audit, found no committed night")
@@ -47,7 +47,7 @@ def run_recount(config: RecountConfig) -> None:
         zone = ZoneInfo(config.time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # OSError: a folder of zones, such as Europe
         raise InputError(f"--time-zone: expected a name such as Europe/Berlin, found {config.time_zone!r}") from error
-    rows = read_counts_file(storage.absolute(config.counts_uri))
+    rows = read_counts_file(absolute(config.counts_uri))
     checked = check_counts(output_uri, nights, rows, zone=zone, now=datetime.now(UTC))
     print(f"rows: {len(rows)}; taken in: {checked.accepted.num_rows}; known already: {checked.num_known}", end="; ")
     print(f"not filled in: {checked.num_blank}; rejected: {len(checked.rejects)}")

@@ -27,6 +27,7 @@ from jobs.platform.command import run_command
 from jobs.platform.line_timer import LineTimer
 from jobs.platform.parquet import write_table
 from jobs.platform.provenance import provenance
+from jobs.platform.uris import absolute, join
 from jobs.sampling.dump import name_bin, write_all_bins
 from schemas.errors import InputError
 
@@ -35,7 +36,7 @@ logger = logging.getLogger("jobs.sample")
 
 def run_sample(config: SampleConfig) -> None:
     """The whole job. Raises InputError where the output holds something else or can't be written."""
-    output_uri = storage.absolute(config.output_uri)
+    output_uri = absolute(config.output_uri)
     settings = config.model_dump(mode="json", exclude={"output_uri"})
     _claim_output(output_uri, settings)
     started, timer = time.monotonic(), LineTimer(5.0)
@@ -62,7 +63,7 @@ def run_sample(config: SampleConfig) -> None:
             "true_qty": pa.array(true_qty, pa.int32()),
         }
     )
-    write_table(storage.join(output_uri, "truth.parquet"), truth)
+    write_table(join(output_uri, "truth.parquet"), truth)
     seconds = time.monotonic() - started
     print(
         f"{config.num_bins:,} photos and records written to {output_uri} in {seconds:.0f} s "
@@ -72,7 +73,7 @@ def run_sample(config: SampleConfig) -> None:
 
 def _claim_output(output_uri: str, settings: dict) -> None:
     """Writes the settings into an empty output. Raises InputError where another sample or anything else is."""
-    settings_uri = storage.join(output_uri, "sample.json")
+    settings_uri = join(output_uri, "sample.json")
     try:
         found = storage.read_json(settings_uri)["settings"]
     except FileNotFoundError:

@@ -14,9 +14,9 @@ import logging
 from collections.abc import Sequence
 
 from jobs.config.train import TrainConfig
-from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
+from jobs.platform.uris import beside, join
 from jobs.training.bundle import write_bundle
 from jobs.training.checkpoints import list_runs, ray_storage, remove_run
 from jobs.training.labelled_bins import check_photos, read_labelled_bins
@@ -31,7 +31,7 @@ logger = logging.getLogger("jobs.train")
 def run_train(config: TrainConfig) -> None:
     """The whole job. Raises InputError for data or settings that can't be used, GateError for a training that failed or was
     stopped as unhealthy."""
-    training_uri = storage.beside(config.bundle_uri, ".training")
+    training_uri = beside(config.bundle_uri, ".training")
     bins = read_labelled_bins(config)
     assign_splits(bins.table, config)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
@@ -45,7 +45,7 @@ def run_train(config: TrainConfig) -> None:
         write_bundle(bins, config, start, trained)
     # also those of trainings with other settings, which never got as far
     for run in list_runs(training_uri) | {name}:
-        remove_run(storage.join(training_uri, run))
+        remove_run(join(training_uri, run))
 
 
 def _tell_of_others(training_uri: str, name: str) -> None:

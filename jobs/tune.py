@@ -19,6 +19,7 @@ from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
+from jobs.platform.uris import absolute, beside, join
 from jobs.training.bundle import write_bundle
 from jobs.training.checkpoints import ray_storage
 from jobs.training.labelled_bins import LabelledBins, check_photos, fingerprint, read_labelled_bins
@@ -41,7 +42,7 @@ def run_tune(config: TuneConfig) -> None:
     """The whole job. Raises InputError for data or settings that can't be used, GateError where trials were cut short."""
     of_batches = batches(config)
     smallest, largest = of_batches[0], of_batches[-1]
-    output_uri = storage.absolute(config.output_uri or storage.beside(config.bundle_uri, ".search"))
+    output_uri = absolute(config.output_uri or beside(config.bundle_uri, ".search"))
     bins = read_labelled_bins(config)
     assign_splits(bins.table, largest)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
@@ -119,7 +120,7 @@ def _remove_checkpoints(record: TrialRecord, trials: Trials) -> None:
 
 def written_bundle(bundle_uri: str, record: TrialRecord) -> BundleInfo | None:
     """The bundle of this trial, where an earlier run of the search has written it."""
-    if record.bundle_id is None or not storage.exists(storage.join(storage.absolute(bundle_uri), INFO_FILE)):
+    if record.bundle_id is None or not storage.exists(join(absolute(bundle_uri), INFO_FILE)):
         return None
     try:
         info, _ = read_bundle(bundle_uri)

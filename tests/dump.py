@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import join
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 
 TOP_CLASS = 6
@@ -42,7 +43,7 @@ def blank_frame() -> bytes:
 def write_photos(images_uri: str, quantities: list[int]) -> None:
     """One photo per bin, `00000.jpg` and so on."""
     for number, quantity in enumerate(quantities):
-        storage.write_bytes(storage.join(images_uri, f"{number:05d}.jpg"), photo(quantity, number))
+        storage.write_bytes(join(images_uri, f"{number:05d}.jpg"), photo(quantity, number))
 
 
 def manifest_table(images_uri: str, quantities: list[int], **columns: list) -> pa.Table:
@@ -51,7 +52,7 @@ def manifest_table(images_uri: str, quantities: list[int], **columns: list) -> p
     values: dict[str, list] = {name: [None] * n for name in MANIFEST_SCHEMA.names}
     values |= {
         "bin_id": [f"{number:05d}" for number in range(n)],
-        "image_uri": [storage.join(images_uri, f"{number:05d}.jpg") for number in range(n)],
+        "image_uri": [join(images_uri, f"{number:05d}.jpg") for number in range(n)],
         "expected_qty": quantities,
         "num_skus": [min(1, quantity) for quantity in quantities],
         "skus": [
@@ -68,11 +69,9 @@ def manifest_table(images_uri: str, quantities: list[int], **columns: list) -> p
 def write_dump(folder: str, num_bins: int, **columns: list) -> str:
     """Photos and their manifest below `folder`; the manifest's URI."""
     quantities = [number % 8 for number in range(num_bins)]
-    write_photos(storage.join(folder, "bin-images"), quantities)
-    uri = storage.join(folder, "manifest")
-    write_table(
-        storage.join(uri, "part-0.parquet"), manifest_table(storage.join(folder, "bin-images"), quantities, **columns)
-    )
+    write_photos(join(folder, "bin-images"), quantities)
+    uri = join(folder, "manifest")
+    write_table(join(uri, "part-0.parquet"), manifest_table(join(folder, "bin-images"), quantities, **columns))
     return uri
 
 

@@ -14,6 +14,7 @@ from jobs.counting.counted import add_counted
 from jobs.counting.estimates import Estimates
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import join
 from model.record_model import assume_record_model
 from schemas.arrow import conform
 from schemas.bundle import BundleInfo, Calibration, Preprocessing, class_names
@@ -69,12 +70,12 @@ def take_in(output_uri: object, *rows: dict[str, Any]) -> None:
 
 def write_run(output_uri: str, run_id: str, plan: Sequence[dict[str, Any]], **facts: Any) -> None:
     """A run's private folder as it stands right before its commit; `facts` replace or add to `run.json`."""
-    private = storage.join(output_uri, "runs", run_id)
-    write_table(storage.join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
+    private = join(output_uri, "runs", run_id)
+    write_table(join(private, "plan.parquet"), pa.Table.from_pylist(list(plan), schema=PLANNED_SCHEMA))
     config = {"objective": "probability"}
     run = {"run_id": run_id, "config": config, "belief": assumed_belief(), "allowed_roots": ["/"], "started_at": None}
     run |= facts
-    storage.write_bytes(storage.join(private, "run.json"), json.dumps(run).encode())
+    storage.write_bytes(join(private, "run.json"), json.dumps(run).encode())
 
 
 def write_tables(
@@ -89,11 +90,11 @@ def write_tables(
     """A night's tables in the order of its commit: the parts of `results` and the plan first, the summary last."""
     partition = f"audit_date={audit_date}"
     for number, part in enumerate(parts):
-        uri = storage.join(output_uri, "results", partition, f"part-{run_id}-{number:05d}.parquet")
+        uri = join(output_uri, "results", partition, f"part-{run_id}-{number:05d}.parquet")
         write_table(uri, part, row_group_size=row_group_size)
-    uri = storage.join(output_uri, "recount_plan", partition, f"part-{run_id}-00000.parquet")
+    uri = join(output_uri, "recount_plan", partition, f"part-{run_id}-00000.parquet")
     write_table(uri, conform(plan, RECOUNT_PLAN_SCHEMA))
-    write_table(storage.join(output_uri, "summary", partition, "summary.parquet"), summary)
+    write_table(join(output_uri, "summary", partition, "summary.parquet"), summary)
 
 
 def assumed_belief() -> dict[str, Any]:
@@ -114,7 +115,7 @@ def assumed_belief() -> dict[str, Any]:
 
 
 def mark_run(output_uri: str, run_id: str) -> None:
-    storage.write_bytes(storage.join(output_uri, "runs", run_id, "committed"), b"")
+    storage.write_bytes(join(output_uri, "runs", run_id, "committed"), b"")
 
 
 def commit_night(
@@ -138,7 +139,7 @@ def commit_night(
     rows = [*plan, *other_bins]
     facts: dict[str, Any] = {"config": {"objective": objective}, "started_at": started_at}
     write_run(output_uri, run_id, plan, **facts, manifest={"fingerprint": manifest})
-    results_uri = storage.join(output_uri, "results", f"audit_date={audit_date}")
+    results_uri = join(output_uri, "results", f"audit_date={audit_date}")
     storage.delete([entry.uri for entry in storage.list_objects(results_uri)])
     totals: dict[str, Any] = {
         "run_id": run_id,

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from jobs.platform import storage
 from jobs.platform.layout import COUNTED
 from jobs.platform.parquet import DamagedParquet, parquet_bytes, read_table
+from jobs.platform.uris import absolute, join
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA
@@ -21,7 +22,7 @@ def read_counted(output_uri: str, columns: list[str] | None = None) -> pa.Table:
     """All counts ever taken in, in the order of the objects' names. Raises InputError for a foreign file."""
     names = columns or COUNTED_SCHEMA.names
     schema = pa.schema([COUNTED_SCHEMA.field(name) for name in names])
-    folder = storage.join(output_uri, COUNTED)
+    folder = join(output_uri, COUNTED)
     uris = sorted(
         entry.uri
         for entry in storage.list_objects(folder)
@@ -43,7 +44,7 @@ def _read_counts(uri: str, schema: pa.Schema) -> pa.Table:
 
 def has_counts(output_uri: str, audit_date: str) -> bool:
     """Whether counts against any plan of the night, one that was replaced included, have come in."""
-    counted = read_counted(storage.absolute(output_uri), ["audit_date"])
+    counted = read_counted(absolute(output_uri), ["audit_date"])
     return bool(pc.any(pc.equal(counted["audit_date"], audit_date)).as_py())
 
 
@@ -60,7 +61,7 @@ def add_counted(output_uri: str, rows: pa.Table) -> str:
     rows = rows.sort_by([(name, "ascending") for name in ("audit_date", "bin_id", "counted_at", "counted_qty")])
     about = rows.select([*COUNTS_SCHEMA.names, "run_id"]).to_pylist()
     digest = hashlib.sha256(json.dumps(about, default=str, sort_keys=True).encode()).hexdigest()
-    uri = storage.join(output_uri, COUNTED, f"{digest[:32]}.parquet")
+    uri = join(output_uri, COUNTED, f"{digest[:32]}.parquet")
     storage.create_bytes(uri, parquet_bytes(rows))
     storage.settle(uri)  # somebody walked for them
     return uri

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jobs.platform import storage
 from jobs.platform.parquet import damage_named
 from jobs.platform.texts import CSV_ENCODING, csv_text, holds_rows
+from jobs.platform.uris import join
 from schemas.arrow import misspelt_columns
 from schemas.errors import InputError
 from schemas.recount import COUNTS_SCHEMA, RejectReason
@@ -69,7 +70,7 @@ def write_rejects(output_uri: str, rejects: Sequence[tuple[CountsRow, RejectReas
         writer.writerow([row.number, *csv_text(cells).to_pylist()])
     data = sink.getvalue().encode(CSV_ENCODING)
     # not below counted/: Athena and Spark read every file below a table's location as a part of it
-    uri = storage.join(output_uri, "count_rejects", f"{hashlib.sha256(data).hexdigest()[:32]}.csv")
+    uri = join(output_uri, "count_rejects", f"{hashlib.sha256(data).hexdigest()[:32]}.csv")
     storage.write_bytes(uri, data)
     return uri
 

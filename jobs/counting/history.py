@@ -23,9 +23,9 @@ from jobs.counting.last_counts import find_last_counts
 from jobs.counting.plans import NightSummary, list_marked_runs, read_plan, read_summary
 from jobs.counting.records import NightRecord, find_records, lines_of
 from jobs.counting.resolution import Count, Recorded, group_counts, resolve_counts
-from jobs.platform import storage
 from jobs.platform.layout import list_nights, run_uri
 from jobs.platform.run_record import read_run
+from jobs.platform.uris import absolute
 from model.estimators import WINDOW_NIGHTS, is_resolved
 from model.record_errors import Floats
 from model.recount_plan import find_reach
@@ -197,7 +197,7 @@ class History:
 def read_history(output_uri: str, audit_date: str, *, first: str | None = None) -> History:
     """What was counted by the plans of committed nights before `audit_date`; the window begins with the night `first`, else
     WINDOW_NIGHTS days before: where fewer nights are audited, older recounts tell of other records."""
-    output_uri = storage.absolute(output_uri)
+    output_uri = absolute(output_uri)
     counted = read_counted(output_uri, [*_COUNT_COLUMNS, "skus"])
     counted = counted.filter(pc.less(counted["audit_date"], audit_date))
     skus = counted["skus"]

@@ -12,6 +12,7 @@ from jobs.counting.resolution import Count, Finding, Recorded, resolve_counts, s
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN
 from jobs.platform.parquet import DamagedParquet, parquet_bytes, read_table, write_table
+from jobs.platform.uris import join
 from schemas.arrow import TIMESTAMP, conform
 
 RIGHT, WRONG, WAITING = "right", "wrong", "waiting"
@@ -85,7 +86,7 @@ def _find_out(finding: Finding | None, about: Recorded, waiting: set[tuple[str, 
 def freeze_last_counts(run_uri: str, last_counts: pd.DataFrame) -> pd.DataFrame:
     """Keeps what was known of counted bins when a run began, and returns what stands there: this try's or an earlier
     one's. A count that comes in between a crash and its restart belongs to the next night."""
-    uri = storage.join(run_uri, FROZEN, "last_counts.parquet")
+    uri = join(run_uri, FROZEN, "last_counts.parquet")
     frame = last_counts.reset_index()
     table = pa.table({field.name: _as_arrow(frame[field.name], field.type) for field in LAST_COUNTS_SCHEMA})
     if not storage.create_bytes(uri, parquet_bytes(table)):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from jobs.platform import storage
 from jobs.platform.layout import (
     COMMITTED_MARKER,
     RUN_PLAN,
@@ -18,6 +17,7 @@ from jobs.platform.layout import (
     whole_night,
 )
 from jobs.platform.parquet import read_table
+from jobs.platform.uris import join
 from schemas.arrow import conform
 from schemas.errors import InputError
 from schemas.recount import PLANNED_SCHEMA
@@ -70,7 +70,7 @@ def list_marked_runs(output_uri: str, first: str) -> dict[str, list[str]]:
 
 def read_plan(output_uri: str, run_id: str) -> pa.Table:
     """PLANNED_SCHEMA: every recount that a committed run planned. Raises InputError where it is gone."""
-    uri = storage.join(run_uri(output_uri, run_id), RUN_PLAN)
+    uri = join(run_uri(output_uri, run_id), RUN_PLAN)
     try:
         return conform(read_table(uri), PLANNED_SCHEMA)
     except FileNotFoundError as error:

@@ -20,6 +20,7 @@ from jobs.ingesting.sources import open_csv, read_chunks
 from jobs.platform import storage
 from jobs.platform.parquet import open_parquet, parquet_files
 from jobs.platform.texts import holds_rows
+from jobs.platform.uris import absolute, join
 from schemas.arrow import schema_problems
 from schemas.errors import InputError
 from schemas.wms import WMS_SCHEMA, group_lines, parse_lines
@@ -57,7 +58,7 @@ def read_export(uri: str, *, anonymous: bool) -> tuple[list[Any], bool]:
         _check_columns(uri, schema)
         return [_read_csv.remote(uri, delimiter, names, anonymous)], "image_uri" in names
     files = [entry.uri for entry in find_export(uri, anonymous=anonymous)]
-    below = storage.absolute(uri) + "/"
+    below = absolute(uri) + "/"
     # a whole path may have such a folder in it
     folders = {file.removeprefix(below).rpartition("/")[0]: file for file in files if file.startswith(below)}
     if len(folders) > 1:
@@ -119,7 +120,7 @@ def _locate_image(image: str | None, images_uri: str) -> str:
         raise InputError(
             "expected a value, as the export has this column, found nothing; fill it in every line, or leave the column out"
         )
-    return storage.absolute(image if "://" in image or image.startswith("/") else storage.join(images_uri, image))
+    return absolute(image if "://" in image or image.startswith("/") else join(images_uri, image))
 
 
 @ray.remote(num_returns="streaming")

@@ -19,6 +19,7 @@ from jobs.ingesting.keys import CHUNK_ROWS, ChunkInfo, Folder, make_chunk
 from jobs.ingesting.sources import open_csv, read_chunks
 from jobs.platform import storage
 from jobs.platform.parquet import open_parquet
+from jobs.platform.uris import bucket_of, is_s3
 from schemas.errors import InputError
 
 _COLUMNS = {
@@ -53,7 +54,7 @@ def _is_public(uri: str, folder: Folder) -> bool:
 
 
 def are_in_one_bucket(uri: str, other: str) -> bool:
-    return storage.is_s3(uri) and storage.bucket_of(uri) == storage.bucket_of(other)
+    return is_s3(uri) and bucket_of(uri) == bucket_of(other)
 
 
 def _read_manifest(uri: str, folder: Folder) -> list[Any]:

@@ -20,6 +20,7 @@ from jobs.ingesting.records import StorageOutage, read_records, record_columns
 from jobs.platform import storage
 from jobs.platform.fetching import NotFetched
 from jobs.platform.parquet import INCOMPLETE, write_table
+from jobs.platform.uris import join
 from schemas.abid import BinRecord
 from schemas.arrow import conform
 from schemas.errors import GateError, InputError
@@ -75,7 +76,7 @@ def begin(target: Target, *, replace: bool) -> str:
     """Marks the folder as incomplete, then clears it of a former manifest and of the marks of runs that did not finish it.
     Returns the mark's URI. Raises GateError where another run has finished a manifest since `check_target`."""
     others = _marks(target)
-    mark = storage.join(target.manifest_uri, f"{INCOMPLETE}-{uuid.uuid4().hex}")
+    mark = join(target.manifest_uri, f"{INCOMPLETE}-{uuid.uuid4().hex}")
     storage.write_bytes(mark, b"")
     if not replace and not others and _parquet_below(target.manifest_uri):
         storage.delete([mark])
@@ -91,7 +92,7 @@ def begin(target: Target, *, replace: bool) -> str:
 def write_rejects(target: Target, rejects: list[Any]) -> None:
     """Writes the rejects (references) of each range of keys."""
     write = ray.remote(write_table)
-    uris = [storage.join(target.rejects_uri, f"part-{index:05d}.parquet") for index in range(len(rejects))]
+    uris = [join(target.rejects_uri, f"part-{index:05d}.parquet") for index in range(len(rejects))]
     ray.get([write.remote(uri, table) for uri, table in zip(uris, rejects, strict=True)])
 
 
@@ -131,9 +132,9 @@ def write_part(bins: pa.Table, target: Target) -> PartReport:
     )
     rejects = make_rejects(reject_rows)
     if rejects.num_rows:
-        write_table(storage.join(target.rejects_uri, name), rejects)
+        write_table(join(target.rejects_uri, name), rejects)
     if manifest.num_rows:
-        write_table(storage.join(target.manifest_uri, name), manifest, row_group_size=ROW_GROUP_ROWS)
+        write_table(join(target.manifest_uri, name), manifest, row_group_size=ROW_GROUP_ROWS)
     num_inconsistent = Counter(manifest["record_inconsistent"].to_pylist())[True]
     return PartReport(
         bins.num_rows,
@@ -181,7 +182,7 @@ def _find_groups(rows: pa.Table, *, is_abid: bool) -> pa.Array:
 
 def _marks(target: Target) -> list[str]:
     """Of runs that did not finish the manifest, or not yet."""
-    prefix = storage.join(target.manifest_uri, INCOMPLETE)
+    prefix = join(target.manifest_uri, INCOMPLETE)
     return [entry.uri for entry in storage.list_objects(target.manifest_uri) if entry.uri.startswith(prefix)]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 
 from jobs.platform import storage
+from jobs.platform.uris import absolute, is_s3
 from model.bundle_files import read_bundle_info, read_training_images, read_weights
 from model.processor import Precision
 from schemas.bundle import BundleInfo
@@ -27,10 +28,10 @@ if TYPE_CHECKING:  # drivers read bundles without torch
 @contextmanager
 def local_bundle(uri: str) -> Iterator[Path]:
     """A folder with the bundle's files. Raises InputError where there is none; its messages name the URI."""
-    if not storage.is_s3(uri):
-        yield Path(storage.absolute(uri))
+    if not is_s3(uri):
+        yield Path(absolute(uri))
         return
-    uri = storage.absolute(uri)
+    uri = absolute(uri)
     with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
         try:
             storage.download_folder(uri, Path(folder))

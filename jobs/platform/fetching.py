@@ -20,6 +20,7 @@ from obstore.exceptions import (
 
 from jobs.platform import s3, storage
 from jobs.platform.storage_errors import cause_of, explain, may_pass, reason_of
+from jobs.platform.uris import is_s3
 
 OUTAGE_FAILURES = 16
 """So many objects in a row that did not come, each after its retries, and it is the storage that is away and not an object."""
@@ -101,7 +102,7 @@ async def fetch_bytes(
     Raises NotFetched, and InputError for a store that can't be opened.
     """
     store, key = storage.locate(uri, anonymous=anonymous)
-    options: dict[str, Any] = {"if_match": etag} if etag and storage.is_s3(uri) else {}
+    options: dict[str, Any] = {"if_match": etag} if etag and is_s3(uri) else {}
     if unchanged_since is not None:
         options["if_unmodified_since"] = unchanged_since
     give_up_at = time.monotonic() + s3.RETRIES["retry_timeout"].total_seconds()
@@ -122,7 +123,7 @@ async def fetch_bytes(
         except (BaseError, OSError) as error:
             if _NO_LOCAL_KEY in str(error):
                 raise NotFetched(Fault.NO_KEY, "a name that ends in # and digits; rename the file") from error
-            if storage.is_s3(uri):
+            if is_s3(uri):
                 gave_up = reason_of(error) in _OF_ALL_REQUESTS or _RETRIED.search(str(error)) is not None
             else:
                 gave_up = _LASTING.search(str(error)) is None

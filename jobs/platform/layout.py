@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from jobs.platform import storage
 from jobs.platform.parquet import DamagedParquet, read_table
+from jobs.platform.uris import join
 from schemas.errors import GateError, InputError
 
 STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
@@ -36,15 +37,15 @@ REPORT_FACTS = "report.json"
 
 
 def partition_uri(output_uri: str, table: str, audit_date: str) -> str:
-    return storage.join(output_uri, table, f"audit_date={audit_date}")
+    return join(output_uri, table, f"audit_date={audit_date}")
 
 
 def summary_uri(output_uri: str, audit_date: str) -> str:
-    return storage.join(partition_uri(output_uri, "summary", audit_date), "summary.parquet")
+    return join(partition_uri(output_uri, "summary", audit_date), "summary.parquet")
 
 
 def run_uri(output_uri: str, run_id: str) -> str:
-    return storage.join(output_uri, RUNS, run_id)
+    return join(output_uri, RUNS, run_id)
 
 
 def night_of(run_id: str) -> str:
@@ -53,7 +54,7 @@ def night_of(run_id: str) -> str:
 
 
 def part_uri(output_uri: str, table: str, audit_date: str, run_id: str, number: int) -> str:
-    return storage.join(partition_uri(output_uri, table, audit_date), f"part-{run_id}-{number:05d}.parquet")
+    return join(partition_uri(output_uri, table, audit_date), f"part-{run_id}-{number:05d}.parquet")
 
 
 def is_part_of(uri: str, run_id: str) -> bool:
@@ -117,7 +118,7 @@ def list_nights(output_uri: str) -> list[str]:
 
 def list_below(output_uri: str, table: str, first: str | None) -> Iterator[str]:
     """Names of the objects below a folder; those before `first` may be left out."""
-    folder = storage.join(output_uri, table)
-    start_after = storage.locate(storage.join(folder, first))[1] if first else None
+    folder = join(output_uri, table)
+    start_after = storage.locate(join(folder, first))[1] if first else None
     for entry in storage.list_objects(folder, start_after=start_after):
         yield entry.uri.removeprefix(folder + "/")

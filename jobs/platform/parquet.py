@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from jobs.platform import storage
 from jobs.platform.ranges import RangeReader, open_ranges
+from jobs.platform.uris import absolute, join
 from schemas.arrow import DAMAGED_PARQUET
 from schemas.errors import InputError
 
@@ -49,7 +50,7 @@ def parquet_files(uri: str, *, anonymous: bool = False) -> list[storage.StoredOb
     if uri.lower().endswith(SUFFIX) and (one := storage.describe(uri, anonymous=anonymous)) is not None:
         return [one]
     listed = list(storage.list_objects(uri, anonymous=anonymous))
-    below = storage.join(storage.absolute(uri), "")
+    below = join(absolute(uri), "")
     if any(entry.uri.removeprefix(below).startswith(INCOMPLETE) for entry in listed):
         raise InputError(
             f"{uri}: expected a whole data set, found one being written or cut short; run the job that writes it again"

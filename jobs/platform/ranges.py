@@ -9,6 +9,7 @@ from obstore.exceptions import BaseError, PreconditionError
 from jobs.platform import storage
 from jobs.platform.storage import StoredObject
 from jobs.platform.storage_errors import failure_of
+from jobs.platform.uris import is_s3
 from schemas.errors import InputError
 
 
@@ -25,7 +26,7 @@ class RangeReader(io.RawIOBase):
         self._anonymous = anonymous
         # of an object that is overwritten meanwhile a reader would mix old ranges with new ones. A local file's ETag holds its
         # inode, which some mounts number anew: there the size tells, above all of a file that is still being written
-        self._condition = {"if_match": found.etag} if storage.is_s3(found.uri) and found.etag else {}
+        self._condition = {"if_match": found.etag} if is_s3(found.uri) and found.etag else {}
 
     def readable(self) -> bool:
         return True
@@ -54,7 +55,7 @@ class RangeReader(io.RawIOBase):
             raise self._changed() from error
         except (BaseError, OSError) as error:
             # of a local file that was cut short, or is gone, the range can't be read
-            if not storage.is_s3(self._uri) and getattr(storage.describe(self._uri), "num_bytes", None) != self._size:
+            if not is_s3(self._uri) and getattr(storage.describe(self._uri), "num_bytes", None) != self._size:
                 raise self._changed() from error
             raise failure_of(self._uri, "read", error) from error
         if answer.meta["size"] != self._size:

@@ -6,23 +6,23 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 
-from jobs.platform import storage
+from jobs.platform.uris import absolute, is_s3
 from schemas.errors import InputError
 
 
 def is_allowed(uri: str, roots: Sequence[str]) -> bool:
     """Whether `uri` lies below one of `roots`: no `..`, no other bucket, and no link that leads out of a folder."""
-    if storage.is_s3(uri):
+    if is_s3(uri):
         if names_no_object(uri):
             return False
-        return any(storage.is_s3(root) and uri.startswith(root.rstrip("/") + "/") for root in roots)
+        return any(is_s3(root) and uri.startswith(root.rstrip("/") + "/") for root in roots)
     if "\0" in uri:
         return False
     try:
-        real = os.path.realpath(storage.absolute(uri))
+        real = os.path.realpath(absolute(uri))
     except InputError:
         return False
-    return any(not storage.is_s3(root) and real.startswith(_real_root(root)) for root in roots)
+    return any(not is_s3(root) and real.startswith(_real_root(root)) for root in roots)
 
 
 def names_no_object(uri: str) -> bool:

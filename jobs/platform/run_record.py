@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from jobs.platform import storage
+from jobs.platform.uris import join
 from schemas.errors import InputError
 
 _RUN_RECORD = "run.json"
@@ -17,18 +18,18 @@ _RUN_RECORD = "run.json"
 
 def freeze_run(run_uri: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes `run.json` where none is yet, and returns what stands there: this try's facts or an earlier one's."""
-    return storage.freeze_json(storage.join(run_uri, _RUN_RECORD), facts)
+    return storage.freeze_json(join(run_uri, _RUN_RECORD), facts)
 
 
 def finish_run(run_uri: str, frozen: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Adds timings and counts to `run.json`; what was frozen stays."""
-    storage.write_json(storage.join(run_uri, _RUN_RECORD), {**frozen, "outcome": outcome})
+    storage.write_json(join(run_uri, _RUN_RECORD), {**frozen, "outcome": outcome})
     storage.settle(run_uri)  # without it no later night knows how this one was planned
 
 
 def read_run(run_uri: str) -> dict[str, Any]:
     """What a run says of itself. Raises InputError where its `run.json` is gone or damaged."""
-    uri = storage.join(run_uri, _RUN_RECORD)
+    uri = join(run_uri, _RUN_RECORD)
     try:
         run = storage.read_json(uri)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Everything about a `-uri`: a local path, `file:///…` or `s3://bucket/key`, through obstore.
+"""What is stored at a `-uri` (see `uris`), read and written through obstore.
 
 S3 settings come from the usual AWS chain (`AWS_ENDPOINT_URL`, `AWS_REGION`, profile, role), which boto3 resolves (`s3`);
 obstore does the transfers: it is four times faster here than boto3, streams listings, and has the conditional PUT
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -29,6 +27,7 @@ from obstore.store import LocalStore, ObjectStore
 
 from jobs.platform import s3
 from jobs.platform.storage_errors import failure_of, may_pass, reason_of
+from jobs.platform.uris import absolute, bucket_of, check_bucket, is_s3, join
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -65,81 +64,12 @@ class StoredObject:
         return self.uri, self.num_bytes, self.etag.partition("-")[2]
 
 
-def is_s3(uri: str) -> bool:
-    return uri.startswith("s3://")
-
-
-def bucket_of(uri: str) -> str | None:
-    """None for a local path."""
-    return uri.split("/", 3)[2] if is_s3(uri) else None
-
-
-def absolute(uri: str) -> str:
-    """The form of `uri` that means the same on every worker and stands in listings: local paths absolute, no trailing
-    slash. Raises InputError for what names no place, or one that listings would name otherwise."""
-    if is_s3(uri):
-        return _checked_s3(uri.rstrip("/"))
-    if not uri:
-        raise InputError(
-            "expected a local path, file:///path or s3://bucket/key, found an empty text (an unset variable?)"
-        )
-    if uri.startswith("file:///"):
-        uri = unquote(uri.removeprefix("file://"))
-    scheme, colon, _ = uri.partition(":")
-    if "://" in uri or (colon and scheme.lower() in ("s3", "s3a", "s3n", "file")):
-        # the rest may hold a password
-        raise InputError(f"{scheme}:…: expected a local path, file:///path or s3://bucket/key, found none of them")
-    # not Path: its resolve would follow links, and its expanduser raises where a user is not known
-    path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
-    return "/" + path.lstrip("/")  # abspath keeps two leading slashes
-
-
-def is_bucket(place: str) -> bool:
-    """Whether a place (of `absolute`) is a whole bucket."""
-    return is_s3(place) and "/" not in place.removeprefix("s3://")
-
-
-def beside(uri: str, suffix: str) -> str:
-    """The place of that name and `suffix`. Raises InputError for a whole bucket: what is named so is another bucket."""
-    place = absolute(uri)
-    if is_bucket(place):
-        raise InputError(f"{uri}: expected a place in the bucket, such as {place}/NAME, found the bucket alone")
-    return place + suffix
-
-
-def _checked_s3(uri: str) -> str:
-    bucket, *key = uri.removeprefix("s3:").removeprefix("//").split("/")
-    _check_bucket(uri, bucket)
-    wrong = [part for part in key if part in ("", ".", "..") or any(character < " " for character in part)]
-    if wrong:
-        raise InputError(
-            f"{uri}: expected names between the slashes, found {wrong[0]!a}; an empty one often is a variable that is not set"
-        )
-    return uri
-
-
-def _check_bucket(uri: str, bucket: str) -> None:
-    if not bucket:
-        raise InputError(f"{uri}: expected s3://bucket/key, found no bucket")
-    if "@" in bucket or (":" in bucket and "@" in uri):  # a key and its secret, as other tools take them
-        raise InputError(
-            "s3://…: expected s3://bucket/key, found credentials in it; AWS_PROFILE, a role or "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give them"
-        )
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):  # obstore panics at others
-        raise InputError(f"{uri}: expected letters, digits, ., _ and - in the bucket's name, found {bucket!a}")
-
-
-def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *parts])
-
-
 def locate(uri: str, *, anonymous: bool = False) -> tuple[ObjectStore, str]:
     """The store that holds `uri` and the key in it. Raises InputError for a URI that names none."""
     if not is_s3(uri):
         return _local_store(), absolute(uri).lstrip("/")
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    _check_bucket(uri, bucket)
+    check_bucket(uri, bucket)
     return s3.open_bucket(bucket, anonymous), key
 
 

@@ -21,6 +21,7 @@ from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS, list_nights, run_uri
 from jobs.platform.provenance import provenance
 from jobs.platform.run_record import read_run, settings_of
+from jobs.platform.uris import absolute, join
 from jobs.reporting.discrepancies import write_discrepancies
 from jobs.reporting.nights import Night, read_night, read_nights, read_results
 from jobs.reporting.ordering import rows_by_doubt
@@ -60,7 +61,7 @@ def write_report(config: ReportConfig) -> None:
 
 def _write_files(config: ReportConfig) -> None:
     started = time.monotonic()
-    night = read_night(storage.absolute(config.output_uri), config.audit_date.isoformat())
+    night = read_night(absolute(config.output_uri), config.audit_date.isoformat())
     run = read_run(run_uri(night.output_uri, night.run_id))
     overview = survey_night(night)
     # the night's own list belongs to it: what was counted of it by now
@@ -82,12 +83,12 @@ def _write_files(config: ReportConfig) -> None:
         (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
         facts = _facts(config, night, run, overview)
         (folder / REPORT_FACTS).write_bytes(storage.json_bytes(facts))
-        report_uri = storage.absolute(config.report_uri)
+        report_uri = absolute(config.report_uri)
         _tell_what_is_replaced(report_uri, night.audit_date)
         for list_name in FLOOR_LISTS:
             _set_aside(report_uri, list_name)
         # an older report there stops being one before its files are overwritten
-        storage.delete([storage.join(report_uri, REPORT_FACTS)])
+        storage.delete([join(report_uri, REPORT_FACTS)])
         storage.upload_folder(folder, report_uri, last=REPORT_FACTS)
     logger.info(
         "night %s: report of %s bins in %s (%.1f s)",
@@ -101,7 +102,7 @@ def _write_files(config: ReportConfig) -> None:
 def _tell_what_is_replaced(report_uri: str, audit_date: str) -> None:
     """A folder holds one night's report; many keep the latest there."""
     try:
-        before = storage.read_json(storage.join(report_uri, REPORT_FACTS))
+        before = storage.read_json(join(report_uri, REPORT_FACTS))
     except FileNotFoundError:
         return
     if isinstance(before, dict) and before.get("audit_date") != audit_date:
@@ -111,14 +112,14 @@ def _tell_what_is_replaced(report_uri: str, audit_date: str) -> None:
 def _set_aside(report_uri: str, name: str) -> None:
     """Copies a list that somebody has filled in where it lies: counts not handed in yet stand nowhere else."""
     try:
-        data = storage.read_bytes(storage.join(report_uri, name))
+        data = storage.read_bytes(join(report_uri, name))
     except FileNotFoundError:
         return
     if is_blank(data):
         return
     stem, _, suffix = name.partition(".")
     kept = f"{stem}-filled-in-{hashlib.sha256(data).hexdigest()[:8]}.{suffix}"
-    storage.write_bytes(storage.join(report_uri, kept), data)
+    storage.write_bytes(join(report_uri, kept), data)
     logger.warning(
         "%s: somebody has filled in %s, which this report replaces; it is kept as %s: hand it in with jobs.recount",
         report_uri,

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from jobs.pages.photos import encode_thumbnail
-from jobs.platform import storage
 from jobs.platform.fetching import Fault, NotFetched, fetch_bytes
 from jobs.platform.roots import is_allowed
+from jobs.platform.uris import bucket_of
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, read_pixels
 from schemas.errors import InputError
 from schemas.results import ImageStatus
@@ -71,7 +71,7 @@ async def _fetch_all(
             return Thumbnail(None, str(row["status"]).replace("_", " "))
         if allowed_roots is not None and not is_allowed(row["image_uri"], allowed_roots):
             return Thumbnail(None, "outside the audit's allowed roots")
-        bucket = storage.bucket_of(row["image_uri"])
+        bucket = bucket_of(row["image_uri"])
         async with slots:
             if bucket in closed:
                 return Thumbnail(None, closed[bucket])

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 
 from jobs.platform import storage
+from jobs.platform.uris import join
 from jobs.sampling.contents import draw_contents, render_record
 from jobs.sampling.photo import draw_photo
 
@@ -42,7 +43,7 @@ def write_bins(output_uri: str, seed: int, record_error_rate: float, first: int,
                 ("metadata", "json", render_record(contents.recorded)),
                 ("bin-images", "jpg", draw_photo(seed, number, contents.true)),
             ):
-                uri = storage.join(output_uri, folder, f"{name_bin(number)}.{suffix}")
+                uri = join(output_uri, folder, f"{name_bin(number)}.{suffix}")
                 writes.append(writers.submit(storage.write_bytes, uri, data))
         for write in writes:
             write.result()

@@ -31,10 +31,10 @@ from jobs.config.serve import EndpointSettings
 from jobs.counting.belief import Belief, learn_belief, read_class_shares, true_shares
 from jobs.counting.history import History, day_after, read_history
 from jobs.counting.last_counts import nothing_counted
-from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.platform.cluster import CHECK_CPUS, await_slot, network_environment
 from jobs.platform.layout import list_nights
+from jobs.platform.uris import absolute
 from jobs.serving.access import read_token_digest
 from jobs.serving.counter import Counter
 from jobs.serving.front import Front, FrontSettings
@@ -62,7 +62,7 @@ LOGGING = LoggingConfig(encoding="JSON", enable_access_log=False)
 def build_app(settings: EndpointSettings) -> serve.Application:
     """The application for the connected cluster. Raises InputError for settings that don't fit, GateError for a cluster
     without CPUs."""
-    bundle_uri = storage.absolute(settings.bundle_uri)
+    bundle_uri = absolute(settings.bundle_uri)
     bundle = _check_bundle(bundle_uri)
     if not ray.cluster_resources().get("CPU"):
         await_slot(CHECK_CPUS)  # for a task that waits a cluster grows
@@ -115,7 +115,7 @@ def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
         no_counts = nothing_counted()
         shares = true_shares(bundle.label_histogram, bundle.label_noise.rate)
         return learn_belief(History((), (), no_counts), bundle, shares)
-    output_uri = storage.absolute(output_uri)
+    output_uri = absolute(output_uri)
     nights = list_nights(output_uri)
     if not nights:
         raise InputError(f"{output_uri}: expected the output of jobs.audit, found no committed night")

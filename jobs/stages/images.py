@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from jobs.platform import fetching, s3, storage
+from jobs.platform import fetching, s3
 from jobs.platform.fetching import OUTAGE_FAILURES, FailureStreak, Fault, NotFetched
 from jobs.platform.roots import is_allowed, names_no_object
+from jobs.platform.uris import is_s3
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError
@@ -150,7 +151,7 @@ def fetch_each(rows: pa.Table, plan: FetchPlan, use: Callable[[bytes | Photo], U
                 if not (isinstance(found, Photo) and found.gave_up):
                     streak.end()
                 elif streak.add():
-                    server = (s3.endpoint() or "S3") if storage.is_s3(uri) else "local files"
+                    server = (s3.endpoint() or "S3") if is_s3(uri) else "local files"
                     raise GateError(
                         f"{server}: the storage stopped delivering: {uri}: {found.error}, like "
                         f"{OUTAGE_FAILURES - 1} photos before it; when storage is back, the same command goes on"
@@ -168,7 +169,7 @@ async def fetch_allowed(
 ) -> bytes | Photo:
     """The whole object, or what became of it instead. An ETag (in S3) and a size other than None must be the object's
     still."""
-    if storage.is_s3(uri) and names_no_object(uri):
+    if is_s3(uri) and names_no_object(uri):
         return Photo(ImageStatus.IMAGE_REJECTED, "a key with an empty part, . or .. in it; rename the object")
     if not is_allowed(uri, plan.allowed_roots):
         return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")

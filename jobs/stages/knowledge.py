@@ -12,9 +12,9 @@ from jobs.config.audit import AuditConfig
 from jobs.counting.belief import Belief, learn_belief, true_shares
 from jobs.counting.history import History, read_history
 from jobs.counting.last_counts import freeze_last_counts
-from jobs.platform import storage
 from jobs.platform.provenance import provenance
 from jobs.platform.run_record import freeze_run
+from jobs.platform.uris import absolute
 from jobs.stages.tonight import Tonight
 from schemas.bundle import BundleInfo
 
@@ -45,7 +45,7 @@ def _facts(tonight: Tonight, belief: Belief) -> dict[str, object]:
             "num_bins": tonight.manifest.num_rows,
         },
         "bundle": {
-            "uri": storage.absolute(tonight.config.bundle_uri),
+            "uri": absolute(tonight.config.bundle_uri),
             "bundle_id": tonight.bundle.bundle_id,
             "weights_sha256": tonight.bundle.weights_sha256,
         },

@@ -15,6 +15,7 @@ from jobs.platform import storage
 from jobs.platform.cluster import CHECK_CPUS, await_slot
 from jobs.platform.parquet import parquet_files
 from jobs.platform.reports import read_reports, report_row
+from jobs.platform.uris import absolute
 from jobs.stages.duplicates import find_duplicates
 from jobs.stages.manifest_file import MAX_PROBLEMS, FileReport, report_file, sort_currencies
 from schemas.errors import InputError
@@ -56,12 +57,12 @@ def settle_roots(uri: str, images_uri: str | None, allowed_root: tuple[str, ...]
     Raises InputError where neither is given.
     """
     if allowed_root:
-        return tuple(storage.absolute(root) for root in allowed_root)
+        return tuple(absolute(root) for root in allowed_root)
     if images_uri is None:
         raise InputError(
             f"{uri}: no images_uri in the file metadata; say with --allowed-root where photos may be read from"
         )
-    return (storage.absolute(images_uri),)
+    return (absolute(images_uri),)
 
 
 def check_unchanged(uri: str, listed: list[storage.StoredObject]) -> None:
@@ -80,7 +81,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
 
     Without `needs_night` a manifest may name none (its `audit_date` is then empty).
     """
-    uri = storage.absolute(uri)
+    uri = absolute(uri)
     parquet_files(uri)  # what is not there is said at once
     await_slot(CHECK_CPUS)
     listed = parquet_files(uri)

@@ -17,6 +17,7 @@ from typing import Any
 
 from jobs.platform import storage
 from jobs.platform.command import message
+from jobs.platform.uris import join
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def hold_night(output_uri: str, audit_date: str, run_id: str) -> Iterator[NightL
     The lock is a series of generations: whoever creates the next one has it, so that two that find an expired lock
     can't both take it. A holder is alive while its heartbeat moves; it is judged by change, not by clocks.
     """
-    lock = NightLock(storage.join(output_uri, "locks", f"audit_date={audit_date}"), run_id)
+    lock = NightLock(join(output_uri, "locks", f"audit_date={audit_date}"), run_id)
     lock.acquire()
     try:
         yield lock
@@ -101,7 +102,7 @@ class NightLock:
         storage.delete(self._uri(earlier) for earlier in range(self._generation))
 
     def _uri(self, generation: int) -> str:
-        return storage.join(self._folder, f"{generation:06d}.json")
+        return join(self._folder, f"{generation:06d}.json")
 
     def _content(self) -> bytes:
         return storage.json_bytes({**self._holder, "beats": self._beats})

@@ -32,6 +32,7 @@ from jobs.platform.layout import (
     summary_uri,
 )
 from jobs.platform.parquet import open_parquet, parquet_bytes, write_table
+from jobs.platform.uris import is_s3, join
 from jobs.stages.conclude import WrittenParts
 from jobs.stages.night_lock import NightLock, hold_night
 from schemas.arrow import conform
@@ -60,18 +61,16 @@ def publish_night(
     """
     lock.check()  # the plan that is written next has the name of whoever else runs this command
     private = run_uri(output_uri, run_id)
-    write_table(storage.join(private, RUN_PLAN), night.planned)
+    write_table(join(private, RUN_PLAN), night.planned)
     plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
     plan_uri = part_uri(output_uri, "recount_plan", audit_date, run_id, 0)
     write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
-    storage.create_bytes(
-        storage.join(output_uri, COUNTED, "_schema.parquet"), parquet_bytes(COUNTED_SCHEMA.empty_table())
-    )
+    storage.create_bytes(join(output_uri, COUNTED, "_schema.parquet"), parquet_bytes(COUNTED_SCHEMA.empty_table()))
     views = (Path(jobs.__file__).parent / "views.sql").read_text(encoding="utf-8")
     # in DuckDB's patterns a bracket holds a sign that would mean something
     place = re.sub(r"([\[*?])", r"[\1]", output_uri).replace("'", "''")
-    storage.write_bytes(storage.join(output_uri, "views.sql"), views.replace("{output_uri}", place).encode())
+    storage.write_bytes(join(output_uri, "views.sql"), views.replace("{output_uri}", place).encode())
     if replaces is not None:
         # its summary, the other sign that its plan was once committed, is about to go
         mark_committed(output_uri, replaces)
@@ -131,7 +130,7 @@ def check_committed(output_uri: str, audit_date: str, run_id: str, num_bins: int
 
 
 def mark_committed(output_uri: str, run_id: str) -> None:
-    storage.write_bytes(storage.join(run_uri(output_uri, run_id), COMMITTED_MARKER), b"")
+    storage.write_bytes(join(run_uri(output_uri, run_id), COMMITTED_MARKER), b"")
 
 
 def clean_up(output_uri: str, audit_date: str, run_id: str) -> None:
@@ -149,8 +148,8 @@ def _abandoned(output_uri: str, audit_date: str) -> Iterator[str]:
     for name in list_below(output_uri, RUNS, audit_date):
         run_id, _, rest = name.partition("/")
         if night_of(run_id) == audit_date and rest.partition("/")[0] in WORKING_FOLDERS:
-            yield storage.join(output_uri, RUNS, name)
-        elif storage.is_s3(output_uri) and run_id > f"{audit_date}.":
+            yield join(output_uri, RUNS, name)
+        elif is_s3(output_uri) and run_id > f"{audit_date}.":
             break  # listed in order: only later nights come now
 
 
@@ -173,7 +172,7 @@ def _leftovers(output_uri: str, audit_date: str, run_id: str) -> Iterator[str]:
             if not is_part_of(part.uri, run_id):
                 yield part.uri
     for folder in WORKING_FOLDERS:
-        for entry in storage.list_objects(storage.join(run_uri(output_uri, run_id), folder)):
+        for entry in storage.list_objects(join(run_uri(output_uri, run_id), folder)):
             yield entry.uri
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.platform import storage
 from jobs.platform.bundles import ScorerPlan
 from jobs.platform.parquet import DamagedParquet, read_table, write_table
 from jobs.platform.reports import read_reports, report_table
+from jobs.platform.uris import join
 from jobs.stages.images import FetchPlan, fetch_rows
 from jobs.stages.resources import Resources
 from jobs.stages.score import SCORED_SCHEMA, score_shards, shard_table
@@ -62,7 +62,7 @@ def trim_findings(findings: Counter) -> Counter:
 
 
 def staged_uri(folder_uri: str, shard: int) -> str:
-    return storage.join(folder_uri, f"{shard:07d}.parquet")
+    return join(folder_uri, f"{shard:07d}.parquet")
 
 
 def stage_shards(

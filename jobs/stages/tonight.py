@@ -20,6 +20,7 @@ from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
 from jobs.platform.layout import REPORT_FACTS, RUNS, STAGED, committed_run, list_below, night_of, run_uri
 from jobs.platform.run_record import read_run
+from jobs.platform.uris import absolute, join
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
 from jobs.stages.publish import tidy_up
 from jobs.stages.resources import Resources, settle_resources
@@ -90,7 +91,7 @@ class Tonight:
 def settle_night(config: AuditConfig) -> Tonight:
     """Checks every input, before any image is read, and waits for the cluster's other jobs. Raises InputError for what
     doesn't fit, GateError where the cluster stays busy."""
-    output_uri = storage.absolute(config.output_uri)
+    output_uri = absolute(config.output_uri)
     bundle, images = read_bundle(config.bundle_uri)
     training_photos = digests(learned_from(images))
     manifest = check_manifest(config.manifest_uri, config.audit_date)
@@ -158,7 +159,7 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
 def _reported_run(report_uri: str) -> str:
     """The run that the report there is of; empty where there is none, or none of ours."""
     try:
-        report = storage.read_json(storage.join(storage.absolute(report_uri), REPORT_FACTS))
+        report = storage.read_json(join(absolute(report_uri), REPORT_FACTS))
     except (FileNotFoundError, InputError):
         return ""
     return str(report.get("run_id", "")) if isinstance(report, dict) else ""

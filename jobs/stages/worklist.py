@@ -23,6 +23,7 @@ import ray.data
 from jobs.platform import storage
 from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import DamagedParquet, open_parquet, read_row_group
+from jobs.platform.uris import is_s3, join
 from jobs.stages.manifest import Manifest
 from schemas.arrow import conform
 from schemas.errors import InputError
@@ -55,7 +56,7 @@ def write_worklist(manifest: Manifest, folder_uri: str, image_size: int) -> list
     the one that was checked any more.
     """
     rows = shard_rows(manifest.num_rows, image_size)
-    copies = [storage.join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
+    copies = [join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
     work = [
         {"source": source, "sha256": sha256, "num_rows": num_rows, "target": target, "rows": rows}
         for source, sha256, num_rows, target in zip(
@@ -91,11 +92,11 @@ def temporary_worklist(manifest: Manifest, output_uri: str, image_size: int) -> 
     """The manifest's shards for a job that keeps nothing to resume from, copied to where all workers can read them and
     deleted at the end of the block. `image_size`: as in write_worklist."""
     # of this job alone: another one with the same output must not delete it
-    folder_uri = storage.join(output_uri, f"worklist-{uuid.uuid4().hex}")
+    folder_uri = join(output_uri, f"worklist-{uuid.uuid4().hex}")
     try:
         yield write_worklist(manifest, folder_uri, image_size)
     finally:
-        if storage.is_s3(folder_uri):
+        if is_s3(folder_uri):
             storage.delete([entry.uri for entry in storage.list_objects(folder_uri)])
         else:  # with what a killed worker was writing, which no listing names
             shutil.rmtree(folder_uri, ignore_errors=True)

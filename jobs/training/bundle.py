@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.provenance import provenance
+from jobs.platform.uris import absolute, join
 from jobs.training.labelled_bins import LabelledBins, fingerprint
 from jobs.training.report import render_training_report
 from jobs.training.start import Start
@@ -78,7 +79,7 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
         left_out=left_out,
         provenance=made,
     )
-    bundle_uri = storage.absolute(config.bundle_uri)
+    bundle_uri = absolute(config.bundle_uri)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         info = save_bundle(
@@ -87,7 +88,7 @@ def write_bundle(labelled: LabelledBins, config: TrainConfig, start: Start, trai
         if outcome["trace"] is not None:
             (folder / TRACE_FILE).write_bytes(outcome["trace"])
         # an older bundle there stops being one before its weights are overwritten
-        storage.delete([storage.join(bundle_uri, name) for name in (INFO_FILE, TRACE_FILE)])
+        storage.delete([join(bundle_uri, name) for name in (INFO_FILE, TRACE_FILE)])
         storage.upload_folder(folder, bundle_uri, last=INFO_FILE)
     storage.settle(bundle_uri)  # the checkpoints go next: a power cut must not take both
     _announce(info, metrics, fitted, bundle_uri)

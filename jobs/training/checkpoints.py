@@ -13,6 +13,7 @@ import pyarrow.fs
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from jobs.platform import s3, storage
+from jobs.platform.uris import absolute, is_s3, join
 from model.training import STATE_FILE
 from schemas.errors import InputError
 
@@ -26,7 +27,7 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
     to it here would be pickled into the controller's task specification, which Ray's control store may write to disk, and
     those of a role or of SSO would expire in the middle of a training. Raises InputError for a profile that assumes a role.
     """
-    if not storage.is_s3(uri):
+    if not is_s3(uri):
         return uri, None
     store: Any = storage.locate(uri)[0]  # it knows where its bucket lies, and credentials that don't do are said
     if s3.assumes_role():
@@ -45,7 +46,7 @@ def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
 
 def list_runs(training_uri: str) -> set[str]:
     """The names of the trainings that lie there."""
-    below = storage.absolute(training_uri) + "/"
+    below = absolute(training_uri) + "/"
     # Ray Train leaves empty objects where folders were on S3
     objects = (entry for entry in storage.list_objects(training_uri) if entry.num_bytes)
     paths = (entry.uri.removeprefix(below) for entry in objects)
@@ -55,7 +56,7 @@ def list_runs(training_uri: str) -> set[str]:
 def drop_damaged_checkpoints(run_uri: str) -> None:
     """Ray Train writes its list of checkpoints in place, and settles neither it nor them: what a power cut, or a kill in
     that moment, leaves would end every later try. Of the two that are kept the older one is whole, most likely."""
-    uri = storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    uri = join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     try:
         snapshot = storage.read_json(uri)
     except FileNotFoundError:
@@ -64,7 +65,7 @@ def drop_damaged_checkpoints(run_uri: str) -> None:
     whole = [
         place
         for place, checkpoint in enumerate(listed)
-        if _is_whole(storage.join(run_uri, checkpoint["checkpoint_dir_name"], STATE_FILE))
+        if _is_whole(join(run_uri, checkpoint["checkpoint_dir_name"], STATE_FILE))
     ]
     if snapshot is None or (listed and not whole):
         logger.warning("%s: damaged, or its checkpoints are, as by a power cut; this training begins anew", uri)
@@ -79,14 +80,14 @@ def drop_damaged_checkpoints(run_uri: str) -> None:
 
 def _is_whole(state_uri: str) -> bool:
     """Whether torch's file, a zip archive, is there with its end. S3 has an object whole or not at all."""
-    return storage.exists(state_uri) if storage.is_s3(state_uri) else zipfile.is_zipfile(state_uri)
+    return storage.exists(state_uri) if is_s3(state_uri) else zipfile.is_zipfile(state_uri)
 
 
 def remove_run(run_uri: str) -> None:
     """Deletes a finished run's inputs and checkpoints, those that are still there. What a kill leaves of it begins anew."""
     # first: Ray Train fails on a snapshot whose checkpoints have gone
-    storage.delete([storage.join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)])
-    if storage.is_s3(run_uri):
+    storage.delete([join(run_uri, CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)])
+    if is_s3(run_uri):
         storage.delete(entry.uri for entry in list(storage.list_objects(run_uri)))
         return
     with suppress(FileNotFoundError):  # whoever began this before was killed

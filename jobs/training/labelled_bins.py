@@ -17,6 +17,7 @@ import ray.data
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.parquet import parquet_files
+from jobs.platform.uris import absolute
 from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos, tell_poor
 from jobs.stages.manifest import check_unchanged, problems_of_files, refuse, settle_roots
 from jobs.stages.manifest_file import report_file
@@ -50,7 +51,7 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
 
     Raises InputError with all kinds of problems at once, as the audit finds them.
     """
-    uri = storage.absolute(config.manifest_uri)
+    uri = absolute(config.manifest_uri)
     reports, tables = [], []
     listed = parquet_files(uri)
     for entry in listed:

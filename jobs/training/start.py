@@ -11,6 +11,7 @@ import torch
 from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
+from jobs.platform.uris import absolute, join
 from model.bundle_files import (
     INFO_FILE,
     TRAINING_IMAGES_SCHEMA,
@@ -43,14 +44,14 @@ def read_start(config: TrainConfig) -> Start:
     recipe = config.recipe()
     file, bundle_id, seen = None, None, TRAINING_IMAGES_SCHEMA.empty_table()
     if recipe.weights.endswith(WEIGHTS_SUFFIXES):
-        uri = storage.absolute(recipe.weights)
+        uri = absolute(recipe.weights)
         folder, _, name = uri.rpartition("/")
-        if folder == storage.absolute(config.bundle_uri) and name == WEIGHTS_FILE:
+        if folder == absolute(config.bundle_uri) and name == WEIGHTS_FILE:
             raise InputError(
                 f"weights {recipe.weights}: lies where the new bundle is written (--bundle-uri), which would replace it; "
                 "choose another --bundle-uri"
             )
-        if name == WEIGHTS_FILE and storage.exists(storage.join(folder, INFO_FILE)):
+        if name == WEIGHTS_FILE and storage.exists(join(folder, INFO_FILE)):
             with local_bundle(folder) as local:
                 info = read_bundle_info(local)
                 file, images = read_weights(local, info), read_training_images(local, info)

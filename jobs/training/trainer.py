@@ -33,6 +33,7 @@ from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.command import message
 from jobs.platform.parquet import read_table, write_table
+from jobs.platform.uris import absolute, join
 from jobs.training.checkpoints import drop_damaged_checkpoints, ray_storage
 from jobs.training.labelled_bins import fingerprint
 from jobs.training.photos import PhotoStream
@@ -109,8 +110,8 @@ def train_network(
     recipe = config.recipe()
     scaling, threads = plan_workers(config, num_runs)
     name = run_name(bins, config, start)
-    run_uri = storage.join(storage.absolute(training_uri), name)
-    bins_uri, initial_uri = (storage.join(run_uri, "inputs", file) for file in (BINS_FILE, INITIAL_FILE))
+    run_uri = join(absolute(training_uri), name)
+    bins_uri, initial_uri = (join(run_uri, "inputs", file) for file in (BINS_FILE, INITIAL_FILE))
     # anew each time: what a power cut left of them stands there whatever it holds
     write_table(bins_uri, bins)
     storage.write_bytes(initial_uri, save(start.state))
@@ -124,7 +125,7 @@ def train_network(
         trace_steps=config.trace_steps,
         conclude=conclude,
     )
-    path, filesystem = ray_storage(storage.absolute(training_uri))
+    path, filesystem = ray_storage(absolute(training_uri))
     trainer = TorchTrainer(
         train_loop_per_worker,  # type: ignore[arg-type]
         train_loop_config={"settings": settings},
@@ -153,7 +154,7 @@ def train_network(
         raise GateError(f"training ended without a checkpoint; look at {run_uri}")
     stopped = outcome["stopped"] or ""
     if stopped.startswith((UNHEALTHY, NOT_FINITE)):
-        storage.write_json(storage.join(run_uri, FINDINGS_FILE), outcome["findings"])
+        storage.write_json(join(run_uri, FINDINGS_FILE), outcome["findings"])
         raise TrainingStoppedError(stopped, outcome["findings"], run_uri)
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)

@@ -13,6 +13,7 @@ from jobs.pages.plots import curves_plot, line_plot
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from jobs.platform.provenance import provenance
+from jobs.platform.uris import join
 from jobs.tuning.space import search_space
 from jobs.tuning.trials import TABLE_FILE, TrialRecord, Trials, format_setting, median_nll, ranked, trials_table
 from schemas.bundle import BundleInfo
@@ -22,9 +23,9 @@ PAGE_FILE = "search.html"
 
 def publish_search(trials: Trials, info: BundleInfo | None) -> None:
     """Writes trials.parquet and search.html; `info` is of the best trial's bundle, once there is one."""
-    write_table(storage.join(trials.output_uri, TABLE_FILE), trials_table(trials.records))
+    write_table(join(trials.output_uri, TABLE_FILE), trials_table(trials.records))
     page = render_search(trials.config, trials.records, info)
-    storage.write_bytes(storage.join(trials.output_uri, PAGE_FILE), page.encode())
+    storage.write_bytes(join(trials.output_uri, PAGE_FILE), page.encode())
 
 
 def render_search(config: TuneConfig, records: Sequence[TrialRecord], info: BundleInfo | None) -> str:

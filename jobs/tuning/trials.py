@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from jobs.config.tune import TuneConfig
 from jobs.platform import storage
+from jobs.platform.uris import join
 from jobs.training.checkpoints import remove_run
 from jobs.tuning.space import SETTINGS, trial_config
 from schemas.errors import InputError
@@ -117,14 +118,14 @@ class Trials:
         self.config, self.output_uri = config, output_uri
         settings = config.model_dump(mode="json", exclude=set(NOT_COMPARED))
         settings |= {"data": fingerprint, "weights": weights}
-        kept = storage.freeze_json(storage.join(output_uri, SEARCH_FILE), settings)
+        kept = storage.freeze_json(join(output_uri, SEARCH_FILE), settings)
         differing = [name for name in settings if kept.get(name) != settings[name]]
         if differing:
             raise InputError(
                 f"{output_uri}: expected this search or nothing, found one with other settings ({', '.join(differing)}); "
                 "choose another --output-uri, or delete it"
             )
-        folder = storage.join(output_uri, "trials")
+        folder = join(output_uri, "trials")
         found = (_read_whole(entry.uri) for entry in list(storage.list_objects(folder)))
         records = (TrialRecord(**fields) for fields in found if fields is not None)
         self.records = sorted(records, key=lambda record: record.number)
@@ -132,7 +133,7 @@ class Trials:
     @property
     def training_uri(self) -> str:
         """Where the trials keep their checkpoints."""
-        return storage.join(self.output_uri, "training")
+        return join(self.output_uri, "training")
 
     def of(self, parameters: dict[str, Any]) -> TrialRecord:
         """The record of the trial with these parameters, a new one where there is none."""
@@ -146,13 +147,13 @@ class Trials:
         return self.records[-1]
 
     def save(self, record: TrialRecord) -> None:
-        uri = storage.join(self.output_uri, "trials", f"{record.number:05d}.json")
+        uri = join(self.output_uri, "trials", f"{record.number:05d}.json")
         storage.write_json(uri, asdict(record))
 
     def drop_checkpoints(self, record: TrialRecord) -> None:
         """Deletes those of the trial, where it has any, and says so in its record: a later search must not look for them."""
         if record.run is not None:
-            remove_run(storage.join(self.training_uri, record.run))
+            remove_run(join(self.training_uri, record.run))
             record.run = None
             self.save(record)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jobs.platform import storage
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import join
 from schemas.arrow import conform
 from schemas.manifest import FORMAT_VERSION, MANIFEST_SCHEMA
 from tests.benchmarks.audit_processes import run
@@ -69,5 +69,5 @@ def write_manifest(place: Path, num_bins: int) -> None:
                 "record_inconsistent": pa.repeat(False, len(numbers)),
             }
         )
-        uri = storage.join(str(place), "manifest", f"part-{start:09d}.parquet")
+        uri = join(str(place), "manifest", f"part-{start:09d}.parquet")
         write_table(uri, conform(table, MANIFEST_SCHEMA).replace_schema_metadata(metadata))

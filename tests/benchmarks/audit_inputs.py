@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import absolute, join
 from tests.conftest import S3_ENVIRONMENT, free_port, start_s3_server
 from tests.dump import manifest_table, photo, write_bundle
 
@@ -46,7 +47,7 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
         uris = list(islice(cycle(objects), num_images))
         table = manifest_table(IMAGES_URI, [number % 6 for number in range(num_images)], image_uri=uris)
         for uri, number in ((MANIFEST_URI, num_images), (SHORT_MANIFEST_URI, round(SHORT_SHARE * num_images))):
-            write_table(storage.join(uri, "part-0.parquet"), table.slice(0, number))
+            write_table(join(uri, "part-0.parquet"), table.slice(0, number))
         yield uris
     finally:
         server.terminate()
@@ -56,7 +57,7 @@ def serve_photos(photos_uri: str | None, num_images: int, folder: Path) -> Itera
 def read_photos(photos_uri: str | None, num_images: int) -> list[bytes]:
     if photos_uri is None:
         return [photo(number % 7, number, size=(468, 334)) for number in range(min(64, num_images))]
-    found = (entry.uri for entry in storage.list_objects(storage.absolute(photos_uri)))
+    found = (entry.uri for entry in storage.list_objects(absolute(photos_uri)))
     photos = [storage.read_bytes(uri) for uri in islice((uri for uri in found if uri.endswith(".jpg")), num_images)]
     if not photos:
         raise SystemExit(f"{photos_uri}: expected .jpg files, found none")

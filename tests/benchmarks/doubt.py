@@ -24,6 +24,7 @@ from jobs.counting.belief import true_shares
 from jobs.platform import storage
 from jobs.platform.bundles import local_bundle
 from jobs.platform.parquet import parquet_files, read_table
+from jobs.platform.uris import absolute
 from model.bundle import load_bundle
 from model.bundle_files import read_training_images
 from model.images import decode_image
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    probabilities, quantity, info = score_test_photos(storage.absolute(arguments.manifest_uri), arguments.bundle_uri)
+    probabilities, quantity, info = score_test_photos(absolute(arguments.manifest_uri), arguments.bundle_uri)
     label = np.minimum(quantity, info.top_class)
     print(f"{len(quantity)} bins of the test split, exact {np.mean(probabilities.argmax(axis=1) == label):.3f}")
     rows = [

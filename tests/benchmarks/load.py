@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from jobs.platform import storage
 from jobs.platform.parquet import parquet_files, read_table, write_table
+from jobs.platform.uris import absolute, join
 from schemas.arrow import conform
 from schemas.manifest import MANIFEST_SCHEMA
 
@@ -47,7 +48,7 @@ def write_manifest(source_uri: str, target_uri: str, num_bins: int) -> None:
         copy = pa.array(np.char.add("-", (number // source.num_rows).astype(str)).tolist())
         names = pc.binary_join_element_wise(rows["bin_id"], copy, "")
         rows = rows.set_column(0, MANIFEST_SCHEMA.field(0), names).replace_schema_metadata(tables[0].schema.metadata)
-        write_table(storage.join(target_uri, f"part-{start:09d}.parquet"), rows)
+        write_table(join(target_uri, f"part-{start:09d}.parquet"), rows)
 
 
 def audit(manifest_uri: str, bundle_uri: str, output_uri: str, precision: str) -> subprocess.Popen[bytes]:
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    source_uri, place = storage.absolute(arguments.manifest_uri), storage.absolute(arguments.output_uri)
+    source_uri, place = absolute(arguments.manifest_uri), absolute(arguments.output_uri)
     bundle_uri, precision = arguments.bundle_uri, arguments.precision
     num_bins = arguments.num_bins or bins_for(arguments.minutes, source_uri, bundle_uri, precision, f"{place}/pilot")
     write_manifest(source_uri, f"{place}/manifest", num_bins)

@@ -26,6 +26,7 @@ from jobs import audit, recount
 from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.parquet import parquet_files, read_table, write_table
+from jobs.platform.uris import absolute, join
 from model.record_errors import DEFAULT_SIZES
 from schemas.arrow import conform
 from schemas.manifest import MANIFEST_SCHEMA
@@ -65,7 +66,7 @@ def with_records(manifest: pa.Table, recorded: np.ndarray, night: str) -> pa.Tab
 
 def answer_plan(output_uri: str, night: str, truth: dict[str, int], counts_uri: str) -> None:
     """The CSV that comes back: every planned bin counted; a mismatch was counted a second time."""
-    parts = parquet_files(storage.join(output_uri, "recount_plan", f"audit_date={night}"))
+    parts = parquet_files(join(output_uri, "recount_plan", f"audit_date={night}"))
     plan = pd.concat([read_table(part.uri).to_pandas() for part in parts])
     counted = plan["bin_id"].map(truth)
     frame = pd.DataFrame(
@@ -93,14 +94,14 @@ def run_nights(manifest_uri: str, bundle_uri: str, output_uri: str, num_nights: 
     for index in range(num_nights):
         night = (date(2026, 9, 1) + timedelta(days=index)).isoformat()
         recorded = alter_records(true_qty, generator)
-        place = storage.join(output_uri, "manifests", night)
-        write_table(storage.join(place, "part-0.parquet"), with_records(manifest, recorded, night))
-        audits = storage.join(output_uri, "audits")
+        place = join(output_uri, "manifests", night)
+        write_table(join(place, "part-0.parquet"), with_records(manifest, recorded, night))
+        audits = join(output_uri, "audits")
         started = time.monotonic()
         code = audit.main(["--manifest-uri", place, "--bundle-uri", bundle_uri, "--output-uri", audits])
         seconds = time.monotonic() - started
         assert code == 0, f"the audit of {night} exited {code}"
-        counts_uri = storage.join(output_uri, "counts", f"{night}.csv")
+        counts_uri = join(output_uri, "counts", f"{night}.csv")
         answer_plan(audits, night, truth, counts_uri)
         code = recount.main(["--output-uri", audits, "--counts-uri", counts_uri])
         assert code == 0, f"taking in the counts of {night} exited {code}"
@@ -118,9 +119,9 @@ def run_nights(manifest_uri: str, bundle_uri: str, output_uri: str, num_nights: 
 
 def measure_night(audits: str, night: str, truth: dict[str, int], planted: float) -> dict:
     """What the night's results claim, beside the truth. The estimate is of the nights before this one."""
-    part = parquet_files(storage.join(audits, "results", f"audit_date={night}"))
+    part = parquet_files(join(audits, "results", f"audit_date={night}"))
     results = pa.concat_tables([read_table(entry.uri) for entry in part])
-    summary = read_table(storage.join(audits, "summary", f"audit_date={night}", "summary.parquet")).to_pylist()[0]
+    summary = read_table(join(audits, "summary", f"audit_date={night}", "summary.parquet")).to_pylist()[0]
     wrong = np.array([truth[b] for b in results["bin_id"].to_pylist()]) != results["expected_qty"].to_numpy()
     priority = pc.fill_null(pc.equal(results["recount"], "priority"), False).to_numpy()
     certified = pc.equal(results["verdict"], "certified").to_numpy()
@@ -153,9 +154,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with connect():
         rows = run_nights(
-            storage.absolute(arguments.manifest_uri),
+            absolute(arguments.manifest_uri),
             arguments.bundle_uri,
-            storage.absolute(arguments.output_uri),
+            absolute(arguments.output_uri),
             arguments.nights,
             arguments.seed,
         )

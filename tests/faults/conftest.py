@@ -12,6 +12,7 @@ import pytest
 
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import join
 from tests.conftest import S3_ENVIRONMENT, free_port, make_bucket
 from tests.dump import manifest_table, write_bundle, write_photos
 from tests.faults.disturbed_runs import ROOT, Site, Trial, read_views
@@ -94,7 +95,7 @@ def write_small_night(images_uri: str, manifest_uri: str) -> None:
     table = manifest_table(images_uri, quantities)
     table = manifest_table(images_uri, quantities, image_etag=[etags[uri] for uri in table["image_uri"].to_pylist()])
     for start in range(0, NUM_BINS, ROWS_PER_FILE):
-        uri = storage.join(manifest_uri, f"part-{start:05d}.parquet")
+        uri = join(manifest_uri, f"part-{start:05d}.parquet")
         write_table(uri, table.slice(start, ROWS_PER_FILE))
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.platform import storage
+from jobs.platform.uris import join
 from schemas.errors import GateError
 from tests.faults.faulty_network import FaultyNetwork, Server
 from tests.faults.ray_nodes import RayNodes
@@ -180,7 +181,7 @@ class Reader(threading.Thread):
             return False  # a summary, and none of the files that belong to it
 
     def _commits(self) -> list[tuple[str, str | None]]:
-        return [(entry.uri, entry.etag) for entry in storage.list_objects(storage.join(self._output_uri, "summary"))]
+        return [(entry.uri, entry.etag) for entry in storage.list_objects(join(self._output_uri, "summary"))]
 
     def stop(self) -> int:
         self._ended.set()
@@ -210,13 +211,13 @@ def read_views(output_uri: str) -> Views:
     """
     with tempfile.TemporaryDirectory(prefix="views-") as folder:
         for table in ("summary", "results", "recount_plan", "counted"):
-            for entry in storage.list_objects(storage.join(output_uri, table)):
+            for entry in storage.list_objects(join(output_uri, table)):
                 target = Path(folder) / entry.uri.removeprefix(output_uri.rstrip("/") + "/")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(storage.read_bytes(entry.uri))
         if not (Path(folder) / "summary").exists():
             return {}
-        views = storage.read_bytes(storage.join(output_uri, "views.sql")).decode()
+        views = storage.read_bytes(join(output_uri, "views.sql")).decode()
         with duckdb.connect() as database:
             database.execute(views.replace(output_uri.rstrip("/"), folder))
             return {

@@ -11,6 +11,7 @@ from jobs.counting.plans import list_marked_runs
 from jobs.platform import storage
 from jobs.platform.layout import committed_run, partition_uri, run_uri, summary_uri
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import join
 from jobs.stages import night_lock
 from jobs.stages.conclude import WrittenParts
 from jobs.stages.night_lock import hold_night
@@ -32,7 +33,7 @@ def output_uri(tmp_path: Path) -> str:
 
 
 def _write_part(output_uri: str, run_id: str) -> str:
-    uri = storage.join(partition_uri(output_uri, "results", NIGHT), f"part-{run_id}-00000.parquet")
+    uri = join(partition_uri(output_uri, "results", NIGHT), f"part-{run_id}-00000.parquet")
     write_table(uri, pa.table({"bin_id": ["a"]}))
     return uri
 
@@ -59,9 +60,9 @@ def test_a_commit_discards_what_abandoned_runs_of_its_night_had_staged(output_ur
     abandoned, later = f"{NIGHT}-cccccccccccc", "2999-01-01-dddddddddddd"
     for run_id in (NEW, abandoned, later):
         for name in ("staged/0000000.parquet", "worklist/00000.parquet", "run.json"):
-            storage.write_bytes(storage.join(run_uri(output_uri, run_id), name), b"")
+            storage.write_bytes(join(run_uri(output_uri, run_id), name), b"")
     _publish(output_uri, _write_part(output_uri, NEW))
-    left = {entry.uri.rpartition("/runs/")[2] for entry in storage.list_objects(storage.join(output_uri, "runs"))}
+    left = {entry.uri.rpartition("/runs/")[2] for entry in storage.list_objects(join(output_uri, "runs"))}
     assert f"{abandoned}/run.json" in left
     assert not {name for name in left if NIGHT in name and ("staged" in name or "worklist" in name)}
     assert {f"{later}/staged/0000000.parquet", f"{later}/worklist/00000.parquet"} <= left
@@ -77,11 +78,11 @@ def test_a_replacement_under_way_keeps_its_parts_from_whoever_asks_for_the_commi
         tidy_up(output_uri, NIGHT, OLD)
         assert storage.exists(part)
     # nobody holds the night: what is there was left by a run that was given up
-    storage.write_bytes(storage.join(run_uri(output_uri, OLD), "staged", "0000000.parquet"), b"")
+    storage.write_bytes(join(run_uri(output_uri, OLD), "staged", "0000000.parquet"), b"")
     tidy_up(output_uri, NIGHT, OLD)
     assert not storage.exists(part)
     assert [entry.uri for entry in storage.list_objects(run_uri(output_uri, OLD))] == [
-        storage.join(run_uri(output_uri, OLD), "committed")
+        join(run_uri(output_uri, OLD), "committed")
     ]
 
 

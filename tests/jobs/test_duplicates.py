@@ -4,9 +4,9 @@ import pyarrow as pa
 import pytest
 import ray
 
-from jobs.platform import storage
 from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import join
 from jobs.stages import duplicates
 from jobs.stages.duplicates import find_duplicates
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray
 def write_ids(folder: str, *files: list[str | None]) -> list[str]:
     uris = []
     for index, ids in enumerate(files):
-        uris.append(storage.join(folder, f"part-{index}.parquet"))
+        uris.append(join(folder, f"part-{index}.parquet"))
         table = pa.table({"bin_id": pa.array(ids, pa.string()), "other": pa.nulls(len(ids), pa.int32())})
         write_table(uris[-1], table, row_group_size=1000)
     return uris

@@ -13,8 +13,8 @@ from jobs import explore
 from jobs.exploring import survey
 from jobs.exploring.looks import draw_sample, look_at
 from jobs.exploring.records import RecordFacts, gather_facts
-from jobs.platform import storage
 from jobs.platform.parquet import write_table
+from jobs.platform.uris import join
 from jobs.stages.images import FetchPlan
 from schemas.bundle import Preprocessing
 from tests.dump import manifest_table, photo, write_photos
@@ -35,7 +35,7 @@ def write_manifest(folder: Path) -> str:
     shared = [str(images / f"{12 if number == 13 else number:05d}.jpg") for number in range(NUM_BINS)]
     table = manifest_table(str(images), quantities, record_inconsistent=inconsistent, skus=skus, image_uri=shared)
     uri = str(folder / "manifest")
-    write_table(storage.join(uri, "part-0.parquet"), table)
+    write_table(join(uri, "part-0.parquet"), table)
     return uri
 
 

@@ -15,6 +15,7 @@ from jobs import ingest
 from jobs.ingesting import exchange
 from jobs.platform import storage
 from jobs.platform.parquet import open_parquet, parquet_files, read_table, write_table
+from jobs.platform.uris import join
 from schemas.abid import MAX_RECORD_BYTES
 from schemas.arrow import file_metadata
 from schemas.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
@@ -30,7 +31,7 @@ def abid_record(*lines: tuple[str, int], total: int | None = None) -> bytes:
 
 def put(place: str, objects: dict[str, bytes]) -> None:
     for name, data in objects.items():
-        storage.write_bytes(storage.join(place, name), data)
+        storage.write_bytes(join(place, name), data)
 
 
 def put_bins(place: str, *stems: str) -> None:
@@ -41,14 +42,14 @@ def put_bins(place: str, *stems: str) -> None:
 def run(place: str, *flags: str, records: str = "records", manifest: str = "manifest") -> int:
     return ingest.main(
         [
-            *("--images-uri", storage.join(place, "images"), "--records-uri", storage.join(place, records)),
-            *("--manifest-uri", storage.join(place, manifest), "--audit-date", "2026-01-31", *flags),
+            *("--images-uri", join(place, "images"), "--records-uri", join(place, records)),
+            *("--manifest-uri", join(place, manifest), "--audit-date", "2026-01-31", *flags),
         ]
     )
 
 
 def read(place: str, name: str = "manifest") -> list[dict]:
-    files = [entry.uri for entry in parquet_files(storage.join(place, name))]
+    files = [entry.uri for entry in parquet_files(join(place, name))]
     return [row for uri in files for row in read_table(uri).to_pylist()]
 
 
@@ -61,11 +62,11 @@ def test_a_bin_is_a_photo_and_a_record_of_one_stem(place: str) -> None:
     assert run(place) == 0
     (row,) = read(place)
     etag = row.pop("image_etag")
-    assert etag == next(storage.list_objects(storage.join(place, "images"))).etag
+    assert etag == next(storage.list_objects(join(place, "images"))).etag
     assert row == {
         **{field.name: None for field in MANIFEST_SCHEMA if field.name != "image_etag"},
         "bin_id": "00123",
-        "image_uri": storage.join(place, "images", "00123.jpg"),
+        "image_uri": join(place, "images", "00123.jpg"),
         "image_bytes": 5,
         "expected_qty": 4,
         "num_skus": 2,
@@ -101,7 +102,7 @@ def test_every_image_and_record_is_a_bin_or_a_reject(place: str) -> None:
     assert run(place) == 0
     bins = read(place)
     assert [row["bin_id"] for row in bins] == ["00001", "00002", "A 1%é", "both", "odd"]
-    assert [row["image_uri"] for row in bins][2] == storage.join(place, "images", "shelf/A 1%é.jpg")
+    assert [row["image_uri"] for row in bins][2] == join(place, "images", "shelf/A 1%é.jpg")
     assert [(row["expected_qty"], row["record_inconsistent"]) for row in bins][-1] == (5, True)
     assert rejects(place) == [
         ("alone", "image", "no_record"),
@@ -125,16 +126,16 @@ def test_every_image_and_record_is_a_bin_or_a_reject(place: str) -> None:
 def test_the_files_conform_and_say_which_night_they_are_of(place: str) -> None:
     put_bins(place, "1", "2")
     assert run(place) == 0
-    (file,) = parquet_files(storage.join(place, "manifest"))
+    (file,) = parquet_files(join(place, "manifest"))
     schema = open_parquet(file.uri).schema_arrow
     assert schema.equals(MANIFEST_SCHEMA)
     assert schema.field("bin_id").metadata == MANIFEST_SCHEMA.field("bin_id").metadata
     assert file_metadata(schema) == {
         "audit_date": "2026-01-31",
-        "images_uri": storage.join(place, "images"),
+        "images_uri": join(place, "images"),
         "format_version": "1",
     }
-    (file,) = parquet_files(storage.join(place, "manifest.rejects"))
+    (file,) = parquet_files(join(place, "manifest.rejects"))
     assert open_parquet(file.uri).schema_arrow.equals(REJECTS_SCHEMA)
 
 
@@ -168,21 +169,21 @@ def test_neighbouring_numbers_are_one_group_and_other_bins_go_by_sku(tmp_path: P
 def test_settings_and_versions_lie_beside_the_manifest_and_not_in_it(place: str) -> None:
     put_bins(place, "00001")
     assert run(place) == 0
-    facts = json.loads(storage.read_bytes(storage.join(place, "manifest.json")))
-    assert facts["config"]["images_uri"] == storage.join(place, "images")
+    facts = json.loads(storage.read_bytes(join(place, "manifest.json")))
+    assert facts["config"]["images_uri"] == join(place, "images")
     assert (facts["audit_date"], facts["counts"]["bins"]) == ("2026-01-31", 1)
     assert facts["versions"]["ray"]
     assert "git_commit" in facts
-    first = [storage.read_bytes(entry.uri) for entry in parquet_files(storage.join(place, "manifest"))]
+    first = [storage.read_bytes(entry.uri) for entry in parquet_files(join(place, "manifest"))]
     assert run(place, "--replace") == 0
-    assert [storage.read_bytes(entry.uri) for entry in parquet_files(storage.join(place, "manifest"))] == first
+    assert [storage.read_bytes(entry.uri) for entry in parquet_files(join(place, "manifest"))] == first
 
 
 def test_a_manifest_is_replaced_only_when_asked_to(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     put_bins(place, "1", "2")
     put(place, {"records/alone.json": abid_record()})
     assert run(place) == 0
-    storage.delete([storage.join(place, "images", "2.jpg"), storage.join(place, "records", "alone.json")])
+    storage.delete([join(place, "images", "2.jpg"), join(place, "records", "alone.json")])
     assert run(place) == 2
     assert "a manifest is already there; choose another place or give --replace" in capsys.readouterr().err
     assert [row["bin_id"] for row in read(place)] == ["1", "2"]
@@ -237,7 +238,7 @@ def test_a_manifest_cut_short_is_refused_by_readers_and_written_anew_by_the_same
     assert run(place) == 0
     put(place, {"manifest/_incomplete": b"of a run that was killed", "manifest/part-00007-00000.parquet": b"PAR1"})
     with pytest.raises(storage.InputError, match="being written or cut short"):
-        parquet_files(storage.join(place, "manifest"))
+        parquet_files(join(place, "manifest"))
     assert run(place) == 0
     assert [row["bin_id"] for row in read(place)] == ["1", "2"]
 
@@ -247,7 +248,7 @@ def test_files_of_others_are_never_deleted(place: str, capsys: pytest.CaptureFix
     put(place, {"manifest/sub/sales.parquet": b"theirs"})
     assert run(place, "--replace") == 2
     assert "expected a folder of this job's own, found" in capsys.readouterr().err
-    assert storage.read_bytes(storage.join(place, "manifest/sub/sales.parquet")) == b"theirs"
+    assert storage.read_bytes(join(place, "manifest/sub/sales.parquet")) == b"theirs"
 
 
 WMS_CSV = """\
@@ -394,7 +395,7 @@ def test_an_inventory_stands_in_for_listing(bucket: str, form: str) -> None:
             {"bucket": [name] * 6, "key": keys, "is_latest": latest, "size": [5] * 6, "e_tag": ["abc"] * 6}
         )
         files.append("inventory/data/0.parquet")
-        write_table(storage.join(bucket, files[0]), table)
+        write_table(join(bucket, files[0]), table)
     document = {
         "destinationBucket": f"arn:aws:s3:::{name}",
         "fileFormat": form,
@@ -402,7 +403,7 @@ def test_an_inventory_stands_in_for_listing(bucket: str, form: str) -> None:
         "files": [{"key": key} for key in files],
     }
     put(bucket, {"inventory/manifest.json": json.dumps(document).encode()})
-    uri = storage.join(bucket, files[0] if form == "file" else "inventory/manifest.json")
+    uri = join(bucket, files[0] if form == "file" else "inventory/manifest.json")
     assert run(bucket, "--inventory-uri", uri) == 0
     assert [(row["bin_id"], row["image_bytes"], row["image_etag"]) for row in read(bucket)] == [
         ("1", 5, None),
@@ -424,7 +425,7 @@ def test_an_inventory_that_is_none_is_named(bucket: str, capsys: pytest.CaptureF
         ("odd.parquet", "odd.parquet: expected a Parquet file, found something else"),
         ("x.orc", "expected an inventory's manifest.json, .parquet, .csv or .csv.gz file"),
     ):
-        assert run(bucket, "--inventory-uri", storage.join(bucket, "i", name)) == 2, name
+        assert run(bucket, "--inventory-uri", join(bucket, "i", name)) == 2, name
         assert message in capsys.readouterr().err, name
 
 

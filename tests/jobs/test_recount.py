@@ -29,6 +29,7 @@ from jobs.counting.records import lines_of
 from jobs.platform import storage
 from jobs.platform.parquet import read_table, write_table
 from jobs.platform.run_record import read_run
+from jobs.platform.uris import absolute, is_s3, join
 from jobs.recount import main
 from jobs.reporting.recount_lists import recount_csv, recount_xlsx, second_counts_csv
 from schemas.errors import InputError
@@ -70,13 +71,13 @@ def test_counts_are_on_disk_before_they_are_taken_in_and_what_a_power_cut_left_o
 def take_in(
     output: str, *lines: str, header: str = HEADER, name: str = "counts.csv", flags: tuple[str, ...] = ()
 ) -> int:
-    uri = storage.join(output, "..", name) if not storage.is_s3(output) else storage.join(output, name)
-    storage.write_bytes(storage.absolute(uri), "\n".join([header, *lines, ""]).encode())
+    uri = join(output, "..", name) if not is_s3(output) else join(output, name)
+    storage.write_bytes(absolute(uri), "\n".join([header, *lines, ""]).encode())
     return main(["--output-uri", output, "--counts-uri", uri, *flags])
 
 
 def rejects(output: str) -> list[dict[str, str]]:
-    (entry,) = storage.list_objects(storage.join(output, "count_rejects"))
+    (entry,) = storage.list_objects(join(output, "count_rejects"))
     data = storage.read_bytes(entry.uri)
     assert data.startswith(b"\xef\xbb\xbf")  # by which a spreadsheet knows UTF-8
     return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
@@ -105,7 +106,7 @@ def test_a_count_is_kept_with_what_the_plan_knew(output: str) -> None:
         "camera_qty": 3,
     }
     assert len(row["probabilities"]) == 7
-    (entry,) = storage.list_objects(storage.join(output, "counted"))
+    (entry,) = storage.list_objects(join(output, "counted"))
     made = json.loads(read_table(entry.uri).schema.metadata[b"made"])
     assert made["config"]["time_zone"] == "UTC" and "pyarrow" in made["versions"]
 
@@ -649,7 +650,7 @@ def test_rejects_are_written_though_what_was_learned_can_not_be_said(
     output: str, damage: bytes | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit_night(output, "2026-03-03", [])
-    uri = storage.join(output, "runs", "2026-03-03-aaaaaaaaaaaa", "run.json")
+    uri = join(output, "runs", "2026-03-03-aaaaaaaaaaaa", "run.json")
     storage.delete([uri]) if damage is None else storage.write_bytes(uri, damage)
     lines = f"a,{NIGHT},3,2026-03-03T08:00Z,,,", f"nowhere,{NIGHT},3,2026-03-03T08:00Z,,,"
     assert take_in(output, *lines) == 1
@@ -666,8 +667,8 @@ def test_rejects_are_written_though_what_was_learned_can_not_be_said(
 )
 def test_a_run_without_its_record_is_named(output: str, damage: bytes | None, message: str) -> None:
     run_id = f"{NIGHT}-aaaaaaaaaaaa"
-    private = storage.join(output, "runs", run_id)
-    uri = storage.join(private, "run.json")
+    private = join(output, "runs", run_id)
+    uri = join(private, "run.json")
     assert read_run(private)["run_id"] == run_id
     storage.delete([uri]) if damage is None else storage.write_bytes(uri, damage)
     with pytest.raises(InputError, match=rf"run\.json: expected a committed run's own record, {message}; restore it"):

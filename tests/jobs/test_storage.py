@@ -20,6 +20,7 @@ from jobs.platform.parquet import DamagedParquet, open_parquet, parquet_files, r
 from jobs.platform.ranges import RangeReader, open_ranges
 from jobs.platform.storage import StoredObject
 from jobs.platform.storage_errors import explain, failure_of, may_pass
+from jobs.platform.uris import absolute, beside, is_s3, join
 from jobs.training.checkpoints import ray_storage
 from schemas.errors import GateError, InputError
 
@@ -30,7 +31,7 @@ def folder(place: str) -> str:
 
 
 def test_bytes_come_back_as_written_under_odd_names(folder: str) -> None:
-    uri = storage.join(folder, "a b", "c%20é<&>.txt")
+    uri = join(folder, "a b", "c%20é<&>.txt")
     storage.write_bytes(uri, b"photo")
     assert storage.read_bytes(uri) == b"photo"
     assert [(entry.uri, entry.num_bytes) for entry in storage.list_objects(folder)] == [(uri, 5)]
@@ -59,7 +60,7 @@ def test_a_listing_cut_short_goes_on_after_its_last_key(monkeypatch: pytest.Monk
 
 
 def test_only_one_of_two_creates_an_object(folder: str) -> None:
-    uri = storage.join(folder, "lock")
+    uri = join(folder, "lock")
     assert storage.create_bytes(uri, b"first")
     assert not storage.create_bytes(uri, b"second")
     assert storage.read_bytes(uri) == b"first"
@@ -113,7 +114,7 @@ def test_a_conflict_of_two_writes_is_no_object_that_is_there(
 
 
 def test_what_is_absent_is_said_to_be_absent(folder: str) -> None:
-    uri = storage.join(folder, "nothing")
+    uri = join(folder, "nothing")
     assert not storage.exists(uri)
     assert list(storage.list_objects(uri)) == []
     storage.delete([uri])
@@ -123,7 +124,7 @@ def test_what_is_absent_is_said_to_be_absent(folder: str) -> None:
 
 def test_many_are_deleted_at_once_whichever_is_gone_already(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "MOST_DELETED", 30)
-    uris = [storage.join(folder, f"{number:02d}") for number in range(70)]
+    uris = [join(folder, f"{number:02d}") for number in range(70)]
     for uri in uris[1:]:
         storage.write_bytes(uri, b"")
     store, asked = storage.locate(folder)[0], []
@@ -144,18 +145,18 @@ def test_many_are_deleted_at_once_whichever_is_gone_already(folder: str, monkeyp
 
 
 def test_a_table_is_read_back_whole_or_by_row_group(folder: str) -> None:
-    uri = storage.join(folder, "t", "part.parquet")
+    uri = join(folder, "t", "part.parquet")
     table = pa.table({"bin_id": [str(n) for n in range(1000)]})
     write_table(uri, table, row_group_size=100)
     assert read_table(uri).equals(table)
     parquet = open_parquet(uri)
     assert parquet.metadata.num_row_groups == 10
     assert parquet.read_row_group(9).equals(table.slice(900))
-    assert [entry.uri for entry in parquet_files(storage.join(folder, "t"))] == [uri]
+    assert [entry.uri for entry in parquet_files(join(folder, "t"))] == [uri]
 
 
 def test_of_a_file_with_many_row_groups_the_footer_is_read_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = storage.join(folder, "worklist.parquet")
+    uri = join(folder, "worklist.parquet")
     numbers = pa.table({"number": range(1000)})
     write_table(uri, numbers, row_group_size=1)
     read, sizes = RangeReader.read, []
@@ -245,7 +246,7 @@ def test_a_server_without_conditional_writes_is_named_as_the_wrong_place(tmp_pat
 
 
 def test_a_file_that_is_no_parquet_is_named(folder: str) -> None:
-    uri = storage.join(folder, "t.parquet")
+    uri = join(folder, "t.parquet")
     storage.write_bytes(uri, b"bin_id,sku\n1,2\n")
     with pytest.raises(DamagedParquet, match=r"t\.parquet.*expected a Parquet file") as caught:
         open_parquet(uri)
@@ -270,9 +271,9 @@ def test_folders_are_copied_both_ways_and_what_declares_one_whole_goes_last(
     (source / "weights").write_bytes(b"w")
     (source / "bundle.json").write_bytes(b"{}")
     (source / "a").write_bytes(b"a")
-    storage.upload_folder(source, storage.join(folder, "bundle"), last="bundle.json")
-    write(storage.join(folder, "bundle", "notes", "b"), b"of somebody else")
-    storage.download_folder(storage.join(folder, "bundle"), target)
+    storage.upload_folder(source, join(folder, "bundle"), last="bundle.json")
+    write(join(folder, "bundle", "notes", "b"), b"of somebody else")
+    storage.download_folder(join(folder, "bundle"), target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == {
         "weights": b"w",
         "bundle.json": b"{}",
@@ -294,14 +295,14 @@ def test_a_disk_that_fills_under_a_bundle_is_said(tmp_path: Path, monkeypatch: p
 
 def test_another_scheme_is_an_input_error() -> None:
     with pytest.raises(InputError, match="https:…: expected a local path"):
-        storage.absolute("https://example.org/a")
+        absolute("https://example.org/a")
 
 
 def test_what_lies_beside_a_bucket_would_be_another_bucket() -> None:
-    assert storage.beside("s3://stock/bundle/", ".training") == "s3://stock/bundle.training"
-    assert storage.beside("/bundle", ".training") == "/bundle.training"
+    assert beside("s3://stock/bundle/", ".training") == "s3://stock/bundle.training"
+    assert beside("/bundle", ".training") == "/bundle.training"
     with pytest.raises(InputError, match="s3://stock: expected a place in the bucket, such as s3://stock/NAME"):
-        storage.beside("s3://stock", ".training")
+        beside("s3://stock", ".training")
 
 
 @pytest.mark.s3
@@ -525,16 +526,16 @@ def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monke
 )
 def test_a_uri_that_names_no_place_or_another_one_in_listings_is_refused(uri: str, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said) if "\\" not in said else said) as refused:
-        storage.absolute(uri)
+        absolute(uri)
     assert "hunter" not in str(refused.value)
-    if storage.is_s3(uri) and "bucket's name" in said:
+    if is_s3(uri) and "bucket's name" in said:
         with pytest.raises(InputError, match=re.escape(said)):
             storage.read_bytes(uri)
 
 
 def test_a_file_s_uri_is_the_path_in_it() -> None:
-    assert storage.absolute("file:///audits/a%20b") == "/audits/a b"
-    assert storage.absolute("/audits/12:30") == "/audits/12:30"
+    assert absolute("file:///audits/a%20b") == "/audits/a b"
+    assert absolute("/audits/12:30") == "/audits/12:30"
 
 
 def test_a_loop_of_links_is_a_wrong_place(tmp_path: Path) -> None:
@@ -546,11 +547,11 @@ def test_a_loop_of_links_is_a_wrong_place(tmp_path: Path) -> None:
 
 
 def test_listings_name_objects_as_absolute_does(tmp_path: Path) -> None:
-    folder = storage.absolute(f"/{tmp_path}//folder/")
+    folder = absolute(f"/{tmp_path}//folder/")
     assert folder == f"{tmp_path}/folder"
-    storage.write_bytes(storage.join(folder, "a"), b"")
+    storage.write_bytes(join(folder, "a"), b"")
     assert [entry.uri for entry in storage.list_objects(folder)] == [f"{folder}/a"]
-    assert storage.absolute("s3://stock/audits//") == "s3://stock/audits"
+    assert absolute("s3://stock/audits//") == "s3://stock/audits"
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
 from jobs.platform import s3, storage
 from jobs.platform.parquet import read_table, write_table
+from jobs.platform.uris import join
 from jobs.stages.images import Photo
 from jobs.train import main
 from jobs.training import labelled_bins, trainer
@@ -743,7 +744,7 @@ def test_a_photo_that_changed_since_it_was_listed_is_left_out(ray_cluster: None,
     etags = [entry.etag for entry in storage.list_objects(f"{bucket}/bin-images")]
     uri = f"{bucket}/manifest"
     table = manifest_table(f"{bucket}/bin-images", [1, 2], image_etag=etags)
-    write_table(storage.join(uri, "part-0.parquet"), table)
+    write_table(join(uri, "part-0.parquet"), table)
     write_photos(f"{bucket}/bin-images", [5])  # the first bin's
     made = config(uri, max_unusable_share=0.5)
     found = check_photos(read_labelled_bins(made), made)
