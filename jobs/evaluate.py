@@ -98,7 +98,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
     document = json.dumps(figures, indent=1, allow_nan=False) + "\n"
     storage.write_bytes(join(output_uri, "index.html"), page.encode())
     storage.write_bytes(join(output_uri, "metrics.json"), document.encode())
-    print(summarize(figures))
+    print(describe_figures(figures))
     for warning in find_warnings(figures):
         logger.warning(warning)
     print(f"written: {join(output_uri, 'index.html')} and metrics.json")
@@ -110,7 +110,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
         )
 
 
-def summarize(figures: dict[str, Any]) -> str:
+def describe_figures(figures: dict[str, Any]) -> str:
     """The figures in a few lines for a terminal."""
     moved = f"{figures['num_moved']:,} whose stock moved since the photo, " if figures["num_moved"] else ""
     lines = [f"bundle {figures['bundle_id']} on {figures['num_bins']:,} bins ({figures['num_left_out']:,} left out, {moved}"

@@ -61,11 +61,11 @@ def run_explore(config: ExploreConfig) -> None:
     }
     thumbnails = read_thumbnails(photos_to_show(survey), plan)
     storage.write_bytes(join(output_uri, "index.html"), render_exploration(survey, thumbnails, about).encode())
-    print(summarize(survey))
+    print(describe_survey(survey))
     print(f"written: {join(output_uri, 'index.html')}")
 
 
-def summarize(survey: Survey) -> str:
+def describe_survey(survey: Survey) -> str:
     """What was found in a few lines for a terminal."""
     records = survey.records
     quantities = ", ".join(f"{count}: {records.quantities[count]:,}" for count in range(6))

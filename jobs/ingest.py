@@ -27,20 +27,17 @@ import ray.data
 from jobs.config.base import tell_future_night
 from jobs.config.ingest import IngestConfig
 from jobs.ingesting import parts
-from jobs.ingesting.exchange import Chunks, choose_bounds, collect, exchange
-from jobs.ingesting.exports import find_export, is_export, make_records, read_export
-from jobs.ingesting.inventory import are_in_one_bucket, read_inventories
-from jobs.ingesting.keys import IMAGE_SUFFIXES, RECORD_SUFFIXES, Folder, list_keys
+from jobs.ingesting.exchange import choose_bounds, exchange
+from jobs.ingesting.inputs import list_inputs
 from jobs.ingesting.matching import EXAMPLES, Matched, match_range
 from jobs.ingesting.parts import Target
 from jobs.ingesting.readable import check_readable, unfetched_error
-from jobs.platform import storage
 from jobs.platform.cluster import await_slot, connect
 from jobs.platform.command import run_command
 from jobs.platform.line_timer import LineTimer
 from jobs.platform.provenance import provenance
 from jobs.platform.reports import read_reports, report_table
-from jobs.platform.uris import absolute, beside, is_bucket
+from jobs.platform.uris import absolute, beside
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger("jobs.ingest")
@@ -106,72 +103,6 @@ def check_missing(num_missing: int, num_records: int, config: IngestConfig) -> N
             f"and --max-missing-share allows {config.max_missing_share:.1%}; nothing was written; where an upload is late, run "
             "the same command again"
         )
-
-
-def list_inputs(config: IngestConfig) -> tuple[Chunks, Chunks]:
-    """The keys of all images, and those of all records or, from an export, the records themselves.
-
-    Raises InputError where there are none.
-    """
-    images_uri, records_uri = absolute(config.images_uri), absolute(config.records_uri)
-    if is_export(records_uri):
-        found = [entry.version for entry in find_export(records_uri, anonymous=config.anonymous)]
-        lines_sources, names_images = read_export(records_uri, anonymous=config.anonymous)
-        images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous, key_is_uri=names_images)
-        image_sources = start_listing(images, config)
-        lines = collect("lines of the export", lines_sources)
-        # of one that was still being written the rest would be bins that nobody audits
-        if [entry.version for entry in find_export(records_uri, anonymous=config.anonymous)] != found:
-            raise InputError(
-                f"{records_uri}: was written while it was read; run the same command again once it is whole"
-            )
-        if not lines.num_rows:
-            raise InputError(f"{records_uri}: expected lines of a WMS export below the header, found none")
-        num_lines = lines.num_rows
-        bin_ranges = exchange(lines, choose_bounds(lines))
-        named_below = images_uri if names_images else None
-        record_sources = [make_records.remote(records_uri, named_below, *pieces) for pieces in bin_ranges]
-        chunks, records = list_folder("images", images, image_sources), collect("records", record_sources)
-        if 2 * records.num_repeated >= num_lines:  # a few may be pallets that are alike
-            logger.warning(
-                "%s: %s of %s lines are those of another one in every column that is read (such as %s), as where an export "
-                "stands in the file or folder twice; their pieces are added up",
-                records_uri,
-                f"{records.num_repeated:,}",
-                f"{num_lines:,}",
-                "; ".join(records.repeated),
-            )
-        return chunks, records
-    images = Folder(images_uri, IMAGE_SUFFIXES, config.anonymous)
-    documents = Folder(records_uri, RECORD_SUFFIXES, config.anonymous)
-    image_sources, record_sources = start_listing(images, config), start_listing(documents, config)
-    return list_folder("images", images, image_sources), list_folder("records", documents, record_sources)
-
-
-def start_listing(folder: Folder, config: IngestConfig) -> list[Any]:
-    # the images' inventory stands for the records too where both are in one bucket
-    if config.inventory_uri and are_in_one_bucket(folder.uri, absolute(config.images_uri)):
-        return read_inventories([absolute(uri) for uri in config.inventory_uri], folder)
-    return [list_keys.remote(folder)]
-
-
-def list_folder(what: str, folder: Folder, sources: list[Any]) -> Chunks:
-    """Follows the listing to its end. Raises InputError where the folder holds nothing of the kind."""
-    chunks = collect(what, sources)
-    others = f"{chunks.num_others:,} other objects (such as {', '.join(chunks.others)})"
-    if not chunks.num_rows:
-        if not is_bucket(folder.uri) and storage.describe(folder.uri, anonymous=folder.anonymous) is not None:
-            export = (
-                ", or a WMS export (.csv, .csv.gz, .parquet; save a workbook as CSV UTF-8)" if what == "records" else ""
-            )
-            raise InputError(f"{folder.uri}: expected a folder of {what}{export}, found a file of another kind")
-        raise InputError(
-            f"{folder.uri}: expected {what} ({', '.join(folder.suffixes)}), found "
-            f"{others if chunks.num_others else 'nothing'}; check --{what}-uri"
-        )
-    if chunks.num_others:
-        logger.info("%s: %s passed over", what, others)
-    return chunks
 
 
 def choose_slice_rows(num_bins: int) -> int:

@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
 
-from jobs import ingest
 from jobs.config.ingest import IngestConfig
-from jobs.ingesting import exchange, exports, inventory, keys, parts, records
+from jobs.ingesting import exchange, exports, inputs, inventory, keys, parts, records
 from jobs.ingesting.exchange import Chunks
 from jobs.ingesting.keys import KEYS_SCHEMA, Folder
 from jobs.ingesting.matching import match, match_range
@@ -268,11 +267,11 @@ def test_an_export_is_read_as_the_flags_say(monkeypatch: pytest.MonkeyPatch) -> 
     def note(uri: str, *, anonymous: bool) -> None:
         raise InputError(f"{uri}, anonymous: {anonymous}")
 
-    monkeypatch.setattr(ingest, "find_export", note)
+    monkeypatch.setattr(inputs, "find_export", note)
     places = {"images_uri": "s3://b/images", "records_uri": "s3://b/export.csv", "manifest_uri": "manifest"}
     for anonymous in (True, False):
         with pytest.raises(InputError, match=f"s3://b/export.csv, anonymous: {anonymous}"):
-            ingest.list_inputs(IngestConfig(**places, anonymous=anonymous))
+            inputs.list_inputs(IngestConfig(**places, anonymous=anonymous))
 
 
 @pytest.mark.parametrize("name", ["export.csv", "export.parquet"])
@@ -286,13 +285,13 @@ def test_an_export_that_is_still_being_written_is_refused(
         path.write_bytes(path.read_bytes() + b"b901,S,1")
         return Chunks()
 
-    monkeypatch.setattr(ingest, "start_listing", lambda *_: [])
-    monkeypatch.setattr(ingest, "collect", go_on)
+    monkeypatch.setattr(inputs, "_start_listing", lambda *_: [])
+    monkeypatch.setattr(inputs, "collect", go_on)
     for task in ("_read_csv", "_read_parquet"):
         monkeypatch.setattr(exports, task, SimpleNamespace(remote=lambda *given: given))
     places = {"images_uri": str(tmp_path), "records_uri": str(path), "manifest_uri": "manifest"}
     with pytest.raises(InputError, match=rf"{name}: was written while it was read; .* once it is whole"):
-        ingest.list_inputs(IngestConfig(**places))
+        inputs.list_inputs(IngestConfig(**places))
 
 
 def test_lines_that_stand_there_twice_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
