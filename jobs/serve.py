@@ -76,7 +76,12 @@ def run_serve(config: ServeConfig) -> None:
             raise GateError("the endpoint was told to stop before it had started")
 
         with _on_stop(give_up):
-            start_endpoint(config)
+            try:
+                start_endpoint(config)
+            except SystemError as error:  # what some of Ray's waits make of an error that a signal raises in them
+                if not stopped.is_set():
+                    raise
+                raise GateError("the endpoint was told to stop before it had started") from error
         with _on_stop(lambda *_: stopped.set()):
             print(f"listening on http://{config.host}:{config.port}/ (API: /docs); stop with Ctrl-C", flush=True)
             unhealthy_since = None
@@ -106,7 +111,7 @@ def start_endpoint(config: ServeConfig) -> None:
             logging_config=LOGGING,
         )
         serve.run(application, name=APP_NAME, route_prefix="/")
-    except GateError:  # told to stop; one of the RuntimeErrors too
+    except (GateError, SystemError):  # told to stop; the first is one of the RuntimeErrors too
         serve.shutdown()
         raise
     except (RuntimeError, TimeoutError, RayActorError) as error:  # of a deployment, or of a proxy, that doesn't come up

@@ -24,7 +24,12 @@ PLANNED_SCHEMA = pa.schema(
     [
         column("bin_id", pa.string(), "The bin to count.", required=True),
         column("recount", pa.string(), "priority (from the ranking) or random (the audit sample).", required=True),
-        column("inclusion_probability", pa.float32(), "1 for priority, else sample size over eligible.", required=True),
+        column(
+            "inclusion_probability",
+            pa.float32(),
+            "1 for priority, else sample size over assessed bins; no weight by itself: see results.",
+            required=True,
+        ),
         column("zone", pa.string(), "Part of the warehouse."),
         column("expected_qty", pa.int32(), "Pieces that the record expects.", required=True),
         column("probabilities", pa.list_(pa.float32()), "The camera's answer, calibrated.", required=True),

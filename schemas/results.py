@@ -114,7 +114,11 @@ CONCLUSION_COLUMNS = [
     ),
     column("rank", pa.int32(), "Place in tonight's priority list, 1 first."),
     column("recount", pa.string(), "Whether a person is sent: priority or random."),
-    column("inclusion_probability", pa.float32(), "Probability with which the plan took the bin in; 1 for priority."),
+    column(
+        "inclusion_probability",
+        pa.float32(),
+        "1 for priority, for random sample size over assessed bins: no weight by itself, as a random bin that scores above the list's lowest would have been counted in any case and stands for itself.",
+    ),
     column("certificate_p", pa.float32(), "Conformal p-value against the random recounts."),
     column(
         "certified_at",

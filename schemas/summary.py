@@ -86,7 +86,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "net_variance_value",
             _VALUE,
-            "Estimated sum of true - recorded pieces times unit_value, where given, over the assessed bins of an average night of the window, a level.",
+            "Estimated sum of true - recorded pieces times unit_value, where given, over the assessed bins of an average night of the window, a level, in the window's currency.",
         ),
         column("net_variance_value_low", _VALUE, "Lower end of its 95 % interval."),
         column("net_variance_value_high", _VALUE, "Upper end of its 95 % interval."),
@@ -128,7 +128,7 @@ SUMMARY_SCHEMA = pa.schema(
         column(
             "drill_recall",
             _SHARE,
-            "Share of up to 1,000 records altered on trial to another class that would stand on tonight's priority list, weighted by how often such records are wrong.",
+            "Share of up to 1,000 records of bins that could be listed, altered on trial to another class, that would stand on tonight's priority list, weighted by how often such records are wrong: of fresh errors, as of those that have stood for long the visible ones are found already.",
         ),
         column("drift_alarm", pa.bool_(), "Whether the night's share left its range; certificates are then suspended."),
         column(

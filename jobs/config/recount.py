@@ -13,8 +13,8 @@ class RecountConfig(JobConfig):
     """CSV (UTF-8; comma, semicolon or tab) or Parquet: bin_id, audit_date, counted_qty, counted_at and, where there
     are any, counter_id, confirmed (true or false), reason_code. A count that differs from the record stands once it is
     confirmed, or once another counter_id has found the same. Open the list in a spreadsheet by its text import, with
-    bin_id, audit_date and counter_id as text: otherwise ids such as 01-02-03 or 1E5 become dates and numbers, and long ones
-    lose digits."""
+    bin_id, audit_date, counted_at and counter_id as text: otherwise ids such as 01-02-03 or 1E5 become dates and numbers,
+    long ones lose digits, and times are saved as the spreadsheet shows them (years of two digits are refused)."""
 
     time_zone: str = "UTC"
     """Zone of every counted_at without an offset, such as Europe/Berlin."""

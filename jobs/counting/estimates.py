@@ -98,7 +98,7 @@ def estimate_window(history: History) -> Estimates:
 
     share, worst, best = map(_share_of_wrong, (samples, worst_samples(history), best_samples(history)))
     gross = _within(total(_gross_sample, _has_gross, signed=False), _known_gross(list(filter(_has_gross, samples))))
-    one_currency = _have_one_currency([sample.plan for sample in counted if _is_valued(sample)])
+    one_currency = _have_one_currency([sample.plan for sample in counted])
     # where nobody counted a bin with a price at random, nothing is known of money, not even that it is little
     prices = _joined([sample.column("unit_value")[sample.is_random] for sample in samples if _is_valued(sample)])
     has_prices = one_currency and bool(np.isfinite(prices).any())

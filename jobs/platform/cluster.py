@@ -170,7 +170,9 @@ def await_slot(num_cpus: float) -> None:
     for seconds in (TELL_SECONDS, WAIT_SECONDS - TELL_SECONDS):
         if ray.wait([probe], timeout=seconds)[0]:
             return
-        logger.info("waiting for a CPU slot of %g: other jobs hold what the cluster has", num_cpus)
+        logger.info(
+            "waiting for a CPU slot of %g: other jobs hold them, or the first worker is still starting", num_cpus
+        )
     ray.cancel(probe)
     raise GateError(
         f"the cluster: expected a free slot of {num_cpus:g} CPUs within {WAIT_SECONDS:.0f} seconds, found none; other jobs "

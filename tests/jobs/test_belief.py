@@ -620,6 +620,18 @@ def test_a_night_in_another_currency_that_waits_for_confirmations_leaves_no_sum_
     assert estimates.window_nights == 1 and estimates.net_variance_value is None
 
 
+def test_a_night_of_several_currencies_leaves_no_mean_of_the_others(output: str) -> None:
+    for night, currencies in (("2026-03-02", ["EUR"]), ("2026-03-03", ["EUR", "USD"])):
+        plan = [
+            row | {"currency": currencies[place % len(currencies)]}
+            for place, row in enumerate(random_plan(20, unit_value=2.0))
+        ]
+        commit_night(output, night, plan, num_assessed=200)
+        count(output, night, plan, right(plan) | {"r000": 1})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert (estimates.window_nights, estimates.net_variance_value) == (2, None)
+
+
 @pytest.mark.parametrize("settings", [{"random_share": 0.0}, {"recount_budget": 0}], ids=str)
 def test_a_night_without_random_bins_ranks_by_what_was_learned_and_claims_nothing(
     output: str, settings: dict[str, Any]

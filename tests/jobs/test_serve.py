@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -323,3 +326,17 @@ def test_the_page_asks_for_a_token_only_where_one_is_needed(bundle: Path) -> Non
     info = read_bundle_info(bundle)
     pages = [render_drop_page(info, needs_token=needed)[0] for needed in (False, True)]
     assert ['id="token"' in page for page in pages] == [False, True]
+
+
+def test_a_stop_that_meets_one_of_ray_s_waits_is_told_as_a_stop(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    def wait_as_ray_does(_: ServeConfig) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except GateError as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr(serve_job, "connect", lambda **_: nullcontext())
+    monkeypatch.setattr(serve_job, "start_endpoint", wait_as_ray_does)
+    with pytest.raises(GateError, match="told to stop before it had started"):
+        serve_job.run_serve(ServeConfig(bundle_uri=str(bundle)))
