@@ -52,8 +52,9 @@ from model.calibration import calibrate
 from model.images import decode_image
 from model.metrics import format_interval
 from model.network import build_network
+from model.progress import NOT_FINITE, UNHEALTHY
 from model.scoring import Scorer
-from model.training import NOT_FINITE, STATE_FILE, UNHEALTHY
+from model.training import STATE_FILE
 from schemas.errors import GateError, InputError
 from schemas.manifest import MANIFEST_SCHEMA
 from schemas.results import ImageStatus
