@@ -99,15 +99,15 @@ def _measure_baseline(history: History, bundle: BundleInfo) -> Baseline | None:
 
 def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel:
     """The record model of the window's recounts; assumed where there is no random sample among them."""
-    samples = samples_to_learn_from(history)
+    assumed, samples = assume_record_model(class_shares), samples_to_learn_from(history)
     if not samples:
-        return assume_record_model(class_shares)
+        return assumed
     return fit_record_model(
         pooled(samples, "expected_qty"),
         pooled(samples, "counted_qty"),
         pooled(samples, "weight"),
         pooled(samples, "is_random"),
-        class_shares,
+        assumed,
         zones=[zone for sample in samples for zone in sample.zones],
     )
 

@@ -19,7 +19,7 @@ TOP_COUNT = 6
 NAMES = class_names(TOP_COUNT)
 PHOTOS_PER_COUNT = 6
 PHOTOS_PER_LIST = 6
-SHOWN_QUANTITIES, SHOWN_SKUS = 20, 10
+SHOWN_QUANTITIES, SHOWN_SKUS, SHOWN_SIZES = 20, 10, 8
 MAX_FAILED = 30
 
 
@@ -165,12 +165,12 @@ def _values(photos: list[dict[str, Any]], name: str) -> np.ndarray:
     return np.array([photo[name] for photo in photos], dtype=np.float64)
 
 
-def _common_sizes(photos: list[dict[str, Any]], num_listed: int = 8) -> list[tuple[str, int]]:
+def _common_sizes(photos: list[dict[str, Any]]) -> list[tuple[str, int]]:
     sizes = Counter((photo["width"], photo["height"]) for photo in photos)
     listed = sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0]))
-    rows = [(f"{width} × {height}", count) for (width, height), count in listed[:num_listed]]
-    rest = sum(count for _, count in listed[num_listed:])
-    return [*rows, (f"{len(listed) - num_listed} other sizes", rest)] if rest else rows
+    rows = [(f"{width} × {height}", count) for (width, height), count in listed[:SHOWN_SIZES]]
+    rest = sum(count for _, count in listed[SHOWN_SIZES:])
+    return [*rows, (f"{len(listed) - SHOWN_SIZES} other sizes", rest)] if rest else rows
 
 
 def _spreads(photos: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
