@@ -138,7 +138,7 @@ class Learner:
             ) from error
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: `load` goes on from it."""
+        """What a checkpoint keeps."""
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -147,6 +147,7 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave, on whatever device."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average.load(state["average"], num_updates=state["average_updates"])

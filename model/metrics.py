@@ -139,7 +139,7 @@ def evaluate_counts(
     probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0
 ) -> dict[str, Any]:
     """All scopes that have bins, by `scope_name`, and the calibration error: what goes into `BundleInfo.metrics` and
-    metrics.json."""
+    metrics.json; of probabilities (n, K + 1), classes and groups (n,)."""
     figures: dict[str, Any] = {
         scope_name(scope, probabilities.shape[1] - 1): found
         for scope in SCOPES

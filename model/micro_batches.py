@@ -25,6 +25,7 @@ class TrainingSet:
     """train, selection or test."""
 
     def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of its bins, int64 (m,), in order."""
         return np.flatnonzero(self.splits == split)
 
 

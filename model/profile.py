@@ -40,6 +40,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Measures what is done within as part of the phase `name`, one of PHASES."""
         start = time.perf_counter()
         try:
             yield
@@ -57,6 +58,7 @@ class Stopwatch:
             torch.cuda.synchronize()
 
     def add(self, name: str, seconds: float) -> None:
+        """Seconds of a phase that others have measured, such as one of DATA_PHASES."""
         self.seconds[name] += seconds
 
     def add_earlier(self, name: str, seconds: float) -> None:

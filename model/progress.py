@@ -73,7 +73,7 @@ class Progress:
             self.stopped = f"early: {', '.join(rules)} in epoch {len(self.history)}"
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: `load` goes on from it."""
+        """What a checkpoint keeps."""
         return {name: value for name, value in vars(self).items() if name != "recipe"}
 
     def load(self, state: dict[str, Any], *, on_unhealthy: str) -> None:

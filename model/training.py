@@ -104,13 +104,13 @@ class TrainingLoop:
             network, distributed, bins=self.bins, recipe=recipe, worker=self.worker, watch=self.watch
         )
         labels = classes_of(self.bins.expected_qty, recipe.top_class)
-        train, self.selection = (labels[self.bins.rows_of(split)] for split in ("train", "selection"))
+        train, self.selection_labels = (labels[self.bins.rows_of(split)] for split in ("train", "selection"))
         self.seen = Observations(
             num_classes=recipe.num_classes,
             label_histogram=np.bincount(train, minlength=recipe.num_classes).tolist(),
             initial_weight_std=initial_weight_std(network),
             from_scratch=recipe.from_scratch,
-            guess_nll=nll_of_guessing(train, self.selection, recipe.num_classes),
+            guess_nll=nll_of_guessing(train, self.selection_labels, recipe.num_classes),
         )
         self.evaluation = Evaluation(network, self.bins, self.photos, recipe, self.worker)
         self.progress = Progress(recipe)
@@ -196,7 +196,7 @@ class TrainingLoop:
         if self.progress.stopped or not math.isfinite(entry["train_loss"]):
             entry["selection_nll"] = math.inf
         else:
-            entry |= selection_figures(logits, self.selection, self.seen.label_histogram)
+            entry |= selection_figures(logits, self.selection_labels, self.seen.label_histogram)
         self.seen.selection_nlls.append(entry["selection_nll"])
         self.progress.add_epoch(entry, self.learner.average.state)
 
