@@ -56,10 +56,11 @@ class LoopSettings:
 def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
     """Trains, and returns on rank 0 what the bundle and its report need (None on the others):
 
-    `history` (a dict per epoch), `step_losses`, `gradient_norms`, `findings`, `profile` (seconds by phase), `best_epoch`, `stopped`
-    (why, or None), `precision` (of the convolutions), `trace` (gzipped, of the torch profiler, or None), `rows` and `logits` by split (those of
-    `LoopSettings.conclude`; of the best epoch, with the mirror image if the recipe says so), `activation_ranges` (by layer, of
-    the best epoch; None where nothing is concluded). The weights are in the last checkpoint: `best_state`.
+    `history` (a dict per epoch), `step_losses`, `gradient_norms`, `findings`, `profile` (seconds by phase), `best_epoch`,
+    `stopped` (why, or None), `precision` (of the convolutions), `trace` (gzipped, of the torch profiler, or None), `rows` and
+    `logits` by split (those of `LoopSettings.conclude`; of the best epoch, with the mirror image if the recipe says so),
+    `activation_ranges` (by layer, of the best epoch; None where nothing is concluded). The weights are in the last
+    checkpoint: `best_state`.
 
     loop_config: {"settings": LoopSettings}.
     """
