@@ -88,6 +88,7 @@ def has_drifted(
     `num_calibration` independent held-out bins n_cal. Nothing assessed, no alarm. `design_effect`
     (Kish): so many bins of a night tell as much as one independent one, as neighbours hold the same products; else a year
     without a change had an alarm in 43 to 100 % of 30 (simulated, effects of 1.45 and 2.9), with it in 7 to 13 %.
+    Raises ValueError without a calibration bin or for a share outside [0, 1].
     """
     if num_calibration <= 0 or not 0 <= calibration_share <= 1:
         raise ValueError("drift needs a calibration share in [0, 1] from at least one bin")

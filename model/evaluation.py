@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from model.calibration import apply_calibration, fit_calibration, negative_log_likelihood, shift_of_mix
+from model.metrics import count_metrics, restrict, scope_rows
 from model.micro_batches import MicroBatch, PhotoSource, TrainingSet
 from model.network import CountingNetwork
 from model.quantisation import Range, activation_ranges
@@ -83,3 +86,28 @@ class Evaluation:
         self.network.load_state_dict(state)
         inputs = (self.worker.inputs(prepared.pixels) for prepared in self.photos(plan))
         return activation_ranges(self.network.resnet, inputs)
+
+
+def selection_figures(logits: np.ndarray, labels: np.ndarray, label_histogram: list[int]) -> dict[str, float]:
+    """What epochs are compared by: `selection_nll` of logits (n, K + 1) for the classes `labels` (n,), at training's mix of
+    `label_histogram` (K + 1), inf where a logit is not finite; and of the records of 1..5 `selection_exact` and
+    `selection_mae`, where there are any and K > 2."""
+    if not np.isfinite(logits).all():
+        return {"selection_nll": math.inf}
+    # soft targets leave the logits too flat, and rare classes too common: undone before they are compared
+    fitted = fit_calibration(logits, labels, "temperature", shift_of_mix(labels, label_histogram))
+    probabilities = apply_calibration(logits, fitted)
+    figures = {"selection_nll": negative_log_likelihood(probabilities, labels)}
+    # a scope of one class, which any camera gets right, has no figures
+    rows, classes = scope_rows(labels, "1..5", logits.shape[1] - 1)
+    if len(classes) > 1 and rows.any():
+        counts = restrict(probabilities[rows], classes).argmax(axis=1) + classes.start
+        found = count_metrics(counts, labels[rows])
+        figures |= {f"selection_{name}": found[name] for name in ("exact", "mae")}
+    return figures
+
+
+def nll_of_guessing(train: np.ndarray, selection: np.ndarray, num_classes: int) -> float:
+    """NLL of the `selection` classes (m,) by the shares of the `train` ones (n,), each seen once more than it was."""
+    counts = np.bincount(train, minlength=num_classes) + 1
+    return float(-np.log(counts / counts.sum())[selection].mean())

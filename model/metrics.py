@@ -107,9 +107,7 @@ def format_interval(figure: Mapping[str, float | None], form: str) -> str:
     return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
-def bootstrap_by_group(
-    groups: np.ndarray, values: np.ndarray, *, seed: int, num_resamples: int = NUM_RESAMPLES
-) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap_by_group(groups: np.ndarray, values: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Ends (m,) of the 95 % percentile intervals of the column means of `values` (n, m), resampling whole groups (n,);
     NaN for one group, and where all values are equal: every resample is the same then, which bounds nothing.
 
@@ -128,7 +126,7 @@ def bootstrap_by_group(
     sums = np.column_stack([np.bincount(codes, weights=column, minlength=num_groups) for column in columns])
     generator = np.random.default_rng(seed)
     shares = np.full(num_groups, 1 / num_groups)
-    totals = np.stack([generator.multinomial(num_groups, shares) @ sums for _ in range(num_resamples)])
+    totals = np.stack([generator.multinomial(num_groups, shares) @ sums for _ in range(NUM_RESAMPLES)])
     ends = np.percentile(totals[:, :-1] / totals[:, -1:], [2.5, 97.5], axis=0)
     stretch = stats.t.ppf(0.975, num_groups - 1) / stats.norm.ppf(0.975) * math.sqrt(num_groups / (num_groups - 1))
     mean = values.mean(axis=0)
@@ -141,7 +139,7 @@ def evaluate_counts(
     probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0
 ) -> dict[str, Any]:
     """All scopes that have bins, by `scope_name`, and the calibration error: what goes into `BundleInfo.metrics` and
-    metrics.json."""
+    metrics.json; of probabilities (n, K + 1), classes and groups (n,)."""
     figures: dict[str, Any] = {
         scope_name(scope, probabilities.shape[1] - 1): found
         for scope in SCOPES

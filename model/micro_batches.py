@@ -9,6 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from model.recipe import Recipe
+from model.splitting import epoch_order, worker_micro_batches
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -22,6 +25,7 @@ class TrainingSet:
     """train, selection or test."""
 
     def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of its bins, int64 (m,), in order."""
         return np.flatnonzero(self.splits == split)
 
 
@@ -49,3 +53,17 @@ class PhotoSource(Protocol):
     """Where a worker's photos come from: streamed by Ray Data in a job, from memory in a benchmark."""
 
     def __call__(self, micro_batches: Sequence[MicroBatch]) -> Iterator[PreparedBatch]: ...
+
+
+def plan_epoch(bins: TrainingSet, recipe: Recipe, epoch: int, *, worker: int, num_workers: int) -> list[MicroBatch]:
+    """A worker's micro-batches of an epoch (from 0), in order; each epoch has an order and an augmentation of its own."""
+    train = bins.rows_of("train")
+    chosen = worker_micro_batches(
+        train[epoch_order(bins.hashes[train], recipe.seed, epoch)],
+        batch_size=recipe.batch_size,
+        micro_batch=recipe.micro_batch,
+        worker=worker,
+        num_workers=num_workers,
+    )
+    augment_epoch = epoch if recipe.augmentation > 0 else None
+    return [MicroBatch(rows, recipe.image_size_of(epoch), augment_epoch) for rows in chosen]

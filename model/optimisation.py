@@ -74,7 +74,7 @@ class WeightAverage:
         torch._foreach_copy_(*self._counters)
 
     def load(self, state: dict[str, torch.Tensor], *, num_updates: int) -> None:
-        """Goes on from an average that was kept."""
+        """Goes on from the `state` of an average that was kept, after `num_updates`."""
         for name, value in state.items():
             self.state[name].copy_(value)
         self.num_updates = num_updates

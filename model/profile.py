@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -37,6 +40,7 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Measures what is done within as part of the phase `name`, one of PHASES."""
         start = time.perf_counter()
         try:
             yield
@@ -54,6 +58,7 @@ class Stopwatch:
             torch.cuda.synchronize()
 
     def add(self, name: str, seconds: float) -> None:
+        """Seconds of a phase that others have measured, such as one of DATA_PHASES."""
         self.seconds[name] += seconds
 
     def add_earlier(self, name: str, seconds: float) -> None:
@@ -72,3 +77,23 @@ class Stopwatch:
         wall = time.perf_counter() - self._started
         seconds["start and other"] = max(0.0, wall - sum(seconds[name] for name in PHASES[:-1]))
         return {name: value + self._earlier[name] for name, value in seconds.items()}
+
+
+def profile_steps(num_steps: int, device: torch.device, keep: Callable[[bytes], None]) -> torch.profiler.profile:
+    """A profiler, stepped after every step of a training, of `num_steps` steps after the first two; `keep` is given their
+    trace, Chrome's JSON gzipped, as soon as they are done, or less of them at the end."""
+
+    def export(profiler: torch.profiler.profile) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            keep(gzip.compress(path.read_bytes()))
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(
+        activities=activities,
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=num_steps, repeat=1),
+        on_trace_ready=export,
+    )

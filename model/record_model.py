@@ -83,12 +83,13 @@ class RecordModel:
         return np.vstack([table[:top], np.array(self.top_shares) @ table[top:]])
 
 
-def assume_record_model(class_shares: ArrayLike, error_rate: float = PRIOR_ERROR_RATE) -> RecordModel:
-    """The record model before any random recount: `error_rate`, default sizes, both directions half and half."""
+def assume_record_model(class_shares: ArrayLike) -> RecordModel:
+    """The record model before any random recount: PRIOR_ERROR_RATE, default sizes, both directions half and half.
+    `class_shares` (K + 1,): true shares, of any sum."""
     shares = np.asarray(class_shares, dtype=np.float64)
     shares = shares / shares.sum()
     return RecordModel(
-        error_rate=float(error_rate),
+        error_rate=PRIOR_ERROR_RATE,
         sizes=DEFAULT_SIZES,
         recorded_to_true_weight=0.5,
         class_shares=tuple(shares.tolist()),
@@ -125,18 +126,17 @@ def fit_record_model(
     counted_qty: ArrayLike,
     weights: ArrayLike,
     is_random: ArrayLike,
-    class_shares: ArrayLike,
-    prior_error_rate: float = PRIOR_ERROR_RATE,
+    assumed: RecordModel,
     zones: Sequence[str | None] = (),
 ) -> RecordModel:
-    """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped).
+    """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped), drawn towards the `assumed` one.
 
-    error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w) over the records below K + 2, and of each of the
+    With its error rate e0, error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w) over the records below K + 2, and of each of the
     `zones` (n,) that differ; sizes: Dirichlet-smoothed weighted counts of the same; large_error_rate:
     (n0 e + sum w [counted < K]) / (n0 + sum w) over the others, with the share e that those two have for them;
     lambda: posterior mean on a grid of the weighted likelihood of the counted classes of the records below K + 2. The weights
-    (`recount_weights`) are scaled to the effective sample size first. Without a random recount the assumed
-    model comes back: priority recounts alone say nothing about the rest. `class_shares` (K + 1,): true shares.
+    (`recount_weights`) are scaled to the effective sample size first. Without a random recount `assumed` comes back:
+    priority recounts alone say nothing about the rest.
     Raises ValueError for negative quantities or lengths that differ.
     """
     expected = np.asarray(expected_qty)
@@ -145,7 +145,6 @@ def fit_record_model(
     raw_weights = np.asarray(weights, dtype=np.float64)
     if not expected.shape == counted.shape == random.shape == raw_weights.shape:
         raise ValueError("expected_qty, counted_qty, weights and is_random must have one length")
-    assumed = assume_record_model(class_shares, prior_error_rate)
     if not random.any():
         return assumed
     if counted.min() < 0:
@@ -154,7 +153,7 @@ def fit_record_model(
     top = assumed.top_class
     is_large = expected >= top + 2
     wrong = (counted != expected) & ~is_large
-    error_rate = _shrink(prior_error_rate, weight[wrong], weight[~is_large])
+    error_rate = _shrink(assumed.error_rate, weight[wrong], weight[~is_large])
     sizes = np.array(DEFAULT_SIZES) * PRIOR_SIZE_COUNTS
     np.add.at(sizes, size_index(counted[wrong].astype(np.int64) - expected[wrong]), weight[wrong])
     # the top class is shaped by records, which are known for every bin, so each random bin counts in full

@@ -49,7 +49,8 @@ class Scorer:
         return apply_calibration(self.logits(pixels), self.info.calibration).astype(np.float32)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """Uncalibrated logits, float32 (n, K + 1): the mean over photo and mirror image if the bundle says so."""
+        """Uncalibrated logits, float32 (n, K + 1): the mean over photo and mirror image if the bundle says so. Raises
+        ValueError for other pixels than `score` takes."""
         side = self.info.preprocessing.image_size
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
             raise ValueError(f"pixels: expected uint8 (n, {side}, {side}, 3), found {pixels.dtype} {pixels.shape}")

@@ -49,5 +49,6 @@ class ActivationWatch:
         return look
 
     def take(self) -> dict[str, float]:
+        """The shares since the last call, by the ReLU's name."""
         found, self.dead = self.dead, {}
         return found

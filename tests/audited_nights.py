@@ -1,7 +1,7 @@
 """Nights of the simulated warehouse, audited with the real functions: assess, plan, count, learn, certify."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -43,13 +43,14 @@ def learn(
     counted: Bins,
     weights: np.ndarray | None = None,
     is_random: np.ndarray | None = None,
-    prior_error_rate: float = PRIOR_ERROR_RATE,
+    assumed: RecordModel | None = None,
 ) -> tuple[RecordModel, Assessor]:
     """Record model and assessor from counted bins: all of them random ones of weight 1, unless given otherwise."""
     expected, true, histogram = counted.expected_qty, counted.true_qty, camera.label_histogram
     weights = np.ones(len(counted)) if weights is None else weights
     is_random = np.ones(len(counted), dtype=bool) if is_random is None else is_random
-    record_model = fit_record_model(expected, true, weights, is_random, histogram, prior_error_rate)
+    assumed = assume_record_model(histogram) if assumed is None else assumed
+    record_model = fit_record_model(expected, true, weights, is_random, assumed)
     assert record_model.top_class == camera.trained_in.top_class
     rate = fit_noise_rate(counted.probabilities, expected, true, weights, histogram, record_model, LabelNoise().rate)
     return record_model, build_assessor(histogram, rate, record_model)
@@ -86,20 +87,20 @@ class History:
     world: World
     by_value: bool = False
     weigh: Callable[[np.ndarray, np.ndarray], np.ndarray] = recount_weights
-    prior_error_rate: float = 0.05
+    prior_error_rate: float = PRIOR_ERROR_RATE
     nights: list[Night] = field(default_factory=list)
 
     def learned(self) -> tuple[RecordModel, Assessor]:
         """Record model and assessor from the recounts of the last 30 nights."""
+        assumed = replace(assume_record_model(self.camera.label_histogram), error_rate=self.prior_error_rate)
         if not self.nights:
-            record_model = assume_record_model(self.camera.label_histogram, self.prior_error_rate)
-            return record_model, build_assessor(self.camera.label_histogram, 0.02, record_model)
+            return assumed, build_assessor(self.camera.label_histogram, 0.02, assumed)
         window = self.nights[-WINDOW:]
         inclusion, in_reach, random = (
             np.concatenate([getattr(night, name) for night in window]) for name in ("inclusion", "in_reach", "random")
         )
         weights = self.weigh(inclusion, in_reach)
-        return learn(self.camera, join([night.bins for night in window]), weights, random, self.prior_error_rate)
+        return learn(self.camera, join([night.bins for night in window]), weights, random, assumed)
 
     def audit(self, random: np.random.Generator) -> tuple[Bins, np.ndarray, Night, np.ndarray, Estimate]:
         """One more night: its bins, p_record_wrong, recounts, certificates (alpha or NaN) and error-rate estimate."""

@@ -54,6 +54,7 @@ class Belief:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Belief:
+        """Of what `to_dict` gave. Raises pydantic's ValidationError for anything else."""
         return TypeAdapter(Belief).validate_python(values)
 
 
@@ -98,16 +99,17 @@ def _measure_baseline(history: History, bundle: BundleInfo) -> Baseline | None:
 
 
 def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel:
-    """The record model of the window's recounts; assumed where there is no random sample among them."""
-    samples = samples_to_learn_from(history)
+    """The record model of the window's recounts; assumed where there is no random sample among them. `class_shares`
+    (K + 1,), as `true_shares` gives them."""
+    assumed, samples = assume_record_model(class_shares), samples_to_learn_from(history)
     if not samples:
-        return assume_record_model(class_shares)
+        return assumed
     return fit_record_model(
         pooled(samples, "expected_qty"),
         pooled(samples, "counted_qty"),
         pooled(samples, "weight"),
         pooled(samples, "is_random"),
-        class_shares,
+        assumed,
         zones=[zone for sample in samples for zone in sample.zones],
     )
 

@@ -178,7 +178,7 @@ class History:
 
     @property
     def num_pending(self) -> int:
-        return sum(night.num_pending for night in self.nights)
+        return sum(plan.num_pending for plan in self.nights)
 
     @property
     def second_counts(self) -> list[tuple[str | None, str, str]]:
@@ -210,18 +210,18 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
     last = before[-WINDOW_NIGHTS:]
     names = max(in_window, last, key=len)  # both end with the last night
     summaries = {night: read_summary(output_uri, night) for night in names}
-    nights, replaced = [], []
+    in_force, replaced = [], []
     for night in in_window:
         summary = summaries[night]
-        nights.append(_match_plan(output_uri, night, summary.run_id, groups, summary))
+        in_force.append(_match_plan(output_uri, night, summary.run_id, groups, summary))
         others = (run_id for run_id in marked.get(night, []) if run_id != summary.run_id)
         replaced += [_match_plan(output_uri, night, run_id, groups, None) for run_id in others]
-    nights = _note_changes(output_uri, nights)
+    in_force = _note_changes(output_uri, in_force)
     return History(
-        nights=tuple(nights),
+        nights=tuple(in_force),
         replaced=tuple(replaced),
         last_counts=find_last_counts(
-            groups, rows, skus, {(night, bin_id) for plan in nights for _, bin_id, night in plan.waiting}
+            groups, rows, skus, {(night, bin_id) for plan in in_force for _, bin_id, night in plan.waiting}
         ),
         summaries=tuple(summaries[night] for night in last),
     )
@@ -232,12 +232,12 @@ def day_after(night: str) -> str:
     return (date.fromisoformat(night) + timedelta(days=1)).isoformat()
 
 
-def _note_changes(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecounts]:
-    """`nights` with `changed` for the mismatches that wait for a second count, by the records of all later nights, as
-    `jobs.recount` judges them; of nights whose results were deleted nothing is known any more."""
+def _note_changes(output_uri: str, plans: list[PlanRecounts]) -> list[PlanRecounts]:
+    """`plans`, oldest first, with `changed` for the mismatches that wait for a second count, by the records of all later
+    nights, as `jobs.recount` judges them; of nights whose results were deleted nothing is known any more."""
     wanted = {
-        later.audit_date: {bin_id for plan in nights[:number] for _, bin_id, _ in plan.waiting}
-        for number, later in enumerate(nights)
+        later.audit_date: {bin_id for plan in plans[:number] for _, bin_id, _ in plan.waiting}
+        for number, later in enumerate(plans)
     }
     wanted = {night: bins for night, bins in wanted.items() if bins}
     later: dict[str, list[tuple[str, NightRecord]]] = defaultdict(list)
@@ -252,7 +252,7 @@ def _note_changes(output_uri: str, nights: list[PlanRecounts]) -> list[PlanRecou
         )
 
     noted = []
-    for plan in nights:
+    for plan in plans:
         bins = zip(*(plan.planned[name].to_pylist() for name in ("bin_id", "expected_qty", "skus")), strict=True)
         noted.append(replace(plan, changed=np.array([is_changed(plan, *found) for found in bins], dtype=np.bool_)))
     return noted

@@ -57,7 +57,7 @@ class Sample:
         return replace(self, rows=self.rows[mask], in_reach=self.in_reach[mask])
 
     def sum_uncounted(self, worth: Floats) -> float:
-        """Sum of `worth`, one of each of the plan's bins, over the night's bins that those planned ones stand for that
+        """Sum of `worth` (b,), one of each of the plan's bins, over the night's bins that those planned ones stand for that
         nobody counted; a listed one stands for itself."""
         random, absent = self.plan.is_random, ~self.plan.counted
         stood_for = self.plan.whole_night.num_assessed * float(worth[random & absent].sum() / random.sum())

@@ -91,6 +91,7 @@ class _Asked:
         return kept
 
     def merge(self, other: _Asked) -> None:
+        """Adds what was asked of other bins."""
         self.num_moved += other.num_moved
         self.statuses.update(other.statuses)
         self._name(other.unscored)

@@ -109,7 +109,8 @@ def build_app(settings: EndpointSettings) -> serve.Application:
 
 
 def learn_current_belief(output_uri: str | None, bundle: BundleInfo) -> Belief:
-    """What an audit would believe now: learned from the recounts below `output_uri`, assumed without one."""
+    """What an audit would believe now: learned from the recounts below `output_uri`, assumed without one. Raises InputError
+    where no night is committed there, or the last one counted up to another top class."""
     today = datetime.now(UTC).date().isoformat()
     if output_uri is None:
         no_counts = nothing_counted()

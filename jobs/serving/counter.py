@@ -47,7 +47,7 @@ class Counter:
         """Comes back once a replica is there."""
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces a replica that raises."""
+        """Called by Serve, which replaces a replica that raises RuntimeError: it can count no more."""
         if self._batcher.is_broken:
             raise RuntimeError("the batches' worker has ended")
         if self._batcher.has_failed:  # a device that has failed once (CUDA's context) fails for ever

@@ -85,6 +85,7 @@ METRICS_EXAMPLE = (
 
 
 def ok(example: Any, media_type: str = "application/json") -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI response of status 200."""
     return {200: {"content": {media_type: {"example": example}}}}
 
 

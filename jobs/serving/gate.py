@@ -78,9 +78,11 @@ class Room:
         self.held_bytes += num_bytes
 
     def let_go(self, num_bytes: int) -> None:
+        """Of what `hold` took."""
         self.held_bytes -= num_bytes
 
     def leave(self, seconds: float) -> None:
+        """Ends what `enter` began, `seconds` ago."""
         self.in_flight -= 1
         self.typical_seconds += 0.1 * (seconds - self.typical_seconds)
         if not self.in_flight:
@@ -97,6 +99,7 @@ class Room:
         return 0
 
     def overloaded(self, found: str) -> Problem:
+        """What a caller is told who is to come back after about as long as a photo takes."""
         return Problem("overloaded", found, retry_after_s=max(1, math.ceil(self.typical_seconds)))
 
 

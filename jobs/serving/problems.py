@@ -72,6 +72,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
             self.headers["WWW-Authenticate"] = "Bearer"
 
     def details(self, request_id: str | None) -> ProblemDetails:
+        """The body of its answer."""
         return ProblemDetails(
             type=f"urn:stock-audit:{self.cause}",
             title=self.title,
@@ -82,6 +83,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
 
 
 def answer_problem(problem: Problem, request_id: str | None) -> JSONResponse:
+    """The whole answer, with headers such as Retry-After."""
     return _respond(problem.details(request_id), problem.headers)
 
 

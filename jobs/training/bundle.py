@@ -104,7 +104,7 @@ def all_photos(bins: pa.Table, seen: pa.Table) -> pa.Table:
 
 
 def split_sizes(splits: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Bins and groups of each split."""
+    """By split its `num_bins` and sorted `groups`, of the bins' splits and groups (n,)."""
     return {
         split: {"num_bins": int((splits == split).sum()), "groups": sorted(set(groups[splits == split].tolist()))}
         for split in ("train", "selection", "test")

@@ -121,7 +121,8 @@ def _blocks(micro_batches: Sequence[MicroBatch], num_cpus: float) -> Iterator[pa
 
 
 def prepare_micro_batches(block: pa.Table, stream: PhotoStream) -> Iterator[pa.Table]:
-    """Runs in a Ray task: planned micro-batches to their pixels, one row each. The next one is fetched meanwhile."""
+    """Runs in a Ray task: planned micro-batches to their pixels, one row each. The next one is fetched meanwhile. Raises
+    ValueError for a photo that is another one than when the training began."""
     uris, hashes, digests = _bins(stream.bins_uri)
     batches = block.to_pylist()
     with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:

@@ -40,8 +40,10 @@ from jobs.training.photos import PhotoStream
 from jobs.training.splits import training_set
 from jobs.training.start import Start
 from jobs.training.workers import plan_workers, worker_environment
+from model.learner import TOO_LARGE
 from model.micro_batches import TrainingSet
-from model.training import NOT_FINITE, STATE_FILE, TOO_LARGE, UNHEALTHY, LoopSettings, train_loop_per_worker
+from model.progress import NOT_FINITE, UNHEALTHY
+from model.training import STATE_FILE, LoopSettings, train_loop_per_worker
 from schemas.errors import GateError
 
 logger = logging.getLogger(__name__)

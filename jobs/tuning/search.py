@@ -37,8 +37,8 @@ from jobs.training.start import Start
 from jobs.training.trainer import TrainingStoppedError, run_name, train_network
 from jobs.tuning.space import search_space, trial_config
 from jobs.tuning.trials import COMPLETED, FAILED, STOPPED_EARLY, TrialRecord, Trials, best_nll, format_setting, ranked
+from model.learner import TOO_LARGE
 from model.recipe import SETTLED_SHARE
-from model.training import TOO_LARGE
 from schemas.errors import GateError, InputError
 
 logger = logging.getLogger(__name__)

@@ -101,7 +101,7 @@ def rank_night(camera: Camera, counted: Bins, bins: Bins) -> dict[str, object]:
 
 def measure_identity() -> Iterator[Row]:
     """Test 6: p_record_wrong = 1 - N[r, r] p(r | x) / p~(r | x) when the record model is the noise itself."""
-    record_model = assume_record_model(np.array([2, 7, 14, 17, 15, 12]), 0.05)
+    record_model = assume_record_model(np.array([2, 7, 14, 17, 15, 12]))
     random = np.random.default_rng(2)
     assessor = build_assessor(np.array([2, 7, 14, 17, 15, 12]) * 1e6, 0.05, record_model)
     true = random.dirichlet(np.ones(6) * 3, 1000)

@@ -18,7 +18,7 @@ from jobs.stages.knowledge import _believe, freeze_knowledge
 from model.drift import Baseline
 from model.estimators import WINDOW_NIGHTS, wilson_interval
 from model.posterior import build_assessor, fit_noise_rate
-from model.record_model import fit_record_model
+from model.record_model import assume_record_model, fit_record_model
 from schemas.bundle import LabelNoise
 from schemas.summary import SUMMARY_SCHEMA
 from tests.planned_night import BUNDLE_ID, bundle_info, commit_night, plan_row, priority_row, take_in
@@ -669,7 +669,7 @@ def test_what_a_mistaken_record_meant_is_told_by_tonights_quantities_and_not_by_
         for records in (camera.label_histogram, np.bincount(bins.expected_qty, minlength=6)):
             everybody = np.ones(1_000)
             counts = audits.expected_qty, audits.true_qty, everybody, everybody > 0
-            model = fit_record_model(*counts, true_shares(records))
+            model = fit_record_model(*counts, assume_record_model(true_shares(records)))
             p_wrong = build_assessor(camera.label_histogram, 0.05, model).assess(bins.probabilities, bins.expected_qty)
             first = np.argsort(-p_wrong["p_record_wrong"].astype(float))[:500]
             claimed.append(p_wrong["p_record_wrong"].sum())

@@ -44,8 +44,8 @@ from jobs.tuning.trials import (
 )
 from model.bundle import load_bundle
 from model.bundle_files import read_bundle_info
+from model.learner import TOO_LARGE
 from model.network import build_network
-from model.training import TOO_LARGE
 from schemas.errors import GateError, InputError
 from tests.conftest import S3_ENVIRONMENT
 from tests.dump import write_bundle, write_dump

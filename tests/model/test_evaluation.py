@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import evaluation
-from model.evaluation import Evaluation
+from model.evaluation import Evaluation, nll_of_guessing, selection_figures
 from model.micro_batches import MicroBatch, PreparedBatch, TrainingSet
 from model.network import CountingNetwork, build_network
 from model.recipe import Recipe
@@ -91,3 +91,23 @@ def test_logits_are_those_of_the_state_asked_about_as_the_audit_scores() -> None
     for mirror, expected in ((False, plain), (True, (plain + mirrored) / 2)):
         found = asked.logits(other.state_dict(), "selection", image_size=32, mirror=mirror)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_that_ignore_the_photo_are_no_better_than_a_guess_whatever_the_selection_holds() -> None:
+    """Else `nothing_learned` could not tell: biases that are fitted to the selection know what is common there."""
+    histogram, labels = [7, 7, 7, 7], np.zeros(8, np.int64)
+    constant = np.tile(np.log(np.array(histogram) / sum(histogram)), (8, 1))
+    # a guess has log 4; biases that were fitted to it 0.25
+    assert selection_figures(constant, labels, histogram)["selection_nll"] > 1
+    train = np.repeat(np.arange(4), histogram)
+    assert nll_of_guessing(train, labels, 4) == pytest.approx(np.log(4))
+
+
+def test_epochs_are_told_apart_by_counts_too_where_there_are_any() -> None:
+    labels, histogram = np.arange(4).repeat(5), [10] * 4
+    right = 5 * np.eye(4)[labels]
+    figures = selection_figures(right, labels, histogram)
+    assert (figures["selection_exact"], figures["selection_mae"]) == (1, 0) and figures["selection_nll"] < 0.01
+    assert set(selection_figures(right[:5], labels[:5], histogram)) == {"selection_nll"}, "empty bins alone"
+    right[3, 2] = np.nan
+    assert selection_figures(right, labels, histogram) == {"selection_nll": np.inf}

@@ -13,7 +13,7 @@ from model.inference import MixedNetwork, prepare_network
 from model.scoring import Precision, Scorer
 from model.training import STATE_FILE
 from tests.dump import write_bundle
-from tests.model.test_training import make_loop
+from tests.model.tiny_training import make_loop
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -69,10 +69,10 @@ def test_a_training_on_a_gpu_goes_as_on_a_processor(monkeypatch: pytest.MonkeyPa
     for loop in (on_cpu, on_gpu):
         loop.run()
     assert on_gpu.seen.step_losses[0] == pytest.approx(on_cpu.seen.step_losses[0], rel=1e-3)
-    ranges = [loop.evaluation.activation_ranges(loop.best_state) for loop in (on_cpu, on_gpu)]
+    ranges = [loop.evaluation.activation_ranges(loop.progress.best_state) for loop in (on_cpu, on_gpu)]
     assert set(ranges[0]) == set(ranges[1])
-    torch.save(on_gpu._state(), tmp_path / STATE_FILE)
+    torch.save(on_gpu.state(), tmp_path / STATE_FILE)
     resumed = make_loop(monkeypatch, checkpoint=tmp_path)
-    resumed._resume()
-    for name, value in on_gpu.average.state.items():
-        assert torch.equal(resumed.average.state[name], value.cpu())
+    resumed.resume()
+    for name, value in on_gpu.learner.average.state.items():
+        assert torch.equal(resumed.learner.average.state[name], value.cpu())

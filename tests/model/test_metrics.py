@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from model import metrics
 from model.metrics import (
     bootstrap_by_group,
     calibration_error,
@@ -12,6 +13,7 @@ from model.metrics import (
     count_metrics,
     evaluate_counts,
     evaluate_scope,
+    format_interval,
     scope_name,
 )
 
@@ -108,13 +110,14 @@ def test_intervals_widen_when_bins_of_a_group_agree() -> None:
     assert high_b - low_b > 3 * (high - low)
 
 
-def test_intervals_from_a_few_groups_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_from_a_few_groups_hold_the_truth_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "NUM_RESAMPLES", 400)
     generator = np.random.default_rng(4)
     for num_groups in (3, 5):
         groups, held = np.repeat(np.arange(num_groups), 100), 0
         for seed in range(300):
             values = (generator.random(len(groups)) < 0.4)[:, None]
-            (low,), (high,) = bootstrap_by_group(groups, values, seed=seed, num_resamples=400)
+            (low,), (high,) = bootstrap_by_group(groups, values, seed=seed)
             held += low <= 0.4 <= high
         assert held >= 0.88 * 300  # the percentiles alone: 75 and 80 %
 
@@ -145,3 +148,8 @@ def test_the_calibration_error_of_a_perfect_camera_is_its_noise_floor() -> None:
 def test_confusion_counts_records_by_row() -> None:
     table = confusion(np.array([1, 1, 2]), np.array([1, 2, 2]), 3)
     assert table.tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
+
+
+def test_a_figure_of_one_group_is_printed_without_interval() -> None:
+    assert format_interval({"value": 0.4, "low": None, "high": None}, ".1%") == "40.0%"
+    assert format_interval({"value": 0.4, "low": 0.3, "high": 0.5}, ".1%") == "40.0% (30.0% to 50.0%)"

@@ -119,7 +119,9 @@ def test_the_noise_rate_is_learned_from_recounts(rate: float) -> None:
     camera = train_camera(world, random)
     bins = draw_bins(camera, world, 8000, random)
     ones = np.ones(8000)
-    learned = fit_record_model(bins.expected_qty, bins.true_qty, ones, ones > 0, camera.label_histogram)
+    learned = fit_record_model(
+        bins.expected_qty, bins.true_qty, ones, ones > 0, assume_record_model(camera.label_histogram)
+    )
     given_ = (bins.probabilities, bins.expected_qty, bins.true_qty, ones, camera.label_histogram)
     assert fit_noise_rate(*given_, learned, 0.02) == pytest.approx(rate, abs=0.015)
     assert fit_noise_rate(*given_, assume_record_model(camera.label_histogram), 0.02) == 0.02
@@ -163,7 +165,8 @@ def test_a_bad_zone_s_records_rank_higher_once_recounts_tell_it_apart(moved: boo
     for _ in range(4):
         bins = join([draw_bins(camera, world, 5_000, random) for world in worlds])
         audits = join([draw_bins(camera, world, 450, random) for world in worlds])
-        counts = audits.expected_qty, audits.true_qty, np.ones(900), np.ones(900) > 0, camera.label_histogram
+        assumed = assume_record_model(camera.label_histogram)
+        counts = audits.expected_qty, audits.true_qty, np.ones(900), np.ones(900) > 0, assumed
         for number, zones in enumerate([[], ["good"] * 450 + ["bad"] * 450]):
             assessor = build_assessor(camera.label_histogram, 0.05, fit_record_model(*counts, zones=zones))
             where = ["good"] * 5_000 + ["bad"] * 5_000

@@ -22,7 +22,8 @@ SHARES = np.array([0.02, 0.08, 0.15, 0.18, 0.16, 0.12, 0.29])
 
 def fit(expected: np.ndarray, counted: np.ndarray, **changed: object) -> RecordModel:
     size = len(expected)
-    given = {"weights": np.ones(size), "is_random": np.ones(size, dtype=bool), "class_shares": SHARES, **changed}
+    assumed = assume_record_model(SHARES)
+    given = {"weights": np.ones(size), "is_random": np.ones(size, dtype=bool), "assumed": assumed, **changed}
     return fit_record_model(expected, counted, **given)
 
 
@@ -53,7 +54,7 @@ def test_an_error_of_the_record_is_weighed_by_how_common_the_true_quantity_is() 
 def test_rate_sizes_and_direction_are_learned_from_random_recounts(recorded_to_true_world: bool) -> None:
     world = World(recorded_to_true=recorded_to_true_world, error_rate=0.08)
     expected, true = draw_records(world, 20_000, np.random.default_rng(0))
-    learned = fit(expected, true, class_shares=world.quantity_shares)
+    learned = fit(expected, true, assumed=assume_record_model(world.quantity_shares))
     assert learned.error_rate == pytest.approx(0.08, abs=0.006)
     assert np.allclose(learned.sizes[:2], DEFAULT_SIZES[:2], atol=0.08)
     assert learned.recorded_to_true_weight == pytest.approx(float(recorded_to_true_world), abs=0.15)
@@ -237,7 +238,7 @@ def test_bulk_stock_begins_two_above_the_top_class_and_is_wrong_below_it() -> No
 
 
 def test_labels_of_a_noisier_training_take_no_more_of_the_bulk_stock_for_gone() -> None:
-    model = replace(assume_record_model(SHARES, 0.03), large_error_rate=0.2)
+    model = replace(assume_record_model(SHARES), error_rate=0.03, large_error_rate=0.2)
     noisy, _ = label_noise(np.full(7, 100), 0.12, model)
     usual, _ = label_noise(np.full(7, 100), 0.03, model)
     assert noisy.min() >= 0 and noisy[0, 6] == pytest.approx(usual[0, 6], abs=0.05)
