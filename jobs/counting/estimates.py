@@ -120,7 +120,7 @@ def estimate_window(history: History) -> Estimates:
         **_columns("gross_variance_units", gross),
         **_columns("net_variance_value", value),
         **_survey_random(samples),
-        **_survey_lists([plan for plan in history.nights if plan.has_priority_list]),
+        **_survey_lists([plan for plan in history.in_force if plan.has_priority_list]),
     )
 
 

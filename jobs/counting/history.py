@@ -163,7 +163,7 @@ class PlanRecounts:
 class History:
     """What is known before a night.
 
-    `nights`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
+    `in_force`: the plans in force of the window's nights, oldest first. `replaced`: the plans they replaced.
     `last_counts`: a row per bin ever counted, index bin_id: `last_counted_at`, `last_counted_qty`, `num_counted`;
     of the night of the last count `night`, `expected_qty`, `lines` (see `lines_of`) and `finding` (RIGHT,
     WRONG, WAITING for a second count, or null for a mismatch that nobody is asked to count again) and `found_qty`, the
@@ -171,20 +171,20 @@ class History:
     `summaries`: of the last WINDOW_NIGHTS committed nights, oldest first, however long ago they were.
     """
 
-    nights: tuple[PlanRecounts, ...]
+    in_force: tuple[PlanRecounts, ...]
     replaced: tuple[PlanRecounts, ...]
     last_counts: pd.DataFrame
     summaries: tuple[NightSummary, ...] = ()
 
     @property
     def num_pending(self) -> int:
-        return sum(plan.num_pending for plan in self.nights)
+        return sum(plan.num_pending for plan in self.in_force)
 
     @property
     def second_counts(self) -> list[tuple[str | None, str, str]]:
         """(zone, bin_id, night) of every mismatch of the window's plans in force that waits for a second count, the
         oldest night first: it is given back for that night."""
-        return [found for plan in self.nights for found in plan.waiting]
+        return [found for plan in self.in_force for found in plan.waiting]
 
     @property
     def repeat_offenders(self) -> pd.DataFrame:
@@ -218,7 +218,7 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
         replaced += [_match_plan(output_uri, night, run_id, groups, None) for run_id in others]
     in_force = _note_changes(output_uri, in_force)
     return History(
-        nights=tuple(in_force),
+        in_force=tuple(in_force),
         replaced=tuple(replaced),
         last_counts=find_last_counts(
             groups, rows, skus, {(night, bin_id) for plan in in_force for _, bin_id, night in plan.waiting}

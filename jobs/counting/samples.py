@@ -104,25 +104,25 @@ def take_sample(plan: PlanRecounts) -> Sample:
 
 def samples_in_force(history: History) -> list[Sample]:
     """Of the window's nights whose plan in force has a random sample: what estimates rest on."""
-    return [take_sample(plan) for plan in history.nights if plan.has_random_sample]
+    return [take_sample(plan) for plan in history.in_force if plan.has_random_sample]
 
 
 def worst_samples(history: History) -> list[Sample]:
     """Of the window's nights with 90 % of their random bins counted, confirmed or not, the others taken as found wrong; and
     so are those of a priority list that stands for itself, as no random bin stands for them."""
-    plans = [plan for plan in history.nights if plan.has_random_counts]
+    plans = [plan for plan in history.in_force if plan.has_random_counts]
     return [take_sample(_absent_as_wrong(plan)) for plan in plans]
 
 
 def counted_samples(history: History) -> list[Sample]:
     """Of the window's nights with 90 % of their random bins counted, confirmed or not."""
-    return [take_sample(plan) for plan in history.nights if plan.has_random_counts]
+    return [take_sample(plan) for plan in history.in_force if plan.has_random_counts]
 
 
 def best_samples(history: History) -> list[Sample]:
     """`samples_in_force`, with the mismatches that no second count confirmed taken as miscounts, and the random and
     listed bins that nobody counted as right: people may have skipped a corner where all is well."""
-    plans = [plan for plan in history.nights if plan.has_random_sample]
+    plans = [plan for plan in history.in_force if plan.has_random_sample]
     return [take_sample(_doubtful_as_right(plan)) for plan in plans]
 
 
@@ -162,7 +162,7 @@ def _taken_as(plan: PlanRecounts, bins: Mask, *, difference: int = 0) -> PlanRec
 def samples_to_learn_from(history: History) -> list[Sample]:
     """One sample a night: of the plan in force or, while that isn't counted, of one that it replaced."""
     samples: dict[str, Sample] = {}
-    for plan in (*history.nights, *history.replaced):
+    for plan in (*history.in_force, *history.replaced):
         if plan.has_random_sample:
             samples.setdefault(plan.audit_date, take_sample(plan))
     return [samples[night] for night in sorted(samples)]

@@ -70,7 +70,7 @@ def currencies_of(promises: Sequence[Promise]) -> frozenset[str | None]:
 
 def keep_promises(history: History) -> list[Promise]:
     """One Promise per night of the window, oldest first, of the plan in force."""
-    return [_promise(plan) for plan in history.nights]
+    return [_promise(plan) for plan in history.in_force]
 
 
 def _promise(plan: PlanRecounts) -> Promise:
@@ -162,7 +162,7 @@ def find_offenders(history: History) -> list[dict[str, Any]]:
     """
     listed: Counter[str] = Counter()
     zones: dict[str, str | None] = {}
-    for plan in history.nights:
+    for plan in history.in_force:
         bin_ids = plan.planned["bin_id"].to_pylist()
         zones.update(zip(bin_ids, plan.planned["zone"].to_pylist(), strict=True))
         listed.update(bin_id for bin_id, is_random in zip(bin_ids, plan.is_random, strict=True) if not is_random)

@@ -210,7 +210,7 @@ def test_drift_is_measured_against_the_last_nights_however_seldom_there_is_one(o
         outside = 0.2 if number > WINDOW_NIGHTS else 0.1
         commit_night(output, night.isoformat(), [plan_row("a")], num_assessed=1000, outside=outside)
     history = history_of(output)
-    assert len(history.nights) == WINDOW_NIGHTS // days, "older recounts are of other records"
+    assert len(history.in_force) == WINDOW_NIGHTS // days, "older recounts are of other records"
     belief = learn_belief(history, bundle_info(), SHARES)
     assert belief.drift_baseline == Baseline(pytest.approx(0.1), pytest.approx(0.0), 7000, 7)
 

@@ -40,7 +40,7 @@ def test_what_is_planned_and_not_counted_is_pending(output: str) -> None:
         counted("c", 2, counter_id="kim"),
         counted("c", 2, hours=1, counter_id="lee"),
     )
-    (night,) = read_history(output, "2026-03-03").nights
+    (night,) = read_history(output, "2026-03-03").in_force
     found = dict(
         zip(night.planned["bin_id"].to_pylist(), zip(night.counted_qty, night.resolved, strict=True), strict=True)
     )
@@ -59,7 +59,7 @@ def test_a_mismatch_whose_record_has_changed_stands_as_it_was_counted(output: st
     others = [plan_row("corrected", 2), plan_row("moved", 5), plan_row("later", 9)]
     commit_night(output, "2026-03-03", [plan_row("same")], other_bins=others)
     history = read_history(output, "2026-03-04")
-    (night, _) = history.nights
+    (night, _) = history.in_force
     assert night.planned["bin_id"].to_pylist() == ["corrected", "moved", "same", "gone", "later"]
     assert night.resolved.tolist() == [True, True, False, False, False]
     assert night.counted_qty[:4].tolist() == [2, 2, 2, 2]
@@ -102,14 +102,14 @@ def test_only_nights_before_the_given_one_and_inside_the_window_are_read(output:
         commit_night(output, night, [plan_row("a")])
         take_in(output, counted("a", 3, night))
     history = read_history(output, "2026-03-02")
-    assert [night.audit_date for night in history.nights] == ["2026-01-31", "2026-03-01"]
+    assert [night.audit_date for night in history.in_force] == ["2026-01-31", "2026-03-01"]
     assert history.last_counts.loc["a", "night"] == "2026-03-01"
     assert history.last_counts.loc["a", "num_counted"] == 3, "what is known of a bin has no window"
 
 
 def test_nothing_is_known_before_the_first_night(output: str) -> None:
     history = read_history(output, "2026-03-02")
-    assert history.nights == () and len(history.last_counts) == 0
+    assert history.in_force == () and len(history.last_counts) == 0
 
 
 def test_a_replaced_plan_stays_apart_from_the_one_in_force(output: str) -> None:
@@ -118,17 +118,17 @@ def test_a_replaced_plan_stays_apart_from_the_one_in_force(output: str) -> None:
     write_run(output, "2026-03-02-cccccccccccc", [plan_row("a")])
     take_in(output, counted("a", 3), counted("b", 3), counted("c", 3))
     history = read_history(output, "2026-03-03")
-    assert [night.run_id[-1] for night in history.nights] == ["b"]
+    assert [night.run_id[-1] for night in history.in_force] == ["b"]
     assert [night.run_id[-1] for night in history.replaced] == ["a"]
     # b was asked for by both; c was counted when the record said 3, which says nothing about a record of 5
-    assert [night.num_random_resolved for night in (*history.nights, *history.replaced)] == [1, 2]
+    assert [night.num_random_resolved for night in (*history.in_force, *history.replaced)] == [1, 2]
     with pytest.raises(ValueError, match="replaced"):
         history.replaced[0].whole_night  # noqa: B018
 
 
 def test_a_run_that_died_right_after_its_commit_is_in_force(output: str) -> None:
     commit_night(output, "2026-03-02", [plan_row("a")], marked=False)
-    assert len(read_history(output, "2026-03-03").nights) == 1
+    assert len(read_history(output, "2026-03-03").in_force) == 1
 
 
 def test_a_summary_that_a_power_cut_left_empty_is_named_with_what_to_do(output: str) -> None:
@@ -189,7 +189,7 @@ def test_a_count_that_two_processes_took_in_is_one_count(output: str) -> None:
     take_in(output, counted("a", 2))
     take_in(output, counted("a", 2), counted("b", 3))
     history = read_history(output, "2026-03-03")
-    assert history.nights[0].num_random_resolved == 0
+    assert history.in_force[0].num_random_resolved == 0
     assert history.last_counts.loc["a", "num_counted"] == 1
     take_in(output, counted("a", 3, hours=1))
     assert read_history(output, "2026-03-03").last_counts.loc["a", "num_counted"] == 2
@@ -205,7 +205,7 @@ def test_random_bins_that_score_like_the_list_are_in_reach(output: str) -> None:
     commit_night(output, "2026-03-01", plan)
     valued = [row | {"unit_value": row["unit_value"] or 0.0} for row in plan]
     commit_night(output, "2026-03-02", valued, objective="value")
-    by_probability, by_value = read_history(output, "2026-03-03").nights
+    by_probability, by_value = read_history(output, "2026-03-03").in_force
     assert by_probability.in_reach.tolist() == [False, True, False, True]
     assert by_value.in_reach.tolist() == [True, False, False, True]
 
@@ -253,5 +253,5 @@ def test_what_an_earlier_night_recorded_does_not_settle_a_later_mismatch(output:
     commit_night(output, "2026-03-04", [plan_row("a", 4)])
     take_in(output, counted("a", 2), counted("a", 1, "2026-03-04", hours=48, expected_qty=4))
     history = read_history(output, "2026-03-05")
-    assert [plan.resolved.tolist() for plan in history.nights] == [[True], [False], [False]]
+    assert [plan.resolved.tolist() for plan in history.in_force] == [[True], [False], [False]]
     assert history.second_counts == [(None, "a", "2026-03-04")]

@@ -165,7 +165,7 @@ def test_neither_the_same_file_again_nor_one_that_grows_says_something_else(
             found = check_counts(output, [NIGHT], file, zone=ZoneInfo("UTC"), now=at(12))
             if found.accepted.num_rows:
                 add_counted(output, found.accepted)
-            (night,) = read_history(output, "2026-03-03").nights
+            (night,) = read_history(output, "2026-03-03").in_force
             said.append((np.nan_to_num(night.counted_qty[0]), night.settled[0], found.accepted.num_rows))
         return said
 
@@ -447,7 +447,7 @@ def test_one_count_taken_twice_does_not_confirm_itself(output: str) -> None:
     line = f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,"
     assert take_in(output, line, line) == 1
     assert rejects(output)[0]["reason"] == "counted_twice"
-    (night,) = read_history(output, "2026-03-03").nights
+    (night,) = read_history(output, "2026-03-03").in_force
     assert night.num_random_resolved == 0
 
 
@@ -465,10 +465,10 @@ def test_a_sheet_that_comes_again_with_other_times_does_not_confirm_itself(
     assert [(found["bin_id"], found["reason"]) for found in rejects(output)] == [
         (name, "counted_twice") for name in "abd"
     ]
-    (night,) = read_history(output, "2026-03-03").nights
+    (night,) = read_history(output, "2026-03-03").in_force
     assert (night.num_random_resolved, night.num_priority_resolved, night.num_pending) == (1, 0, 3)
     assert take_in(output, f"b,{NIGHT},1,2026-03-03 19:00,{counter},true,", name="confirmed.csv", flags=flags) == 0
-    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 2
+    assert read_history(output, "2026-03-03").in_force[0].num_random_resolved == 2
 
 
 def test_one_person_who_counts_twice_is_one_person(output: str) -> None:
@@ -481,9 +481,9 @@ def test_one_person_who_counts_twice_is_one_person(output: str) -> None:
 def test_a_person_s_own_correction_replaces_what_they_counted(output: str) -> None:
     lines = [f"a,{NIGHT},{quantity},2026-03-03T0{hour}:00Z,kim,," for hour, quantity in ((8, 1), (9, 11))]
     assert take_in(output, *lines) == 0
-    assert read_history(output, "2026-03-03").nights[0].counted_qty[0] == 11
+    assert read_history(output, "2026-03-03").in_force[0].counted_qty[0] == 11
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T10:00Z,lee,,", name="lee.csv") == 0  # kim has taken that back
-    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 0
+    assert read_history(output, "2026-03-03").in_force[0].num_random_resolved == 0
     assert take_in(output, f"a,{NIGHT},11,2026-03-03T11:00Z,ana,,", name="ana.csv") == 0
     facts = read_history(output, "2026-03-03").last_counts.loc["a"]
     assert (facts["finding"], facts["found_qty"]) == ("wrong", 11)
@@ -492,7 +492,7 @@ def test_a_person_s_own_correction_replaces_what_they_counted(output: str) -> No
 def test_what_a_person_took_back_settles_nothing(output: str) -> None:
     lines = [f"a,{NIGHT},{quantity},2026-03-03T0{hour}:00Z,kim,," for quantity, hour in ((1, 7), (3, 8))]
     assert take_in(output, *lines, f"a,{NIGHT},1,2026-03-03T09:00Z,lee,,") == 0  # kim found what the record says since
-    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 0
+    assert read_history(output, "2026-03-03").in_force[0].num_random_resolved == 0
     # it may be the first sheet again with other times
     back = [f"b,{NIGHT},{quantity},2026-03-03T0{hour}:00Z,kim,," for quantity, hour in ((1, 6), (11, 7), (1, 8))]
     assert take_in(output, *back, name="back.csv") == 1
@@ -510,7 +510,7 @@ def test_a_file_from_before_a_confirmation_may_come_again(output: str) -> None:
     line = f"a,{NIGHT},1,2026-03-03T08:00Z,kim,false,"
     for text in (line, line.replace("false", "true"), line):
         assert take_in(output, text) == 0
-    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 1
+    assert read_history(output, "2026-03-03").in_force[0].num_random_resolved == 1
 
 
 def test_of_two_quantities_at_one_time_nobody_knows_which_corrects_the_other(output: str) -> None:
@@ -525,7 +525,7 @@ def test_a_sheet_that_comes_again_under_another_name_does_not_confirm_itself(out
     assert take_in(output, *(line.replace("kim", "lee") for line in sheet), name="renamed.csv") == 1
     assert [found["bin_id"] for found in rejects(output)] == ["a", "b"]
     assert "the same sheet under another name?" in rejects(output)[0]["detail"]
-    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 0
+    assert read_history(output, "2026-03-03").in_force[0].num_random_resolved == 0
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:15:42Z,lee,true,", name="confirmed.csv") == 0
 
 
@@ -550,7 +550,7 @@ def test_a_count_may_come_again_once_it_is_confirmed(output: str) -> None:
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,,") == 0
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,kim,true,") == 0
     history = read_history(output, "2026-03-03")
-    assert history.nights[0].num_random_resolved == 1
+    assert history.in_force[0].num_random_resolved == 1
     assert history.last_counts.loc["a", "num_counted"] == 1
 
 
@@ -895,10 +895,10 @@ def test_a_count_may_come_again_once_it_is_known_whose_it_is(output: str) -> Non
     for counter in ("", "anna", ""):  # filled in later; and once more the first sheet
         assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,{counter},,", name="sheet.csv") == 0
     history = read_history(output, "2026-03-03")
-    assert (history.nights[0].num_random_resolved, history.last_counts.loc["a", "num_counted"]) == (0, 1)
+    assert (history.in_force[0].num_random_resolved, history.last_counts.loc["a", "num_counted"]) == (0, 1)
     # she has a name now, so that another person can say that she erred
     assert take_in(output, f"a,{NIGHT},3,2026-03-03T09:00Z,ben,,", name="second.csv") == 0
-    assert read_history(output, "2026-03-03").nights[0].num_random_resolved == 1
+    assert read_history(output, "2026-03-03").in_force[0].num_random_resolved == 1
 
 
 def test_a_quotation_mark_that_is_not_closed_does_not_swallow_counts(
@@ -930,7 +930,7 @@ def test_a_third_person_settles_what_two_disagree_about(output: str) -> None:
     nobody = f"b,{NIGHT},1,2026-03-03T08:00Z,kim,,", f"b,{NIGHT},3,2026-03-03T09:00Z,lee,,"
     assert take_in(output, *nobody, name="b.csv") == 0
     assert take_in(output, f"b,{NIGHT},1,2026-03-03T10:00Z,,,", name="nobody.csv") == 1  # nobody settles nothing
-    (night,) = read_history(output, "2026-03-03").nights
+    (night,) = read_history(output, "2026-03-03").in_force
     found = dict(zip(night.planned["bin_id"].to_pylist(), night.counted_qty, strict=True))
     assert (found["a"], found["b"]) == (1, 3)
     assert night.num_random_resolved + night.num_priority_resolved == 2
@@ -962,7 +962,7 @@ def test_a_confirmed_mismatch_overrules_a_count_that_was_mistyped_as_the_record(
     assert "3 pieces; with confirmed it is overruled" in rejects(output)[0]["detail"]
     assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:30Z,anna,true,", name="confirmed.csv") == 0
     history = read_history(output, "2026-03-03")
-    assert (history.nights[0].counted_qty[0], history.nights[0].num_random_resolved) == (1, 1)
+    assert (history.in_force[0].counted_qty[0], history.in_force[0].num_random_resolved) == (1, 1)
     assert history.last_counts.loc["a", ["finding", "found_qty"]].tolist() == ["wrong", 1]
 
 
@@ -1028,7 +1028,7 @@ def test_counts_come_in_on_s3_as_they_do_locally(bucket: str) -> None:
     assert read_counted(output)["bin_id"].to_pylist() == ["a", "e"]
     assert rejects(output)[0]["reason"] == "not_planned"
     history = read_history(output, "2026-03-03")
-    assert [night.num_random_resolved for night in history.nights] == [1]
+    assert [night.num_random_resolved for night in history.in_force] == [1]
     assert [night.num_random_resolved for night in history.replaced] == [1]
 
 
@@ -1036,7 +1036,7 @@ def test_counts_come_in_on_s3_as_they_do_locally(bucket: str) -> None:
 def test_a_count_said_to_be_unconfirmed_waits_for_another_person_s(output: str, flag: str) -> None:
     for hour, (who, num_resolved) in enumerate((("kim", 0), ("lee", 1)), start=8):
         assert take_in(output, f"a,{NIGHT},1,2026-03-03T{hour:02}:00Z,{who},{flag},", name=f"{who}.csv") == 0
-        assert read_history(output, "2026-03-03").nights[0].num_random_resolved == num_resolved
+        assert read_history(output, "2026-03-03").in_force[0].num_random_resolved == num_resolved
 
 
 def test_a_record_of_a_night_that_was_audited_later_was_read_by_its_day_s_end(output: str) -> None:
