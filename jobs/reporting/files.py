@@ -8,7 +8,6 @@ import logging
 import tempfile
 import time
 from datetime import date, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +129,6 @@ def _set_aside(report_uri: str, name: str) -> None:
 
 def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Overview) -> dict[str, Any]:
     """What made the report. Settings, versions and commit are its own; those of the audit stand in the run's record."""
-    made = provenance()
-    made["versions"] |= {library: version(library) for library in ("jinja2", "matplotlib", "xlsxwriter")}
     return {
         "config": config.model_dump(mode="json"),
         "audit_date": night.audit_date,
@@ -139,7 +136,7 @@ def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Ov
         "bundle_id": night.whole["bundle_id"],
         "weights_sha256": run.get("bundle", {}).get("weights_sha256"),
         "bins": overview.num_rows,
-        **made,
+        **provenance("jinja2", "matplotlib", "xlsxwriter"),
     }
 
 
