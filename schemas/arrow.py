@@ -41,7 +41,7 @@ def schema_problems(found: pa.Schema, expected: pa.Schema) -> list[str]:
             problems.append(f"column {field.name}: expected {field.type}, found no such column; add it")
         elif places and not _castable(found.field(places[0]).type, field.type):
             kind = found.field(places[0]).type
-            problems.append(f"column {field.name}: expected {field.type}, found {kind}; write it as {field.type}")
+            problems.append(f"column {field.name}: expected {field.type}, found {kind}; give it that type")
     return problems
 
 

@@ -247,11 +247,14 @@ def test_bad_arguments_exit_2_before_anything_is_scored(
     assert not list(tmp_path.glob("audits/runs/*/staged/*"))
 
 
-@pytest.mark.parametrize("table", ["results", "recount_plan", "summary"])
+@pytest.mark.parametrize(
+    "in_the_way", ["results", "recount_plan", f"summary/audit_date={NIGHT}/_writable/of-another-owner"]
+)
 def test_a_table_that_could_not_be_written_is_refused_before_anything_is_scored(
-    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], table: str
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], in_the_way: str
 ) -> None:
-    storage.write_bytes(f"{tmp_path}/audits/{table}", b"a file where the folder should be")
+    storage.write_bytes(f"{tmp_path}/audits/{in_the_way}", b"")
+    table = in_the_way.partition("/")[0]
     assert _audit(write_dump(str(tmp_path), 3), bundle, f"{tmp_path}/audits") == 2
     assert f"audits/{table}/audit_date={NIGHT}/_writable: can't be written" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "audits").iterdir()] == [table]

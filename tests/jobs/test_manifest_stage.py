@@ -50,7 +50,7 @@ def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
         ),
         (
             _rows(3).set_column(2, "expected_qty", pa.array(["1", "2", "3"])),
-            r"part-0\.parquet: column expected_qty: expected int32, found string; write it as int32",
+            r"part-0\.parquet: column expected_qty: expected int32, found string; give it that type",
         ),
         (
             _rows(3, expected_qty=[0, 1, -2]),
