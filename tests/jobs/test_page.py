@@ -56,16 +56,19 @@ def test_shortage_and_surplus_stand_on_the_page_in_the_night_s_currency(tmp_path
 
 
 def test_how_many_pieces_the_records_are_off_by_stands_on_the_page_without_unit_values_too(tmp_path: Path) -> None:
-    assert "<dt>Pieces off</dt>" not in read_page(tmp_path, count_recounts=False)
+    assert "pieces net" not in read_page(tmp_path, count_recounts=False)
     set_summary(
         tmp_path,
+        **{"ira": 0.9, "error_rate_low": 0.05, "error_rate_high": 0.15},
         **dict(zip(NET_UNITS, (-1234.4, -2000.0, 10.0), strict=True)),
         **dict(zip(GROSS_UNITS, (3000.0, 2500.4, 4000.0), strict=True)),
         **dict.fromkeys(("shortage_value", "overage_value", "value_at_risk")),
     )
     page = render(tmp_path)
-    assert "<dd>−1,234 net</dd>" in page and "95 %: −2,000 to +10, above 0 a surplus; 3,000 gross" in page
-    assert "(95 %: 2,500 to 4,000): by random counts, in the records of an average night of the window" in page
+    assert (
+        "off by −1,234 pieces net (95 %: −2,000 to +10), above 0 a surplus, and 3,000 gross (95 %: 2,500 to 4,000)"
+        in page
+    )
 
 
 def test_money_that_is_not_known_is_a_dash_and_never_0(tmp_path: Path) -> None:
