@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from typing import Any
 
 import pandas as pd
 import ray
@@ -25,7 +26,7 @@ from jobs.counting.belief import Belief
 from jobs.platform import storage
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_summary_table, whole_night
 from jobs.platform.provenance import provenance
 from jobs.platform.run_record import finish_run, read_run
 from jobs.platform.uris import absolute, join
@@ -44,6 +45,7 @@ from jobs.stages.tonight import Tonight, settle_night, tell_of_others
 from jobs.stages.worklist import write_worklist
 from model.posterior import build_assessor
 from schemas.errors import GateError
+from schemas.results import ImageStatus
 
 logger = logging.getLogger("jobs.audit")
 
@@ -86,12 +88,8 @@ def run_audit(config: AuditConfig) -> None:
                 replace_counted=config.replace_counted,
                 lock=lock,
             )
-            outcome = {
-                **_outcome(config),
-                "seconds": round(time.monotonic() - started, 1),
-                "scored_in_this_try": progress.num_fresh,
-                "statuses": dict(progress.statuses),
-            }
+            seconds = round(time.monotonic() - started, 1)
+            outcome = _outcome(config, whole_night(summary), seconds=seconds, num_fresh=progress.num_fresh)
             finish_run(tonight.run_uri, frozen, outcome)
         check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
         close_night(Night(tonight.output_uri, tonight.audit_date, tonight.run_id, summary), config.report_uri)
@@ -105,15 +103,28 @@ def _finish(tonight: Tonight) -> None:
             clean_up(tonight.output_uri, tonight.audit_date, tonight.run_id)
             known = read_run(tonight.run_uri)
             if "outcome" not in known:
-                finish_run(tonight.run_uri, known, _outcome(tonight.config))
+                whole = whole_night(read_summary_table(tonight.output_uri, tonight.audit_date))
+                # how long the try that committed took, and how much of it was its own, went with it
+                outcome = _outcome(tonight.config, whole, seconds=None, num_fresh=None)
+                finish_run(tonight.run_uri, known, outcome)
     check_committed(tonight.output_uri, tonight.audit_date, tonight.run_id, tonight.manifest.num_rows)
     close_night(read_night(tonight.output_uri, tonight.audit_date), tonight.config.report_uri)
 
 
-def _outcome(config: AuditConfig) -> dict[str, object]:
-    """Of the try that ends: the run may have begun with other gates, by another version."""
-    ended = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"finished_at": ended, "config": config.model_dump(mode="json"), **provenance()}
+def _outcome(
+    config: AuditConfig, whole: dict[str, Any], *, seconds: float | None, num_fresh: int | None
+) -> dict[str, object]:
+    """Of the try that ends: the run may have begun with other gates, by another version. `whole` is the summary's row of the
+    whole night."""
+    counts = {str(status): whole[f"num_{status}"] for status in ImageStatus}
+    return {
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config.model_dump(mode="json"),
+        "seconds": seconds,
+        "scored_in_this_try": num_fresh,
+        "statuses": {status: count for status, count in counts.items() if count},
+        **provenance(),
+    }
 
 
 def _score(tonight: Tonight) -> Progress:

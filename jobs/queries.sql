@@ -18,9 +18,12 @@ ORDER BY r.p_record_wrong DESC, r.bin_id
 LIMIT 100;
 
 -- name: accuracy_trend
--- Record accuracy by night with its 95 % interval, and null where no random recounts allow a claim.
+-- Record accuracy by night, and how many pieces the records are off by, net and gross (a level, not a loss a night), each with
+-- its 95 % interval, and null where no random recounts allow a claim.
 SELECT
   audit_date, num_bins, coverage, ira, 1 - error_rate_high AS ira_low, 1 - error_rate_low AS ira_high,
+  net_variance_units, net_variance_units_low, net_variance_units_high,
+  gross_variance_units, gross_variance_units_low, gross_variance_units_high,
   num_random_window, estimator, record_model, list_precision_window, naive_precision_window,
   record_outside_set_share, drift_alarm
 FROM summary

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 
 from jobs.config.train import TrainConfig
+from jobs.platform import storage
 from jobs.platform.cluster import connect
 from jobs.platform.command import run_command
 from jobs.platform.uris import beside, join
@@ -36,6 +37,7 @@ def run_train(config: TrainConfig) -> None:
     assign_splits(bins.table, config)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
     ray_storage(training_uri)  # and so are AWS settings by which no checkpoint could be written
+    storage.check_writable(config.bundle_uri)  # which is written hours later, beside the checkpoints
     with connect(quiet=WATCHDOG):
         await_workers(config)  # a cluster that is too small or busy is said before every photo is read
         bins = split_bins(check_photos(bins, config), config, start.seen)

@@ -47,6 +47,7 @@ def run_tune(config: TuneConfig) -> None:
     assign_splits(bins.table, largest)  # what is wrong with the data is said before a cluster starts
     start = read_start(config)
     ray_storage(output_uri)  # and so are AWS settings by which no checkpoint could be written
+    storage.check_writable(config.bundle_uri)  # which is written hours later, elsewhere than the search
     with connect(quiet=WATCHDOG):
         await_workers(smallest, config.max_concurrent)
         bins = split_bins(check_photos(bins, config), largest, start.seen)

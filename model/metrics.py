@@ -62,7 +62,9 @@ def evaluate_scope(
     seed: int = 0,
 ) -> dict[str, Any] | None:
     """Metrics of one scope: {name: {"value", "low", "high"}} for exact, within_one, mae, rmse, bias, nll and mae_median,
-    `num_bins`, `classes` (the first and the last), and `majority` (the same of always saying the scope's commonest label).
+    `num_bins`, `classes` (the first and the last), and `majority` (the same of always saying the scope's commonest label; of
+    saying these labels' own shares of every bin, and their median, where a figure is of probabilities: the best that no look
+    at a photo can do).
     None where it has no bins, and where it has one class, which any camera gets right; low and high are None where all its
     bins are of one group, or where all are counted alike.
 
@@ -83,7 +85,13 @@ def evaluate_scope(
     values = np.column_stack([_error_columns(mode - kept), -np.log(picked), np.abs(median - kept)])
     figures |= with_intervals(names, values, kept_groups, seed=seed)
     figures["rmse"] = {end: None if found is None else math.sqrt(found) for end, found in figures["rmse"].items()}
-    figures["majority"] = {"says": int(majority), **count_metrics(np.full(len(kept), majority), kept)}
+    shares = np.bincount(kept)[kept] / len(kept)
+    figures["majority"] = {
+        "says": int(majority),
+        **count_metrics(np.full(len(kept), majority), kept),
+        "nll": float(-np.log(shares).mean()),
+        "mae_median": float(np.abs(kept - np.median(kept)).mean()),
+    }
     return figures
 
 

@@ -36,11 +36,12 @@ def schema_problems(found: pa.Schema, expected: pa.Schema) -> list[str]:
     for field in expected:
         places = found.get_all_field_indices(field.name)
         if len(places) > 1:
-            problems.append(f"column {field.name}: expected once, found {len(places)} times")
+            problems.append(f"column {field.name}: expected once, found {len(places)} times; keep one of them")
         elif not places and not field.nullable:
-            problems.append(f"column {field.name}: expected {field.type}, found no such column")
+            problems.append(f"column {field.name}: expected {field.type}, found no such column; add it")
         elif places and not _castable(found.field(places[0]).type, field.type):
-            problems.append(f"column {field.name}: expected {field.type}, found {found.field(places[0]).type}")
+            kind = found.field(places[0]).type
+            problems.append(f"column {field.name}: expected {field.type}, found {kind}; give it that type")
     return problems
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jobs.counting.belief import true_shares
+from model.metrics import with_intervals
 from model.posterior import Assessor, build_assessor
 from model.record_errors import DEFAULT_SIZES, SIZE_STEPS
 from model.record_model import assume_record_model
@@ -33,11 +34,12 @@ RANKINGS = {
 
 
 def measure_doubt(
-    probabilities: np.ndarray, expected_qty: np.ndarray, info: BundleInfo, *, seed: int
+    probabilities: np.ndarray, expected_qty: np.ndarray, groups: np.ndarray, info: BundleInfo, *, seed: int
 ) -> dict[str, Any]:
-    """Mean precision over NUM_DRAWS draws: `rankings` {name: {depth: share of altered records so far up}}.
+    """Mean precision over NUM_DRAWS draws: `rankings` {name: {depth: share of altered records so far up}}, each a figure of
+    `with_intervals`: the groups whose bins came so far up in any draw are drawn again.
 
-    `probabilities` (n, K + 1), `expected_qty` (n,) unclipped, taken to be true. Altered to another class, as records
+    `probabilities` (n, K + 1), `expected_qty` (n,) unclipped, taken to be true, `groups` (n,). Altered to another class, as records
     are when somebody mistook the count (truth to record, default sizes). A depth beyond the number of altered records is left out.
     """
     labels = np.minimum(expected_qty, info.top_class)
@@ -49,7 +51,7 @@ def measure_doubt(
     record_model = assume_record_model(true_shares(np.bincount(labels, minlength=info.num_classes)))
     assessors = {name: build_assessor(info.label_histogram, rate, record_model) for name, rate in rates.items()}
     generator = np.random.default_rng(seed)
-    found = {name: np.zeros(len(depths)) for name in RANKINGS}
+    tops: dict[str, list[np.ndarray]] = {name: [] for name in RANKINGS}
     for _ in range(NUM_DRAWS if depths else 0):
         altered = generator.permutation(len(labels))[:num_altered]
         record = expected_qty.copy()
@@ -58,16 +60,23 @@ def measure_doubt(
         ties = generator.random(len(labels))
         for name, doubt in _doubts(probabilities, record, assessors).items():
             first = np.lexsort((ties, -doubt))[: max(depths)]
-            found[name] += [is_altered[first[:depth]].mean() for depth in depths]
+            tops[name].append(np.stack([first, is_altered[first]]))
     return {
         "altered_share": ALTERED_SHARE,
         "num_draws": NUM_DRAWS,
         "num_altered": num_altered,
         "rankings": {
-            name: {str(depth): float(value / NUM_DRAWS) for depth, value in zip(depths, values, strict=True)}
-            for name, values in found.items()
+            name: {str(depth): _precision(found, depth, groups, seed) for depth in depths}
+            for name, found in tops.items()
         },
     }
+
+
+def _precision(tops: list[np.ndarray], depth: int, groups: np.ndarray, seed: int) -> dict[str, float | None]:
+    """`tops`: of each draw the first bins' rows and whether they were altered, (2, at least `depth`). Of 1,000 bins in groups of
+    very unlike difficulty the intervals held the truth in 94 to 100 % of simulations, of the first 25 by p_record_wrong in 83 %."""
+    rows, altered = np.concatenate([top[:, :depth] for top in tops], axis=1)
+    return with_intervals(("precision",), altered[:, None], groups[rows], seed=seed)["precision"]
 
 
 def _mistake_shares(num_classes: int) -> np.ndarray:

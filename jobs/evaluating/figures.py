@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 from jobs.evaluating.doubt import measure_doubt
 from jobs.evaluating.predictions import Predictions
-from model.calibration import at_mix, negative_log_likelihood, shift_of_mix
+from model.calibration import at_mix, shift_of_mix
 from model.metrics import calibration_error, confusion, evaluate_counts, reliability, with_intervals
 from model.prediction_sets import build_prediction_sets
 from schemas.bundle import BundleInfo
@@ -35,7 +35,7 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
         "num_ungrouped": int((predictions.groups == predictions.bin_ids).sum()),
         "metrics": metrics,
         "calibration": {**calibration, "reliability": reliability(probabilities, labels)},
-        "own_mix": _at_own_mix(probabilities, labels, info, seed),
+        "own_mix": _at_own_mix(probabilities, labels, predictions.groups, info, seed),
         "per_class": [_class_row(info, k, predictions, labels, table, covered, seed) for k in range(info.num_classes)],
         "confusion": {"classes": info.classes, "table": table.tolist()},
         "prediction_sets": {
@@ -47,11 +47,13 @@ def measure(predictions: Predictions, info: BundleInfo, *, seed: int) -> dict[st
             ),
             "sizes": np.bincount(sets.size, minlength=info.num_classes + 1)[1:].tolist(),
         },
-        "doubt": measure_doubt(probabilities, predictions.expected_qty, info, seed=seed),
+        "doubt": measure_doubt(probabilities, predictions.expected_qty, predictions.groups, info, seed=seed),
     }
 
 
-def _at_own_mix(probabilities: np.ndarray, labels: np.ndarray, info: BundleInfo, seed: int) -> dict[str, float]:
+def _at_own_mix(
+    probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, info: BundleInfo, seed: int
+) -> dict[str, Any]:
     """The probabilities have training's class mix, which an audit divides out where it doubts records. `difference`: the
     share of these bins that would have to be of another class for the two mixes to be one, and `p_value`, by which chance
     makes as large a one (Pearson's chi-squared test); `nll` and `calibration_error` (above its noise floor) with these
@@ -60,10 +62,11 @@ def _at_own_mix(probabilities: np.ndarray, labels: np.ndarray, info: BundleInfo,
     training = np.asarray(info.label_histogram) + 1
     training = training / training.sum()
     shifted = at_mix(probabilities.astype(np.float64), shift_of_mix(labels, info.label_histogram))
+    lost = -np.log(np.maximum(shifted[np.arange(len(labels)), labels], 1e-12))
     return {
         "difference": float(np.abs(here - training).sum() / 2),
         "p_value": float(chisquare(len(labels) * here, len(labels) * training).pvalue),
-        "nll": negative_log_likelihood(shifted, labels),
+        **with_intervals(("nll",), lost[:, None], groups, seed=seed),
         "calibration_error": calibration_error(shifted, labels, seed=seed)["excess"],
     }
 

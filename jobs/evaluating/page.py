@@ -10,6 +10,7 @@ from jobs.evaluating.predictions import BinError
 from jobs.pages.document import format_integer, render_page
 from jobs.pages.plots import bar_plot, reliability_plot
 from model.calibration_error import NUM_BINS
+from model.metrics import format_interval
 
 MAX_MIX_DIFFERENCE, MAX_MIX_CHANCE = 0.1, 0.001
 """Beyond such a difference between the evaluated bins' classes and training's, which is not one by chance, the figures must be
@@ -76,7 +77,7 @@ def find_warnings(figures: dict[str, Any]) -> list[str]:
             f"These bins' quantities are mixed otherwise than training's ({100 * mix['difference']:.0f} % of them would have to "
             "be others). The camera's probabilities keep training's mix, in its counts and 90 % sets too; an audit divides it "
             "out where it doubts records (p_record_wrong). With these bins' own mix the NLL of all classes would be "
-            f"{mix['nll']:.3f} and the calibration error above its noise floor {mix['calibration_error']:.4f}."
+            f"{format_interval(mix['nll'], '.3f')} and the calibration error above its noise floor {mix['calibration_error']:.4f}."
         )
     if figures["num_groups"] < 3:  # of as many `bootstrap_by_group` was tried
         found.append(

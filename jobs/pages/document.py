@@ -67,7 +67,7 @@ def format_signed(value: float | None, digits: int = 3) -> str:
     if value is None:
         return MISSING
     rounded = round(value, digits)
-    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+    return f"{rounded:+,.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
 def format_integer(value: float | None) -> str:

@@ -8,12 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+LIBRARIES = (
+    *("ray", "torch", "torchvision", "numpy", "scipy", "pandas", "pyarrow", "obstore"),
+    *("simplejpeg", "opencv-python-headless", "pillow"),
+)
+"""That every job computes, decodes and stores with."""
 
-def provenance() -> dict[str, Any]:
-    """Library versions and the git commit, where there is one."""
-    libraries = ("ray", "torch", "torchvision", "numpy", "pyarrow", "obstore", "simplejpeg", "opencv-python-headless")
+
+def provenance(*others: str) -> dict[str, Any]:
+    """Versions of LIBRARIES and of `others`, and the git commit, where there is one."""
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in (*LIBRARIES, *others)}},
         "git_commit": _git_commit(),
     }
 

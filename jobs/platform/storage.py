@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
@@ -131,10 +132,15 @@ def settle(uri: str) -> None:
 
 
 def check_writable(uri: str) -> None:
-    """Raises InputError where nothing can be written below `uri`, GateError where storage is away or full."""
+    """Raises InputError where nothing can be written below `uri`, GateError where storage is away or full. Leaves neither an
+    object nor a folder there."""
     probe = join(absolute(uri), "_writable")
+    made = [] if is_s3(probe) else [folder for folder in Path(probe).parents if not os.access(folder, os.F_OK)]
     write_bytes(probe, b"")
     delete([probe])
+    with suppress(OSError):  # somebody else has written there meanwhile
+        for folder in made:
+            folder.rmdir()
 
 
 def create_bytes(uri: str, data: bytes | memoryview) -> bool:

@@ -44,9 +44,12 @@ WIDE = {"bin_id": 16, "skus": 40, "image_uri": 30, "error": 24, "last_counted_at
 SHARES = ("p_", "certificate_p", "certified_at", "inclusion_probability")
 
 
+DISCREPANCIES = ("discrepancies.csv", "discrepancies.xlsx")
+
+
 def write_discrepancies(tables: Iterable[pa.Table], folder: Path, night: Night, num_rows: int) -> None:
-    """`discrepancies.csv` and `discrepancies.xlsx` in `folder` from the rows in their order (RESULTS_SCHEMA)."""
-    csv_path, xlsx_path = folder / "discrepancies.csv", folder / "discrepancies.xlsx"
+    """DISCREPANCIES in `folder` from the rows in their order (RESULTS_SCHEMA)."""
+    csv_path, xlsx_path = (folder / name for name in DISCREPANCIES)
     columns = [
         ("audit_date", pa.string()),
         *[(name, _flat_type(name)) for name in COLUMNS],

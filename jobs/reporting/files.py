@@ -8,7 +8,6 @@ import logging
 import tempfile
 import time
 from datetime import date, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from jobs.platform.layout import REPORT_FACTS, list_nights, run_uri
 from jobs.platform.provenance import provenance
 from jobs.platform.run_record import read_run, settings_of
 from jobs.platform.uris import absolute, join
-from jobs.reporting.discrepancies import write_discrepancies
+from jobs.reporting.discrepancies import DISCREPANCIES, write_discrepancies
 from jobs.reporting.nights import Night, read_night, read_nights, read_results
 from jobs.reporting.ordering import rows_by_doubt
 from jobs.reporting.overview import Overview, survey_night
@@ -44,9 +43,11 @@ logger = logging.getLogger("jobs.report")
 RECOUNT_LIST, SECOND_COUNTS = FLOOR_LISTS = ("recount_list.csv", "second_counts.csv")
 """What people fill in."""
 
+PAGE = "report.html"
+
 
 def write_report(config: ReportConfig) -> None:
-    """Writes all files of a committed night. Raises InputError where it is not committed, naming those that are, GateError
+    """Writes all files of a committed night, page and lists first. Raises InputError where it is not committed, naming those that are, GateError
     where the folder for temporary files has no room for them."""
     try:
         _write_files(config)
@@ -70,25 +71,27 @@ def _write_files(config: ReportConfig) -> None:
         folder = Path(name)
         waiting = _list_second_counts(night, history)
         page = _build_page(night, run, overview, history, second_counts=waiting)
-        (folder / "report.html").write_text(page, encoding="utf-8")
-        logger.info("page: %.1f s", time.monotonic() - started)
+        (folder / PAGE).write_text(page, encoding="utf-8")
         places = walk_order(overview.planned)
         (folder / SECOND_COUNTS).write_bytes(second_counts_csv(waiting))
         (folder / RECOUNT_LIST).write_bytes(recount_csv(places, night.audit_date))
         (folder / "recount_list.xlsx").write_bytes(recount_xlsx(places, night.audit_date))
         planner = planner_csv(places, overview.planned, night.audit_date, night.whole["record_model"])
         (folder / "recount_list_planner.csv").write_bytes(planner)
-        rows = rows_by_doubt(read_results(night), overview.histogram)
-        write_discrepancies(rows, folder, night, overview.num_rows)
         (folder / "queries.sql").write_text((Path(jobs.__file__).parent / "queries.sql").read_text(encoding="utf-8"))
-        facts = _facts(config, night, run, overview)
-        (folder / REPORT_FACTS).write_bytes(storage.json_bytes(facts))
         report_uri = absolute(config.report_uri)
         _tell_what_is_replaced(report_uri, night.audit_date)
         for list_name in FLOOR_LISTS:
             _set_aside(report_uri, list_name)
-        # an older report there stops being one before its files are overwritten
-        storage.delete([join(report_uri, REPORT_FACTS)])
+        # an older report there stops being one before its files are overwritten, and its rows go, lest they be taken for these
+        storage.delete([join(report_uri, name) for name in (REPORT_FACTS, *DISCREPANCIES)])
+        storage.upload_folder(folder, report_uri, last=PAGE)
+        logger.info("page and lists: in %s (%.1f s)", config.report_uri, time.monotonic() - started)
+    with tempfile.TemporaryDirectory(prefix="report-") as name:  # minutes for millions of bins
+        folder = Path(name)
+        rows = rows_by_doubt(read_results(night), overview.histogram)
+        write_discrepancies(rows, folder, night, overview.num_rows)
+        (folder / REPORT_FACTS).write_bytes(storage.json_bytes(_facts(config, night, run, overview)))
         storage.upload_folder(folder, report_uri, last=REPORT_FACTS)
     logger.info(
         "night %s: report of %s bins in %s (%.1f s)",
@@ -130,8 +133,6 @@ def _set_aside(report_uri: str, name: str) -> None:
 
 def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Overview) -> dict[str, Any]:
     """What made the report. Settings, versions and commit are its own; those of the audit stand in the run's record."""
-    made = provenance()
-    made["versions"] |= {library: version(library) for library in ("jinja2", "matplotlib", "xlsxwriter")}
     return {
         "config": config.model_dump(mode="json"),
         "audit_date": night.audit_date,
@@ -139,7 +140,7 @@ def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Ov
         "bundle_id": night.whole["bundle_id"],
         "weights_sha256": run.get("bundle", {}).get("weights_sha256"),
         "bins": overview.num_rows,
-        **made,
+        **provenance("jinja2", "matplotlib", "xlsxwriter"),
     }
 
 

@@ -7,7 +7,7 @@ and only the few ids whose hash occurs twice are read again and compared as what
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,13 @@ PIECE_ROWS = 4_000_000
 """Ids that one task hashes (8 bytes each) and that one range of hashes holds on average."""
 SPARE_CANDIDATES = 100
 """Hashes looked up beyond `limit`: two different ids share a hash once in 2**64 pairs, so a few are plenty."""
+
+
+MOST_PLACES = 2
+"""Rows that are named of an id that stands in more than one."""
+
+Place = tuple[str, int]
+"""A file's URI, and the number of a row in it, from 1."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,29 @@ def find_duplicates(manifest_files: list[str], column: str, limit: int) -> list[
     return sorted((value, count) for value, count in counts.items() if count > 1)[:limit]
 
 
+def find_places(files: list[str], column: str, values: list[str]) -> dict[str, list[Place]]:
+    """Where each of a few `values` of the text `column` stands first, in the order of the files: MOST_PLACES of it. Reads all
+    files once more. Raises as `find_duplicates` does."""
+    places: dict[str, list[Place]] = {value: [] for value in values}
+    for uri, found in zip(files, ray.get([_find_rows.remote(uri, column, values) for uri in files]), strict=True):
+        for value, rows in found.items():
+            places[value] += [(uri, row) for row in rows]
+    return {value: found[:MOST_PLACES] for value, found in places.items()}
+
+
+@ray.remote(num_cpus=CHECK_CPUS)
+def _find_rows(uri: str, column: str, values: list[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {value: [] for value in values}
+    first_row = 1
+    for ids in _read_ids(uri, None, column):
+        for place in np.flatnonzero(pc.is_in(ids, pa.array(values, pa.string())).to_numpy(zero_copy_only=False)):
+            found = rows[ids[int(place)].as_py()]
+            if len(found) < MOST_PLACES:
+                found.append(first_row + int(place))
+        first_row += len(ids)
+    return rows
+
+
 @ray.remote(num_cpus=CHECK_CPUS)
 def _measure(uris: list[str]) -> list[_Piece]:
     pieces: list[_Piece] = []
@@ -77,7 +107,9 @@ def _measure(uris: list[str]) -> list[_Piece]:
 
 @ray.remote(num_cpus=CHECK_CPUS)
 def _hash_ids(piece: _Piece, column: str, num_ranges: int) -> list[np.ndarray]:
-    hashes = np.concatenate([np.empty(0, np.uint64), *(_hash(ids) for ids in _read_ids(piece, column))])
+    hashes = np.concatenate(
+        [np.empty(0, np.uint64), *(_hash(ids.drop_null()) for ids in _read_ids(piece.uri, piece.row_groups, column))]
+    )
     hashes.sort()
     width = 2**64 // num_ranges
     bounds = np.array([width * index for index in range(1, num_ranges)], np.uint64)
@@ -96,17 +128,19 @@ def _find_repeated(wanted: int, *parts: np.ndarray) -> np.ndarray:
 @ray.remote(num_cpus=CHECK_CPUS)
 def _count_ids(piece: _Piece, column: str, candidates: np.ndarray) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for ids in _read_ids(piece, column):
+    for some in _read_ids(piece.uri, piece.row_groups, column):
+        ids = some.drop_null()
         taken = ids.filter(pa.array(np.isin(_hash(ids), candidates)))
         counts.update({entry["values"]: entry["counts"] for entry in pc.value_counts(taken).to_pylist()})
     return dict(counts)
 
 
-def _read_ids(piece: _Piece, column: str) -> Iterator[pa.Array]:
-    parquet = open_parquet(piece.uri)
-    with damage_named(piece.uri):
-        for batch in parquet.iter_batches(batch_size=65536, row_groups=list(piece.row_groups), columns=[column]):
-            yield batch.column(0).cast(pa.string()).drop_null()
+def _read_ids(uri: str, row_groups: Sequence[int] | None, column: str) -> Iterator[pa.Array]:
+    """Nulls included; without `row_groups` of the whole file."""
+    parquet = open_parquet(uri)
+    with damage_named(uri):
+        for batch in parquet.iter_batches(batch_size=65536, row_groups=row_groups, columns=[column]):
+            yield batch.column(0).cast(pa.string())
 
 
 def _hash(ids: pa.Array) -> np.ndarray:

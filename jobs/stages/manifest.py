@@ -16,7 +16,7 @@ from jobs.platform.cluster import CHECK_CPUS, await_slot
 from jobs.platform.parquet import parquet_files
 from jobs.platform.reports import read_reports, report_row
 from jobs.platform.uris import absolute
-from jobs.stages.duplicates import find_duplicates
+from jobs.stages.duplicates import MOST_PLACES, Place, find_duplicates, find_places
 from jobs.stages.manifest_file import MAX_PROBLEMS, FileReport, report_file, sort_currencies
 from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, NIGHT_YEARS
@@ -104,10 +104,9 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
             f"{uri}: the manifest is of {night}, --audit-date says {audit_date}; drop the flag or re-ingest"
         )
     if not problems:
-        problems = [
-            f"{uri}: bin_id {bin_id!r} stands in {count} rows; every bin must stand in exactly one"
-            for bin_id, count in find_duplicates(files, "bin_id", limit=MAX_PROBLEMS)
-        ]
+        counts = dict(find_duplicates(files, "bin_id", limit=MAX_PROBLEMS))
+        places = find_places(files, "bin_id", list(counts)) if counts else {}
+        problems = [explain_duplicate(uri, bin_id, count, places[bin_id]) for bin_id, count in counts.items()]
     check_unchanged(uri, listed)
     refuse(problems)
     digest = hashlib.sha256()
@@ -155,6 +154,15 @@ def problems_of_files(reports: Sequence[FileReport], uri: str) -> list[str]:
     if version not in (None, FORMAT_VERSION):
         problems.append(f"{uri}: expected manifest format_version {FORMAT_VERSION}, found {version}")
     return problems
+
+
+def explain_duplicate(uri: str, bin_id: str, count: int, places: Sequence[Place]) -> str:
+    """Names the first `places` of a bin that stands in `count` rows of the manifest at `uri`."""
+    named = ", ".join(f"{file.removeprefix(uri + '/')} row {row}" for file, row in places[:MOST_PLACES])
+    return (
+        f"{uri}: bin_id {bin_id!r} stands in {count} rows ({named}{', …' if count > MOST_PLACES else ''}); every bin must stand in "
+        "exactly one: keep one of them, with all that the bin holds"
+    )
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ MOST_TOLD = 50
 """Quantities above it are told as one: no bundle counts further."""
 MAX_PROBLEMS = 10
 """So many problems are listed in one message; the rest are counted."""
+ROW_REMEDY = "correct it, or leave the row out"
 
 
 @dataclass
@@ -45,7 +46,9 @@ def report_file(uri: str, data: bytes) -> FileReport:
         _check_rows(pq.ParquetFile(io.BytesIO(data)), report)
     except DAMAGED_PARQUET as error:
         # Arrow finds damage where it stands: in the footer, or only in some page of some column
-        report.problems.append(f"{uri}: expected a Parquet file, found something else or a damaged one ({error})")
+        report.problems.append(
+            f"{uri}: expected a Parquet file, found something else or a damaged one ({error}); write it again"
+        )
     return report
 
 
@@ -63,7 +66,7 @@ def _check_rows(parquet: pq.ParquetFile, report: FileReport) -> None:
         if misfits:
             report.problems += [
                 f"{uri}: row {report.num_rows + 1 + row}: {name}: expected {MANIFEST_SCHEMA.field(name).type}, found another "
-                f"value ({error})"
+                f"value ({error}); {ROW_REMEDY}"
                 for row, name, error in misfits
             ]
             return
@@ -141,4 +144,4 @@ def row_problems(table: pa.Table, uri: str, first_row: int) -> Iterable[str]:
 
 def _row_problem(uri: str, first_row: int, rows: np.ndarray, name: str, expected: str, found: str) -> str:
     more = f" (and {rows.size - 1} rows more)" if rows.size > 1 else ""
-    return f"{uri}: row {first_row + int(rows[0])}: {name}: expected {expected}, found {found}{more}"
+    return f"{uri}: row {first_row + int(rows[0])}: {name}: expected {expected}, found {found}{more}; {ROW_REMEDY}"

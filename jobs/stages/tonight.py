@@ -18,7 +18,7 @@ from jobs.counting.counted import explain_counted, has_counts
 from jobs.platform import storage
 from jobs.platform.bundles import read_bundle
 from jobs.platform.cluster import await_free
-from jobs.platform.layout import REPORT_FACTS, RUNS, STAGED, committed_run, list_below, night_of, run_uri
+from jobs.platform.layout import REPORT_FACTS, RUNS, STAGED, committed_run, list_below, night_of, partition_uri, run_uri
 from jobs.platform.run_record import read_run
 from jobs.platform.uris import absolute, join
 from jobs.stages.manifest import Manifest, check_manifest, settle_roots
@@ -110,6 +110,8 @@ def settle_night(config: AuditConfig) -> Tonight:
         if before.run_id == committed and _is_unfinished(config, frozen):
             return before
         _check_replacement(config, output_uri, manifest.audit_date, committed)
+    for table in ("results", "recount_plan", "summary"):  # first written once all photos are scored
+        storage.check_writable(partition_uri(output_uri, table, manifest.audit_date))
     await_free(resources.least())
     return tonight
 

@@ -19,7 +19,7 @@ from jobs.platform import storage
 from jobs.platform.parquet import parquet_files
 from jobs.platform.uris import absolute
 from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos, tell_poor
-from jobs.stages.manifest import check_unchanged, problems_of_files, refuse, settle_roots
+from jobs.stages.manifest import check_unchanged, explain_duplicate, problems_of_files, refuse, settle_roots
 from jobs.stages.manifest_file import report_file
 from jobs.training.tasks import TASK_CPUS, task_pool
 from schemas.arrow import conform
@@ -75,10 +75,13 @@ def read_labelled_bins(config: TrainConfig) -> LabelledBins:
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
         first = twice[0].as_py()
-        raise InputError(
-            f"{uri}: bin_id {first['values']!r} stands in {first['counts']} rows ({len(twice)} such bins); "
-            "every bin must stand in exactly one"
-        )
+        places = [
+            (report.uri, int(row) + 1)
+            for report, table in zip(reports, tables, strict=True)
+            for row in np.flatnonzero(pc.equal(table["bin_id"], first["values"]).to_numpy())
+        ]
+        told = explain_duplicate(uri, first["values"], first["counts"], places)
+        raise InputError(f"{told} ({len(twice)} such bins)")
     # as the audit, which does not compare such a record with the photo either
     moved = stock_moved(bins)
     bins = bins.filter(pc.invert(moved)).select(list(dict.fromkeys((*COLUMNS, *LISTED_COLUMNS))))

@@ -70,5 +70,5 @@ def render_search(config: TuneConfig, records: Sequence[TrialRecord], info: Bund
             x="trial",
             y="selection NLL of its best epoch",
         ),
-        made=json.dumps({"config": config.model_dump(mode="json"), **provenance()}, indent=1),
+        made=json.dumps({"config": config.model_dump(mode="json"), **provenance("optuna")}, indent=1),
     )

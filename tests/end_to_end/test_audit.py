@@ -174,7 +174,11 @@ def test_a_committed_night_is_finished_by_the_same_command_where_its_report_fail
     assert _audit(manifest, bundle, output, "--report-uri", str(report)) == 0
     assert "30 scored" in capsys.readouterr().out
     assert _read(output).equals(written)
-    assert json.loads(document.read_text())["outcome"]["config"]["report_uri"] == str(report)
+    outcome = json.loads(document.read_text())["outcome"]
+    assert outcome.keys() == run["outcome"].keys()
+    assert (outcome["config"]["report_uri"], outcome["statuses"]) == (str(report), {"scored": 30})
+    # of the try that committed they are not known any more
+    assert (outcome["seconds"], outcome["scored_in_this_try"]) == (None, None)
     assert not list((document.parent / "staged").iterdir())
     assert (report / "report.json").exists()
     # a report that was not written is written; a night with all that was asked for is refused, and replaced on demand
@@ -241,6 +245,19 @@ def test_bad_arguments_exit_2_before_anything_is_scored(
     assert audit.main([part for pair in arguments.items() for part in pair]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("audits/runs/*/staged/*"))
+
+
+@pytest.mark.parametrize(
+    "in_the_way", ["results", "recount_plan", f"summary/audit_date={NIGHT}/_writable/of-another-owner"]
+)
+def test_a_table_that_could_not_be_written_is_refused_before_anything_is_scored(
+    tmp_path: Path, bundle: str, capsys: pytest.CaptureFixture[str], in_the_way: str
+) -> None:
+    storage.write_bytes(f"{tmp_path}/audits/{in_the_way}", b"")
+    table = in_the_way.partition("/")[0]
+    assert _audit(write_dump(str(tmp_path), 3), bundle, f"{tmp_path}/audits") == 2
+    assert f"audits/{table}/audit_date={NIGHT}/_writable: can't be written" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "audits").iterdir()] == [table]
 
 
 def test_moved_and_stale_bins_and_photos_the_bundle_has_learned_from_are_scored_but_not_assessed(night: Path) -> None:

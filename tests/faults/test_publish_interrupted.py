@@ -52,7 +52,8 @@ def publish_writes(site: Site) -> tuple[list[str], list[str]]:
 
 
 def all_writes(site: Site) -> list[str]:
-    return [anonymous(write) for write in site.writes if " locks/" not in write]
+    """But for locks, and for trying whether a folder can be written."""
+    return [anonymous(write) for write in site.writes if " locks/" not in write and not write.endswith("/_writable")]
 
 
 def anonymous(write: str) -> str:

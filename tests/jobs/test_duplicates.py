@@ -8,7 +8,7 @@ from jobs.platform.cluster import CHECK_CPUS
 from jobs.platform.parquet import write_table
 from jobs.platform.uris import join
 from jobs.stages import duplicates
-from jobs.stages.duplicates import find_duplicates
+from jobs.stages.duplicates import find_duplicates, find_places
 
 pytestmark = pytest.mark.ray
 
@@ -26,6 +26,13 @@ def test_an_id_that_stands_twice_is_found_across_files_and_within_one(ray_cluste
     first = [f"bin-{number:05d}" for number in range(5000)]
     files = write_ids(str(tmp_path), first, ["bin-00007", "other", "", ""], ["bin-00007", None, None])
     assert find_duplicates(files, "bin_id", limit=10) == [("", 2), ("bin-00007", 3)]
+
+
+def test_of_an_id_the_first_rows_are_named_however_many_there_are(ray_cluster: None, tmp_path: Path) -> None:
+    first = [None, *(f"bin-{number:06d}" for number in range(70_000))]
+    files = write_ids(str(tmp_path), first, ["bin-069999", "bin-000000", None, "bin-000000"], ["bin-000000"])
+    places = {"bin-000000": [(files[0], 2), (files[1], 2)], "bin-069999": [(files[0], 70_001), (files[1], 1)]}
+    assert find_places(files, "bin_id", list(places)) == places
 
 
 def test_ids_that_differ_only_a_little_are_no_duplicates(ray_cluster: None, tmp_path: Path) -> None:

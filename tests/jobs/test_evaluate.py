@@ -331,17 +331,21 @@ def test_a_counter_that_knows_doubts_the_altered_records_and_one_that_does_not_d
     labels = np.random.default_rng(0).integers(0, 9, 1000)
     knows = np.full((1000, 7), 0.01)
     knows[np.arange(1000), np.minimum(labels, 6)] = 0.94
-    found = measure_doubt(knows, labels, bundle_info(), seed=0)
+    groups = np.array([f"g{number // 20}" for number in range(1000)])
+    found = measure_doubt(knows, labels, groups, bundle_info(), seed=0)
     assert found["num_altered"] == 50
     assert list(found["rankings"]["p_expected"]) == ["25", "50"]
-    assert found["rankings"]["p_expected"]["50"] == 1.0
-    assert found["rankings"]["p_record_wrong"]["50"] > 0.99
+    assert found["rankings"]["p_expected"]["50"] == {"value": 1.0, "low": None, "high": None}, "every draw finds all"
+    assert found["rankings"]["p_record_wrong"]["50"]["value"] > 0.99
     assert {"noise_0.00", "noise_0.05"} <= set(found["rankings"])
-    lots = measure_doubt(np.full((1000, 7), 1 / 7), labels, bundle_info(), seed=0)
-    assert lots["rankings"]["p_expected"]["50"] == pytest.approx(0.05, abs=0.03)
+    lots = measure_doubt(np.full((1000, 7), 1 / 7), labels, groups, bundle_info(), seed=0)["rankings"]["p_expected"][
+        "50"
+    ]
+    assert lots["value"] == pytest.approx(0.05, abs=0.03)
+    assert lots["low"] < lots["value"] < lots["high"] < lots["value"] + 0.05
     unsure = np.random.default_rng(1).dirichlet(np.ones(7), 1000)
     noisy = bundle_info().model_copy(update={"label_noise": LabelNoise(rate=0.05)})
-    rankings = measure_doubt(unsure, labels, noisy, seed=0)["rankings"]
+    rankings = measure_doubt(unsure, labels, groups, noisy, seed=0)["rankings"]
     assert rankings["p_record_wrong"] == rankings["noise_0.05"] != rankings["noise_0.00"]
 
 
@@ -351,19 +355,21 @@ def test_bins_of_another_mix_are_doubted_as_an_audit_of_them_would_and_said_to_b
     labels = generator.choice(7, 4000, p=shares)
     evidence = np.exp(-(((labels + generator.normal(0, 0.8, 4000))[:, None] - np.arange(7)) ** 2) / (2 * 0.8**2))
     probabilities = (evidence / evidence.sum(axis=1, keepdims=True)).astype(np.float32)
-    rankings = measure_doubt(probabilities, labels, info, seed=0)["rankings"]
-    assert rankings["p_record_wrong"]["100"] > rankings["p_expected"]["100"] + 0.03
     names = np.array([f"{number:04}" for number in range(4000)])
     groups = np.array([name[:3] for name in names])
+    rankings = measure_doubt(probabilities, labels, groups, info, seed=0)["rankings"]
+    ours, simple = rankings["p_record_wrong"]["100"], rankings["p_expected"]["100"]
+    assert ours["value"] > simple["value"] + 0.03
+    assert ours["low"] < ours["value"] < ours["high"]
     found = measure(Predictions(names, groups, labels, probabilities, Counter(), [], 0, 0, 0, []), info, seed=0)
     assert found["calibration"]["excess"] > 0.02 > abs(found["own_mix"]["calibration_error"])
-    assert found["own_mix"]["nll"] < found["metrics"]["all"]["nll"]["value"]
+    assert found["own_mix"]["nll"]["low"] < found["own_mix"]["nll"]["value"] < found["metrics"]["all"]["nll"]["value"]
     (warning,) = find_warnings(found | {"num_learned_from": 0, "unscored": {}})
     assert "mixed otherwise than training's (35 % of them" in warning
 
 
 def test_too_few_bins_give_no_ranking() -> None:
-    found = measure_doubt(np.full((100, 7), 1 / 7), np.arange(100) % 7, bundle_info(), seed=0)
+    found = measure_doubt(np.full((100, 7), 1 / 7), np.arange(100) % 7, np.arange(100), bundle_info(), seed=0)
     assert found["rankings"]["p_expected"] == {}
 
 

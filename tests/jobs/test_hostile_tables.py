@@ -171,7 +171,7 @@ def test_a_time_without_a_zone_is_named(tmp_path: Path, name: str) -> None:
     local = pa.array([0, None], pa.timestamp("us"))
     data = parquet_bytes(table.set_column(table.schema.get_field_index(name), name, local))
     (problem,) = problems(tmp_path, data)
-    assert problem.endswith(f"column {name}: expected timestamp[us, tz=UTC], found timestamp[us]")
+    assert problem.endswith(f"column {name}: expected timestamp[us, tz=UTC], found timestamp[us]; give it that type")
 
 
 def test_rows_are_numbered_and_judged_beyond_the_first_batch(tmp_path: Path) -> None:

@@ -44,19 +44,34 @@ def test_the_records_of_all_files_are_counted_by_class(tmp_path: Path) -> None:
     ("table", "message"),
     [
         (_rows(3).drop_columns(["expected_qty", "bin_id"]), r"bin_id: expected string, found no such column"),
-        (_rows(3).drop_columns(["expected_qty", "bin_id"]), r"expected_qty: expected int32, found no such column"),
+        (
+            _rows(3).drop_columns(["expected_qty", "bin_id"]),
+            r"expected_qty: expected int32, found no such column; add it",
+        ),
         (
             _rows(3).set_column(2, "expected_qty", pa.array(["1", "2", "3"])),
-            r"part-0\.parquet: column expected_qty: expected int32, found string",
+            r"part-0\.parquet: column expected_qty: expected int32, found string; give it that type",
         ),
-        (_rows(3, expected_qty=[0, 1, -2]), r"row 3: expected_qty: expected 0 or more, found -2"),
+        (
+            _rows(3, expected_qty=[0, 1, -2]),
+            r"row 3: expected_qty: expected 0 or more, found -2; correct it, or leave the row out$",
+        ),
         (
             _rows(3, skus=[[], *[_lines(("S1", 2), ("S2", -5))] * 2]),
             r"row 2: skus\[\]\.quantity: .* 0 or more, found -5 \(and 1 r",
         ),
-        (_rows(3, skus=[[], [], _lines(("S1", None))]), r"row 3: skus\[\]\.quantity: expected 0 or more, found none$"),
-        (_rows(3, skus=[_lines(("S1", 2), (None, 1)), [], []]), r"row 1: skus\[\]\.sku: expected a value, found none$"),
-        (_rows(3, bin_id=["a", "b", "a"]), r"bin_id 'a' stands in 2 rows"),
+        (
+            _rows(3, skus=[[], [], _lines(("S1", None))]),
+            r"row 3: skus\[\]\.quantity: expected 0 or more, found none; correct it, or leave the row out$",
+        ),
+        (
+            _rows(3, skus=[_lines(("S1", 2), (None, 1)), [], []]),
+            r"row 1: skus\[\]\.sku: expected a value, found none; correct it, or leave the row out$",
+        ),
+        (
+            _rows(3, bin_id=["a", "b", "a"]),
+            r"'a' stands in 2 rows \(part-0\.parquet row 1, part-0\.parquet row 3\); every bin",
+        ),
         (_rows(3, bin_id=["a", "", "c"]), r"row 2: bin_id: expected a text"),
         (_rows(3).append_column("zone", pa.array(["a", "b", "c"])), r"column zone: expected once, found 2 times"),
         (_rows(0), r"expected at least one bin, found no rows"),
@@ -96,7 +111,9 @@ def test_a_null_quantity_is_named(ray_cluster: None, tmp_path: Path) -> None:
 
 
 def test_a_bin_in_two_files_is_found(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="bin_id '00001' stands in 2 rows"):
+    with pytest.raises(
+        InputError, match=r"bin_id '00001' stands in 2 rows \(part-0\.parquet row 2, part-1\.parquet row 1\)"
+    ):
         check_manifest(_write(tmp_path, _rows(2), _rows(4).slice(1, 2)), None)
 
 
@@ -107,7 +124,7 @@ def test_a_flag_that_disagrees_with_the_manifest_is_an_error(ray_cluster: None, 
 
 def test_something_else_than_parquet_is_named(ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").write_text("bin_id,image_uri")
-    with pytest.raises(InputError, match=r"manifest\.parquet: expected a Parquet file"):
+    with pytest.raises(InputError, match=r"manifest\.parquet: expected a Parquet file, .*; write it again"):
         check_manifest(str(tmp_path / "manifest.parquet"), None)
     with pytest.raises(InputError, match="found none"):
         check_manifest(str(tmp_path / "nowhere"), None)

@@ -22,6 +22,9 @@ from tests.night import write_nights
 
 TONIGHT = "2026-03-02"
 
+NET_UNITS = ("net_variance_units", "net_variance_units_low", "net_variance_units_high")
+GROSS_UNITS = ("gross_variance_units", "gross_variance_units_low", "gross_variance_units_high")
+
 
 def read_page(output: Path, **night: Any) -> str:
     write_nights(output, ["2026-03-01", TONIGHT], num_bins=200, **night)
@@ -49,6 +52,22 @@ def test_shortage_and_surplus_stand_on_the_page_in_the_night_s_currency(tmp_path
     assert (
         "random counts say that the records of an average night of the window are off by EUR -1,234 net (a level, not a loss a night; 95 %: EUR -2,000 to EUR -400)"
         in render(tmp_path)
+    )
+
+
+def test_how_many_pieces_the_records_are_off_by_stands_on_the_page_without_unit_values_too(tmp_path: Path) -> None:
+    assert "pieces net" not in read_page(tmp_path, count_recounts=False)
+    set_summary(
+        tmp_path,
+        **{"ira": 0.9, "error_rate_low": 0.05, "error_rate_high": 0.15},
+        **dict(zip(NET_UNITS, (-1234.4, -2000.0, 10.0), strict=True)),
+        **dict(zip(GROSS_UNITS, (3000.0, 2500.4, 4000.0), strict=True)),
+        **dict.fromkeys(("shortage_value", "overage_value", "value_at_risk")),
+    )
+    page = render(tmp_path)
+    assert (
+        "off by −1,234 pieces net (95 %: −2,000 to +10), above 0 a surplus, and 3,000 gross (95 %: 2,500 to 4,000)"
+        in page
     )
 
 

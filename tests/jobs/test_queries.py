@@ -108,7 +108,10 @@ def test_the_accuracy_trend_has_the_summaries_interval(nights: Path) -> None:
             rates = (whole["error_rate"], whole["error_rate_high"], whole["error_rate_low"])
             assert (row["ira"], row["ira_low"], row["ira_high"]) == pytest.approx([1 - rate for rate in rates])
             assert row["ira_low"] < row["ira"] < row["ira_high"]
+        pieces = [f"{kind}_variance_units{end}" for kind in ("net", "gross") for end in ("_low", "", "_high")]
+        assert [row[name] for name in pieces] == [whole[name] for name in pieces]
     assert [row["ira"] is None for row in trend.values()] == [True, False, False, False]
+    assert [row["net_variance_units"] is None for row in trend.values()] == [True, False, False, False]
 
 
 def test_worst_zones_come_by_value_at_risk_and_count_certified_bins_with_the_suspect(nights: Path) -> None:

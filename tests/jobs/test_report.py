@@ -38,6 +38,7 @@ from jobs.platform.provenance import provenance
 from jobs.platform.texts import csv_text, visible_text
 from jobs.report import main
 from jobs.reporting import discrepancies, files, ordering, pictures
+from jobs.reporting.discrepancies import DISCREPANCIES, write_discrepancies
 from jobs.reporting.files import _list_second_counts, write_report
 from jobs.reporting.nights import read_night, read_nights, read_results
 from jobs.reporting.ordering import rows_by_doubt, sort_rows, top_rows
@@ -149,12 +150,29 @@ def test_a_full_temporary_folder_exits_1_and_says_what_to_do(
     def fail(*_: object) -> None:
         raise kind(OSError(errno.ENOSPC, "No space left on device"))
 
-    monkeypatch.setattr(files, "write_discrepancies", fail)
+    monkeypatch.setattr(files, "recount_xlsx", fail)
     assert main(["--output-uri", str(nights), "--audit-date", TONIGHT, "--report-uri", str(tmp_path / "report")]) == 1
     said = capsys.readouterr().err
     assert f"failed: {tempfile.gettempdir()}: the report can't be made there ([Errno 28] No space left" in said
     assert "make room, or set TMPDIR" in said
     assert not (tmp_path / "report").exists()
+
+
+def test_page_and_lists_are_there_before_all_rows_are_and_no_older_rows_beside_them(
+    nights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def look(*given: Any) -> None:
+        found.append({path.name for path in tmp_path.iterdir()})
+        write_discrepancies(*given)
+
+    _write(nights, tmp_path, DATES[0])
+    monkeypatch.setattr(files, "write_discrepancies", look)
+    _write(nights, tmp_path)
+    lists = {"recount_list.csv", "recount_list.xlsx", "recount_list_planner.csv", "second_counts.csv"}
+    assert found == [{"report.html", "queries.sql", *lists}]
+    assert {path.name for path in tmp_path.iterdir()} == found[0] | {*DISCREPANCIES, REPORT_FACTS}
 
 
 def test_an_older_report_no_longer_stands_for_one_that_was_cut_short(

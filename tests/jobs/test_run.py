@@ -145,6 +145,12 @@ def test_a_package_in_another_repository_s_folder_has_no_commit_of_its_own(
     assert provenance()["git_commit"] is None
 
 
+def test_what_decodes_photos_and_estimates_is_named_with_its_version() -> None:
+    versions = provenance("optuna")["versions"]
+    assert {"pillow", "scipy", "pandas", "optuna"} <= versions.keys()
+    assert "optuna" not in provenance()["versions"]
+
+
 def test_without_git_there_is_no_commit_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance()["git_commit"] is None

@@ -59,6 +59,19 @@ def test_a_listing_cut_short_goes_on_after_its_last_key(monkeypatch: pytest.Monk
     assert store.num_asked == 2
 
 
+def test_a_try_whether_a_folder_can_be_written_leaves_nothing_there(place: str) -> None:
+    storage.check_writable(f"{place}/not/there/yet")
+    assert list(storage.list_objects(place)) == []
+    if not is_s3(place):
+        assert list(Path(place).iterdir()) == []
+    storage.write_bytes(f"{place}/night/summary.parquet", b"committed")
+    storage.check_writable(f"{place}/night")
+    assert [entry.uri for entry in storage.list_objects(place)] == [f"{place}/night/summary.parquet"]
+    if not is_s3(place):
+        with pytest.raises(InputError, match=r"summary\.parquet/_writable: can't be written"):
+            storage.check_writable(f"{place}/night/summary.parquet")
+
+
 def test_only_one_of_two_creates_an_object(folder: str) -> None:
     uri = join(folder, "lock")
     assert storage.create_bytes(uri, b"first")

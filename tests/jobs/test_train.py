@@ -365,6 +365,16 @@ def test_a_bucket_alone_is_no_place_for_a_bundle(manifest_uri: str, capsys: pyte
     check_refused(capsys, ["--manifest-uri", manifest_uri, "--bundle-uri", "s3://stock"], "found the bucket alone")
 
 
+def test_a_bundle_that_could_not_be_written_is_refused_before_anything_is_trained(
+    manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "bundle").write_bytes(b"a file")
+    check_refused(
+        capsys, training_flags(manifest_uri, tmp_path / "bundle"), f"{tmp_path}/bundle/_writable: can't be written"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_too_few_groups_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     uri = write_dump(tmp_path / "dump", group=[f"g{i % 3}" for i in range(NUM_BINS)])
     check_refused(capsys, training_flags(uri, tmp_path / "b"), "group: expected at least 5 groups", "found 3")
@@ -391,7 +401,7 @@ def test_a_negative_quantity_exits_2(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_bin_that_stands_twice_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     uri = write_dump(tmp_path / "dump", bin_id=["00000", *[f"{i:05d}" for i in range(NUM_BINS - 1)]])
-    check_refused(capsys, training_flags(uri, tmp_path / "b"), "'00000' stands in 2 rows")
+    check_refused(capsys, training_flags(uri, tmp_path / "b"), f"'00000' stands in 2 rows ({uri} row 1, {uri} row 2)")
 
 
 def test_a_missing_manifest_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -266,6 +266,15 @@ def test_a_setting_that_is_searched_can_not_be_given(capsys: pytest.CaptureFixtu
     assert "--learning-rate: is searched in --space seed" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_bundle_that_could_not_be_written_is_refused_before_anything_is_searched(
+    manifest_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "bundle").write_bytes(b"a file")
+    assert main(flags(manifest_uri, tmp_path)) == 2
+    assert f"{tmp_path}/bundle/_writable: can't be written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_micro_batches_must_fill_every_batch_that_is_searched(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert main(flags("m", tmp_path, micro_batch_size=48)) == 2
     said = " ".join(capsys.readouterr().err.split())

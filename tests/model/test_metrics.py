@@ -63,6 +63,9 @@ def test_scopes_take_their_bins_only() -> None:
     assert figures["all"]["majority"]["says"] == 6
     assert figures["all"]["majority"]["exact"] == 0.4
     assert figures["all"]["majority"]["bias"] == pytest.approx((6 + 5 + 1) / 5), "says too many"
+    # the shares of 0, 1, 5, 6 are .2, .2, .2, .4 and the median is 5
+    assert figures["all"]["majority"]["nll"] == pytest.approx(-(3 * 0.2 * np.log(0.2) + 0.4 * np.log(0.4)))
+    assert figures["all"]["majority"]["mae_median"] == pytest.approx((5 + 4 + 0 + 1 + 1) / 5)
 
 
 def test_an_empty_scope_is_absent() -> None:

@@ -19,7 +19,7 @@ def test_prices_may_be_whole_numbers() -> None:
 
 def test_a_list_of_other_things_is_another_column() -> None:
     (problem,) = schema_problems(retyped("skus", pa.list_(pa.string())), MANIFEST_SCHEMA)
-    assert problem.endswith("found list<item: string>")
+    assert problem.endswith("found list<item: string>; give it that type")
 
 
 @pytest.mark.parametrize("name", [" zone", "Zone", "zone\t"])

@@ -192,8 +192,8 @@ def test_a_column_that_stands_twice_is_named_once_and_matters_only_where_it_is_r
     with pytest.raises(InputError) as refused:
         exports._check_columns("x.csv", schema)
     assert str(refused.value).splitlines()[1:] == [
-        "  column sku: expected once, found 2 times",
-        "  column quantity: expected int32, found no such column",
+        "  column sku: expected once, found 2 times; keep one of them",
+        "  column quantity: expected int32, found no such column; add it",
     ]
     names = ["bin_id", "sku", "quantity", "", ""]
     (tmp_path / "x.csv").write_text(";".join(names) + "\na;S;1;;\n")
