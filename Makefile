@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: setup audit test test-jobs-with-ray test-nights-with-ray test-without-ray faults lint vulnerabilities clean
+.PHONY: setup audit test test-jobs-with-ray test-nights-with-ray test-without-ray test-slow faults lint vulnerabilities clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +44,10 @@ test-nights-with-ray: setup
 
 test-without-ray: setup
 	$(BIN)/pytest -m 'not ray and not slow' --timeout 600 --durations 10
+
+# What `make test` leaves out, but for the faults, which the next target injects.
+test-slow: setup
+	$(BIN)/pytest --ignore tests/faults -m slow --durations 15
 
 # Every fault as often as its test's `times(…)` says; a table is printed at the end.
 faults: setup

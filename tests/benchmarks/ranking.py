@@ -15,6 +15,7 @@ from tests.simulator import LARGE_WORLD, Bins, Camera, World, draw_bins, exact_a
 # Missed bars. P@100 where stock moved, and P@500 where records were mistaken: with every matrix of the world known,
 # this camera reaches .74 and .43, because foreign photos look as wrong as wrong records do; the note's own simulator
 # (not at hand) left more room. Mutant 7 falls below the bar of test 3, as it must, but not as far as in the note.
+# Held close to what these seeds give; what other seeds give stands in README.md.
 STOCK_MOVED = World()
 RECORD_MISTAKEN = World(recorded_to_true=False)
 
@@ -49,7 +50,7 @@ def measure_ranking() -> Iterator[Row]:
     yield within("2 naive rule: share listed", mean["naive"][0], 0.46, 0.49)
     yield within("2 naive rule: precision", mean["naive"][1], 0.08, 0.10)
     yield within("2 naive rule: recall", mean["naive"][2], 0.84, 0.89)
-    yield at_least("3 posterior P@100", mean["ours"][0], 0.75, held=0.68)
+    yield at_least("3 posterior P@100", mean["ours"][0], 0.75, held=0.71)
     yield at_least("3 posterior P@200", mean["ours"][1], 0.62)
     yield at_least("3 posterior P@500", mean["ours"][2], 0.37)
     yield at_least("4 P@200 over naive", mean["ours"][1] / mean["naive"][1], 6)
@@ -58,7 +59,7 @@ def measure_ranking() -> Iterator[Row]:
     yield at_most("5 ECE of p_record_wrong", mean["ece"], 0.012)
     yield within("5 sum of p_record_wrong over wrong bins", mean["claimed"], 0.9, 1.1)
     yield at_least("6 fused accuracy minus record accuracy", mean["fused"], 0)
-    yield at_most("7 mutant without division by class shares: P@200", mean["undivided"], 0.55, held=0.62)
+    yield at_most("7 mutant without division by class shares: P@200", mean["undivided"], 0.55, held=0.60)
     yield within("8 claim minus truth in the top 200", mean["overclaim"], -0.10, 0.10)
     yield at_most("8 mutant without noise removal: claim minus truth", mean["noisy overclaim"], -0.15)
     yield at_least("17 value found by 2 % of counts", mean["value"][0], 0.43)
@@ -122,8 +123,8 @@ def pad(class_table: np.ndarray) -> np.ndarray:
 def measure_directions() -> Iterator[Row]:
     """Page one, A and E: the mixture learned from 1,000 recounts in both worlds, and quantities 0..12 with K = 6."""
     bars = {
-        "stock moved": (STOCK_MOVED, (0.74, 0.62, 0.37), (0.68, None, None)),
-        "record mistaken": (RECORD_MISTAKEN, (0.75, 0.71, 0.43), (None, None, 0.41)),
+        "stock moved": (STOCK_MOVED, (0.74, 0.62, 0.37), (0.71, None, None)),
+        "record mistaken": (RECORD_MISTAKEN, (0.75, 0.71, 0.43), (None, None, 0.42)),
     }
     for name, (world, floors, held) in bars.items():
         ours, doubt, known = compare_in(world)

@@ -13,15 +13,17 @@ import pytest
 from jobs.platform import storage
 from jobs.platform.parquet import write_table
 from jobs.platform.uris import join
+from jobs.stages.score import SHARING_SHARDS
 from tests.conftest import S3_ENVIRONMENT, free_port, make_bucket
 from tests.dump import manifest_table, write_bundle, write_photos
 from tests.faults.disturbed_runs import ROOT, Site, Trial, read_views
 from tests.faults.faulty_network import FaultyNetwork, Server
 from tests.faults.ray_nodes import RAY_ENVIRONMENT, RayNodes
 
-NUM_BINS, ROWS_PER_FILE = 48, 8
-"""A shard never crosses files: six shards."""
 NUM_CPUS = 2
+NUM_BINS, ROWS_PER_FILE = 48, 48 // (2 * SHARING_SHARDS)
+"""A shard never crosses files: so many that one scorer, and two, compute some at once, as in any night of usual size. Those of
+nodes with one CPU can't share it and compute one after the other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

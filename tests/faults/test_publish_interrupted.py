@@ -61,6 +61,15 @@ def anonymous(write: str) -> str:
     return re.sub(r"\d{4}-\d\d-\d\d-[0-9a-f]{12}", "RUN", write)
 
 
+def test_a_publish_cut_at_its_commit(site: Site, trial: Trial, record: Callable) -> None:
+    """The one of the cuts below that `make test` has."""
+    before, _ = publish_writes(site)
+    die_before(site, trial, before[-1])
+    assert read_views(trial.output_uri) == {}
+    trial.recover()
+    record("publish cut at its commit", trial.judge())
+
+
 @pytest.mark.slow
 def test_a_publish_cut_between_any_two_writes_up_to_the_commit(site: Site, trial: Trial, record: Callable) -> None:
     before, _ = publish_writes(site)

@@ -122,7 +122,7 @@ def small_disk(tmp_path: Path, record: Callable) -> Iterator[Path]:
     """A file system that is full after a few shards."""
     if (
         os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", tmp_path], check=False).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path], check=False).returncode
     ):
         why = "mounting a small file system needs root"
         record(DISK_FULL, {"not_injected": why})
@@ -138,6 +138,7 @@ def test_a_disk_that_is_full_at_staging(site: Site, small_disk: Path, record: Ca
     trial.inject()
     assert trial.run().process.returncode == 1
     assert "No space left on device" in trial.logs[-1]
+    assert list(small_disk.rglob("staged/*.parquet")), "the run's copy of the manifest has its place"
     assert read_views(trial.output_uri) == {}
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     trial.recover()

@@ -7,12 +7,15 @@ import pytest
 from tests.faults.disturbed_runs import TABLES, Site, Trial, assert_same_rows, read_views
 from tests.faults.ray_nodes import RayNodes
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+SLOW = [pytest.param(cpus, marks=pytest.mark.slow) for cpus in ((1,), (1, 1, 1, 1))]
 
 
-@pytest.mark.parametrize("cpus", [(1,), (2, 2), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("cpus", [(2, 2), *SLOW], ids=str)
 def test_tables_do_not_depend_on_the_number_of_workers(site: Site, trial: Trial, cpus: tuple[int, ...]) -> None:
-    """CPUs node by node; the undisturbed run had one node of two. Each node has a scoring actor."""
+    """CPUs node by node; the undisturbed run had one node of two. Each node has a scoring actor, those of two CPUs compute
+    two shards at once."""
     nodes = RayNodes(site.environment, num_cpus=cpus[0])
     try:
         for num_cpus in cpus[1:]:

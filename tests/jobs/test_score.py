@@ -1,10 +1,13 @@
 import hashlib
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +34,16 @@ from jobs.stages.resources import GPU_BATCH, Card, Resources, fit_batch, resolve
 from jobs.stages.score import (
     GPU_FETCH_NICENESS,
     SCORED_SCHEMA,
+    SHARDS_AT_ONCE,
+    SHARING_SHARDS,
     ShardScorer,
     _step_back,
+    score_shards,
     shard_table,
     with_probabilities,
 )
 from jobs.stages.staging import MAX_FINDINGS, StagedShard, trim_findings
+from jobs.stages.worklist import Shard
 from model import processor
 from model.bundle_files import read_bundle_info
 from model.inference import MixedNetwork
@@ -167,6 +174,74 @@ def test_shards_in_halves_of_the_cores_have_the_answers_of_one_on_all(tmp_path: 
     finally:
         torch.set_num_threads(before)
     assert all(np.array_equal(one, other) for one, other in zip(whole, halves, strict=True))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_at_once_have_the_answers_of_one_scorer_even_where_an_actor_dies_with_two_of_them(
+    tmp_path: Path,
+) -> None:
+    uri, in_flight, died = str(write_bundle(tmp_path / "bundle")), tmp_path / "in-flight", tmp_path / "died"
+    in_flight.mkdir()
+
+    class Doomed(ScorerPlan):  # nested, so that it travels by value
+        """Its calls say that they have begun, and before an actor has died they don't end."""
+
+        def load(self) -> Any:
+            scorer = super().load()
+
+            def score(pixels: np.ndarray) -> np.ndarray:
+                if not died.exists():
+                    (in_flight / f"{os.getpid()}-{threading.get_ident()}").touch()
+                while not died.exists():
+                    time.sleep(0.05)
+                return scorer.score(pixels)
+
+            return SimpleNamespace(info=scorer.info, score=score)
+
+    def fetch(items: pa.Table, tables: list[pa.Table]) -> Iterator[pa.Table]:
+        for index in items["index"].to_pylist():
+            yield tables[index]
+
+    def kill() -> int:
+        deadline = time.monotonic() + 240
+        try:
+            while len(calls := [path.name.partition("-")[0] for path in in_flight.iterdir()]) < SHARDS_AT_ONCE:
+                assert time.monotonic() < deadline, f"expected {SHARDS_AT_ONCE} calls at once, found {len(calls)}"
+                time.sleep(0.05)
+            os.kill(int(calls[0]), signal.SIGKILL)
+            return len(set(calls))
+        finally:
+            died.touch()
+
+    plan = Doomed(uri, read_bundle_info(tmp_path / "bundle").bundle_id, "cpu", "fp32", batch_size=8, threads=2)
+    pixels = np.random.default_rng(0).integers(0, 255, (SHARING_SHARDS, 3, 32, 32, 3), dtype=np.uint8)
+    tables = [
+        shard_table(
+            _shard([photo.tobytes() for photo in photos], [None] * 3).drop_columns(["shard", "fresh"]),
+            index,
+            fresh=True,
+        )
+        for index, photos in enumerate(pixels)
+    ]
+    scored = score_shards(
+        [Shard(index, "not read", 0, 3) for index in range(SHARING_SHARDS)],
+        fetch,
+        {"tables": tables},
+        image_size=32,
+        scorer=plan,
+        resources=Resources("cpu", 1, 1.0, 0, 2, 2, 0.5, 0.1, 8, 1),
+    )
+    with ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(kill)
+        blocks = list(scored.iter_batches(batch_size=None, batch_format="pyarrow"))
+        assert killed.result() == 1, "both in one actor"
+    found = {block["shard"].unique().to_pylist()[0]: block for block in blocks}
+    assert (len(blocks), sorted(found)) == (SHARING_SHARDS, list(range(SHARING_SHARDS)))
+    whole = ScorerPlan(uri, plan.bundle_id, "cpu", "fp32", batch_size=8, threads=2).load()
+    for index, photos in enumerate(pixels):
+        assert found[index]["shard"].to_pylist() == [index] * 3, "a block holds one shard"
+        assert found[index]["probabilities"].to_pylist() == whole.score(photos).tolist()
 
 
 @pytest.mark.parametrize(
