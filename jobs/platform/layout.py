@@ -79,15 +79,19 @@ def run_in_force(output_uri: str, audit_date: str) -> str:
 
 
 def read_summary_table(output_uri: str, audit_date: str, columns: list[str] | None = None) -> pa.Table:
-    """The night's summary, as the version that committed it wrote it. Raises FileNotFoundError for a night that isn't
-    committed, InputError where the file is damaged."""
+    """The night's summary, as the version that committed it wrote it; `columns`, where they are given, with `run_id`. Raises
+    FileNotFoundError for a night that isn't committed, InputError where the file is damaged or another table."""
+    uri = summary_uri(output_uri, audit_date)
     try:
-        return read_table(summary_uri(output_uri, audit_date), columns)
+        summary = read_table(uri, columns)
     except DamagedParquet as error:
         raise InputError(
             f"{error}; where a power cut left it so, the night {audit_date} is not committed: delete the file and run that "
             "night's audit again"
         ) from error
+    if "run_id" not in summary.column_names or not summary.num_rows:
+        raise InputError(f"{uri}: expected the summary of a committed night, found another table; restore it")
+    return summary
 
 
 def whole_night(summary: pa.Table) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jobs.platform.layout import FROZEN, committed_run, list_nights, summary_uri
 from jobs.platform.parquet import parquet_bytes
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
 from tests.planned_night import commit_night, counted_row, mark_run, plan_row, priority_row, take_in, write_run
 
 START = datetime(2026, 3, 3, 8, tzinfo=UTC)
@@ -205,6 +206,31 @@ def test_a_summary_that_a_power_cut_left_empty_is_named_with_what_to_do(output: 
         committed_run(output, "2026-03-01")
     with pytest.raises(InputError, match=told):
         read_history(output, "2026-03-02")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        (
+            "summary/audit_date=2026-03-02/summary.parquet",
+            SUMMARY_SCHEMA.empty_table(),
+            "the summary of a committed night",
+        ),
+        ("summary/audit_date=2026-03-02/summary.parquet", pa.table({"a": [1]}), "the summary of a committed night"),
+        ("runs/2026-03-02-aaaaaaaaaaaa/plan.parquet", pa.table({"bin_id": ["a"]}), "the plan of a committed run"),
+        ("runs/2026-03-02-aaaaaaaaaaaa/run.json", b"{}", "a committed run's own record, found other JSON"),
+        ("runs/2026-03-02-aaaaaaaaaaaa/run.json", b"[]", "a committed run's own record, found other JSON"),
+    ],
+    ids=["no rows", "no run_id", "another plan", "no settings", "a list"],
+)
+def test_what_a_committed_night_rests_on_is_named_where_it_is_something_else(
+    output: str, name: str, data: bytes | pa.Table, said: str
+) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a")])
+    take_in(output, counted("a", 3))
+    storage.write_bytes(f"{output}/{name}", data if isinstance(data, bytes) else parquet_bytes(data))
+    with pytest.raises(InputError, match=f"{name}: expected {said}.*; restore it"):
+        read_history(output, "2026-03-03")
 
 
 def test_a_committed_run_without_its_plan_is_said_to_be_broken(output: str) -> None:
