@@ -56,6 +56,7 @@ def read_bundle_info(folder: Path) -> BundleInfo:
         raise InputError(f"{path}: expected JSON, found binary data; train the bundle anew") from error
     try:
         fields = json.loads(text)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate is JSON, but no text
     except (ValueError, RecursionError) as error:  # of a number of thousands of digits no JSONDecodeError
         raise InputError(f"{path}: expected JSON, found a damaged file ({error}); train the bundle anew") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None

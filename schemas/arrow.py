@@ -62,12 +62,18 @@ def conform(table: pa.Table, expected: pa.Schema) -> pa.Table:
     Raises pa.ArrowInvalid where a value doesn't fit (an int64 that is no int32). File metadata is kept.
     """
     columns = [
-        table.column(field.name).cast(field.type)
+        cast_values(table.column(field.name), field.type)
         if field.name in table.column_names
         else pa.nulls(table.num_rows, field.type)
         for field in expected
     ]
     return pa.Table.from_arrays(columns, schema=expected.with_metadata(table.schema.metadata))
+
+
+def cast_values(values: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """Of a time in nanoseconds, as pandas writes it, the microseconds. Raises pa.ArrowInvalid where a value doesn't fit."""
+    is_fine = pa.types.is_timestamp(values.type) and values.type.unit == "ns"
+    return values.cast(kind, safe=not is_fine)
 
 
 def outside_calendar(times: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

@@ -68,7 +68,7 @@ def athena_ddl(location: str) -> str:
         partition = f"\nPARTITIONED BY (audit_date string COMMENT '{_quoted(PARTITION)}')" if table.partitioned else ""
         statements.append(
             f"CREATE EXTERNAL TABLE files_{table.name} (\n{_columns(table.schema)}\n){partition}\n"
-            f"STORED AS PARQUET\nLOCATION '{_quoted(_folder(location, table))}';"
+            f"STORED AS PARQUET\nLOCATION '{_folder(location, table)}';"
         )
     statements += [f"MSCK REPAIR TABLE files_{table.name};" for table in TABLES if table.partitioned]
     return "\n\n".join([*statements, *_views()]) + "\n"
@@ -84,7 +84,7 @@ def spark_ddl(location: str) -> str:
             partition = "\nPARTITIONED BY (audit_date)"
         statements.append(
             f"CREATE TABLE files_{table.name} (\n{columns}\n)\nUSING PARQUET{partition}\n"
-            f"LOCATION '{_quoted(_folder(location, table))}';"
+            f"LOCATION '{_folder(location, table)}';"
         )
     statements += [f"MSCK REPAIR TABLE files_{table.name};" for table in TABLES if table.partitioned]
     return "\n\n".join([*statements, *_views()]) + "\n"
@@ -142,9 +142,20 @@ def _plain_type(field: pa.Field) -> str:
 
 
 def _quoted(text: str) -> str:
+    """A comment between quotation marks."""
     # Hive and Spark escape with a backslash, Trino doubles the sign: a typographic one needs neither; and some clients
     # cut a script at every semicolon
     return text.replace("'", "’").replace("\\", "/").replace(";", ",")
+
+
+def _location(text: str) -> str:
+    """A `--location` that stands between quotation marks as it is, in every dialect and client (see `_quoted`)."""
+    found = next((sign for sign in "'\\;" if sign in text), None)
+    if found or not text:
+        raise argparse.ArgumentTypeError(
+            f"expected a place without the signs ' \\ and ; found {found or 'an empty text (an unset variable?)'}"
+        )
+    return text
 
 
 def _folder(location: str, table: PublishedTable) -> str:
@@ -154,7 +165,7 @@ def _folder(location: str, table: PublishedTable) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m schemas.ddl", description="Prints DDL or the README's columns.")
     parser.add_argument("what", choices=["athena", "spark", "readme"])
-    parser.add_argument("--location", default="s3://BUCKET/audits", help="the audit's --output-uri")
+    parser.add_argument("--location", type=_location, default="s3://BUCKET/audits", help="the audit's --output-uri")
     arguments = parser.parse_args(argv)
     if arguments.what == "readme":
         print(readme_tables(), end="")

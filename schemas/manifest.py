@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -86,3 +88,12 @@ REJECTS_SCHEMA = pa.schema(
 def stock_moved(rows: pa.Table) -> pa.ChunkedArray:
     """(n,) boolean: stock moved since the photo, so that the record is not of what the photo shows."""
     return pc.greater(pc.fill_null(rows["moves_since_photo"], 0), 0)
+
+
+def is_night(text: str) -> bool:
+    """Whether it is YYYY-MM-DD of NIGHT_YEARS, by which nights are named and sorted; Python also reads other forms of ISO
+    8601."""
+    try:
+        return date.fromisoformat(text).isoformat() == text and int(text[:4]) in NIGHT_YEARS
+    except ValueError:
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import numpy as np
@@ -130,9 +130,10 @@ def _parse_decimal(cell: object) -> float:
 def _parse_time(cell: object) -> datetime:
     try:
         moment = datetime.fromisoformat(str(cell).strip())
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None or not 1 < moment.year < 9999:
+        year = moment.astimezone(UTC).year  # as a manifest's times are judged (`outside_calendar`)
+    except (ValueError, OverflowError):
+        moment, year = None, 0
+    if moment is None or moment.tzinfo is None or not 1 < year < 9999:
         raise ValueError("expected a time with its UTC offset, such as 2026-01-31T02:00:00Z")
     return moment
 

@@ -13,7 +13,7 @@ from jobs.platform import storage
 from jobs.platform.layout import COUNTED
 from jobs.platform.parquet import DamagedParquet, parquet_bytes, read_table
 from jobs.platform.uris import absolute, join
-from schemas.arrow import conform
+from schemas.arrow import conform, schema_problems
 from schemas.errors import InputError
 from schemas.recount import COUNTED_SCHEMA, COUNTS_SCHEMA
 
@@ -35,11 +35,22 @@ def read_counted(output_uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def _read_counts(uri: str, schema: pa.Schema) -> pa.Table:
     try:
-        return conform(read_table(uri), schema)
+        found = read_table(uri)
+        problems = schema_problems(found.schema, COUNTED_SCHEMA) or [
+            f"column {field.name}: expected a value in every row, found none in some"
+            for field in COUNTED_SCHEMA
+            if not field.nullable and found[field.name].null_count
+        ]
+        if not problems:
+            return conform(found, schema)
     except DamagedParquet as error:
         raise InputError(f"{error}; delete it, and give the counts of that time to jobs.recount again") from error
-    except (pa.ArrowException, KeyError) as error:
-        raise InputError(f"{uri}: expected counts that jobs.recount took in, found another table ({error})") from error
+    except pa.ArrowException as error:
+        problems = [str(error)]
+    raise InputError(
+        f"{uri}: expected counts that jobs.recount took in, found another table ({'; '.join(problems)}); move it away, and "
+        "give jobs.recount the counts that it holds"
+    )
 
 
 def has_counts(output_uri: str, audit_date: str) -> bool:

@@ -18,7 +18,7 @@ from jobs.platform.layout import (
 )
 from jobs.platform.parquet import read_table
 from jobs.platform.uris import join
-from schemas.arrow import conform
+from schemas.arrow import conform, schema_problems
 from schemas.errors import InputError
 from schemas.recount import PLANNED_SCHEMA
 from schemas.summary import SUMMARY_SCHEMA
@@ -69,9 +69,14 @@ def list_marked_runs(output_uri: str, first: str) -> dict[str, list[str]]:
 
 
 def read_plan(output_uri: str, run_id: str) -> pa.Table:
-    """PLANNED_SCHEMA: every recount that a committed run planned. Raises InputError where it is gone."""
+    """PLANNED_SCHEMA: every recount that a committed run planned. Raises InputError where it is gone or another table."""
     uri = join(run_uri(output_uri, run_id), RUN_PLAN)
     try:
-        return conform(read_table(uri), PLANNED_SCHEMA)
+        plan = read_table(uri)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected the plan of a committed run, found nothing; restore it") from error
+    if problems := schema_problems(plan.schema, PLANNED_SCHEMA):
+        raise InputError(
+            f"{uri}: expected the plan of a committed run, found another table ({'; '.join(problems)}); restore it"
+        )
+    return conform(plan, PLANNED_SCHEMA)

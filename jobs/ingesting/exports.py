@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,8 @@ from schemas.wms import WMS_SCHEMA, group_lines, parse_lines
 
 CSV_SUFFIXES = (".csv", ".csv.gz")
 DELIMITERS = ",;\t|"
+_QUOTED_CELL = re.compile(rb'"(?:[^"]++|"")*+"?+')
+"""From its first quotation mark up to the one that ends it, or as far as it is read."""
 
 
 def is_export(uri: str) -> bool:
@@ -125,11 +128,13 @@ def _locate_image(image: str | None, images_uri: str) -> str:
 
 @ray.remote(num_returns="streaming")
 def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> Iterator[ChunkInfo | pa.Table]:
-    row = 2  # the header is row 1
+    row, header = 2, 1
+    quotes = _Quotes(delimiter)
     try:
         reader = pyarrow.csv.open_csv(
-            open_csv(uri, anonymous=anonymous),
-            read_options=pyarrow.csv.ReadOptions(block_size=8 * 2**20, use_threads=False),
+            pa.TransformInputStream(open_csv(uri, anonymous=anonymous), quotes),
+            # not by Arrow's own reading of the header, which may hold a name that is no UTF-8 and that nobody reads
+            read_options=pyarrow.csv.ReadOptions(block_size=8 * 2**20, use_threads=False, column_names=names),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 # of columns that nobody reads it doesn't matter whether they are UTF-8
@@ -138,12 +143,50 @@ def _read_csv(uri: str, delimiter: str, names: list[str], anonymous: bool) -> It
             ),
         )
         for batch in reader:
-            lines = pa.Table.from_batches([batch])
+            lines, header = pa.Table.from_batches([batch]).slice(header), 0
             _check_quotes(uri, lines, delimiter, row)
+            if quotes.problem:
+                break
             yield from _make_chunks(lines.select([name for name in names if name in WMS_SCHEMA.names]), row)
-            row += batch.num_rows
+            row += lines.num_rows
     except (pa.ArrowInvalid, EOFError, OSError) as error:
-        raise InputError(f"{uri}: from row {row} on: expected UTF-8 CSV with {len(names)} columns: {error}") from error
+        if not quotes.problem:
+            raise InputError(
+                f"{uri}: from row {row} on: expected UTF-8 CSV with {len(names)} columns: {error}"
+            ) from error
+    if quotes.problem:
+        raise InputError(f"{uri}: {quotes.problem}")
+
+
+class _Quotes:
+    """Looks at the bytes of a CSV file as they are read: Arrow takes what stands behind the closing quotation mark of a cell
+    into the cell. `problem` is the first one."""
+
+    def __init__(self, delimiter: str) -> None:
+        end = rb"[\r\n%b]" % delimiter.encode()
+        # a mark inside a cell without marks around it is text
+        self._cells = re.compile(rb'(?:[^"]*+(?:(?<!%b)"|"(?:[^"]++|"")*+"(?=%b)))*+[^"]*+' % (end, end))
+        self._rest = b"\n"
+        """The last byte before what is still to be looked at, and that."""
+        self._ends = [0, 0]
+        """How many \\n and \\r were looked at: those of a file number its lines, or both do."""
+        self.problem: str | None = None
+
+    def __call__(self, read: pa.Buffer) -> pa.Buffer:
+        """`read` is empty at the end of the file."""
+        text = self._rest + (bytes(read) or b"\n")
+        looked = self._cells.match(text, 1)
+        stop = looked.end() if looked else 1
+        self._ends = [found + text.count(sign, 1, stop) for found, sign in zip(self._ends, (b"\n", b"\r"), strict=True)]
+        self._rest = text[stop - 1 :]
+        cell = _QUOTED_CELL.match(text, stop)
+        if cell and cell.end() < len(text) and self.problem is None:
+            shown = text[stop:][:60].decode(errors="replace")
+            self.problem = (
+                f"line {max(self._ends) + 1}: expected nothing behind the quotation mark that ends a cell, found {shown!a}; "
+                "write every text with quotation marks around it, and those inside twice"
+            )
+        return read
 
 
 def _check_quotes(uri: str, lines: pa.Table, delimiter: str, first_row: int) -> None:
@@ -190,17 +233,21 @@ def _read_header(uri: str, anonymous: bool) -> tuple[str, list[str]]:
         with io.TextIOWrapper(open_csv(uri, anonymous=anonymous), "utf-8-sig", "surrogateescape", newline="") as text:
             try:
                 names = next((row for row in csv.reader(text, delimiter=delimiter, strict=True) if row), [])
-                "".join(names).encode()
             except csv.Error as error:  # quotation marks, as another delimiter has them
                 problem = error
                 continue
-            except (UnicodeEncodeError, pa.ArrowInvalid, EOFError, OSError) as error:
+            except (pa.ArrowInvalid, EOFError, OSError) as error:
                 raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {error}") from error
         if {"bin_id", "sku", "quantity"} <= set(names):
-            return delimiter, names
+            return delimiter, [name.encode(errors="surrogateescape").decode(errors="replace") for name in names]
         best = max(best, names, key=len)
     if not best:
         raise InputError(f"{uri}: expected a CSV file with a header in UTF-8: {problem}")
+    if foreign := re.search("[\0-\x08\x0e-\x1f\udc80-\udcff]", "".join(best)):
+        raise InputError(
+            f"{uri}: expected a CSV file with a header in UTF-8, found byte 0x{ord(foreign[0]) & 0xFF:02x} in it; save it as "
+            "CSV UTF-8 (.csv.gz where it is compressed)"
+        )
     return DELIMITERS[0], best
 
 

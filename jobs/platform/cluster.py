@@ -13,7 +13,6 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import (
-    AuthenticationError,
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
@@ -77,7 +76,7 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
 
     A cluster that this process already joined is used and left as it is (tests, notebooks). Of the logger `quiet` only
     errors are shown by the workers of a local cluster; `environment` is set for it beside OWN_CLUSTER. Raises InputError or
-    GateError where there is no joining it, GateError for what the cluster loses meanwhile.
+    GateError where there is no joining it, GateError where no local one comes up and for what the cluster loses meanwhile.
     """
     if ray.is_initialized():
         _configure_data()
@@ -102,9 +101,12 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
     address = os.environ.get("RAY_ADDRESS")
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+    except Exception as error:  # of a node that does not come up Ray raises no narrower one
         if not address:
-            raise
+            raise GateError(
+                f"Ray: no cluster came up on this machine ({' '.join(str(error).split())}); look for what holds its memory or "
+                "its disk (Ray keeps its logs in /tmp/ray/session_latest/logs), and run the same command again"
+            ) from error
         if "://" in address and not address.startswith("ray://"):
             raise InputError(
                 f"RAY_ADDRESS: expected a cluster's HOST:PORT (such as :6379), found {address}, which is for `ray job "

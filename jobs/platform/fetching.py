@@ -20,7 +20,7 @@ from obstore.exceptions import (
 
 from jobs.platform import s3, storage
 from jobs.platform.storage_errors import cause_of, explain, may_pass, reason_of
-from jobs.platform.uris import is_s3
+from jobs.platform.uris import UNSTORABLE, is_s3
 
 OUTAGE_FAILURES = 16
 """So many objects in a row that did not come, each after its retries, and it is the storage that is away and not an object."""
@@ -101,6 +101,8 @@ async def fetch_bytes(
 
     Raises NotFetched, and InputError for a store that can't be opened.
     """
+    if UNSTORABLE.search(uri):
+        raise NotFetched(Fault.NO_KEY, "not a valid key")
     store, key = storage.locate(uri, anonymous=anonymous)
     options: dict[str, Any] = {"if_match": etag} if etag and is_s3(uri) else {}
     if unchanged_since is not None:
@@ -118,7 +120,7 @@ async def fetch_bytes(
             failure = explain(error)
         except PreconditionError as error:
             raise NotFetched(Fault.CHANGED, CHANGED) from error
-        except (InvalidPathError, ValueError) as error:  # a control character in a key is a ValueError
+        except InvalidPathError as error:
             raise NotFetched(Fault.NO_KEY, "not a valid key") from error
         except (BaseError, OSError) as error:
             if _NO_LOCAL_KEY in str(error):

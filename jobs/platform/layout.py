@@ -5,8 +5,10 @@ A night is read only through its summary, one object of a fixed key that names t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,9 @@ from jobs.platform import storage
 from jobs.platform.parquet import DamagedParquet, read_table
 from jobs.platform.uris import join
 from schemas.errors import GateError, InputError
+from schemas.manifest import is_night
+
+logger = logging.getLogger(__name__)
 
 STAGED, WORKLIST, FROZEN = "staged", "worklist", "frozen"
 WORKING_FOLDERS = (STAGED, WORKLIST, FROZEN)
@@ -74,15 +79,19 @@ def run_in_force(output_uri: str, audit_date: str) -> str:
 
 
 def read_summary_table(output_uri: str, audit_date: str, columns: list[str] | None = None) -> pa.Table:
-    """The night's summary, as the version that committed it wrote it. Raises FileNotFoundError for a night that isn't
-    committed, InputError where the file is damaged."""
+    """The night's summary, as the version that committed it wrote it; `columns`, where they are given, with `run_id`. Raises
+    FileNotFoundError for a night that isn't committed, InputError where the file is damaged or another table."""
+    uri = summary_uri(output_uri, audit_date)
     try:
-        return read_table(summary_uri(output_uri, audit_date), columns)
+        summary = read_table(uri, columns)
     except DamagedParquet as error:
         raise InputError(
             f"{error}; where a power cut left it so, the night {audit_date} is not committed: delete the file and run that "
             "night's audit again"
         ) from error
+    if "run_id" not in summary.column_names or not summary.num_rows:
+        raise InputError(f"{uri}: expected the summary of a committed night, found another table; restore it")
+    return summary
 
 
 def whole_night(summary: pa.Table) -> dict[str, Any]:
@@ -111,9 +120,21 @@ def unless_replaced(output_uri: str, audit_date: str, run_id: str) -> Iterator[N
 
 
 def list_nights(output_uri: str) -> list[str]:
-    """The committed nights, oldest first."""
-    names = list_below(output_uri, "summary", None)
-    return sorted(name.split("/")[0].removeprefix("audit_date=") for name in names if name.endswith("/summary.parquet"))
+    """The committed nights, oldest first. Warns of a summary in a folder of another name, as of a night that was set aside by
+    hand: it commits none."""
+    folder, found = join(output_uri, "summary", ""), []
+    for name in list_below(output_uri, "summary", None):
+        night = name.removeprefix("audit_date=").removesuffix("/summary.parquet")
+        if folder + name == summary_uri(output_uri, night) and is_night(night):
+            found.append(night)
+        elif name.endswith("/summary.parquet"):
+            _warn_of_foreign(folder + name)
+    return sorted(found)
+
+
+@lru_cache(maxsize=1024)  # a job lists the nights several times
+def _warn_of_foreign(uri: str) -> None:
+    logger.warning("%s: passed over: expected it in a folder audit_date=YYYY-MM-DD; delete it if it is no night's", uri)
 
 
 def list_below(output_uri: str, table: str, first: str | None) -> Iterator[str]:

@@ -34,8 +34,9 @@ def read_run(run_uri: str) -> dict[str, Any]:
         run = storage.read_json(uri)
     except FileNotFoundError as error:
         raise InputError(f"{uri}: expected a committed run's own record, found nothing; restore it") from error
-    if run is None:
-        raise InputError(f"{uri}: expected a committed run's own record, found no JSON; restore it")
+    if not isinstance(run, dict) or "config" not in run:
+        found = "no JSON" if run is None else "other JSON"
+        raise InputError(f"{uri}: expected a committed run's own record, found {found}; restore it")
     return run
 
 

@@ -23,6 +23,7 @@ _WRONG_PLACE = (
     "is a directory",
     "file name too long",
     "too many levels of symbolic links",
+    "file system loop",
     "nosuchbucket",
     "bucket does not exist",
     "incorrectly configured region",

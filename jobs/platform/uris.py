@@ -8,6 +8,10 @@ from urllib.parse import unquote
 
 from schemas.errors import InputError
 
+UNSTORABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
+"""What obstore takes in no name: control characters, and halves of surrogates, by which Python reads a file's name that is
+no UTF-8."""
+
 
 def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
@@ -20,9 +24,9 @@ def bucket_of(uri: str) -> str | None:
 
 def absolute(uri: str) -> str:
     """The form of `uri` that means the same on every worker and stands in listings: local paths absolute, no trailing
-    slash. Raises InputError for what names no place, or one that listings would name otherwise."""
+    slash. Raises InputError for what names no place, or one that listings would name otherwise or that no storage takes."""
     if is_s3(uri):
-        return _checked_s3(uri.rstrip("/"))
+        return _check_characters(_checked_s3(uri.rstrip("/")))
     if not uri:
         raise InputError(
             "expected a local path, file:///path or s3://bucket/key, found an empty text (an unset variable?)"
@@ -35,7 +39,15 @@ def absolute(uri: str) -> str:
         raise InputError(f"{scheme}:…: expected a local path, file:///path or s3://bucket/key, found none of them")
     # not Path: its resolve would follow links, and its expanduser raises where a user is not known
     path = os.path.abspath(os.path.expanduser(uri))  # noqa: PTH100, PTH111
-    return "/" + path.lstrip("/")  # abspath keeps two leading slashes
+    return _check_characters("/" + path.lstrip("/"))  # abspath keeps two leading slashes
+
+
+def _check_characters(place: str) -> str:
+    if found := UNSTORABLE.search(place):
+        raise InputError(
+            f"{place!a}: expected UTF-8 without control characters, found {found[0]!a}; rename what stands there"
+        )
+    return place
 
 
 def is_bucket(place: str) -> bool:
@@ -71,7 +83,7 @@ def check_bucket(uri: str, bucket: str) -> None:
 def _checked_s3(uri: str) -> str:
     bucket, *key = uri.removeprefix("s3:").removeprefix("//").split("/")
     check_bucket(uri, bucket)
-    wrong = [part for part in key if part in ("", ".", "..") or any(character < " " for character in part)]
+    wrong = [part for part in key if part in ("", ".", "..")]
     if wrong:
         raise InputError(
             f"{uri}: expected names between the slashes, found {wrong[0]!a}; an empty one often is a variable that is not set"

@@ -21,7 +21,7 @@ import ray
 from jobs.platform import fetching, s3
 from jobs.platform.fetching import OUTAGE_FAILURES, FailureStreak, Fault, NotFetched
 from jobs.platform.roots import is_allowed, names_no_object
-from jobs.platform.uris import is_s3
+from jobs.platform.uris import UNSTORABLE, is_s3
 from model.images import MAX_IMAGE_BYTES, RejectedImage, UnreadableImage, decode_image
 from schemas.bundle import Preprocessing
 from schemas.errors import GateError
@@ -171,6 +171,8 @@ async def fetch_allowed(
     still."""
     if is_s3(uri) and names_no_object(uri):
         return Photo(ImageStatus.IMAGE_REJECTED, "a key with an empty part, . or .. in it; rename the object")
+    if UNSTORABLE.search(uri):
+        return Photo(ImageStatus.IMAGE_REJECTED, "a control character in its name; rename the file")
     if not is_allowed(uri, plan.allowed_roots):
         return Photo(ImageStatus.IMAGE_REJECTED, "outside the allowed roots; see --allowed-root")
     try:

@@ -19,7 +19,7 @@ from jobs.platform.uris import absolute
 from jobs.stages.duplicates import MOST_PLACES, Place, find_duplicates, find_places
 from jobs.stages.manifest_file import MAX_PROBLEMS, FileReport, report_file, sort_currencies
 from schemas.errors import InputError
-from schemas.manifest import FORMAT_VERSION, NIGHT_YEARS
+from schemas.manifest import FORMAT_VERSION, NIGHT_YEARS, is_night
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
     metadata = [report.metadata for report in reports]
     night = _agreed("audit_date", metadata, uri, problems)
     images_uri = _agreed("images_uri", metadata, uri, problems)
-    if night is not None and not _is_night(night):
+    if night is not None and not is_night(night):
         years = f"{NIGHT_YEARS[0]} to {NIGHT_YEARS[-1]}"
         problems.append(f"{uri}: file metadata audit_date: expected YYYY-MM-DD of the years {years}, found {night!r}")
     if night is None and audit_date is None and needs_night:
@@ -125,14 +125,6 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         currencies=sort_currencies({currency for report in reports for currency in report.currencies}),
         records=np.sum([report.records for report in reports], axis=0),
     )
-
-
-def _is_night(text: str) -> bool:
-    """Whether it is YYYY-MM-DD, by which nights are named and sorted; Python also reads other forms of ISO 8601."""
-    try:
-        return date.fromisoformat(text).isoformat() == text and int(text[:4]) in NIGHT_YEARS
-    except ValueError:
-        return False
 
 
 def _check_file(row: dict[str, str]) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from schemas.arrow import DAMAGED_PARQUET, conform, file_metadata, outside_calendar, schema_problems
+from schemas.arrow import DAMAGED_PARQUET, cast_values, conform, file_metadata, outside_calendar, schema_problems
 from schemas.manifest import MANIFEST_SCHEMA, MAX_UNIT_VALUE
 
 MOST_TOLD = 50
@@ -91,7 +91,7 @@ def _find_misfit(batch: pa.RecordBatch, field: pa.Field) -> tuple[int, str, str]
 
     def misfit(rows: pa.Array) -> str | None:
         try:
-            rows.cast(field.type).validate(full=True)
+            cast_values(rows, field.type).validate(full=True)
         except pa.ArrowInvalid as error:
             return str(error)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,27 @@ def test_a_cluster_in_which_nothing_moves_or_something_dies_is_a_failure_with_ad
 
     assert _exit_code(run) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Exception("The current node timed out\nduring startup."), OSError(28, "No space left on device")],
+    ids=["start", "disk"],
+)
+def test_a_local_cluster_that_does_not_come_up_is_a_failure_with_advice(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cluster.os, "environ", os.environ.copy())  # what a local cluster is given
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", fail)
+    assert _exit_code(pytest.fail) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("failed: Ray: no cluster came up on this machine") and "run the same command again" in told
+    assert " ".join(str(error).split()) in told
 
 
 @pytest.mark.parametrize("settings", [AuditConfig, TrainConfig])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,8 +15,11 @@ from jobs.counting.counted import has_counts, read_counted
 from jobs.counting.history import read_history
 from jobs.counting.last_counts import freeze_last_counts
 from jobs.platform import storage
-from jobs.platform.layout import FROZEN, committed_run, summary_uri
+from jobs.platform.layout import FROZEN, committed_run, list_nights, summary_uri
+from jobs.platform.parquet import parquet_bytes
 from schemas.errors import InputError
+from schemas.recount import COUNTED_SCHEMA
+from schemas.summary import SUMMARY_SCHEMA
 from tests.planned_night import commit_night, counted_row, mark_run, plan_row, priority_row, take_in, write_run
 
 START = datetime(2026, 3, 3, 8, tzinfo=UTC)
@@ -131,6 +135,23 @@ def test_a_run_that_died_right_after_its_commit_is_in_force(output: str) -> None
     assert len(read_history(output, "2026-03-03").in_force) == 1
 
 
+def test_a_night_that_was_set_aside_by_hand_is_none(output: str, caplog: pytest.LogCaptureFixture) -> None:
+    commit_night(output, "2026-03-01", [plan_row("a")])
+    take_in(output, counted("a", 3, "2026-03-01"))
+    summary = storage.read_bytes(summary_uri(output, "2026-03-01"))
+    aside = [
+        *("audit_date=2026-02-27.withdrawn", "audit_date=2026-02-27 copy", "audit_date=2026-03-01.bak", "backup"),
+        *("old/audit_date=2026-02-27", "audit_date=2026-02-30", "audit_date=20260227", "2026-02-27"),
+    ]
+    for folder in aside:
+        storage.write_bytes(f"{output}/summary/{folder}/summary.parquet", summary)
+    assert list_nights(output) == ["2026-03-01"]
+    assert [night.audit_date for night in read_history(output, "2026-03-02").nights] == ["2026-03-01"]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == len(aside), "once each"
+    assert all(any(f"/summary/{folder}/summary.parquet: passed over" in line for line in told) for folder in aside)
+
+
 def test_a_summary_that_a_power_cut_left_empty_is_named_with_what_to_do(output: str) -> None:
     commit_night(output, "2026-03-01", [plan_row("a")])
     storage.write_bytes(summary_uri(output, "2026-03-01"), b"")
@@ -139,6 +160,31 @@ def test_a_summary_that_a_power_cut_left_empty_is_named_with_what_to_do(output: 
         committed_run(output, "2026-03-01")
     with pytest.raises(InputError, match=told):
         read_history(output, "2026-03-02")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        (
+            "summary/audit_date=2026-03-02/summary.parquet",
+            SUMMARY_SCHEMA.empty_table(),
+            "the summary of a committed night",
+        ),
+        ("summary/audit_date=2026-03-02/summary.parquet", pa.table({"a": [1]}), "the summary of a committed night"),
+        ("runs/2026-03-02-aaaaaaaaaaaa/plan.parquet", pa.table({"bin_id": ["a"]}), "the plan of a committed run"),
+        ("runs/2026-03-02-aaaaaaaaaaaa/run.json", b"{}", "a committed run's own record, found other JSON"),
+        ("runs/2026-03-02-aaaaaaaaaaaa/run.json", b"[]", "a committed run's own record, found other JSON"),
+    ],
+    ids=["no rows", "no run_id", "another plan", "no settings", "a list"],
+)
+def test_what_a_committed_night_rests_on_is_named_where_it_is_something_else(
+    output: str, name: str, data: bytes | pa.Table, said: str
+) -> None:
+    commit_night(output, "2026-03-02", [plan_row("a")])
+    take_in(output, counted("a", 3))
+    storage.write_bytes(f"{output}/{name}", data if isinstance(data, bytes) else parquet_bytes(data))
+    with pytest.raises(InputError, match=f"{name}: expected {said}.*; restore it"):
+        read_history(output, "2026-03-03")
 
 
 def test_a_committed_run_without_its_plan_is_said_to_be_broken(output: str) -> None:
@@ -225,6 +271,32 @@ def test_adding_changes_nothing_that_is_there(output: str) -> None:
     table = read_counted(output)
     assert table.num_rows == 2
     assert first.to_pylist()[0] in table.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("foreign", "said"),
+    [
+        (
+            pa.table({"bin_id": ["b"], "audit_date": ["2026-03-02"], "counted_qty": [3]}),
+            "counted_at: expected timestamp",
+        ),
+        (
+            pa.Table.from_pylist([{"bin_id": "b"}], schema=pa.schema([f.with_nullable(True) for f in COUNTED_SCHEMA])),
+            "counted_at: expected a value in every row",
+        ),
+    ],
+    ids=["other columns", "nulls"],
+)
+@pytest.mark.parametrize("columns", [None, ["audit_date"]])
+def test_a_table_that_somebody_put_among_the_counts_is_named(
+    output: str, foreign: pa.Table, said: str, columns: list[str] | None
+) -> None:
+    take_in(output, counted("a", 3))
+    storage.write_bytes(f"{output}/counted/by_hand.parquet", parquet_bytes(foreign))
+    with pytest.raises(
+        InputError, match=rf"by_hand\.parquet: expected counts that jobs\.recount.*{said}.*; move it away"
+    ):
+        read_counted(output, columns)
 
 
 def test_what_was_known_when_a_run_began_stays_known_to_its_next_try(output: str, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from jobs.counting.counts_file import read_counts_file
 from jobs.platform.parquet import open_parquet, read_table
 from jobs.stages.manifest import _agreed, problems_of_files
 from jobs.stages.manifest_file import FileReport, report_file
+from schemas.arrow import conform
 from schemas.errors import InputError
+from schemas.manifest import MANIFEST_SCHEMA
 from schemas.recount import COUNTS_SCHEMA
 from tests.dump import manifest_table
 from tests.night import NASTY_TEXTS
@@ -172,6 +174,15 @@ def test_a_time_without_a_zone_is_named(tmp_path: Path, name: str) -> None:
     data = parquet_bytes(table.set_column(table.schema.get_field_index(name), name, local))
     (problem,) = problems(tmp_path, data)
     assert problem.endswith(f"column {name}: expected timestamp[us, tz=UTC], found timestamp[us]; give it that type")
+
+
+@pytest.mark.parametrize("name", ["photo_at", "expected_as_of"])
+def test_a_time_in_nanoseconds_is_read_as_an_export_s_is(tmp_path: Path, name: str) -> None:
+    table = manifest_table("/photos", [1, 2])
+    times = pa.array([1764000000_000_000_123, None], pa.timestamp("ns", "UTC"))
+    table = table.set_column(table.schema.get_field_index(name), name, times)
+    assert problems(tmp_path, parquet_bytes(table)) == []
+    assert conform(table, MANIFEST_SCHEMA)[name].cast(pa.int64()).to_pylist() == [1764000000_000_000, None]
 
 
 def test_rows_are_numbered_and_judged_beyond_the_first_batch(tmp_path: Path) -> None:

@@ -87,10 +87,10 @@ def test_every_input_is_part_of_the_name(name: str) -> None:
     ("then", "said"),
     [
         (
-            {"device": "cuda", "precision": "bf16", "batch_size": 256},
+            {"config": {}, "device": "cuda", "precision": "bf16", "batch_size": 256},
             "device cuda then, cpu now; batch_size 256 then, 32 now",
         ),
-        ({"device": "cpu", "precision": "bf16", "batch_size": 32}, "other inputs or settings"),
+        ({"config": {}, "device": "cpu", "precision": "bf16", "batch_size": 32}, "other inputs or settings"),
         (None, "other inputs or settings"),
     ],
 )

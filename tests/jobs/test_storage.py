@@ -522,6 +522,9 @@ def test_nothing_is_written_where_it_would_go_with_the_job(tmp_path: Path, monke
         ("s3://stock//audits", "found ''"),
         ("s3://stock/a/../b", "found '..'"),
         ("s3://stock/a\tb", "a\\\\tb"),
+        ("s3://stock/a\x7fb", "without control characters, found '\\\\x7f'"),
+        ("/audits/M\udcfcnchen", "expected UTF-8 .*found '\\\\udcfc'; rename what stands there"),
+        ("file:///audits/a%00b", "found '\\\\x00'"),
         (
             "https://bob:hunter2@stock/audits",
             "https:…: expected a local path, file:///path or s3://bucket/key, found none of them",
@@ -549,6 +552,12 @@ def test_a_uri_that_names_no_place_or_another_one_in_listings_is_refused(uri: st
 def test_a_file_s_uri_is_the_path_in_it() -> None:
     assert absolute("file:///audits/a%20b") == "/audits/a b"
     assert absolute("/audits/12:30") == "/audits/12:30"
+
+
+def test_a_loop_of_folders_is_a_wrong_place(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"File system loop.*; check the place"):
+        list(storage.list_objects(str(tmp_path)))
 
 
 def test_a_loop_of_links_is_a_wrong_place(tmp_path: Path) -> None:

@@ -68,3 +68,12 @@ def test_training_images_of_other_types_are_refused(tmp_path: Path) -> None:
         InputError, match=r"training_images\.parquet: columns: expected .*bin_id: string.*bin_id: int64"
     ):
         read_training_images(folder, read_bundle_info(folder))
+
+
+@pytest.mark.parametrize("name", ["bundle_id", "data_fingerprint"])
+def test_half_a_surrogate_is_no_text(tmp_path: Path, name: str) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    fields = json.loads((folder / INFO_FILE).read_text())
+    (folder / INFO_FILE).write_text(json.dumps(fields | {name: "\ud800"}))
+    with pytest.raises(InputError, match=r"bundle\.json: expected JSON, found a damaged file .*surrogates"):
+        read_bundle_info(folder)

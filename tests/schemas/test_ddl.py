@@ -72,3 +72,17 @@ def test_the_readme_describes_every_column_in_the_schema_s_own_words() -> None:
 def test_the_command_prints_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["spark", "--location", "s3://a/b"]) == 0
     assert "LOCATION 's3://a/b/results/'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("location", "found"),
+    [("", "an empty text"), ("s3://o'brien/a", "found '"), ("s3://a;b/c", "found ;"), (r"\\server\audits", "found \\")],
+)
+def test_a_location_that_would_be_written_otherwise_is_refused(
+    location: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["athena", "--location", location])
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "argument --location: expected a place" in said.err and found in said.err and not said.out

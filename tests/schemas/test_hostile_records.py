@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.abid import MAX_RECORD_BYTES, UnreadableRecord, parse_record
-from schemas.arrow import MAX_QUANTITY
+from schemas.arrow import MAX_QUANTITY, outside_calendar
 from schemas.wms import WMS_SCHEMA, group_lines, parse_lines
 
 unhurried = settings(deadline=None)
@@ -37,7 +37,10 @@ NUMBERS = [
     "1_000",
     "1,5",
 ]
-TIMES = ["2026-01-31T02:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-02-30"]
+TIMES = [
+    *("2026-01-31T02:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-02-30"),
+    *("9998-12-31T23:59:59.9-23:59", "0002-01-01T00:00:00+23:59"),
+]
 TEXTS = ["=1+1", "\x00", "\x1b[31m", "\u202e", "\u2028", "a\nb", '"', "'; DROP TABLE bins; --", "../..", "9" * 5000]
 ODD = st.sampled_from([*NUMBERS, *TIMES, *TEXTS])
 CELLS = ODD | st.text(max_size=8) | st.integers(-5, 2**40).map(str) | st.floats().map(str)
@@ -59,12 +62,19 @@ def test_any_cells_are_values_or_a_problem(data: st.DataObject, num_lines: int) 
         assert line["problem"] or 0 <= quantity <= MAX_QUANTITY
         assert value is None or 0 <= value < float("inf")
         assert not line["problem"] or "\n" not in line["problem"]
+    assert not any(pa.compute.any(outside_calendar(lines[name])).as_py() for name in ("photo_at", "expected_as_of"))
     known = lines.filter(pa.compute.is_valid(lines["bin_id"]))
     bins = group_lines(known)
     assert bins["bin_id"].to_pylist() == sorted(set(known["bin_id"].to_pylist()), key=str.encode)
     for found in bins.to_pylist():
         if found["problem"] is None:
             assert found["expected_qty"] == sum(line["quantity"] for line in found["skus"])
+
+
+@pytest.mark.parametrize("cell", ["9998-12-31T23:59:59.9-23:59", "0002-01-01T00:00:00+23:59", "0001-01-01T00:00+14:00"])
+def test_the_year_of_a_time_is_the_one_that_the_audit_judges(cell: str) -> None:
+    line = {"bin_id": ["a"], "sku": ["S"], "quantity": ["1"], "photo_at": [cell]}
+    assert (parse_lines(pa.table(line), 2)["problem"][0].as_py() or "").startswith("photo_at: expected a time")
 
 
 # not by getrusage: a process begins with the peak of the one that started it

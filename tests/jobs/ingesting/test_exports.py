@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -169,6 +172,77 @@ def test_a_quotation_mark_that_is_not_closed_does_not_swallow_rows(tmp_path: Pat
     names = ["bin_id", "sku", "quantity", "remark"]
     read = list(exports._read_csv._function(str(tmp_path / "latin.csv"), ",", names, False))
     assert read[1]["bin_id"].to_pylist() == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ('"19" rack', r"line 4: expected nothing behind .*found '\"19\" rack,3"),
+        ('"19" rack"', "line 4: expected nothing behind"),
+        (r'"12\"X"', "line 4: expected nothing behind"),
+        ('"S1" ', "line 4: expected nothing behind"),
+        (r'"12\""', "row 3: sku: .*a quotation mark in it is not closed"),
+    ],
+)
+@pytest.mark.parametrize("name", ["export.csv", "export.csv.gz"])
+def test_a_quotation_mark_in_a_cell_is_refused_where_it_would_be_left_out(
+    tmp_path: Path, name: str, cell: str, said: str
+) -> None:
+    data = f'bin_id,sku,quantity\r\na,"two\r\nlines, ""x""",1\r\nb,{cell},3\r\nc,"S2",3\r\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(InputError, match=said):
+        list(exports._read_csv._function(str(tmp_path / name), ",", ["bin_id", "sku", "quantity"], False))
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 7, 1000])
+def test_quotation_marks_are_judged_as_python_s_reader_does_however_the_file_is_cut(num_bytes: int) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(1000):
+        data = "".join(rng.choice(list('""",,\na\r'), 12)).encode()
+        quotes = exports._Quotes(",")
+        for start in range(0, len(data) + num_bytes, num_bytes):
+            quotes(pa.py_buffer(data[start : start + num_bytes]))
+        try:
+            list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
+            refused = False
+        except csv.Error as error:
+            refused = "expected after" in str(error)  # and not of a mark that is not closed
+        assert bool(quotes.problem) == refused, data
+
+
+def test_marks_inside_cells_that_have_none_around_them_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text('bin_id,sku,quantity\na,19" rack,3\nb,x"",2\nc,"C:\\",1\n')
+    (_, lines) = exports._read_csv._function(str(path), ",", ["bin_id", "sku", "quantity"], False)
+    assert lines["sku"].to_pylist() == ['19" rack', 'x""', "C:\\"]
+
+
+@pytest.mark.parametrize(
+    ("data", "byte"),
+    [
+        ("bin_id\tsku\tquantity\n".encode("utf-16"), "0xff"),
+        ("bin_id,sku,quantity\n".encode("utf-16-le"), "0x00"),
+        (gzip.compress(b"bin_id,sku,quantity\n"), "0x1f"),
+        (b"PK\x03\x04\x14\x00\x06\x00[Content_Types].xml", "0x03"),
+        ("bin_id;sku;quantität\n".encode("latin-1"), "0xe4"),
+    ],
+    ids=["UTF-16", "UTF-16 without BOM", "gzip", "workbook", "Latin-1"],
+)
+def test_a_file_that_is_no_utf8_text_is_named_by_its_byte(tmp_path: Path, data: bytes, byte: str) -> None:
+    path = tmp_path / "export.csv"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"found byte {byte} in it; save it as CSV UTF-8 \(\.csv\.gz where"):
+        exports.read_export(str(path), anonymous=False)
+
+
+def test_the_name_of_a_column_that_nobody_reads_may_be_of_any_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_bytes("\nbin_id;Größe;sku;quantity\nA1;groß;s;3\n".encode("latin-1"))
+    delimiter, names = exports._read_header(str(path), False)
+    (_, lines) = exports._read_csv._function(str(path), delimiter, names, False)
+    assert lines.select(["bin_id", "sku", "quantity", "row"]).to_pylist() == [
+        {"bin_id": "A1", "sku": "s", "quantity": 3, "row": 2}
+    ]
 
 
 @pytest.mark.parametrize("kind", [pa.decimal128(38, 18), pa.decimal128(10, 1), pa.float64(), pa.float32()])
