@@ -11,7 +11,10 @@ from pydantic_core import ErrorDetails
 from schemas.errors import InputError
 from schemas.manifest import NIGHT_YEARS
 
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+MOST = 2**32 - 1
+"""No whole number of a setting is above it: arrays and calendars don't take any that Python does."""
+
+Seed = Annotated[int, Field(ge=0, le=MOST)]
 """What every generator takes; scikit-learn's and Optuna's take no more."""
 
 NightDate = Annotated[date, Field(ge=date(NIGHT_YEARS[0], 1, 1), le=date(NIGHT_YEARS[-1], 12, 31))]
@@ -58,8 +61,10 @@ class JobConfig(BaseModel):
         except ValidationError as error:
             raise InputError("; ".join(_explain(problem) for problem in error.errors())) from error
         for name, value in self:
+            flag = name.replace("_", "-")
+            if isinstance(value, int) and value > MOST:
+                raise InputError(f"--{flag}: expected at most {MOST}, found more")
             if name.endswith("_uri") and isinstance(value, str) and any(character < " " for character in value):
-                flag = name.replace("_", "-")
                 raise InputError(f"--{flag}: expected a place, found {value!a} (the line's end of a YAML block?)")
 
 

@@ -24,6 +24,8 @@ _WRONG_PLACE = (
     "file name too long",
     "too many levels of symbolic links",
     "file system loop",
+    # of a local `name#1`, which obstore keeps for itself, and of `/`
+    "filenames containing trailing",
     "nosuchbucket",
     "bucket does not exist",
     "incorrectly configured region",

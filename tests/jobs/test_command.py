@@ -64,6 +64,7 @@ def test_a_flag_of_one_value_that_is_given_twice_is_told_of(capsys: pytest.Captu
     ("flags", "said"),
     [
         ("--recount-budget -5", "--recount-budget: expected greater than or equal to 0, found -5"),
+        (f"--count-valid-nights {10**30}", "--count-valid-nights: expected at most 4294967295, found more"),
         ("--alpha", "--alpha: expected a value, found none"),
         ("--allowed-root --seed 1", "--allowed-root: expected a value, found none"),
         ("--random-share 1.5", "--random-share: expected less than or equal to 1, found 1.5"),

@@ -560,6 +560,12 @@ def test_a_loop_of_folders_is_a_wrong_place(tmp_path: Path) -> None:
         list(storage.list_objects(str(tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["counts.csv#1", "/"])
+def test_a_name_that_obstore_keeps_for_itself_is_a_wrong_place(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"Filenames containing trailing.*; check the place"):
+        storage.read_bytes(str(tmp_path / name))
+
+
 def test_a_loop_of_links_is_a_wrong_place(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
