@@ -30,13 +30,17 @@ RAY_ENVIRONMENT = {
 class RayNodes:
     """A cluster of one head and any number of further nodes, apart from every other cluster of the machine."""
 
-    def __init__(self, environment: dict[str, str], *, num_cpus: int) -> None:
+    def __init__(self, environment: dict[str, str], *, num_cpus: int, dashboard: bool = False) -> None:
+        """`dashboard`: whether jobs can be submitted, to the address that is then in `dashboard`."""
         # its own folder, or `ray.init()` elsewhere on this machine would join it; short, for the sockets below it
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self._environment = {**os.environ, **environment, **RAY_ENVIRONMENT}
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.address = ""
-        head = ["--head", "--port=0", "--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+        port = free_port()
+        self.dashboard = f"http://127.0.0.1:{port}"
+        head = ["--head", "--port=0", f"--include-dashboard={dashboard}", f"--dashboard-port={port}"]
+        head.append(f"--ray-client-server-port={free_port()}")
         self._start([*head, f"--temp-dir={self.folder}"], num_cpus)
         address = self.folder / "ray_current_cluster"
         self._wait(address.exists)
