@@ -26,7 +26,7 @@ from jobs.counting.belief import Belief
 from jobs.platform import storage
 from jobs.platform.cluster import await_free, connect
 from jobs.platform.command import run_command
-from jobs.platform.layout import STAGED, WORKLIST, committed_run, read_summary_table, whole_night
+from jobs.platform.layout import STAGED, WORKLIST, committed_run, whole_night
 from jobs.platform.provenance import provenance
 from jobs.platform.run_record import finish_run, read_run
 from jobs.platform.uris import absolute, join
@@ -103,7 +103,7 @@ def _finish(tonight: Tonight) -> None:
             clean_up(tonight.output_uri, tonight.audit_date, tonight.run_id)
             known = read_run(tonight.run_uri)
             if "outcome" not in known:
-                whole = whole_night(read_summary_table(tonight.output_uri, tonight.audit_date))
+                whole = read_night(tonight.output_uri, tonight.audit_date).whole
                 # how long the try that committed took, and how much of it was its own, went with it
                 outcome = _outcome(tonight.config, whole, seconds=None, num_fresh=None)
                 finish_run(tonight.run_uri, known, outcome)

@@ -128,7 +128,6 @@ def describe_figures(figures: dict[str, Any]) -> str:
         lines.append(
             f"{'  always ' + figures['confusion']['classes'][majority['says']]:15}  {majority['exact']:<22.1%}{majority['within_one']:9.1%}"
             f"{majority['mae']:>23.3f}{majority['rmse']:7.3f}{majority['bias']:+8.3f}"
-            f"{majority['nll']:7.3f}"
         )
     calibration, sets = figures["calibration"], figures["prediction_sets"]
     lines.append(

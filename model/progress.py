@@ -17,7 +17,7 @@ NOT_FINITE = "the loss is not a finite number"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """A training by `recipe`, after the epochs in `history`."""
 
     recipe: Recipe

@@ -27,7 +27,7 @@ from model.metrics import scope_name
 from model.micro_batches import MicroBatch, PhotoSource, PreparedBatch, TrainingSet, plan_epoch
 from model.network import CountingNetwork, build_network, freeze, set_training_mode
 from model.profile import Stopwatch, profile_steps
-from model.progress import Progress
+from model.progress import TrainingProgress
 from model.recipe import Recipe
 from model.scoring import keep_float32
 from model.targets import classes_of
@@ -71,8 +71,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> dict[str, Any] | None:
 
 class TrainingLoop:
     """One worker's training, from `LoopSettings` to what `train_loop_per_worker` returns: a `Learner` takes the steps of an
-    epoch, an `Evaluation` asks the average of its weights about the selection, `Progress` and the health rules say whether
-    another epoch follows, and a checkpoint keeps all of it."""
+    epoch, an `Evaluation` asks the average of its weights about the selection, `TrainingProgress` and the health rules say
+    whether another epoch follows, and a checkpoint keeps all of it."""
 
     def __init__(self, settings: LoopSettings) -> None:
         self.settings, self.recipe = settings, settings.recipe
@@ -114,7 +114,7 @@ class TrainingLoop:
             guess_nll=nll_of_guessing(train, self.selection_labels, recipe.num_classes),
         )
         self.evaluation = Evaluation(network, self.bins, self.photos, recipe, self.worker)
-        self.progress = Progress(recipe)
+        self.progress = TrainingProgress(recipe)
         self.trace: bytes | None = None
 
     def run(self) -> dict[str, Any] | None:

@@ -20,9 +20,9 @@ class IngestConfig(JobConfig):
     optional: name, zone, abc_class, unit_value, currency, image_uri (else the photo's stem is the bin_id), photo_at,
     expected_as_of, moves_since_photo. An empty bin is one line without a sku and with quantity 0. The lines of a
     bin must agree on what is the bin's (a mixed bin may name several classes). Rejects count rows from 1, a CSV's header too,
-    blank lines not. In a CSV times state their offset (2026-01-31T02:00:00Z), and a decimal point is a point: a quantity of
-    1.000 is refused, as it may be a thousand; a unit_value of 1.250 is one and a quarter. In Parquet times are timestamps
-    with a zone, and values numbers."""
+    blank lines not. In a CSV a quotation mark inside of a cell in quotation marks is written twice, in every column; times
+    state their offset (2026-01-31T02:00:00Z), and a decimal point is a point: a quantity of 1.000 is refused, as it may be a
+    thousand; a unit_value of 1.250 is one and a quarter. In Parquet times are timestamps with a zone, and values numbers."""
 
     manifest_uri: str = Field(min_length=1)
     """Folder that the manifest is written to. What could not be used goes to <manifest-uri>.rejects."""

@@ -13,6 +13,7 @@ import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import (
+    AuthenticationError,
     LocalRayletDiedError,
     NodeDiedError,
     ObjectLostError,
@@ -107,6 +108,8 @@ def connect(*, quiet: str | None = None, environment: Mapping[str, str] | None =
                 f"Ray: no cluster came up on this machine ({' '.join(str(error).split())}); look for what holds its memory or "
                 "its disk (Ray keeps its logs in /tmp/ray/session_latest/logs), and run the same command again"
             ) from error
+        if not isinstance(error, ConnectionError | RuntimeError | ValueError | AuthenticationError):
+            raise
         if "://" in address and not address.startswith("ray://"):
             raise InputError(
                 f"RAY_ADDRESS: expected a cluster's HOST:PORT (such as :6379), found {address}, which is for `ray job "

@@ -19,7 +19,7 @@ from obstore.exceptions import (
 )
 
 from jobs.platform import s3, storage
-from jobs.platform.storage_errors import cause_of, explain, may_pass, reason_of
+from jobs.platform.storage_errors import NO_LOCAL_KEY, cause_of, explain, may_pass, reason_of
 from jobs.platform.uris import UNSTORABLE, is_s3
 
 OUTAGE_FAILURES = 16
@@ -29,9 +29,6 @@ _RETRIED = re.compile(r"after \d+ retries")
 """Stands in obstore's errors for what it asked for again and again; one that was refused for good has none."""
 _LASTING = re.compile(r"\(os error (20|36|40)\)")
 """ENOTDIR, ENAMETOOLONG, ELOOP: a local path's own fault. What else a local read ends with is a disk or a mount that fails."""
-
-_NO_LOCAL_KEY = "Filenames containing trailing"
-"""obstore keeps `name#1` of a local folder for itself."""
 
 _OF_ALL_REQUESTS = (
     *("ExpiredToken", "InvalidToken", "InvalidAccessKeyId"),
@@ -120,10 +117,10 @@ async def fetch_bytes(
             failure = explain(error)
         except PreconditionError as error:
             raise NotFetched(Fault.CHANGED, CHANGED) from error
-        except InvalidPathError as error:
+        except (InvalidPathError, ValueError) as error:  # empty parts and dots of a key, which an inventory may name
             raise NotFetched(Fault.NO_KEY, "not a valid key") from error
         except (BaseError, OSError) as error:
-            if _NO_LOCAL_KEY in str(error):
+            if NO_LOCAL_KEY in str(error).lower():
                 raise NotFetched(Fault.NO_KEY, "a name that ends in # and digits; rename the file") from error
             if is_s3(uri):
                 gave_up = reason_of(error) in _OF_ALL_REQUESTS or _RETRIED.search(str(error)) is not None

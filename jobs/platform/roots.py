@@ -16,8 +16,6 @@ def is_allowed(uri: str, roots: Sequence[str]) -> bool:
         if names_no_object(uri):
             return False
         return any(is_s3(root) and uri.startswith(root.rstrip("/") + "/") for root in roots)
-    if "\0" in uri:
-        return False
     try:
         real = os.path.realpath(absolute(uri))
     except InputError:

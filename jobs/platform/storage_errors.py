@@ -14,6 +14,9 @@ from obstore.exceptions import (
 
 from schemas.errors import GateError, InputError
 
+NO_LOCAL_KEY = "filenames containing trailing"
+"""Of a local `name#1`, which obstore keeps for itself, and of `/`."""
+
 # What mending the arguments or the permissions cures; all else is the storage's own trouble, and may pass.
 _WRONG_PLACE = (
     "unable to create dir",
@@ -24,8 +27,7 @@ _WRONG_PLACE = (
     "file name too long",
     "too many levels of symbolic links",
     "file system loop",
-    # of a local `name#1`, which obstore keeps for itself, and of `/`
-    "filenames containing trailing",
+    NO_LOCAL_KEY,
     "nosuchbucket",
     "bucket does not exist",
     "incorrectly configured region",

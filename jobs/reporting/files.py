@@ -47,8 +47,8 @@ PAGE = "report.html"
 
 
 def write_report(config: ReportConfig) -> None:
-    """Writes all files of a committed night, page and lists first. Raises InputError where it is not committed, naming those that are, GateError
-    where the folder for temporary files has no room for them."""
+    """Writes all files of a committed night, page and lists first. Raises InputError where it is not committed, naming those
+    that are, GateError where the folder for temporary files has no room for them."""
     try:
         _write_files(config)
     except (OSError, FileCreateError) as error:  # xlsxwriter's, which is no OSError, holds one
@@ -85,13 +85,15 @@ def _write_files(config: ReportConfig) -> None:
             _set_aside(report_uri, list_name)
         # an older report there stops being one before its files are overwritten, and its rows go, lest they be taken for these
         storage.delete([join(report_uri, name) for name in (REPORT_FACTS, *DISCREPANCIES)])
-        storage.upload_folder(folder, report_uri, last=PAGE)
+        facts = _facts(config, night, run, overview)
+        (folder / REPORT_FACTS).write_bytes(storage.json_bytes({**facts, "complete": False}))
+        storage.upload_folder(folder, report_uri, last=REPORT_FACTS)
         logger.info("page and lists: in %s (%.1f s)", config.report_uri, time.monotonic() - started)
     with tempfile.TemporaryDirectory(prefix="report-") as name:  # minutes for millions of bins
         folder = Path(name)
         rows = rows_by_doubt(read_results(night), overview.histogram)
         write_discrepancies(rows, folder, night, overview.num_rows)
-        (folder / REPORT_FACTS).write_bytes(storage.json_bytes(_facts(config, night, run, overview)))
+        (folder / REPORT_FACTS).write_bytes(storage.json_bytes({**facts, "complete": True}))
         storage.upload_folder(folder, report_uri, last=REPORT_FACTS)
     logger.info(
         "night %s: report of %s bins in %s (%.1f s)",

@@ -153,18 +153,20 @@ def _is_unfinished(config: AuditConfig, frozen: dict[str, Any]) -> bool:
     # asked for anew, unless this very command died before its report
     if config.replace and frozen["outcome"].get("config") != config.model_dump(mode="json"):
         return False
-    reported = _reported_run(config.report_uri)
+    reported, is_complete = _reported_run(config.report_uri)
     # nights may share a folder: the report of a later one stays
-    return reported != frozen["run_id"] and night_of(reported) <= night_of(frozen["run_id"])
+    return not (is_complete and reported == frozen["run_id"]) and night_of(reported) <= night_of(frozen["run_id"])
 
 
-def _reported_run(report_uri: str) -> str:
-    """The run that the report there is of; empty where there is none, or none of ours."""
+def _reported_run(report_uri: str) -> tuple[str, bool]:
+    """The run that the report there is of (empty where there is none, or none of ours), and whether it has all its files."""
     try:
         report = storage.read_json(join(absolute(report_uri), REPORT_FACTS))
     except (FileNotFoundError, InputError):
-        return ""
-    return str(report.get("run_id", "")) if isinstance(report, dict) else ""
+        return "", False
+    if not isinstance(report, dict):
+        return "", False
+    return str(report.get("run_id", "")), report.get("complete") is not False  # once there was no such word
 
 
 def _check_flags(config: AuditConfig, manifest: Manifest) -> None:

@@ -161,18 +161,20 @@ def test_a_full_temporary_folder_exits_1_and_says_what_to_do(
 def test_page_and_lists_are_there_before_all_rows_are_and_no_older_rows_beside_them(
     nights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    found, is_complete = [], []
 
     def look(*given: Any) -> None:
         found.append({path.name for path in tmp_path.iterdir()})
+        is_complete.append(storage.read_json(f"{tmp_path}/{REPORT_FACTS}")["complete"])
         write_discrepancies(*given)
 
     _write(nights, tmp_path, DATES[0])
     monkeypatch.setattr(files, "write_discrepancies", look)
     _write(nights, tmp_path)
     lists = {"recount_list.csv", "recount_list.xlsx", "recount_list_planner.csv", "second_counts.csv"}
-    assert found == [{"report.html", "queries.sql", *lists}]
-    assert {path.name for path in tmp_path.iterdir()} == found[0] | {*DISCREPANCIES, REPORT_FACTS}
+    assert (found, is_complete) == ([{"report.html", "queries.sql", REPORT_FACTS, *lists}], [False])
+    assert {path.name for path in tmp_path.iterdir()} == found[0] | {*DISCREPANCIES}
+    assert storage.read_json(f"{tmp_path}/{REPORT_FACTS}")["complete"] is True
 
 
 def test_an_older_report_no_longer_stands_for_one_that_was_cut_short(

@@ -322,6 +322,9 @@ def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> No
         ('{"run_id": "2026-11-22-b"}', True),
         ('{"run_id": "2026-11-21-b"}', True),
         ('{"run_id": "2026-11-22-a"}', False),
+        ('{"run_id": "2026-11-22-a", "complete": true}', False),
+        ('{"run_id": "2026-11-22-a", "complete": false}', True),  # page and lists are there, the rows are not
+        ('{"run_id": "2026-11-23-b", "complete": false}', False),
         ('{"run_id": "2026-11-23-b"}', False),  # a later night's, where all share one folder
     ):
         (tmp_path / REPORT_FACTS).write_text(text)

@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from model.health import Finding
-from model.progress import NOT_FINITE, UNHEALTHY, Progress
+from model.progress import NOT_FINITE, UNHEALTHY, TrainingProgress
 from model.recipe import Recipe
 
 
-def add(progress: Progress, nll: float, image_size: int = 32) -> None:
+def add(progress: TrainingProgress, nll: float, image_size: int = 32) -> None:
     """The next epoch, whose weights hold its NLL."""
     entry = {"epoch": len(progress.history), "image_size": image_size, "selection_nll": nll}
     progress.add_epoch(entry, {"weight": torch.tensor(nll)})
 
 
-def make_progress(**settings: int) -> Progress:
-    return Progress(Recipe(image_size=32, **settings))  # type: ignore[arg-type]
+def make_progress(**settings: int) -> TrainingProgress:
+    return TrainingProgress(Recipe(image_size=32, **settings))  # type: ignore[arg-type]
 
 
 def test_the_best_epoch_s_weights_are_kept_of_those_on_whole_photos() -> None:

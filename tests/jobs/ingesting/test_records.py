@@ -65,10 +65,11 @@ def test_a_record_that_storage_gave_up_on_is_not_asked_for_all_over_again(monkey
 
 
 def test_a_key_that_is_no_path_is_an_unreadable_record(tmp_path: Path) -> None:
-    found = read_records([f"{tmp_path}/a\tb.json"], anonymous=False)
+    uris = [f"{tmp_path}/a\tb.json", "s3://bins/a//b.json", "s3://bins/a/../b.json"]
+    found = read_records(uris, anonymous=False)
     assert [str(reason) for reason in found] == [
         "expected a valid key, found one with empty parts or control characters"
-    ]
+    ] * len(uris)
 
 
 def test_a_record_s_line_of_no_pieces_is_no_further_sku() -> None:

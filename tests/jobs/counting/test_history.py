@@ -146,7 +146,7 @@ def test_a_night_that_was_set_aside_by_hand_is_none(output: str, caplog: pytest.
     for folder in aside:
         storage.write_bytes(f"{output}/summary/{folder}/summary.parquet", summary)
     assert list_nights(output) == ["2026-03-01"]
-    assert [night.audit_date for night in read_history(output, "2026-03-02").nights] == ["2026-03-01"]
+    assert [night.audit_date for night in read_history(output, "2026-03-02").in_force] == ["2026-03-01"]
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == len(aside), "once each"
     assert all(any(f"/summary/{folder}/summary.parquet: passed over" in line for line in told) for folder in aside)
