@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -169,20 +170,20 @@ def test_what_another_job_holds_is_waited_for(
 ) -> None:
     done = tmp_path / "done"
 
-    # an actor of a test before this one may still be there
+    # an actor of a test before this one may still be there, and go meanwhile
     @ray.remote(num_cpus=ray.available_resources()["CPU"] - 1)
     def hold() -> None:
         while not done.exists():
             time.sleep(0.1)
 
     holder = hold.remote()
-    while ray.available_resources().get("CPU", 0) > 1:
+    threading.Timer(20.0, done.touch).start()  # whatever comes, or later tests would find no CPU free
+    while ray.available_resources().get("CPU", 0) >= 4:
         time.sleep(0.1)
-    threading.Timer(8.0, done.touch).start()
     with caplog.at_level("INFO"):
         await_free({"CPU": 4})
     assert ray.wait([holder], timeout=10)[0] == [holder]
-    assert "waiting for what other jobs hold: CPU 4 (free: 1)" in caplog.text
+    assert re.search(r"waiting for what other jobs hold: CPU 4 \(free: [1-3](\.\d+)?\)", caplog.text)
     monkeypatch.setattr(cluster, "WAIT_SECONDS", 0.2)
     with pytest.raises(GateError, match=r"expected to have free, within 0 seconds: GPU 1 \(free: 0\)"):
         await_free({"CPU": 4, "GPU": 1})
