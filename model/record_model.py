@@ -131,8 +131,8 @@ def fit_record_model(
 ) -> RecordModel:
     """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped), drawn towards the `assumed` one.
 
-    With its error rate e0, error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w) over the records below K + 2, and of each of the
-    `zones` (n,) that differ; sizes: Dirichlet-smoothed weighted counts of the same; large_error_rate:
+    With its error rate e0, error_rate = (n0 e0 + sum w [counted != expected]) / (n0 + sum w) over the records below K + 2, and
+    of each of the `zones` (n,) that differ; sizes: Dirichlet-smoothed weighted counts of the same; large_error_rate:
     (n0 e + sum w [counted < K]) / (n0 + sum w) over the others, with the share e that those two have for them;
     lambda: posterior mean on a grid of the weighted likelihood of the counted classes of the records below K + 2. The weights
     (`recount_weights`) are scaled to the effective sample size first. Without a random recount `assumed` comes back:

@@ -58,8 +58,8 @@ def read_summary(output_uri: str, audit_date: str) -> NightSummary:
 
 
 def list_marked_runs(output_uri: str, first: str) -> dict[str, list[str]]:
-    """Night -> runs marked as committed, in or out of force, at least of the nights from `first` on; one that died right after its
-    commit lacks the mark."""
+    """Night -> runs marked as committed, in or out of force, at least of the nights from `first` on; one that died right
+    after its commit lacks the mark."""
     runs: dict[str, list[str]] = {}
     for name in list_below(output_uri, RUNS, first):
         run_id, _, rest = name.partition("/")

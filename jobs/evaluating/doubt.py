@@ -39,8 +39,9 @@ def measure_doubt(
     """Mean precision over NUM_DRAWS draws: `rankings` {name: {depth: share of altered records so far up}}, each a figure of
     `with_intervals`: the groups whose bins came so far up in any draw are drawn again.
 
-    `probabilities` (n, K + 1), `expected_qty` (n,) unclipped, taken to be true, `groups` (n,). Altered to another class, as records
-    are when somebody mistook the count (truth to record, default sizes). A depth beyond the number of altered records is left out.
+    `probabilities` (n, K + 1), `expected_qty` (n,) unclipped, taken to be true, `groups` (n,). Altered to another class,
+    as records are when somebody mistook the count (truth to record, default sizes). A depth beyond the number of altered
+    records is left out.
     """
     labels = np.minimum(expected_qty, info.top_class)
     num_altered = round(ALTERED_SHARE * len(labels))
@@ -73,8 +74,9 @@ def measure_doubt(
 
 
 def _precision(tops: list[np.ndarray], depth: int, groups: np.ndarray, seed: int) -> dict[str, float | None]:
-    """`tops`: of each draw the first bins' rows and whether they were altered, (2, at least `depth`). Of 1,000 bins in groups of
-    very unlike difficulty the intervals held the truth in 94 to 100 % of simulations, of the first 25 by p_record_wrong in 83 %."""
+    """`tops`: of each draw the first bins' rows and whether they were altered, (2, at least `depth`). Of 1,000 bins in groups
+    of very unlike difficulty the intervals held the truth in 94 to 100 % of simulations, of the first 25 by p_record_wrong in
+    83 %."""
     rows, altered = np.concatenate([top[:, :depth] for top in tops], axis=1)
     return with_intervals(("precision",), altered[:, None], groups[rows], seed=seed)["precision"]
 
