@@ -5,8 +5,9 @@
 
 Writes the bundle as `jobs.train` does and, to <bundle-uri>.search or --output-uri: trials.parquet (one row per trial),
 search.html, and search.json and trials/, from which the same command continues after a kill. Trials are chosen by
-their selection bins; only the best one, trained to its end, sees the test bins, once. Exit 1 where trials were cut short
-by storage or a lost process (a training that fails by its settings has had its trial), or where none succeeded.
+their selection bins; only the best one, trained to its end, sees the test bins, once. Exit codes: 0 written, 1 not complete:
+trials were cut short by storage or a lost process (a training that fails by its settings has had its trial), or none
+succeeded, 2 bad arguments or inputs.
 """
 
 from __future__ import annotations

@@ -13,4 +13,5 @@ class ReportConfig(JobConfig):
     """The night; it must be committed."""
 
     report_uri: str
-    """The folder to write into: report.html, the lists as CSV and XLSX, queries.sql, report.json."""
+    """The folder to write into: report.html, the recount lists and the discrepancies as CSV and XLSX,
+    queries.sql, report.json."""

@@ -32,7 +32,8 @@ class EndpointSettings(JobConfig):
     the bodies that it holds have 512 MiB together."""
 
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1, le=512 * 1024**2)
-    """Beyond it a request is answered 413. One photo may have 32 MiB and 30 million pixels at most."""
+    """Beyond it a request is answered 413. One photo may have 32 MiB and 30 million pixels at most (12.5
+    million where it is no ordinary JPEG)."""
 
     request_timeout_s: PositiveFloat = 30.0
     """A body that has not arrived by then is answered 408, a photo that is not counted by then 504."""

@@ -8,6 +8,7 @@ the network's place is on the processors. The rest is for `jobs.audit`; the bund
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
@@ -60,7 +61,11 @@ def _scored(self: score.ShardScorer, rows: pa.Table) -> pa.Table:
     return score.with_probabilities(rows, chances.astype(np.float32))
 
 
-def main(replaced: str, argv: list[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("replaced", choices=("network", "network_and_photos"))
+    options, argv = parser.parse_known_args()
+    replaced = options.replaced
     began = time.perf_counter()
     num_gpus = 1 if replaced == "network" else 0
     code = run_hooked_audit(f"tests.benchmarks.audit_stand_in.{replaced}", argv, num_gpus=num_gpus)
@@ -69,4 +74,4 @@ def main(replaced: str, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    sys.exit(main())

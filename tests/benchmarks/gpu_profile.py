@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.gpu_profile --manifest-uri M --bundle-uri B --output-uri EMPTY --json FILE
 
-Recorded are NUM_CALLS shards after the FIRST_CALL-th, before which the photos are scored that had piled up while the scorer
-started. Of that time: the share in which the GPU computes; in which it doesn't while a shard is with the scorer (its photos
-are copied to pinned memory, sent, its answers fetched); and in which no shard is, so that the GPU waits for photos. Needs a
-machine with one GPU and a night of half as many shards of 256 again: the profiler takes its time to start, and in a
+Recorded are 40 shards after the 320th, before which the photos are scored that had piled up while the scorer started. Of
+that time: the share in which the GPU computes; in which it doesn't while a shard is with the scorer (its photos are copied
+to pinned memory, sent, its answers fetched); and in which no shard is, so that the GPU waits for photos. Needs a machine
+with one GPU and a night of 540 shards of 256 or more (138,240 photos): the profiler takes its time to start, and in a
 night's last seconds cores are idle.
 """
 
