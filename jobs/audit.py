@@ -7,7 +7,8 @@
 
 Writes below --output-uri: results/, recount_plan/ and summary/ (one folder a night), views.sql, and runs/<run_id>/,
 which is private to the run. The same command after a crash continues the run. Exit codes: 0 the night is committed,
-1 it could not be completed or a quality gate failed, 2 bad arguments or inputs.
+1 it could not be completed, a quality gate failed, or it is committed and its report could not be written, 2 bad arguments
+or inputs.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ def run_audit(config: AuditConfig) -> None:
             await_free(tonight.resources.least())  # another job may have begun since the first look
             started = time.monotonic()  # while it waited, the cluster worked for others
             progress = _score(tonight)
-            night, decisions = _conclude(tonight, belief, last_counts, lock)
+            written, decisions = _conclude(tonight, belief, last_counts, lock)
             seconds = time.monotonic() - started
-            summary = summarize_night(night.sums, tonight, belief, decisions, progress, seconds)
+            summary = summarize_night(written.sums, tonight, belief, decisions, progress, seconds)
             publish_night(
-                night,
+                written,
                 summary,
                 output_uri=tonight.output_uri,
                 audit_date=tonight.audit_date,
@@ -176,9 +177,9 @@ def _conclude(
     decisions = decide_night(groups, rules, cpus)
     _require_all(decisions.num_bins, tonight, "staged")
     lock.check()
-    night = write_parts(groups, rules, decisions, tonight.output_uri, cpus)
-    _require_all(night.num_bins, tonight, "written")
-    return night, decisions
+    written = write_parts(groups, rules, decisions, tonight.output_uri, cpus)
+    _require_all(written.num_bins, tonight, "written")
+    return written, decisions
 
 
 def _require_all(num_bins: int, tonight: Tonight, what: str) -> None:

@@ -78,16 +78,16 @@ def _learn(output_uri: str, night: str) -> tuple[History, RecordModel]:
 def _tell(history: History, record_model: RecordModel) -> None:
     """What the next audit will know."""
     estimates = estimate_window(history)
-    resolved = sum(night.num_random_resolved + night.num_priority_resolved for night in history.in_force)
+    resolved = sum(plan.num_random_resolved + plan.num_priority_resolved for plan in history.in_force)
     print(f"window: {len(history.in_force)} nights; resolved: {resolved}; pending: {history.num_pending}")
     differing = history.second_counts
     if differing:
-        shown = ", ".join(f"{bin_id!a} of {night}" for _, bin_id, night in differing[:SHOWN])
+        shown = ", ".join(f"{bin.bin_id!a} of {bin.night}" for bin in differing[:SHOWN])
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         print(f"differ and wait for another person's count (second_counts.csv of jobs.report): {shown}{more}")
     if estimates.error_rate is None:
-        planned = sum(night.num_random_planned for night in history.in_force)
-        waiting = planned - sum(night.num_random_resolved for night in history.in_force)
+        planned = sum(plan.num_random_planned for plan in history.in_force)
+        waiting = planned - sum(plan.num_random_resolved for plan in history.in_force)
         pending = f"{UNRESOLVED} ({waiting} random bins pending)"
         print(f"error rate: {pending if planned else 'no night drew random bins'}")
     else:

@@ -48,7 +48,7 @@ class Observations:
     train_losses: list[float] = field(default_factory=list)
     """Mean per epoch."""
     image_sizes: list[int] = field(default_factory=list)
-    """Side in pixels of the photos, per epoch; empty where all epochs had the same."""
+    """Side in pixels of the photos, per epoch."""
     selection_nlls: list[float] = field(default_factory=list)
     guess_nll: float = 0.0
     """Of saying for every selection photo how common each count is among the training photos."""
@@ -67,8 +67,7 @@ class Observations:
     @property
     def comparable_epochs(self) -> list[int]:
         """Those on photos of the last epoch's size: on smaller ones a loss is another loss."""
-        sizes = self.image_sizes or [0] * self.epoch
-        return [epoch for epoch, size in enumerate(sizes) if size == sizes[-1]]
+        return [epoch for epoch, size in enumerate(self.image_sizes) if size == self.image_sizes[-1]]
 
 
 def exploding_gradients(seen: Observations) -> Finding | None:

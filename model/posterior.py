@@ -50,8 +50,6 @@ class Assessor:
     class_shares: Floats
     record_table: Floats
     zone_tables: dict[str, Floats] = field(default_factory=dict)
-    error_rates: dict[str | None, float] = field(default_factory=lambda: {None: 1.0})
-    """Of records, by zone; that of None is the others'."""
 
     @property
     def top_class(self) -> int:
@@ -87,9 +85,7 @@ def build_assessor(label_histogram: ArrayLike, noise_rate: float, record_model: 
         raise ValueError(f"record model has {record_model.top_class + 1} classes, the label histogram {classes}")
     noise, shares = label_noise(label_histogram, noise_rate, record_model)
     zone_tables = {zone: record_model.table(zone) for zone in record_model.zone_error_rates}
-    error_rates: dict[str | None, float] = {None: record_model.error_rate}
-    error_rates.update(record_model.zone_error_rates.items())
-    return Assessor(noise, shares, record_model.table(), zone_tables, error_rates)
+    return Assessor(noise, shares, record_model.table(), zone_tables)
 
 
 def label_noise(label_histogram: ArrayLike, noise_rate: float, record_model: RecordModel) -> tuple[Floats, Floats]:

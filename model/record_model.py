@@ -66,9 +66,13 @@ class RecordModel:
     def top_class(self) -> int:
         return len(self.class_shares) - 1
 
+    def error_rate_in(self, zone: str | None) -> float:
+        """Of the records of a zone."""
+        return self.zone_error_rates.get(zone or "", self.error_rate)
+
     def table(self, zone: str | None = None) -> Floats:
         """P(true class | record) in a zone, or in any, shape (K + 3, K + 1); rows as `record_errors.record_rows`."""
-        weight, rate = self.recorded_to_true_weight, self.zone_error_rates.get(zone or "", self.error_rate)
+        weight, rate = self.recorded_to_true_weight, self.error_rate_in(zone)
         moved = recorded_to_true(rate, self.sizes, self.class_shares, self.top_shares)
         mistaken = true_to_recorded(rate, self.sizes, self.class_shares, self.top_shares)
         table: Floats = weight * moved + (1 - weight) * mistaken
@@ -127,7 +131,7 @@ def fit_record_model(
     weights: ArrayLike,
     is_random: ArrayLike,
     assumed: RecordModel,
-    zones: Sequence[str | None] = (),
+    zones: Sequence[str | None],
 ) -> RecordModel:
     """Learn the record model from recounts (all arrays (n,); quantities exact and unclipped), drawn towards the `assumed` one.
 
@@ -169,7 +173,7 @@ def fit_record_model(
         num_random=int(random.sum()),
         assumed=False,
         zone_error_rates=_fit_zones(
-            [zone for zone, large in zip(zones, is_large, strict=bool(zones)) if not large],
+            [zone for zone, large in zip(zones, is_large, strict=True) if not large],
             wrong[~is_large],
             raw_weights[~is_large],
             random[~is_large],

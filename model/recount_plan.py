@@ -115,7 +115,7 @@ def plan_recounts(
     chance = num_random / max(num_assessed, 1)
     return RecountPlan(
         bin_id=np.concatenate([drawn, ranked.bin_id[chosen]]),
-        recount=np.array([str(Recount.RANDOM)] * num_random + [str(Recount.PRIORITY)] * len(chosen), dtype=object),
+        recount=np.array([Recount.RANDOM] * num_random + [Recount.PRIORITY] * len(chosen), dtype=object),
         rank=np.concatenate([np.zeros(num_random), np.arange(1, len(chosen) + 1)]).astype(np.int32),
         inclusion_probability=np.concatenate([np.full(num_random, chance), np.ones(len(chosen))]),
     )

@@ -40,7 +40,7 @@ STATE_FILE = "state.pt"
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What a worker is given. `load` is called once on it, so that arrays and weights travel by the object store."""
+    """What a worker is given. `load` is called once on it, so that arrays and weights don't travel with the settings."""
 
     recipe: Recipe
     load: Callable[[], tuple[TrainingSet, dict[str, torch.Tensor], PhotoSource]]

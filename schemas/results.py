@@ -49,7 +49,7 @@ class Recount(StrEnum):
     RANDOM = "random"
 
 
-FOUND_WRONG = pa.array([str(Reason.COUNTED_WRONG), str(Reason.SECOND_COUNT)])
+FOUND_WRONG = pa.array([Reason.COUNTED_WRONG, Reason.SECOND_COUNT])
 """Reasons of bins whose record people have found wrong, or one person has."""
 
 STATUS_COLUMNS = [

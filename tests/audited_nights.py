@@ -50,7 +50,7 @@ def learn(
     weights = np.ones(len(counted)) if weights is None else weights
     is_random = np.ones(len(counted), dtype=bool) if is_random is None else is_random
     assumed = assume_record_model(histogram) if assumed is None else assumed
-    record_model = fit_record_model(expected, true, weights, is_random, assumed)
+    record_model = fit_record_model(expected, true, weights, is_random, assumed, [None] * len(true))
     assert record_model.top_class == camera.trained_in.top_class
     rate = fit_noise_rate(counted.probabilities, expected, true, weights, histogram, record_model, LabelNoise().rate)
     return record_model, build_assessor(histogram, rate, record_model)

@@ -90,9 +90,9 @@ def learn_belief(history: History, bundle: BundleInfo, class_shares: ArrayLike) 
 
 def _measure_baseline(history: History, bundle: BundleInfo) -> Baseline | None:
     measured = [
-        (night.record_outside_set_share, night.num_assessed)
-        for night in history.summaries
-        if night.bundle_id == bundle.bundle_id and night.record_outside_set_share is not None
+        (summary.record_outside_set_share, summary.num_assessed)
+        for summary in history.summaries
+        if summary.bundle_id == bundle.bundle_id and summary.record_outside_set_share is not None
     ]
     shares, sizes = [share for share, _ in measured], [number for _, number in measured]
     return measure_baseline(shares, sizes, bundle.design_effect)
@@ -105,10 +105,10 @@ def learn_record_model(history: History, class_shares: ArrayLike) -> RecordModel
     if not samples:
         return assumed
     return fit_record_model(
-        pooled(samples, "expected_qty"),
-        pooled(samples, "counted_qty"),
-        pooled(samples, "weight"),
-        pooled(samples, "is_random"),
+        pooled(sample.expected_qty for sample in samples),
+        pooled(sample.counted_qty for sample in samples),
+        pooled(sample.weight for sample in samples),
+        pooled(sample.is_random for sample in samples),
         assumed,
         zones=[zone for sample in samples for zone in sample.zones],
     )
@@ -122,10 +122,10 @@ def _learn_noise_rate(history: History, bundle: BundleInfo, record_model: Record
     if not samples or assumed == 0:
         return assumed  # a rate of exactly 0 is a statement, not a guess
     return fit_noise_rate(
-        pooled(samples, "probabilities"),
-        pooled(samples, "expected_qty"),
-        pooled(samples, "counted_qty"),
-        pooled(samples, "weight"),
+        pooled(sample.probabilities for sample in samples),
+        pooled(sample.expected_qty for sample in samples),
+        pooled(sample.counted_qty for sample in samples),
+        pooled(sample.weight for sample in samples),
         bundle.label_histogram,
         record_model,
         assumed,
@@ -160,9 +160,9 @@ def _build_reference(history: History, bundle_id: str, assessor: Assessor) -> Re
     samples = [sample for sample in samples if len(sample.rows)]
     if not samples:
         return None
-    expected_qty = pooled(samples, "expected_qty")
-    counted_qty = pooled(samples, "counted_qty")
-    probabilities = pooled(samples, "probabilities")
+    expected_qty = pooled(sample.expected_qty for sample in samples)
+    counted_qty = pooled(sample.counted_qty for sample in samples)
+    probabilities = pooled(sample.probabilities for sample in samples)
     zones = [zone for sample in samples for zone in sample.zones]
     scores = assessor.assess(probabilities, expected_qty, zones=zones)["p_record_wrong"]
     return build_reference(scores.astype(np.float32), expected_qty, counted_qty, assessor.top_class)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,14 @@ from schemas.results import Recount
 Mask = NDArray[np.bool_]
 
 _COUNT_COLUMNS = ["audit_date", "bin_id", "expected_qty", "counted_at", "counted_qty", "counter_id", "confirmed"]
+
+
+class BinToCount(NamedTuple):
+    """A bin that a person is sent to, for the night whose plan asks for it."""
+
+    zone: str | None
+    bin_id: str
+    night: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class PlanRecounts:
 
     @cached_property
     def is_random(self) -> Mask:
-        return pc.equal(self.planned["recount"], str(Recount.RANDOM)).to_numpy()
+        return pc.equal(self.planned["recount"], Recount.RANDOM).to_numpy()
 
     @cached_property
     def counted(self) -> Mask:
@@ -137,11 +145,11 @@ class PlanRecounts:
         return int((~self.resolved).sum())
 
     @property
-    def waiting(self) -> list[tuple[str | None, str, str]]:
-        """(zone, bin_id, night) of every mismatch that waits for a second count."""
+    def waiting(self) -> list[BinToCount]:
+        """Every mismatch that waits for a second count."""
         found = self.planned.filter(pa.array(self.counted & ~self.resolved))
         pairs = zip(found["zone"].to_pylist(), found["bin_id"].to_pylist(), strict=True)
-        return [(zone, bin_id, self.audit_date) for zone, bin_id in pairs]
+        return [BinToCount(zone, bin_id, self.audit_date) for zone, bin_id in pairs]
 
     @property
     def has_random_sample(self) -> bool:
@@ -181,9 +189,9 @@ class History:
         return sum(plan.num_pending for plan in self.in_force)
 
     @property
-    def second_counts(self) -> list[tuple[str | None, str, str]]:
-        """(zone, bin_id, night) of every mismatch of the window's plans in force that waits for a second count, the
-        oldest night first: it is given back for that night."""
+    def second_counts(self) -> list[BinToCount]:
+        """Every mismatch of the window's plans in force that waits for a second count, the oldest night first: it is given
+        back for that night."""
         return [found for plan in self.in_force for found in plan.waiting]
 
     @property
@@ -221,7 +229,7 @@ def read_history(output_uri: str, audit_date: str, *, first: str | None = None) 
         in_force=tuple(in_force),
         replaced=tuple(replaced),
         last_counts=find_last_counts(
-            groups, rows, skus, {(night, bin_id) for plan in in_force for _, bin_id, night in plan.waiting}
+            groups, rows, skus, {(bin.night, bin.bin_id) for plan in in_force for bin in plan.waiting}
         ),
         summaries=tuple(summaries[night] for night in last),
     )
@@ -236,7 +244,7 @@ def _note_changes(output_uri: str, plans: list[PlanRecounts]) -> list[PlanRecoun
     """`plans`, oldest first, with `changed` for the mismatches that wait for a second count, by the records of all later
     nights, as `jobs.recount` judges them; of nights whose results were deleted nothing is known any more."""
     wanted = {
-        later.audit_date: {bin_id for plan in plans[:number] for _, bin_id, _ in plan.waiting}
+        later.audit_date: {bin.bin_id for plan in plans[:number] for bin in plan.waiting}
         for number, later in enumerate(plans)
     }
     wanted = {night: bins for night, bins in wanted.items() if bins}
@@ -286,7 +294,7 @@ def _match_plan(
 
 
 def _reach(planned: pa.Table, objective: str) -> Mask:
-    priority = pc.equal(planned["recount"], str(Recount.PRIORITY)).to_numpy()
+    priority = pc.equal(planned["recount"], Recount.PRIORITY).to_numpy()
     score = planned["p_record_wrong"].to_numpy().astype(np.float64)
     if objective == "value":
         score = (planned["expected_abs_variance_qty"].to_numpy() * planned["unit_value"].to_numpy()).astype(np.float64)

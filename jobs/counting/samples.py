@@ -6,7 +6,7 @@ bins are resolved, and then with its unconfirmed mismatches as they were first c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +19,9 @@ from model.record_model import recount_weights
 from schemas.results import FOUND_WRONG
 
 
-def pooled(samples: Sequence[Sample], name: str) -> NDArray[Any]:
-    """The array `name` of all samples, one after the other."""
-    return np.concatenate([getattr(sample, name) for sample in samples])
+def pooled(arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """The same array of several samples, one after the other."""
+    return np.concatenate(list(arrays))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from jobs.config.evaluate import Split
 from jobs.platform.bundles import ScorerPlan
 from jobs.platform.line_timer import LineTimer
-from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, fetch_rows, tell_poor
+from jobs.stages.images import FETCHED_SCHEMA, FetchPlan, explain_poor, fetch_rows
 from jobs.stages.reconcile import probability_matrix
 from jobs.stages.resources import Resources
 from jobs.stages.score import score_shards, shard_table
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 NUM_WORST = 24
 MAX_EXAMPLES = 20
 """So many photos without a score are named; all are counted."""
-SCORED = str(ImageStatus.SCORED)
+SCORED = ImageStatus.SCORED
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,11 @@ def _fetch(items: pa.Table, plan: FetchPlan, split: Split) -> Iterator[pa.Table]
     for shard in shards_in(items):
         rows = fetch_rows(shard.read(), plan)
         # an audit doesn't assess it
-        poor = pa.array([tell_poor(contrast) for contrast in rows["contrast"].to_pylist()], pa.string())
+        poor = pa.array([explain_poor(contrast) for contrast in rows["contrast"].to_pylist()], pa.string())
         is_poor = pc.is_valid(poor)
         meant = pc.and_(_kept(rows, split), pc.invert(pc.or_(stock_moved(rows), is_poor)))
         for name, values in (
-            ("status", pc.if_else(is_poor, str(Reason.POOR_PHOTO), rows["status"])),
+            ("status", pc.if_else(is_poor, Reason.POOR_PHOTO, rows["status"])),
             ("error", pc.coalesce(poor, rows["error"])),
         ):
             rows = rows.set_column(rows.schema.get_field_index(name), FETCHED_SCHEMA.field(name), values)

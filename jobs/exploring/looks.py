@@ -46,7 +46,7 @@ def _describe(found: bytes | Photo) -> dict[str, Any]:
     resized = resize_image(pixels, LOOK)
     grey = cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY)
     return {
-        "status": str(ImageStatus.SCORED),
+        "status": ImageStatus.SCORED,
         "error": None,
         "num_bytes": len(found),
         "width": pixels.shape[1],

@@ -74,7 +74,7 @@ def part_uris(output_uri: str, table: str, audit_date: str, run_id: str) -> list
 
 
 def run_in_force(output_uri: str, audit_date: str) -> str:
-    """The run that the night is committed by. Raises as `read_summary_table` does."""
+    """The run that has committed a night. Raises as `read_summary_table` does, so also for a night that isn't committed."""
     return read_summary_table(output_uri, audit_date, ["run_id"])["run_id"][0].as_py()
 
 

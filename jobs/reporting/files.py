@@ -15,7 +15,7 @@ from xlsxwriter.exceptions import FileCreateError
 
 import jobs
 from jobs.config.report import ReportConfig
-from jobs.counting.history import History, day_after, read_history
+from jobs.counting.history import BinToCount, History, day_after, read_history
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS, list_nights, run_uri
 from jobs.platform.provenance import provenance
@@ -146,14 +146,14 @@ def _facts(config: ReportConfig, night: Night, run: dict[str, Any], overview: Ov
     }
 
 
-def _list_second_counts(night: Night, history: History) -> list[tuple[str | None, str, str]]:
+def _list_second_counts(night: Night, history: History) -> list[BinToCount]:
     """The mismatches of the night's window that still wait for a second count: where a later night has seen another
     record, it would be refused."""
     last = list_nights(night.output_uri)[-1]
     if last != night.audit_date:
         first = date.fromisoformat(night.audit_date) - timedelta(days=WINDOW_NIGHTS - 1)
         history = read_history(night.output_uri, day_after(last), first=first.isoformat())
-    return [found for found in history.second_counts if found[2] <= night.audit_date]
+    return [bin for bin in history.second_counts if bin.night <= night.audit_date]
 
 
 def _build_page(
@@ -162,7 +162,7 @@ def _build_page(
     overview: Overview,
     history: History,
     *,
-    second_counts: list[tuple[str | None, str, str]],
+    second_counts: list[BinToCount],
 ) -> str:
     listed = overview.top.select(["image_uri", "status"]).to_pylist()
     anonymous = bool(settings_of(run).get("anonymous", False))

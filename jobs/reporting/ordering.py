@@ -31,7 +31,7 @@ def doubt_keys(rows: pa.Table) -> np.ndarray:
     rank = rows["rank"].to_numpy(zero_copy_only=False).astype(np.float64)
     p_wrong = np.nan_to_num(rows["p_record_wrong"].to_numpy(zero_copy_only=False).astype(np.float64))
     drawn = pc.is_valid(rows["recount"]).to_numpy()
-    left_out = pc.equal(rows["verdict"], str(Verdict.NOT_ASSESSED)).to_numpy()
+    left_out = pc.equal(rows["verdict"], Verdict.NOT_ASSESSED).to_numpy()
     listed = ~np.isnan(rank)
     group = np.select([listed, drawn, ~left_out], [_LISTED, _DRAWN, _ASSESSED], _LEFT_OUT)
     # 1 - 1/rank grows with the rank, -log10(p) falls with p; most bins have a p near 0, which the log tells apart

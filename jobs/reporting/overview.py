@@ -64,8 +64,8 @@ def _add(overview: Overview, rows: pa.Table) -> pa.Table:
     overview.histogram = overview.histogram + key_histogram(rows)
     planned = rows.select(PLANNER_SCHEMA.names).filter(pc.is_valid(rows["recount"]))
     overview.planned = pa.concat_tables([overview.planned, planned])
-    overview.num_uncorrected += pc.sum(pc.equal(rows["reason"], str(Reason.COUNTED_WRONG))).as_py() or 0
-    listed = rows.filter(pc.equal(rows["recount"], str(Recount.PRIORITY)))
+    overview.num_uncorrected += pc.sum(pc.equal(rows["reason"], Reason.COUNTED_WRONG)).as_py() or 0
+    listed = rows.filter(pc.equal(rows["recount"], Recount.PRIORITY))
     for value, currency in zip(listed["value_at_risk"].to_pylist(), listed["currency"].to_pylist(), strict=True):
         if value is not None:
             overview.list_value[currency or ""] += value
@@ -74,7 +74,7 @@ def _add(overview: Overview, rows: pa.Table) -> pa.Table:
     overview.num_valued += len(rows) - rows["value_at_risk"].null_count
     overview.currencies.update(pc.unique(rows["currency"].filter(pc.is_valid(rows["unit_value"]))).to_pylist())
 
-    left_out = rows.filter(pc.equal(rows["verdict"], str(Verdict.NOT_ASSESSED)))
+    left_out = rows.filter(pc.equal(rows["verdict"], Verdict.NOT_ASSESSED))
     columns = left_out.select(["bin_id", "zone", "status", "reason", "error", "image_uri"])
     for reason in pc.unique(columns["reason"]).to_pylist():
         same = columns.filter(pc.equal(columns["reason"], reason))
@@ -83,8 +83,6 @@ def _add(overview: Overview, rows: pa.Table) -> pa.Table:
         kept += same["bin_id"].slice(0, EXAMPLES - len(kept)).to_pylist()
     room = UNREADABLE_ROWS - len(overview.unreadable)
     if room:
-        broken = pc.is_in(
-            columns["status"], pa.array([str(ImageStatus.UNREADABLE_IMAGE), str(ImageStatus.IMAGE_REJECTED)])
-        )
+        broken = pc.is_in(columns["status"], pa.array([ImageStatus.UNREADABLE_IMAGE, ImageStatus.IMAGE_REJECTED]))
         overview.unreadable += columns.filter(broken).slice(0, room).to_pylist()
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from jobs.counting.estimates import Estimates, estimate_window
-from jobs.counting.history import History
+from jobs.counting.history import BinToCount, History
 from jobs.pages.document import format_integer, format_percent, read_source, read_style, render_page, source_hash
 from jobs.platform.texts import script_json, shorten, visible_text
 from jobs.reporting import pictures
@@ -42,13 +42,13 @@ def render_report(
     thumbnails: list[Thumbnail],
     nights: list[Night],
     history: History,
-    second_counts: Sequence[tuple[str | None, str, str]],
+    second_counts: Sequence[BinToCount],
 ) -> str:
     """The page as HTML text. What comes from records is escaped: by Jinja2 in the HTML, by JSON in the list's data,
     and a content security policy names the one script that may run.
 
     `history`: with the counts that are in by now; the night's summary has what was known when its audit began.
-    `second_counts`: (zone, bin_id, night) of each mismatch that waits for one, a bin once for each of its nights.
+    `second_counts`: each mismatch that waits for one, a bin once for each of its nights.
     """
     promises, offenders, so_far = keep_promises(history), find_offenders(history), estimate_window(history)
     script = read_source("report.js")
@@ -81,7 +81,7 @@ def render_report(
         all_offenders=len(offenders) < MAX_OFFENDERS,
         so_far=so_far,
         num_second_counts=len(second_counts),
-        num_second_bins=len({bin_id for _, bin_id, _ in second_counts}),
+        num_second_bins=len({bin.bin_id for bin in second_counts}),
         settings=flatten_settings(run),
         pictures={
             "accuracy": pictures.accuracy_picture(trend),

@@ -1,8 +1,7 @@
 """Promises kept: what past nights claimed about their lists, against what people found; and who is wrong repeatedly.
 
 Both come from `jobs.counting.history`, so that the page, the summary and the next audit's record model agree on what is
-resolved. Claims and finds are compared over the same bins, and only of lists that are 90 % resolved (statistics note,
-rule G): matches come in at once and mismatches wait for their second count, so a list half counted finds too little.
+resolved. Claims and finds are compared over the same bins, and only of lists that are 90 % resolved: matches come in at once and mismatches wait for their second count, so a list half counted finds too little.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def keep_promises(history: History) -> list[Promise]:
 def _promise(plan: PlanRecounts) -> Promise:
     # as in `estimate_window`: an unconfirmed mismatch of a list that is compared stands as it was first counted
     compared = ~plan.is_random & plan.counted & plan.has_priority_list
-    difference = np.abs(plan.counted_qty - plan.column("expected_qty"))[compared]
+    difference = np.abs(plan.differences)[compared]
     unit_value = plan.column("unit_value")[compared]
     valued = bool(np.isfinite(unit_value).any() and len(plan.currencies) == 1)
     claimed = plan.column("expected_abs_variance_qty")[compared] * unit_value

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import xlsxwriter
 
+from jobs.counting.history import BinToCount
 from jobs.platform.texts import CSV_ENCODING, csv_text, visible_text
 from schemas.recount import COUNTS_SCHEMA
 from schemas.results import RESULTS_SCHEMA
@@ -61,23 +62,23 @@ def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def recount_csv(places: list[tuple[str | None, str]], audit_date: str) -> bytes:
-    return blind_csv([(zone, bin_id, audit_date) for zone, bin_id in places])
+    return blind_csv([BinToCount(zone, bin_id, audit_date) for zone, bin_id in places])
 
 
-def second_counts_csv(waiting: list[tuple[str | None, str, str]]) -> bytes:
-    """Bins (zone, bin_id, night) to be counted by a second person, as blind as the first time, each for its own night."""
-    return blind_csv(sorted(waiting, key=lambda entry: (_walk_key(entry[0], entry[1]), entry[2])))
+def second_counts_csv(waiting: list[BinToCount]) -> bytes:
+    """Bins to be counted by a second person, as blind as the first time, each for its own night."""
+    return blind_csv(sorted(waiting, key=lambda bin: (_walk_key(bin.zone, bin.bin_id), bin.night)))
 
 
-def blind_csv(places: list[tuple[str | None, str, str]]) -> bytes:
-    """COLUMNS of (zone, bin_id, night), in the order given."""
-    zones = csv_text(pa.array([zone for zone, _, _ in places], pa.string())).to_pylist()
-    bins = csv_text(pa.array([bin_id for _, bin_id, _ in places], pa.string())).to_pylist()
-    nights = [night for _, _, night in places]
+def blind_csv(bins: list[BinToCount]) -> bytes:
+    """COLUMNS of them, in the order given."""
+    zones = csv_text(pa.array([bin.zone for bin in bins], pa.string())).to_pylist()
+    bin_ids = csv_text(pa.array([bin.bin_id for bin in bins], pa.string())).to_pylist()
+    nights = [bin.night for bin in bins]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    for stop, (zone, bin_id, night) in enumerate(zip(zones, bins, nights, strict=True), start=1):
+    for stop, (zone, bin_id, night) in enumerate(zip(zones, bin_ids, nights, strict=True), start=1):
         writer.writerow([stop, zone or "", bin_id, night, *[""] * len(FILLED_IN)])
     return text.getvalue().encode(CSV_ENCODING)
 

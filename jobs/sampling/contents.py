@@ -15,7 +15,7 @@ QUANTITIES = tuple(range(13))
 # ABID's shares up to 5, and its slope from 6 on, cut at twelve: 0.32 in all hold six or more.
 QUANTITY_SHARES = (0.02, 0.08, 0.14, 0.17, 0.15, 0.12, 0.093, 0.074, 0.053, 0.038, 0.027, 0.019, 0.016)
 
-# true - recorded of wrong records: shrinkage and overage as warehouses count them (assumed, see the design).
+# true - recorded of wrong records: shrinkage and overage as warehouses count them (assumed).
 DIFFERENCES = (-1, 1, -2, 2, -3, 3, -4, 4, -5, 5)
 DIFFERENCE_SHARES = (0.40, 0.25, 0.12, 0.08, 0.045, 0.03, 0.025, 0.02, 0.015, 0.015)
 

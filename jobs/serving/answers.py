@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from jobs.serving.problems import ProblemDetails
-from jobs.stages.images import measure_contrast, tell_poor
+from jobs.stages.images import explain_poor, measure_contrast
 from model.posterior import Assessor, camera_columns
 from schemas.results import Reason
 
@@ -89,7 +89,7 @@ class Judge:
         reason: Reason | None = None
         if seen_in_training:
             reason = Reason.TRAINING_PHOTO
-        elif tell_poor(measure_contrast(pixels)) is not None:
+        elif explain_poor(measure_contrast(pixels)) is not None:
             reason = Reason.POOR_PHOTO
         wrong = None
         if expected_qty is not None and reason is None:

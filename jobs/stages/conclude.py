@@ -237,8 +237,7 @@ def _drill(rows: pa.Table, objective: str, rules: Rules) -> Drill:
     value, zones = rows["unit_value"].to_numpy(zero_copy_only=False).astype(np.float64), rows["zone"].to_pylist()
     # in single precision, as the columns hold the scores that it is compared with
     score = assessor.assess(probabilities, altered, value, zones)[objective].astype(np.float32).astype(np.float64)
-    rates = assessor.error_rates
-    weight = np.array([rates.get(zone, rates[None]) for zone in zones], np.float64)
+    weight = np.array([rules.belief.record_model.error_rate_in(zone) for zone in zones], np.float64)
     return Drill(key, score, weight * share_leaving(rows["expected_qty"].to_numpy(), assessor.noise))
 
 
@@ -277,11 +276,11 @@ def _conclude(rows: pa.Table, rules: Rules, decisions: Decisions) -> pa.Table:
     if rules.belief.reference is not None:
         p_value = conformal_p_values(np.where(known, np.nan, p_wrong), rules.belief.reference)
         level = certified_at(p_value, decisions.thresholds)
-    suspect = (recount == str(Recount.PRIORITY)) | ((p_wrong >= 0.5) & ~known) | found_wrong
+    suspect = (recount == Recount.PRIORITY) | ((p_wrong >= 0.5) & ~known) | found_wrong
     verdict = np.select(
         [~assessed, ~np.isnan(level), suspect],
-        [str(Verdict.NOT_ASSESSED), str(Verdict.CERTIFIED), str(Verdict.SUSPECT)],
-        str(Verdict.OK),
+        [Verdict.NOT_ASSESSED, Verdict.CERTIFIED, Verdict.SUSPECT],
+        Verdict.OK,
     )
     added = {
         "run_id": pa.repeat(pa.scalar(rules.run_id), n),

@@ -1,7 +1,6 @@
 """Fetches and decodes the photos of a shard on CPU workers: many requests in flight, each photo decoded as it comes.
 
-Ray's `download()` expression is not used: it turns every failure into a null and has lost existing files at random
-(references, C1). Here every row keeps a status and an error.
+Ray's `download()` expression is not used: it turns every failure into a null and has lost existing files at random. Here every row keeps a status and an error.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def fetch_photos(rows: pa.Table, plan: FetchPlan) -> list[Photo]:
     return fetch_each(rows, plan, partial(_decode, preprocessing=plan.preprocessing))
 
 
-def tell_poor(contrast: float | None) -> str | None:
+def explain_poor(contrast: float | None) -> str | None:
     """Why a photo of so little contrast tells nothing of its bin; None where it may tell something, or can't be read."""
     if contrast is None or contrast >= MIN_CONTRAST:
         return None

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 import numpy as np
 import ray.data
@@ -22,18 +23,24 @@ from schemas.errors import InputError
 from schemas.manifest import FORMAT_VERSION, NIGHT_YEARS, is_night
 
 
+class ManifestFile(NamedTuple):
+    """A file of a checked manifest."""
+
+    uri: str
+    num_rows: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What the whole run must know of a checked manifest."""
 
     uri: str
-    files: list[str]
-    rows_per_file: list[int]
+    files: list[ManifestFile]
     audit_date: str
     images_uri: str | None
     fingerprint: str
     """SHA-256 over the files' contents, in the order of their names."""
-    sha256_per_file: list[str]
     has_all_unit_values: bool
     has_photo_ages: bool
     """Whether some row says both when its photo was taken and when its record was read."""
@@ -44,7 +51,7 @@ class Manifest:
 
     @property
     def num_rows(self) -> int:
-        return sum(self.rows_per_file)
+        return sum(file.num_rows for file in self.files)
 
     def class_histogram(self, top_class: int) -> NDArray[np.int64]:
         """How many records say each class 0..K, (K + 1,)."""
@@ -114,12 +121,10 @@ def check_manifest(uri: str, audit_date: date | None, *, needs_night: bool = Tru
         digest.update(report.sha256.encode())
     return Manifest(
         uri=uri,
-        files=files,
-        rows_per_file=[report.num_rows for report in reports],
+        files=[ManifestFile(report.uri, report.num_rows, report.sha256) for report in reports],
         audit_date=night or (audit_date.isoformat() if audit_date else ""),
         images_uri=images_uri,
         fingerprint=digest.hexdigest(),
-        sha256_per_file=[report.sha256 for report in reports],
         has_all_unit_values=all(report.has_all_unit_values for report in reports),
         has_photo_ages=any(report.has_photo_ages for report in reports),
         currencies=sort_currencies({currency for report in reports for currency in report.currencies}),

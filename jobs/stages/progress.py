@@ -16,8 +16,8 @@ from schemas.results import ImageStatus
 
 logger = logging.getLogger(__name__)
 
-MISSING = (str(ImageStatus.MISSING_IMAGE), str(ImageStatus.FETCH_FAILED))
-UNREADABLE = (str(ImageStatus.UNREADABLE_IMAGE), str(ImageStatus.IMAGE_REJECTED))
+MISSING = (ImageStatus.MISSING_IMAGE, ImageStatus.FETCH_FAILED)
+UNREADABLE = (ImageStatus.UNREADABLE_IMAGE, ImageStatus.IMAGE_REJECTED)
 
 
 @dataclass

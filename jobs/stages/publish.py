@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def publish_night(
-    night: WrittenParts,
+    written: WrittenParts,
     summary: pa.Table,
     *,
     output_uri: str,
@@ -61,8 +61,8 @@ def publish_night(
     """
     lock.check()  # the plan that is written next has the name of whoever else runs this command
     private = run_uri(output_uri, run_id)
-    write_table(join(private, RUN_PLAN), night.planned)
-    plan = night.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), night.planned.num_rows))
+    write_table(join(private, RUN_PLAN), written.planned)
+    plan = written.planned.append_column("run_id", pa.repeat(pa.scalar(run_id), written.planned.num_rows))
     plan_uri = part_uri(output_uri, "recount_plan", audit_date, run_id, 0)
     write_table(plan_uri, conform(plan, RECOUNT_PLAN_SCHEMA))
     # so that the view of what was counted exists from the first night on; whoever reads counted/ as a data set skips it
@@ -77,12 +77,12 @@ def publish_night(
     refused = replaces is not None and not replace_counted and has_counts(output_uri, audit_date)
     # an earlier try of this run may have cut its parts otherwise; and those of a refused one would lie there until the
     # night is audited again, as the same command is refused at once from now on
-    leftover = set(part_uris(output_uri, "results", audit_date, run_id)) - set(night.part_uris)
+    leftover = set(part_uris(output_uri, "results", audit_date, run_id)) - set(written.part_uris)
     lock.check()  # with --replace-counted this very run may have been committed by another process
-    storage.delete([*night.part_uris, plan_uri] if refused else leftover)
+    storage.delete([*written.part_uris, plan_uri] if refused else leftover)
     if refused:
         raise GateError(explain_counted(output_uri, audit_date))
-    _check_parts({*night.part_uris, plan_uri}, output_uri, audit_date)
+    _check_parts({*written.part_uris, plan_uri}, output_uri, audit_date)
     lock.check()
     storage.settle(output_uri)  # a power cut must not take parts of a night that is committed
     _commit(summary, output_uri, audit_date, run_id, replaces)

@@ -50,7 +50,7 @@ class Reconciler:
     def reconcile(self, staged: pa.Table) -> pa.Table:
         """Staged rows in, RECONCILED_SCHEMA out, in the same order. Camera columns are null where the image was not
         scored, posterior columns where the bin is not assessed."""
-        scored = pc.equal(staged["status"], str(ImageStatus.SCORED)).to_numpy()
+        scored = pc.equal(staged["status"], ImageStatus.SCORED).to_numpy()
         reason = self._reasons(staged, scored)
         assessed = scored & pd.isna(reason)
         expected = staged["expected_qty"].to_numpy().astype(np.int64)
@@ -74,7 +74,7 @@ class Reconciler:
         recent = assessed & self._is_recent(counts)
         for finding, name in KNOWN.items():
             reason[recent & unchanged & counts["finding"].eq(finding).to_numpy()] = str(name)
-        reason[recent & corrected] = str(Reason.COUNTED)
+        reason[recent & corrected] = Reason.COUNTED
         columns["assessed"] = pa.array(assessed)
         columns["reason"] = pa.array(reason, pa.string(), from_pandas=True)
         # of one with a time zone pandas warns when Arrow takes it

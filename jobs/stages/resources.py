@@ -168,16 +168,15 @@ def fit_batch(resources: Resources, precision: Precision, image_size: int, cards
 def resolve_precision(
     asked: PrecisionChoice,
     device: str,
-    cards: Sequence[Card] = (),
-    processors: Sequence[Processor] = (),
+    cards: Sequence[Card],
+    processors: Sequence[Processor],
 ) -> Precision:
     """`auto` is bf16 where the hardware gains by it, else fp32 (see `gains_by_bfloat16`; emulated bf16 is slower still).
-    `cards` or `processors`: those that score; of none given, this machine's processor.
+    `cards` or `processors`: those that score.
 
     Raises InputError for fp16 on a CPU, which no network is scored in, for int8 where a processor isn't made for it,
     and for `auto` where no GPU could be asked.
     """
-    processors = processors or [read_processor()]
     if asked == "int8":
         check_int8(device, all(processor.multiplies_int8 for processor in processors))
     if asked == "fp16" and device == "cpu":

@@ -29,7 +29,7 @@ from schemas.results import ImageStatus
 logger = logging.getLogger(__name__)
 
 STAGED_SCHEMA = pa.schema([field for field in SCORED_SCHEMA if field.name not in ("shard", "fresh")])
-SCORED = str(ImageStatus.SCORED)
+SCORED = ImageStatus.SCORED
 MAX_FINDINGS = 200
 """Kinds of failure by status that one shard reports, and that the driver keeps."""
 

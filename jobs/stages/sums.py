@@ -27,10 +27,10 @@ def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.Dat
         return pc.fill_null(pc.equal(results[name], value), False).to_numpy()
 
     expected, value = column("expected_qty"), column("unit_value")
-    is_assessed, is_valued = ~equal("verdict", str(Verdict.NOT_ASSESSED)), pc.is_valid(results["unit_value"]).to_numpy()
+    is_assessed, is_valued = ~equal("verdict", Verdict.NOT_ASSESSED), pc.is_valid(results["unit_value"]).to_numpy()
     net, gross = column("expected_variance_qty"), column("expected_abs_variance_qty")
-    scored = equal("status", str(ImageStatus.SCORED))
-    priority = equal("recount", str(Recount.PRIORITY))
+    scored = equal("status", ImageStatus.SCORED)
+    priority = equal("recount", Recount.PRIORITY)
     # at K or more on both sides the counts can't be told apart
     differs = scored & (np.minimum(expected, top_class) != column("camera_qty"))
     columns = {
@@ -39,10 +39,10 @@ def sum_scopes(results: pa.Table, outside: np.ndarray, top_class: int) -> pd.Dat
         "num_assessed": is_assessed,
         "recorded_units": expected,
         "recorded_value": expected * value,
-        "num_suspect": equal("verdict", str(Verdict.SUSPECT)),
-        "num_certified": equal("verdict", str(Verdict.CERTIFIED)),
+        "num_suspect": equal("verdict", Verdict.SUSPECT),
+        "num_certified": equal("verdict", Verdict.CERTIFIED),
         "num_priority": priority,
-        "num_random": equal("recount", str(Recount.RANDOM)),
+        "num_random": equal("recount", Recount.RANDOM),
         "exp_wrong_in_list": np.where(priority, column("p_record_wrong"), 0.0),
         "num_mismatch": differs,
         "num_outside": outside,

@@ -58,16 +58,14 @@ def write_worklist(manifest: Manifest, folder_uri: str, image_size: int) -> list
     rows = shard_rows(manifest.num_rows, image_size)
     copies = [join(folder_uri, f"{index:05d}.parquet") for index in range(len(manifest.files))]
     work = [
-        {"source": source, "sha256": sha256, "num_rows": num_rows, "target": target, "rows": rows}
-        for source, sha256, num_rows, target in zip(
-            manifest.files, manifest.sha256_per_file, manifest.rows_per_file, copies, strict=True
-        )
+        {"source": file.uri, "sha256": file.sha256, "num_rows": file.num_rows, "target": target, "rows": rows}
+        for file, target in zip(manifest.files, copies, strict=True)
     ]
     ray.data.from_items(work, override_num_blocks=len(work)).map(_copy_file, num_cpus=CHECK_CPUS).materialize()
     shards: list[Shard] = []
-    for target, num_rows in zip(copies, manifest.rows_per_file, strict=True):
-        for row_group, start in enumerate(range(0, num_rows, rows)):
-            shards.append(Shard(len(shards), target, row_group, min(rows, num_rows - start)))
+    for file, target in zip(manifest.files, copies, strict=True):
+        for row_group, start in enumerate(range(0, file.num_rows, rows)):
+            shards.append(Shard(len(shards), target, row_group, min(rows, file.num_rows - start)))
     return shards
 
 

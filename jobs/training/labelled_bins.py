@@ -18,7 +18,7 @@ from jobs.config.train import TrainConfig
 from jobs.platform import storage
 from jobs.platform.parquet import parquet_files
 from jobs.platform.uris import absolute
-from jobs.stages.images import LISTED_COLUMNS, FetchPlan, fetch_photos, tell_poor
+from jobs.stages.images import LISTED_COLUMNS, FetchPlan, explain_poor, fetch_photos
 from jobs.stages.manifest import check_unchanged, explain_duplicate, problems_of_files, refuse, settle_roots
 from jobs.stages.manifest_file import report_file
 from jobs.training.tasks import TASK_CPUS, task_pool
@@ -167,7 +167,7 @@ def check_photos(bins: LabelledBins, config: TrainConfig) -> LabelledBins:
 def _check_batch(batch: pa.Table, plan: FetchPlan) -> pa.Table:
     photos = fetch_photos(batch, plan)
     # what an audit doesn't assess teaches nothing either, and tests nothing
-    poor = [tell_poor(photo.contrast) for photo in photos]
+    poor = [explain_poor(photo.contrast) for photo in photos]
     statuses = [
         str(photo.status if why is None else Reason.POOR_PHOTO) for photo, why in zip(photos, poor, strict=True)
     ]

@@ -37,13 +37,13 @@ WINDOW_BYTES = 512 * 1024 * 1024
 
 @dataclass(frozen=True)
 class PhotoStream:
-    """A `PhotoSource`: the photos of the bins in `bins_uri` (Parquet with bin_id and image_uri, row by row)."""
+    """A `PhotoSource`: the photos of the bins in `bins_uri` (Parquet with bin_id, image_uri and image_sha256, row by row)."""
 
     bins_uri: str
     seed: int
     augmentation: float
     """Its strength, 0 to 1."""
-    anonymous: bool = False
+    anonymous: bool
     """Whether the photos are read without credentials."""
     num_readers: int = 1
     """Training workers that read at the same time."""

@@ -16,7 +16,6 @@ import os
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -52,16 +51,6 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN
 CONTROLLER, RUN, HISTORY, FAILURE, FINAL = "controller", "run", "history", "failure", "final"
 
 
-@dataclass(frozen=True)
-class SearchInputs:
-    """What every trial is given."""
-
-    bins: pa.Table
-    start: Start
-    trials: Trials
-    """As earlier runs of this search have left them."""
-
-
 def run_trials(bins: pa.Table, start: Start, trials: Trials) -> None:
     """Runs the search up to `num_trials`; every trial's record in `trials` has ended when it returns.
 
@@ -80,7 +69,6 @@ def run_trials(bins: pa.Table, start: Start, trials: Trials) -> None:
     if len(known) >= config.num_trials and all(record.final for record in known):
         keep.remove_runs()
         return  # in Tune each of them would start a driver, for seconds, only to say again what it said
-    inputs = SearchInputs(bins, start, trials)
     sampler = optuna.samplers.TPESampler(
         n_startup_trials=RANDOM_TRIALS,
         # what is known is not drawn, so with the same seed the first draws of a restart would be its repetition
@@ -94,7 +82,8 @@ def run_trials(bins: pa.Table, start: Start, trials: Trials) -> None:
         stop_last_trials=False,
     )
     driver = tune.with_resources(
-        tune.with_parameters(run_trial, inputs=inputs), tune.PlacementGroupFactory([{this_node(): 0.001}])
+        tune.with_parameters(run_trial, bins=bins, start=start, trials=trials),
+        tune.PlacementGroupFactory([{this_node(): 0.001}]),
     )
     with tempfile.TemporaryDirectory(prefix="tune-") as folder:
         tune.Tuner(
@@ -130,25 +119,26 @@ def this_node() -> str:
     return next(name for name in resources if name.startswith("node:") and name != "node:__internal_head__")
 
 
-def run_trial(parameters: dict[str, Any], inputs: SearchInputs) -> dict[str, Any]:
-    """The driver of one trial. Returns its last report: the history of its epochs, or why it failed."""
-    record = next((record for record in inputs.trials.records if record.parameters == parameters), None)
-    config = trial_config(inputs.trials.config, parameters)
+def run_trial(parameters: dict[str, Any], bins: pa.Table, start: Start, trials: Trials) -> dict[str, Any]:
+    """The driver of one trial, given `trials` as earlier runs of the search have left them. Returns its last report: the
+    history of its epochs, or why it failed."""
+    record = next((record for record in trials.records if record.parameters == parameters), None)
+    config = trial_config(trials.config, parameters)
     if record is not None:
         for epoch in record.epochs:
             tune.report({**epoch, **progress(epoch, config.max_epochs)})
         if record.final:
             return {METRIC: final_metric(record)}
-    run = run_name(inputs.bins, config, inputs.start)
+    run = run_name(bins, config, start)
     reports = ReportEpochs(config.max_epochs, run)
     try:
         trained = train_network(
-            inputs.bins,
+            bins,
             config,
-            inputs.start,
-            inputs.trials.training_uri,
+            start,
+            trials.training_uri,
             callbacks=[reports],
-            num_runs=inputs.trials.config.max_concurrent,
+            num_runs=trials.config.max_concurrent,
             conclude=(),
         )
     except TrainingStoppedError as error:

@@ -24,6 +24,7 @@ from jobs.stages.images import IN_FLIGHT, FetchPlan, fetch_allowed
 from jobs.stages.resources import CPU_BATCH, GPU_BATCH, read_cards, resolve_precision
 from jobs.stages.score import SHARDS_AT_ONCE
 from model.images import decode_image
+from model.processor import read_processor
 from schemas.bundle import Preprocessing
 
 SECONDS, NETWORK_SECONDS, GPU_NETWORK_SECONDS = 4.0, 15.0, 5.0
@@ -114,7 +115,7 @@ def network_rate(uris: list[str], bundle_folder: Path, asked: PrecisionChoice) -
     at_once = SHARDS_AT_ONCE if device == "cpu" and cores % SHARDS_AT_ONCE == 0 else 1  # as our scorer
     torch.set_num_threads(cores // at_once)
     bundle = load_bundle(bundle_folder)
-    precision = resolve_precision(asked, device, read_cards())
+    precision = resolve_precision(asked, device, read_cards(), [read_processor()])
     scorer = Scorer(bundle, device=device, precision=precision, batch_size=batch_size)
     photos = [decode_image(storage.read_bytes(uri), bundle.info.preprocessing) for uri in uris[:batch_size]]
     # a GPU waits between two calls, as it does not in an audit: many batches a call make that little

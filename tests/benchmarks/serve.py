@@ -72,11 +72,14 @@ def serve_plain(bundle_folder: str, port: int, batch_size: int) -> None:
     from jobs.stages.resources import resolve_precision
     from model.bundle import load_bundle
     from model.images import decode_image
+    from model.processor import read_processor
     from model.scoring import Scorer
 
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(Path(bundle_folder))
-    scorer = Scorer(bundle, device="cpu", precision=resolve_precision("auto", "cpu"), batch_size=batch_size)
+    scorer = Scorer(
+        bundle, device="cpu", precision=resolve_precision("auto", "cpu", [], [read_processor()]), batch_size=batch_size
+    )
     api = FastAPI()
     queue: asyncio.Queue[tuple[np.ndarray, asyncio.Future]] = asyncio.Queue()
     workers: list[asyncio.Task] = []

@@ -77,7 +77,7 @@ def choose_bins(config: TrainConfig, num_photos: int) -> pa.Table:
 def measure(config: TrainConfig, folder: Path, *, streamed: bool) -> dict[str, float]:
     """Photos per second and waiting share, from the first step on."""
     recipe = config.recipe()
-    photos = PhotoStream(str(folder / BINS_FILE), recipe.seed, recipe.augmentation)
+    photos = PhotoStream(str(folder / BINS_FILE), recipe.seed, recipe.augmentation, anonymous=False)
     inputs = str(folder / INITIAL_FILE), photos
     in_memory = partial(load_in_memory, *inputs, Preprocessing(image_size=recipe.image_size))
     scaling, threads = plan_workers(config)

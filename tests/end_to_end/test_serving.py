@@ -30,6 +30,7 @@ from model.bundle import load_bundle
 from model.bundle_files import TRAINING_IMAGES_SCHEMA, read_bundle_info
 from model.images import decode_image
 from model.posterior import build_assessor, camera_columns
+from model.processor import read_processor
 from model.scoring import Scorer
 from schemas.errors import InputError
 from tests.browser import CHROMIUM, Tab, in_browser
@@ -133,7 +134,9 @@ def endpoint(client: Client) -> str:
 
 def _scores(bundle: Path, photos: list[bytes]) -> np.ndarray:
     loaded = load_bundle(bundle)
-    scorer = Scorer(loaded, device="cpu", precision=resolve_precision("auto", "cpu"), batch_size=CPU_BATCH)
+    scorer = Scorer(
+        loaded, device="cpu", precision=resolve_precision("auto", "cpu", [], [read_processor()]), batch_size=CPU_BATCH
+    )
     return scorer.score(np.stack([decode_image(data, loaded.info.preprocessing) for data in photos]))
 
 

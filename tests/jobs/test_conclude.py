@@ -248,6 +248,8 @@ def test_the_drill_weighs_bins_by_their_zone_s_rate(tmp_path: Path) -> None:
     rows = zoned.reconcile(staged)
     rows = rows.filter(rows["assessed"])
     rules = rules_of(zoned, None)
+    model = replace(rules.belief.record_model, zone_error_rates={"bad": 0.4})
+    rules = replace(rules, belief=replace(rules.belief, record_model=model))
     of_bad = set(rows.filter(pa.compute.equal(rows["zone"], "bad"))["bin_id"].to_pylist())
     drill = _drill(rows, "p_record_wrong", rules)
     leaving = share_leaving(np.arange(7), rules.reconciler.assessor.noise)

@@ -30,7 +30,7 @@ from xlsxwriter.exceptions import FileCreateError
 
 from jobs.config.report import ReportConfig
 from jobs.counting.estimates import estimate_window
-from jobs.counting.history import read_history
+from jobs.counting.history import BinToCount, read_history
 from jobs.counting.plans import read_plan
 from jobs.platform import storage
 from jobs.platform.layout import REPORT_FACTS
@@ -431,7 +431,7 @@ def test_walk_order_compares_numbers_as_numbers_and_puts_unknown_zones_last() ->
 
 
 def test_second_counts_are_in_walk_order_and_of_a_bin_by_night() -> None:
-    waiting = [("Z2", "b-10", DATES[0]), ("Z2", "b-9", DATES[1]), ("Z2", "b-9", DATES[0])]
+    waiting = [BinToCount("Z2", *found) for found in (("b-10", DATES[0]), ("b-9", DATES[1]), ("b-9", DATES[0]))]
     rows = csv.DictReader(second_counts_csv(waiting).decode("utf-8-sig").splitlines())
     assert [(row["bin_id"], row["audit_date"]) for row in rows] == [
         ("b-9", DATES[0]),

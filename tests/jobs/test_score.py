@@ -392,7 +392,7 @@ def test_a_gate_without_findings_says_what_it_knows() -> None:
 @pytest.mark.parametrize(("capabilities", "found"), [([8.0], "bf16"), ([9.0, 7.5], "fp32"), ([7.0], "fp32")], ids=str)
 def test_bf16_is_taken_on_cards_that_have_units_for_it(capabilities: list[float], found: str) -> None:
     cards = [Card(capability, None) for capability in capabilities]
-    assert resolve_precision("auto", "cuda", cards) == found
+    assert resolve_precision("auto", "cuda", cards, []) == found
 
 
 def test_cards_are_asked_once_for_precision_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,8 +413,8 @@ def test_cards_that_cannot_be_asked_are_not_guessed_at(monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
         resources.settle_resources("auto", INFO)
     with pytest.raises(InputError, match="--precision auto: expected nvidia-smi to name"):
-        resolve_precision("auto", "cuda")
-    assert resolve_precision("bf16", "cuda") == "bf16"
+        resolve_precision("auto", "cuda", [], [])
+    assert resolve_precision("bf16", "cuda", [], []) == "bf16"
 
 
 def test_cards_are_asked_for_by_the_driver_s_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,7 +512,7 @@ def test_a_network_s_process_keeps_the_memory_of_its_activations() -> None:
 
 def test_fp16_is_refused_on_a_cpu() -> None:
     with pytest.raises(InputError, match="--precision fp16: expected a GPU"):
-        resolve_precision("fp16", "cpu")
+        resolve_precision("fp16", "cpu", [], [])
 
 
 @pytest.mark.parametrize(
@@ -529,18 +529,18 @@ def test_bf16_is_taken_where_the_hardware_gains_by_it(
     monkeypatch: pytest.MonkeyPatch, asked: str, device: str, vendor: str, flags: str, found: str
 ) -> None:
     monkeypatch.setattr(processor, "_first_processor", lambda: {"vendor_id": vendor, "flags": flags})
-    assert resolve_precision(asked, device) == found  # type: ignore[arg-type]
+    assert resolve_precision(asked, device, [], [processor.read_processor()]) == found  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("gains", "found"), [([True, True], "bf16"), ([True, False], "fp32")], ids=str)
 def test_bf16_is_taken_where_every_node_that_scores_gains_by_it(gains: list[bool], found: str) -> None:
     processors = [Processor(gain, multiplies_int8=False) for gain in gains]
-    assert resolve_precision("auto", "cpu", processors=processors) == found
+    assert resolve_precision("auto", "cpu", [], processors) == found
 
 
 def test_int8_is_refused_where_one_node_that_scores_cannot_compute_it() -> None:
     with pytest.raises(InputError, match="expected processors with VNNI, found one without"):
-        resolve_precision("int8", "cpu", processors=[Processor(True, True), Processor(True, False)])
+        resolve_precision("int8", "cpu", [], [Processor(True, True), Processor(True, False)])
 
 
 @pytest.mark.ray

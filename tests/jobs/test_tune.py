@@ -427,7 +427,7 @@ def test_only_a_training_that_fails_by_its_settings_has_had_its_trial(
     nothing: Any = None
     trials = Trials(TuneConfig(manifest_uri="m", bundle_uri="b"), str(tmp_path), "data", "weights")
     drawn = {"learning_rate": 0.01, "batch_size": 32, "max_epochs": 2}
-    last = search.run_trial(drawn, search.SearchInputs(nothing, nothing, trials))
+    last = search.run_trial(drawn, nothing, nothing, trials)
     assert last[search.FINAL] is final
     space = {"learning_rate": optuna.distributions.FloatDistribution(0.001, 0.1)}
     told = search.FairSearch(space=space, metric=search.METRIC, mode="min")

@@ -31,7 +31,8 @@ def sound(**changes: Any) -> Observations:
         "selection_nlls": [1.8, 1.7, 1.65, 1.62, 1.63],
         "wait_shares": [0.05] * 5,
     }
-    return Observations(**(figures | changes))
+    sizes = [112] * len(changes.get("train_losses", figures["train_losses"]))
+    return Observations(**({"image_sizes": sizes} | figures | changes))
 
 
 def test_a_sound_training_has_no_findings() -> None:

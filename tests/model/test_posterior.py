@@ -120,7 +120,7 @@ def test_the_noise_rate_is_learned_from_recounts(rate: float) -> None:
     bins = draw_bins(camera, world, 8000, random)
     ones = np.ones(8000)
     learned = fit_record_model(
-        bins.expected_qty, bins.true_qty, ones, ones > 0, assume_record_model(camera.label_histogram)
+        bins.expected_qty, bins.true_qty, ones, ones > 0, assume_record_model(camera.label_histogram), [None] * 8000
     )
     given_ = (bins.probabilities, bins.expected_qty, bins.true_qty, ones, camera.label_histogram)
     assert fit_noise_rate(*given_, learned, 0.02) == pytest.approx(rate, abs=0.015)
@@ -167,7 +167,7 @@ def test_a_bad_zone_s_records_rank_higher_once_recounts_tell_it_apart(moved: boo
         audits = join([draw_bins(camera, world, 450, random) for world in worlds])
         assumed = assume_record_model(camera.label_histogram)
         counts = audits.expected_qty, audits.true_qty, np.ones(900), np.ones(900) > 0, assumed
-        for number, zones in enumerate([[], ["good"] * 450 + ["bad"] * 450]):
+        for number, zones in enumerate([[None] * 900, ["good"] * 450 + ["bad"] * 450]):
             assessor = build_assessor(camera.label_histogram, 0.05, fit_record_model(*counts, zones=zones))
             where = ["good"] * 5_000 + ["bad"] * 5_000
             doubt = assessor.assess(bins.probabilities, bins.expected_qty, zones=where)["p_record_wrong"]

@@ -23,7 +23,13 @@ SHARES = np.array([0.02, 0.08, 0.15, 0.18, 0.16, 0.12, 0.29])
 def fit(expected: np.ndarray, counted: np.ndarray, **changed: object) -> RecordModel:
     size = len(expected)
     assumed = assume_record_model(SHARES)
-    given = {"weights": np.ones(size), "is_random": np.ones(size, dtype=bool), "assumed": assumed, **changed}
+    given = {
+        "weights": np.ones(size),
+        "is_random": np.ones(size, dtype=bool),
+        "assumed": assumed,
+        "zones": [None] * size,
+        **changed,
+    }
     return fit_record_model(expected, counted, **given)
 
 

@@ -21,6 +21,7 @@ from jobs.platform import storage
 from jobs.stages.resources import CPU_BATCH, read_cards, resolve_precision
 from model.bundle import load_bundle
 from model.images import decode_image
+from model.processor import read_processor
 from model.scoring import Scorer
 from schemas.bundle import Preprocessing
 
@@ -71,7 +72,7 @@ def main() -> None:
     photos = DataLoader(kind(uris, bundle.info.preprocessing), batch_size=BATCH_SIZE, num_workers=options.workers)
     network = bundle.network.to(DEVICE, memory_format=torch.contiguous_format).eval()
     if options.kind == "tuned":
-        precision = resolve_precision(options.precision, DEVICE, read_cards())
+        precision = resolve_precision(options.precision, DEVICE, read_cards(), [read_processor()])
         scorer = Scorer(bundle, device=DEVICE, precision=precision, batch_size=BATCH_SIZE)
     marks, done = [], 0
     with torch.no_grad():

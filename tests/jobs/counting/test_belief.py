@@ -669,7 +669,7 @@ def test_what_a_mistaken_record_meant_is_told_by_tonights_quantities_and_not_by_
         for records in (camera.label_histogram, np.bincount(bins.expected_qty, minlength=6)):
             everybody = np.ones(1_000)
             counts = audits.expected_qty, audits.true_qty, everybody, everybody > 0
-            model = fit_record_model(*counts, assume_record_model(true_shares(records)))
+            model = fit_record_model(*counts, assume_record_model(true_shares(records)), [None] * 1_000)
             p_wrong = build_assessor(camera.label_histogram, 0.05, model).assess(bins.probabilities, bins.expected_qty)
             first = np.argsort(-p_wrong["p_record_wrong"].astype(float))[:500]
             claimed.append(p_wrong["p_record_wrong"].sum())

@@ -60,7 +60,7 @@ def test_less_than_a_whole_cpu_is_enough(ray_cluster: None, tmp_path: Path) -> N
 
     holder = Holder.remote()
     ray.get(holder.ready.remote())
-    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5)
+    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5, anonymous=False)
     (prepared,) = stream([MicroBatch(np.array([0]), 32, 0)])
     assert prepared.pixels.shape == (1, 32, 32, 3)
     ray.kill(holder)
@@ -74,7 +74,7 @@ def test_a_photo_is_augmented_anew_in_each_epoch_as_far_as_was_asked_for(tmp_pat
     columns = {"bin_id": ["1"], "image_uri": [str(tmp_path / "1.jpg")]}
     bins = pa.table({**columns, "image_sha256": [hashlib.sha256(data).hexdigest()]})
     pq.write_table(bins, tmp_path / "bins.parquet")
-    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=7, augmentation=0.5)
+    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=7, augmentation=0.5, anonymous=False)
     (block,) = _blocks([MicroBatch(np.array([0]), 32, epoch) for epoch in (None, 0, 1)], num_cpus=1)
     plain, *found = (next(_prepared_batches(table)).pixels[0] for table in prepare_micro_batches(block, stream))
     assert np.array_equal(plain, resize_image(read_pixels(data), small))
@@ -89,7 +89,7 @@ def test_another_photo_than_when_training_began_is_named(tmp_path: Path) -> None
     uri.write_bytes(photo(3, 1))
     columns = {"bin_id": ["1"], "image_uri": [str(uri)], "image_sha256": ["0" * 64]}
     pq.write_table(pa.table(columns), tmp_path / "bins.parquet")
-    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5)
+    stream = PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5, anonymous=False)
     (block,) = _blocks([MicroBatch(np.array([0]), 32, 0)], num_cpus=1)
     with pytest.raises(ValueError, match=f"{uri}: another photo than when training began; put the former back"):
         next(prepare_micro_batches(block, stream))
@@ -117,7 +117,9 @@ def test_the_next_micro_batch_is_fetched_while_one_is_prepared(tmp_path: Path, m
 
     monkeypatch.setattr(photos, "_fetch", note)
     (block,) = _blocks([MicroBatch(np.array([number]), 32, None) for number in range(2)], num_cpus=1)
-    rows = prepare_micro_batches(block, PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5))
+    rows = prepare_micro_batches(
+        block, PhotoStream(str(tmp_path / "bins.parquet"), seed=0, augmentation=0.5, anonymous=False)
+    )
     next(rows)
     assert asked[uris[1]].wait(10)
     assert len(list(rows)) == 1
