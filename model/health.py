@@ -224,9 +224,9 @@ def overfitting(seen: Observations) -> Finding | None:
 
 
 def nothing_learned(seen: Observations) -> Finding | None:
-    """After three epochs of the last four tenths, no selection NLL on photos of this size is 1 % below what a network
-    reaches that knows how common each count is and doesn't look at the photo. On few photos chance alone gets there: with 50
-    for selection the rule fires in two of five such trainings, with 200 in all (simulated)."""
+    """After three epochs of the last four tenths (so in trainings of six epochs or more), no selection NLL on photos of this
+    size is 1 % below what a network reaches that knows how common each count is and doesn't look at the photo. On few photos
+    chance alone gets there: with 50 for selection the rule fires in two of five such trainings, with 200 in all (simulated)."""
     # before them a slow learner on its rising learning rate can't be told from one with nothing to learn
     if seen.settled_epochs < 3:
         return None

@@ -68,10 +68,17 @@ def test_a_bin_is_certified_at_the_smallest_alpha_that_holds() -> None:
 
 
 def test_drift_suspends_every_certificate() -> None:
-    counts = np.array([100, *[0] * 98, 900])
-    assert certificate_thresholds(counts, (0.3, 0.1), drift_alarm=False) == {0.1: 0.01, 0.3: 0.01}
+    counts = np.array([100, *[0] * 198, 900, 0])
+    least = 1 / 201
+    assert certificate_thresholds(counts, (0.3, 0.1), drift_alarm=False) == {0.1: least, 0.3: least}
     assert certificate_thresholds(counts, (0.3, 0.1), drift_alarm=True) == {0.1: 0.0, 0.3: 0.0}
     assert np.isnan(certified_at([0.01], {0.1: 0.0})).all()
+
+
+def test_nothing_is_certified_by_few_random_bins() -> None:
+    for num_random, threshold in ((199, 0.0), (200, 1 / 201)):
+        counts = np.array([100, *[0] * (num_random - 1), 900])
+        assert certificate_thresholds(counts, (0.3,), drift_alarm=False) == {0.3: threshold}
 
 
 def test_without_counted_bins_nothing_is_certified() -> None:
