@@ -33,12 +33,6 @@ def test_where_no_mistake_is_known_of_any_other_record_is_drawn() -> None:
     assert np.bincount(altered, minlength=7) / 6_000 == pytest.approx([1 / 6, 1 / 6, 0, *[1 / 6] * 4], abs=0.03)
 
 
-def test_bins_that_are_drawn_for_their_small_keys_err_as_all_do() -> None:
-    key = keys(200_000)
-    altered = alter_records(np.full(NUM_DRILLED, 2), key[choose_drilled(key)], np.eye(7))
-    assert np.bincount(altered, minlength=7) / NUM_DRILLED == pytest.approx([1 / 6, 1 / 6, 0, *[1 / 6] * 4], abs=0.05)
-
-
 def test_the_same_bins_are_drilled_however_they_are_divided() -> None:
     key, score = keys(5_000), np.random.default_rng(1).random(5_000)
     ones = np.ones(NUM_DRILLED)
