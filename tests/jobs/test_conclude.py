@@ -19,10 +19,20 @@ from jobs.counting.estimates import estimate_window
 from jobs.counting.history import History
 from jobs.counting.last_counts import RIGHT, WAITING, WRONG
 from jobs.counting.records import lines_of
+from jobs.platform import storage
 from jobs.platform.parquet import read_table, write_table
 from jobs.platform.reports import unpack
 from jobs.stages import conclude
-from jobs.stages.conclude import Decisions, Reduction, Rules, _conclude, _drill, decide_night, write_parts
+from jobs.stages.conclude import (
+    Decisions,
+    Reduction,
+    Rules,
+    WrittenParts,
+    _conclude,
+    _drill,
+    decide_night,
+    write_parts,
+)
 from jobs.stages.images import MIN_CONTRAST
 from jobs.stages.reconcile import Reconciler
 from jobs.stages.staging import STAGED_SCHEMA
@@ -33,6 +43,7 @@ from model.posterior import build_assessor
 from model.record_model import assume_record_model
 from model.recount_plan import Candidates, RecountPlan, draw_keys, merge_candidates
 from schemas.bundle import BundleInfo
+from schemas.recount import PLANNED_SCHEMA
 from tests.dump import NIGHT, manifest_table
 from tests.planned_night import TOP_CLASS, bundle_info
 
@@ -154,15 +165,27 @@ def test_a_bin_that_was_found_wrong_and_holds_another_sku_since_was_not_correcte
     assert known.reconcile(staged)["reason"].to_pylist()[:4] == [None, "counted", "counted", "counted"]
 
 
-def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night_that_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [(RECORDED, RECORDED, RIGHT), (5, RECORDED, WRONG)], ids=["right", "corrected"])
+def test_a_bin_is_known_for_so_many_nights_from_its_count_and_not_from_the_night_that_asked(
+    tmp_path: Path, case: tuple[int, int, str]
+) -> None:
     ((uri,), _) = stage_night(tmp_path)
-    made = reconciler([(RECORDED, RECORDED, RIGHT)])
+    made = reconciler([case])
     reasons = {}
     for counted, valid in (("2026-11-09", 14), ("2026-11-08", 14), ("2026-11-22", 1), ("2026-11-22", 0)):
         late = made.last_counts.assign(night="2026-10-30", last_counted_at=pd.Timestamp(f"{counted} 23:30", tz="UTC"))
         rows = replace(made, last_counts=late, count_valid_nights=valid).reconcile(read_table(uri))
         reasons[counted, valid] = rows["reason"][rows["bin_id"].to_pylist().index(COUNTED[0])].as_py()
     assert list(reasons.values()) == ["counted", None, "counted", None]
+
+
+@pytest.mark.parametrize(("valid", "reason"), [(1, "counted"), (0, None)])
+def test_a_bin_that_is_counted_on_the_date_of_its_night_is_known_from_that_one(
+    tmp_path: Path, valid: int, reason: str | None
+) -> None:
+    ((uri,), _) = stage_night(tmp_path)
+    made = replace(reconciler([(RECORDED, RECORDED, RIGHT)]), count_valid_nights=valid)
+    assert made.reconcile(read_table(uri))["reason"][0].as_py() == reason
 
 
 def test_a_counted_bin_whose_photo_tells_nothing_is_not_assessed_for_that(tmp_path: Path) -> None:
@@ -220,6 +243,7 @@ def test_the_verdict_follows_list_doubt_and_counts_and_the_drill_alters_records(
     own = right["p_record_wrong"].to_numpy()
     drill = _drill(right, "p_record_wrong", rules)
     assert np.median(drill.score) > 3 * np.median(own)
+    assert np.array_equal(drill.score, drill.score.astype(np.float32)), "as the list's lowest is stored"
     leaving = share_leaving(np.arange(7), rules.reconciler.assessor.noise)
     assert np.isin(drill.weight, 0.05 * leaving).all()
 
@@ -345,6 +369,7 @@ def test_a_group_of_more_shards_than_are_merged_at_once_is_reduced_whole(
     )
     assert (whole.num_bins, whole.num_assessed) == (NUM_BINS, NUM_BINS - 1)
     assert whole.num_outside == first.num_outside + second.num_outside
+    assert len(whole.drill.key) == NUM_BINS - 2, "a bin that was counted can't stand on the list"
     assert whole.p_values.tolist() == (first.p_values + second.p_values).tolist()
     for name in ("random", "ranked"):
         merged = merge_candidates([getattr(first, name), getattr(second, name)], BUDGET)
@@ -354,7 +379,29 @@ def test_a_group_of_more_shards_than_are_merged_at_once_is_reduced_whole(
 def test_a_right_count_of_one_sku_says_nothing_of_as_many_of_another(tmp_path: Path) -> None:
     ((uri,), _) = stage_night(tmp_path)
     staged = read_table(uri)
-    made = reconciler([(RECORDED, RECORDED, RIGHT)] * 2)
-    then = [staged["skus"][0].as_py(), [{**line, "sku": "another"} for line in staged["skus"][1].as_py()]]
+    made = reconciler([(RECORDED, RECORDED, RIGHT)] * 3)
+    own = [staged["skus"][row].as_py() for row in range(3)]
+    then = [own[0], [{**line, "sku": "another"} for line in own[1]]]
+    then += [[{**own[2][0], "quantity": RECORDED - 1}, {**own[2][0], "sku": "gone", "quantity": 1}]]
     known = replace(made, last_counts=made.last_counts.assign(lines=[lines_of(lines) for lines in then]))
-    assert known.reconcile(staged)["reason"].to_pylist()[:2] == ["counted", None]
+    assert known.reconcile(staged)["reason"].to_pylist()[:3] == ["counted", None, None]
+
+
+def test_a_night_adds_up_to_the_last_bit_in_whatever_order_its_parts_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = pd.MultiIndex.from_tuples([("all", "")], names=["scope", "scope_value"])
+    parts = [
+        WrittenParts(pd.DataFrame({"value": [value]}, index), PLANNED_SCHEMA.empty_table(), [f"part-{number}"])
+        for number, value in enumerate([0.1, 0.2, 0.3])
+    ]
+    monkeypatch.setattr(conclude.ray, "put", lambda shared: shared)
+    found = []
+    for ended in (parts, parts[::-1]):
+        monkeypatch.setattr(conclude, "_over_groups", lambda *_, ended=ended: iter(ended))
+        night = write_parts([], None, None, "o", 1.0)  # type: ignore[arg-type]
+        found.append((night.part_uris, night.sums["value"].tolist()))
+    assert found[0] == found[1] and found[0][0] == ["part-0", "part-1", "part-2"]
+
+
+def test_a_large_night_is_concluded_in_groups_of_bounded_size() -> None:
+    staged = [storage.StoredObject(str(number), conclude.GROUP_BYTES * 2 // 5, None) for number in range(7)]
+    assert [len(group) for group in conclude.group_shards(staged)] == [3, 3, 1]

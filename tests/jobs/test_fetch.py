@@ -20,6 +20,7 @@ from jobs.ingesting.records import StorageOutage, read_records
 from jobs.platform import fetching, s3, storage
 from jobs.platform.fetching import OUTAGE_FAILURES
 from jobs.platform.roots import is_allowed
+from jobs.stages import images
 from jobs.stages.images import (
     MIN_CONTRAST,
     FetchPlan,
@@ -91,6 +92,14 @@ def test_each_row_gets_a_status_and_none_is_lost(images_uri: str) -> None:
     assert all(error is None for error in errors[: len(GOOD)])
     assert all(errors[len(GOOD) :])
     assert pixels_of(fetched, PREPROCESSING).shape == (len(GOOD), 32, 32, 3)
+
+
+def test_a_photo_that_is_too_large_is_rejected(images_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = photo(3, 3)
+    storage.write_bytes(f"{images_uri}/00000.jpg", data)
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", len(data) - 1)
+    fetched = fetch_rows(manifest_table(images_uri, [1]), _plan(images_uri))
+    assert fetched["status"].to_pylist() == ["image_rejected"]
 
 
 def test_a_photo_outside_the_roots_is_rejected_unread(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
+import io
 import shutil
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.platform.cluster import connect
 from jobs.platform.parquet import read_row_group, write_table
 from jobs.stages import manifest as stages_manifest
 from jobs.stages.manifest import check_manifest
+from jobs.stages.manifest_file import report_file
 from jobs.stages.worklist import shard_rows, temporary_worklist, write_worklist
 from schemas.errors import InputError
 from schemas.manifest import MANIFEST_SCHEMA
@@ -190,8 +193,25 @@ def test_what_a_killed_worker_was_writing_goes_with_the_worklist(ray_cluster: No
 def test_the_fingerprint_follows_the_content_and_not_the_place(ray_cluster: None, tmp_path: Path) -> None:
     here = check_manifest(_write(tmp_path / "a", _rows(5)), None)
     there = check_manifest(_write(tmp_path / "b", _rows(5)), None)
-    other = check_manifest(_write(tmp_path / "c", _rows(6)), None)
-    assert here.fingerprint == there.fingerprint != other.fingerprint
+    longer = check_manifest(_write(tmp_path / "c", _rows(6)), None)
+    other = check_manifest(_write(tmp_path / "d", _rows(5, expected_qty=[1, 1, 1, 1, 1])), None)
+    assert here.fingerprint == there.fingerprint
+    assert len({here.fingerprint, longer.fingerprint, other.fingerprint}) == 3
+
+
+def test_a_file_of_many_rows_is_reported_as_one() -> None:
+    values, file = [None, *[1.0] * 65_537, -1.0], io.BytesIO()
+    pq.write_table(manifest_table("/photos", [0] * 65_536 + [1, 1, 2], unit_value=values), file)
+    report = report_file("part-0.parquet", file.getvalue())
+    assert report.num_rows == 65_539 and report.records[:4].tolist() == [65_536, 2, 1, 0]
+    assert not report.has_all_unit_values
+    assert report.problems[0].startswith("part-0.parquet: row 65539: unit_value: ")
+
+
+def test_a_manifest_has_all_unit_values_only_where_all_its_files_have(ray_cluster: None, tmp_path: Path) -> None:
+    valued, bare = _rows(3, unit_value=[1.0] * 3), _rows(5).slice(3)
+    assert check_manifest(_write(tmp_path / "a", valued), None).has_all_unit_values
+    assert not check_manifest(_write(tmp_path / "b", valued, bare), None).has_all_unit_values
 
 
 def test_unit_values_that_name_no_currency_are_in_another_one(ray_cluster: None, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from jobs.config.report import ReportConfig
 from jobs.platform.layout import committed_run, part_uris
 from jobs.reporting.files import write_report
 from jobs.reporting.overview import Overview
-from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, list_worries, one_currency_money
+from jobs.reporting.page import MAX_LINES, MAX_TEXT, hidden_text, list_rows, list_worries, one_currency_money
+from jobs.reporting.photos import Thumbnail
 from jobs.reporting.pictures import zone_picture
 from tests.night import write_nights
 
@@ -53,6 +54,18 @@ def test_shortage_and_surplus_stand_on_the_page_in_the_night_s_currency(tmp_path
         "random counts say that the records of an average night of the window are off by EUR -1,234 net (a level, not a loss a night; 95 %: EUR -2,000 to EUR -400)"
         in render(tmp_path)
     )
+
+
+def test_what_counts_of_other_currencies_say_is_not_given_in_tonight_s(tmp_path: Path) -> None:
+    known = dict.fromkeys(("net_variance_value", "net_variance_value_low", "net_variance_value_high"), -1234.0)
+    write_nights(tmp_path, ["2026-03-01", TONIGHT], num_bins=200)
+    set_summary(tmp_path, **known)
+    assert "EUR -1,234 net" in render(tmp_path)
+    path = tmp_path / "runs" / (committed_run(str(tmp_path), "2026-03-01") or "") / "plan.parquet"
+    plan = pq.read_table(path)
+    pounds = pa.array(["GBP"] * plan.num_rows, plan.schema.field("currency").type)
+    pq.write_table(plan.set_column(plan.schema.get_field_index("currency"), "currency", pounds), path)
+    assert "-1,234 net" not in render(tmp_path)
 
 
 def test_how_many_pieces_the_records_are_off_by_stands_on_the_page_without_unit_values_too(tmp_path: Path) -> None:
@@ -170,6 +183,15 @@ def test_all_skus_and_names_of_a_bin_are_found_also_those_that_are_not_shown() -
     assert hidden_text({"sku": None, "skus": [{"sku": None, "name": None}] * 20}) == ""
 
 
+def test_what_a_search_finds_beyond_what_is_shown_is_bounded_over_all_bins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.reporting.page.MAX_SEARCH_TEXT", 250)
+    monkeypatch.setattr("jobs.reporting.page.hidden_text", lambda row: "x" * 100)
+    monkeypatch.setattr("jobs.reporting.page._list_row", lambda row, thumbnail: {})
+    top: Any = pa.table({"bin_id": list("abcd")})
+    rows = list_rows(Overview(top=top), [Thumbnail(None)] * 4)
+    assert [len(row["search"]) for row in rows] == [100, 100, 50, 0]
+
+
 def test_an_alarm_of_the_night_paints_no_zone_as_alarmed() -> None:
     zones = [{"scope_value": name, "record_outside_set_share": 0.1, "drift_alarm": True} for name in ("A", "B")]
     assert "--alarm" not in str(zone_picture(zones))
@@ -204,6 +226,7 @@ def test_records_that_wait_for_their_correction_are_told_of_before_any_list_is_r
         ({"num_assessed": 90}, "Only 90.0\N{NO-BREAK SPACE}% of the bins were assessed"),
         ({"num_scored": 90}, "10 photos could not be scored"),
         ({"num_bins": 101}, "The results hold 100 bins, the summary 101"),
+        ({"num_bins": 99}, "The results hold 100 bins, the summary 99"),
     ],
 )
 def test_what_to_look_at_first_is_said_and_nothing_of_a_sound_night(change: dict[str, Any], said: str) -> None:

@@ -24,7 +24,7 @@ from jobs.stages import publish as publishing
 from jobs.stages.conclude import Decisions, WrittenParts
 from jobs.stages.night_lock import hold_night
 from jobs.stages.publish import check_committed, publish_night
-from jobs.stages.summary import MONEY, PREDICTED, _facts_of_night, summarize
+from jobs.stages.summary import MONEY, PREDICTED, _facts_of_night, _facts_of_whole, summarize
 from jobs.stages.sums import sum_scopes
 from schemas.errors import GateError
 from schemas.recount import PLANNED_SCHEMA
@@ -39,13 +39,18 @@ FACTS = {
 }
 
 
-def night_of(*bins: dict[str, Any]) -> WrittenParts:
-    """A night summed over results rows that say no more than the test does."""
+def results_of(*bins: dict[str, Any]) -> pa.Table:
+    """Results rows that say no more than the test does."""
     given = {"run_id": "r", "image_uri": "", "num_skus": 1, "skus": [], "status": "scored", "num_counted": 0}
     given |= {"verdict": "ok", "bundle_id": "b", "calibration_id": "c", "expected_qty": 2, "camera_qty": 2}
     rows = [{**given, "bin_id": f"b{place}", **row} for place, row in enumerate(bins)]
-    results = pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
-    sums = sum_scopes(results, np.zeros(len(rows), dtype=bool), 6)
+    return pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA)
+
+
+def night_of(*bins: dict[str, Any]) -> WrittenParts:
+    """A night summed over them."""
+    results = results_of(*bins)
+    sums = sum_scopes(results, np.zeros(results.num_rows, dtype=bool), 6)
     return WrittenParts(sums, PLANNED_SCHEMA.empty_table(), [])
 
 
@@ -127,6 +132,39 @@ def test_the_summary_names_a_temperature_where_the_calibration_is_one(
     assert row["temperature"] == pytest.approx(temperature)
 
 
+def facts_of_night(output: object, decisions: Decisions) -> dict[str, object]:
+    bundle = bundle_info()
+    tonight: Any = SimpleNamespace(run_id="r", bundle=bundle)
+    belief = learn_belief(read_history(str(output), NIGHT), bundle, true_shares(bundle.label_histogram))
+    return _facts_of_night(tonight, belief, decisions)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "alpha"), [({}, None), ({0.3: 0.0}, None), ({0.3: 0.0, 0.1: 0.2, 0.05: 0.1}, 0.1)]
+)
+def test_the_summary_names_the_largest_rate_that_certifies_anything(
+    thresholds: dict[float, float], alpha: float | None, tmp_path: Path
+) -> None:
+    decisions = Decisions(0, None, thresholds, False, None)  # type: ignore[arg-type]
+    assert facts_of_night(tmp_path, decisions)["alpha"] == alpha
+
+
+@pytest.mark.parametrize(("has_scored_all", "price"), [(True, 4.0 * 2 * 0.5 / 2000 * 1000), (False, None)])
+def test_images_have_a_price_where_this_try_scored_all_of_them(
+    has_scored_all: bool, price: float | None, tmp_path: Path
+) -> None:
+    bundle = bundle_info()
+    belief = learn_belief(read_history(str(tmp_path), NIGHT), bundle, true_shares(bundle.label_histogram))
+    config, resources = SimpleNamespace(node_price=4.0), SimpleNamespace(num_nodes=2)
+    tonight: Any = SimpleNamespace(config=config, resources=resources)
+    progress: Any = SimpleNamespace(
+        num_fresh=2000, has_scored_all=lambda: has_scored_all, images_per_second=lambda: 1.0
+    )
+    decisions = Decisions(0, None, {}, False, None)  # type: ignore[arg-type]
+    facts = _facts_of_whole(tonight, belief, decisions, progress, seconds=1800.0)
+    assert facts["price_per_1000_images"] == price
+
+
 def test_the_drift_alarm_is_the_night_s_and_no_zone_s() -> None:
     found = scopes(night_of({"zone": "Z"}), [])
     assert (found[None]["drift_alarm"], found["Z"]["drift_alarm"]) == (True, None)
@@ -170,6 +208,9 @@ def test_counts_that_came_in_while_the_run_was_at_work_keep_the_night(tmp_path: 
     check_committed(output, NIGHT, run_id, 0)
     with pytest.raises(GateError, match=r"committed by run .* with 0 of its 3 rows.*audit it again with --replace"):
         check_committed(output, NIGHT, run_id, 3)
+    write_table(part, results_of({}, {}))
+    with pytest.raises(GateError, match=r"with 2 of its 1 rows"):  # by a try that cut its parts otherwise
+        check_committed(output, NIGHT, run_id, 1)
     check_committed(output, NIGHT, in_force, 3)  # which was replaced: its parts have gone, rightly
 
 
@@ -208,6 +249,65 @@ def test_a_night_that_another_run_committed_after_the_last_look_at_the_lock_stay
     assert committed_run(output, NIGHT) == first
 
 
+@pytest.mark.parametrize("moment", ["before its plan is written", "write_table", "_check_parts"])
+def test_a_run_that_has_lost_the_night_commits_nothing_and_touches_no_part(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paused, it may find that another process has taken the night with the same command and so with the same names."""
+    output, run_id = str(tmp_path), str(FACTS["run_id"])
+    in_force = commit_night(output, NIGHT, [plan_row("a")])
+    parts = [part_uri(output, "results", NIGHT, run_id, number) for number in range(2)]
+    for part in parts:
+        write_table(part, RESULTS_SCHEMA.empty_table())
+    lost = not hasattr(publishing, moment)
+
+    def check() -> None:
+        if lost:
+            raise GateError("another run has taken the night")
+
+    if not lost:
+        step = getattr(publishing, moment)
+
+        def pause(*given: Any) -> None:
+            nonlocal lost
+            step(*given)
+            lost = True
+
+        monkeypatch.setattr(publishing, moment, pause)
+    lock: Any = SimpleNamespace(check=check, is_held=lambda: not lost)
+    night = replace(night_of({}), part_uris=parts[:1])
+    with pytest.raises(GateError, match="another run has taken the night"):
+        publish_night(
+            night,
+            summarize(night.sums, FACTS, {}, []),
+            output_uri=output,
+            audit_date=NIGHT,
+            run_id=run_id,
+            replaces=in_force,
+            replace_counted=True,
+            lock=lock,
+        )
+    assert committed_run(output, NIGHT) == in_force
+    if moment != "_check_parts":
+        assert part_uris(output, "results", NIGHT, run_id) == parts
+    if moment == "before its plan is written":
+        assert part_uris(output, "recount_plan", NIGHT, run_id) == []
+
+
+def test_a_night_is_on_disk_before_its_commit_and_that_before_what_was_staged_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, run_id = str(tmp_path), str(FACTS["run_id"])
+    staged, settled = f"{output}/runs/{run_id}/staged/0000000.parquet", []
+    storage.write_bytes(staged, b"")
+    monkeypatch.setattr(
+        storage, "settle", lambda uri: settled.append((uri, committed_run(output, NIGHT), storage.exists(staged)))
+    )
+    publish(night_of({}), output, replaces=None)
+    assert settled == [(output, None, True), (output, run_id, True)]
+    assert not storage.exists(staged)
+
+
 def test_a_commit_whose_answer_was_lost_is_a_commit(tmp_path: Any) -> None:
     publish(night_of({}), str(tmp_path), replaces=None)
     publish(night_of({}), str(tmp_path), replaces=None)
@@ -233,13 +333,14 @@ def test_a_summary_s_shares_and_lists_are_of_the_bins_that_they_name() -> None:
         {"recount": "priority", "verdict": "suspect", "p_record_wrong": 0.6, "abc_class": "A"},
         {"recount": "random", "p_record_wrong": 0.1, "abc_class": "A"},
         {"recount": "random", "p_record_wrong": 0.2, "abc_class": "B", "zone": "Z"},
-        {"verdict": "not_assessed"},  # scored; its stock has moved
+        {"verdict": "not_assessed", "camera_qty": 5},  # scored; its stock has moved
         {"status": "missing_image", "verdict": "not_assessed", "camera_qty": None},
     )
     night.sums["num_outside"] = 1.0
     rows = {(r["scope"], r["scope_value"]): r for r in summarize(night.sums, FACTS, {}, []).to_pylist()}
     whole = rows["all", None]
     assert (whole["record_outside_set_share"], whole["coverage"]) == pytest.approx((1 / 3, 3 / 5))
+    assert whole["naive_mismatch_share"] == pytest.approx(1 / 4)
     assert (whole["num_priority"], whole["num_random"], whole["num_suspect"]) == (1, 2, 1)
     assert whole["exp_wrong_in_list"] == pytest.approx(0.6)
     assert [rows["abc_class", name]["num_bins"] for name in "AB"] == [2, 1]

@@ -323,10 +323,14 @@ def test_without_a_committed_night_there_is_nothing_to_count_for(tmp_path: Path)
 def test_plans_of_replaced_runs_still_count_and_those_never_committed_do_not(output: str) -> None:
     write_run(output, f"{NIGHT}-cccccccccccc", [plan_row("never")])
     commit_night(output, NIGHT, [plan_row("e")], run="bbbbbbbbbbbb", marked=False)  # it died right after its commit
+    commit_night(output, "2026-03-03", [plan_row("f")])
     lines = [f"{name},{NIGHT},3,2026-03-03T08:00Z,,," for name in ("a", "e", "never")]
-    assert take_in(output, *lines) == 1
+    assert take_in(output, *lines, "f,2026-03-03,3,2026-03-04T08:00Z,,,") == 1
     runs = dict(zip(*(read_counted(output)[name].to_pylist() for name in ("bin_id", "run_id")), strict=True))
-    assert runs == {"a": f"{NIGHT}-aaaaaaaaaaaa", "e": f"{NIGHT}-bbbbbbbbbbbb"}
+    assert runs == {
+        name: f"{night}-{run * 12}"
+        for name, night, run in (("a", NIGHT, "a"), ("e", NIGHT, "b"), ("f", "2026-03-03", "a"))
+    }
     assert [found["bin_id"] for found in rejects(output)] == ["never"]
 
 
@@ -348,6 +352,7 @@ def test_a_count_after_as_many_of_another_sku_were_recorded_is_rejected(tmp_path
     def record(sku: str, *quantities: int) -> list[dict[str, object]]:
         return [{"sku": sku, "name": None, "quantity": quantity} for quantity in quantities or [3]]
 
+    assert lines_of([*record("A"), *record("B")]) == lines_of([*record("B"), *record("A")]), "lines have no order"
     # two lots of one SKU and a line of none are the same pieces
     lots = [*record("B", 1, 2), *record("sold out", 0)]
     commit_night(uri, NIGHT, [plan_row("a", skus=record("A")), plan_row("b", skus=lots), plan_row("c", skus=[])])
@@ -415,6 +420,7 @@ def test_a_count_made_before_the_record_was_read_says_nothing_about_it(tmp_path:
         ("dated", "2026-03-02", "before_night"),
         ("dated", "2026-03-04", None),
         ("undated", "2026-03-03", None),
+        ("midnight", "2026-03-03", None),  # of which only the day is known, too
         ("changed", "2026-03-03", None),
         ("changed", "2026-03-04", "bad_date"),  # was read to be another at 20:00 that day
         ("changed", "2026-03-05", "record_changed"),
@@ -426,6 +432,7 @@ def test_a_count_without_a_time_of_day_stands_where_it_says_the_same_the_whole_d
 ) -> None:
     output = str(tmp_path / "audits")
     bins = [plan_row("dated", expected_as_of=at(2)), plan_row("undated"), plan_row("changed"), plan_row("replanned", 4)]
+    bins.append(plan_row("midnight", expected_as_of=at(0)))
     commit_night(output, NIGHT, [plan_row("replanned")], run="f" * 12, started_at="2026-03-02T22:00:00+00:00")
     commit_night(output, NIGHT, bins, started_at="2026-03-03T02:00:00+00:00")
     commit_night(output, "2026-03-04", [], other_bins=[plan_row("changed", 5, expected_as_of=at(20, day=4))])
@@ -721,6 +728,7 @@ def test_a_list_that_went_through_a_spreadsheet_comes_back(tmp_path: Path, capsy
         ("2-3-2026", "4-3-2026 20:15:00"),  # in the Netherlands and Denmark
         ("2026/03/02", "2026/03/04 20:15"),  # in Japan
         ("3/2/2026 12:00 AM", "3/4/2026 8:15:00 pm"),
+        ("3-2-2026", "3-4-2026 8:15 PM"),
         (NIGHT, "2026-03-04 20:15"),
     ],
 )
@@ -946,6 +954,21 @@ def test_two_who_agree_are_believed_whenever_the_third_one_counted(output: str, 
     take_in(output, f"a,{NIGHT},{found[order[2]]},2026-03-03T10:00Z,{order[2]},,")
     facts = read_history(output, "2026-03-04").last_counts.loc["a"]
     assert (facts["finding"], facts["found_qty"]) == ("wrong", 1)
+
+
+def test_what_two_have_settled_is_not_doubted_by_a_third(output: str) -> None:
+    lines = [f"a,{NIGHT},1,2026-03-03T{hour}:00Z,{who},," for hour, who in (("08", "kim"), ("09", "lee"))]
+    assert take_in(output, *lines, f"a,{NIGHT},2,2026-03-03T10:00Z,ana,,") == 1
+    assert "the bin is resolved for the night 2026-03-02: 1 pieces" in rejects(output)[0]["detail"]
+    assert read_counted(output).num_rows == 2
+
+
+def test_who_confirms_what_two_have_settled_confirms_no_other_s_count(output: str) -> None:
+    """At the same time as the first of them, by the same clock of a shift."""
+    lines = [f"a,{NIGHT},1,2026-03-03T{hour}:00Z,{who},," for hour, who in (("08", "kim"), ("09", "lee"))]
+    assert take_in(output, *lines) == 0
+    assert take_in(output, f"a,{NIGHT},1,2026-03-03T08:00Z,ana,true,", name="confirmed.csv") == 1
+    assert "the bin is resolved for the night 2026-03-02: 1 pieces" in rejects(output)[0]["detail"]
 
 
 def test_two_who_agree_are_believed_though_two_others_did_not(output: str) -> None:

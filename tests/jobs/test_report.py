@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.axes import Axes
 from obstore.exceptions import GenericError
 from PIL import Image
 from xlsxwriter.exceptions import FileCreateError
@@ -38,6 +39,7 @@ from jobs.platform.provenance import provenance
 from jobs.platform.texts import csv_text, visible_text
 from jobs.report import main
 from jobs.reporting import discrepancies, files, ordering, pictures
+from jobs.reporting.closing import close_night
 from jobs.reporting.discrepancies import DISCREPANCIES, write_discrepancies
 from jobs.reporting.files import _list_second_counts, write_report
 from jobs.reporting.nights import read_night, read_nights, read_results
@@ -296,6 +298,19 @@ def test_no_text_from_a_record_is_a_formula_or_a_link_in_a_spreadsheet(report: P
             for cell in row:
                 assert cell.data_type != "f", cell.value
                 assert cell.hyperlink is None
+
+
+def test_a_spreadsheet_shows_shares_as_such(report: Path) -> None:
+    sheet = openpyxl.load_workbook(report / "discrepancies.xlsx")["Discrepancies"]
+    head, *rows = sheet.iter_rows()
+    formats = {
+        cell.value: {row[place].number_format for row in rows if row[place].value is not None}
+        for place, cell in enumerate(head)
+    }
+    for name in ("p_record_wrong", "p_short", "p_over", "p_empty", "p_expected", "inclusion_probability"):
+        assert formats[name] == {"0.0%"}, name
+    for name in ("expected_variance_qty", "value_at_risk"):
+        assert formats[name] == {"#,##0.00"}, name
 
 
 def test_a_spreadsheet_keeps_nasty_text_whole_with_a_frozen_header_and_filters(report: Path) -> None:
@@ -663,6 +678,7 @@ def test_a_photo_that_became_a_link_to_elsewhere_is_not_shown(tmp_path: Path) ->
     assert found == Thumbnail(None, "outside the audit's allowed roots")
     (unknown,) = fetch_thumbnails(rows, None, anonymous=False, audited_at=None)
     assert unknown.source is not None
+    assert fetch_thumbnails(rows, (), anonymous=False, audited_at=None) == [found], "where none is allowed"
 
 
 def test_a_photo_that_was_replaced_since_the_audit_is_not_shown_beside_its_count(tmp_path: Path) -> None:
@@ -876,6 +892,16 @@ def test_the_second_counts_of_an_earlier_night_s_report_are_of_its_window_alone(
     assert found == [(None, f"of {DATES[0]}", DATES[0])]
 
 
+def test_a_night_s_second_counts_are_those_of_thirty_nights(tmp_path: Path) -> None:
+    uri, tonight = str(tmp_path), date.fromisoformat(TONIGHT)
+    first, before, later = ((tonight + timedelta(days=days)).isoformat() for days in (-29, -30, 1))
+    for night in (before, first, TONIGHT, later):
+        commit_night(uri, night, [plan_row(f"of {night}")])
+        take_in(uri, _counted(f"of {night}", 1, "ann", night))
+    found = _list_second_counts(read_night(uri, TONIGHT), read_history(uri, later))
+    assert sorted(night for _, _, night in found) == [first, TONIGHT]
+
+
 def test_a_report_that_is_made_anew_says_what_the_counts_tell_by_now(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -902,7 +928,26 @@ def test_of_the_bins_that_were_not_assessed_the_first_few_are_examples(nights: P
     for row in (row for rows in read_results(night) for row in rows.to_pylist() if row["verdict"] == "not_assessed"):
         bins.setdefault(row["reason"], []).append(row["bin_id"])
     assert max(map(len, bins.values())) > 2 * EXAMPLES
-    assert survey_night(night).examples == {reason: names[:EXAMPLES] for reason, names in bins.items()}
+    overview = survey_night(night)
+    assert overview.examples == {reason: names[:EXAMPLES] for reason, names in bins.items()}
+    assert {row["status"] for row in overview.unreadable} == {"unreadable_image", "image_rejected"}
+
+
+def test_an_audit_ends_with_its_accuracy_from_the_low_end_to_the_high_one(
+    nights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night = read_night(str(nights), TONIGHT)
+    night.whole.update({"ira": 0.9, "error_rate": 0.1, "error_rate_low": 0.05, "error_rate_high": 0.2})
+    close_night(night, None)
+    assert "record accuracy: 90.0% (95 %: 80.0% to 95.0%; " in capsys.readouterr().out
+
+
+def test_an_accuracy_s_interval_is_drawn_from_its_low_end_to_its_high_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[float], list[float]]] = []
+    monkeypatch.setattr(Axes, "fill_between", lambda axes, days, low, high, **_: drawn.append((low, high)))
+    night = {"audit_date": TONIGHT, "ira": 0.9, "error_rate_low": 0.05, "error_rate_high": 0.2}
+    assert pictures.accuracy_picture([night, night | {"ira": None}]) is not None
+    assert drawn == [([0.8], [0.95])]
 
 
 def test_of_many_nights_the_last_ones_are_shown(tmp_path: Path) -> None:
@@ -926,8 +971,10 @@ def test_a_list_s_value_is_compared_in_one_currency_only(
 ) -> None:
     given = {"unit_value": 10.0, "expected_abs_variance_qty": 0.1}
     plan = [priority_row(name, 1, currency=each, **given) for name, each in zip("ab", currencies, strict=True)]
-    commit_night(str(tmp_path), DATES[0], [*plan, priority_row("unpriced", 1)])
-    take_in(tmp_path, *(_counted(name, 3, "ann") for name in ("a", "b", "unpriced")))
+    commit_night(
+        str(tmp_path), DATES[0], [*plan, priority_row("unpriced", 1), plan_row("drawn", currency="EUR", **given)]
+    )
+    take_in(tmp_path, *(_counted(name, 3, "ann") for name in ("a", "b", "unpriced", "drawn")))
     promise = _promise(tmp_path)
-    assert promise.num_compared == 3
+    assert promise.num_compared == 3, "the list's alone"
     assert promise.claimed_value == (None if claimed is None else pytest.approx(claimed))

@@ -109,13 +109,13 @@ def test_what_no_scorer_fits_into_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def _plan_training(
-    monkeypatch: pytest.MonkeyPatch, num_workers: int, *nodes: dict[str, float]
+    monkeypatch: pytest.MonkeyPatch, num_workers: int, *nodes: dict[str, float], num_runs: int = 1
 ) -> tuple[dict[str, float], int]:
     totals = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     monkeypatch.setattr(ray, "cluster_resources", lambda: totals)
     config = TrainConfig(manifest_uri="m", bundle_uri="b", num_workers=num_workers, batch_size=32 * num_workers)
-    scaling, threads = plan_workers(config)
+    scaling, threads = plan_workers(config, num_runs)
     assert scaling.resources_per_worker is not None
     return scaling.resources_per_worker, threads
 
@@ -125,6 +125,13 @@ def test_training_on_gpus_leaves_cpus_to_decode_with(
     monkeypatch: pytest.MonkeyPatch, node: tuple[int, int], workers: int, cpus: float
 ) -> None:
     assert _plan_training(monkeypatch, workers, {"CPU": node[0], "GPU": node[1]})[0] == {"CPU": cpus, "GPU": 1}
+
+
+def test_trials_at_a_time_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"CPU": 32.0, "GPU": 8.0}
+    assert _plan_training(monkeypatch, 4, node, num_runs=2)[0]["GPU"] == 1
+    with pytest.raises(InputError, match=r"expected at most 2, the cluster's GPUs \(8\) over the trials .*, found 4"):
+        _plan_training(monkeypatch, 4, node, num_runs=3)
 
 
 def test_training_on_gpus_without_cpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

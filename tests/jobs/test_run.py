@@ -247,6 +247,39 @@ def test_a_holder_elsewhere_whose_heart_stopped_is_replaced(output_uri: str, mon
     stopped._stopped.set()
 
 
+def test_a_holder_that_wakes_up_takes_the_night_from_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have had the night since, and let it go; its heartbeat goes on for a while."""
+    monkeypatch.setattr(night_lock, "EXPIRY_SECONDS", 0.5)
+    monkeypatch.setattr(night_lock, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(night_lock, "HEARTBEAT_SECONDS", 3600.0)
+    sleeper = NightLock(f"{tmp_path}/locks/audit_date=2026-11-22", "sleeper")
+    sleeper.acquire()
+    with hold_night(str(tmp_path), "2026-11-22", "run-b"):
+        pass
+    with hold_night(str(tmp_path), "2026-11-22", "run-c") as lock:
+        sleeper._stopped.set()
+        storage.write_bytes(sleeper._uri(sleeper._generation), sleeper._content())
+        lock.check()
+        assert not sleeper.is_held()
+
+
+def test_a_process_that_slept_while_another_had_the_night_still_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = storage.create_bytes
+
+    def create_and_sleep(uri: str, data: bytes) -> bool:
+        is_new = create(uri, data)
+        if uri.endswith("000000.json") and is_new and not Path(uri).with_name("000001.json").exists():
+            Path(uri).unlink()  # taken for dead, cleared away by whoever let the night go since
+            create(uri.replace("000000", "000001"), json.dumps({**night_lock._NOBODY, "released": True}).encode())
+        return is_new
+
+    monkeypatch.setattr(storage, "create_bytes", create_and_sleep)
+    with hold_night(str(tmp_path), "2026-11-22", "run-a") as lock:
+        lock.check()
+
+
 def test_a_holder_that_storage_hid_is_not_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While storage is away the holder can't renew its hold either: that silence says nothing of it."""
     monkeypatch.setattr(night_lock, "EXPIRY_SECONDS", 0.5)
@@ -311,6 +344,33 @@ def test_a_night_beyond_tomorrow_is_told_of_wherever_the_warehouse_is(
 ) -> None:
     tell_future_night(date.fromisoformat(night), "--audit-date", datetime(2026, 11, 28, hour, tzinfo=UTC))
     assert (f"--audit-date: expected a night up to 2026-11-29, found {night}: no count" in caplog.text) is is_told
+
+
+def test_a_replacement_that_died_after_its_commit_is_gone_on_with_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, replaced = str(tmp_path), "2026-11-22-aaaaaaaaaaaa"
+    found: Any = SimpleNamespace(**FACTS, uri="m", images_uri="/photos", top_class=6, least=lambda: None)
+    for name, value in {
+        "read_bundle": (found, None),
+        "learned_from": None,
+        "digests": np.empty(0),
+        "check_manifest": found,
+        "settle_resources": (found, "fp32"),
+        "await_free": None,
+    }.items():
+        monkeypatch.setattr(tonight, name, lambda *given, value=value: value)
+    config = CONFIG.model_copy(update={"output_uri": output, "replace": True})
+    name = run_id(config, replaces=replaced, allowed_roots=("/photos",))
+    commit_night(output, "2026-11-22", [plan_row("a")], run=name.removeprefix("2026-11-22-"))
+    storage.write_bytes(
+        f"{output}/runs/{name}/run.json",
+        json.dumps({"run_id": name, "config": {"replace": True}, "replaces": replaced}).encode(),
+    )
+    settled = tonight.settle_night(config)
+    assert (settled.run_id, settled.replaces, settled.is_committed) == (name, replaced, True)
+    again = tonight.settle_night(config.model_copy(update={"recount_budget": 7}))
+    assert (again.replaces, again.is_committed) == (name, False)
 
 
 def test_a_report_that_is_not_ours_does_not_finish_a_night(tmp_path: Path) -> None:

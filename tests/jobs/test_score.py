@@ -296,26 +296,29 @@ def test_rate_and_time_left_are_of_this_try_with_its_start(monkeypatch: pytest.M
 
 
 def test_of_a_shard_that_is_tried_again_only_the_rows_without_a_score_are_fresh(tmp_path: Path) -> None:
-    storage.write_bytes(f"{tmp_path}/00003.jpg", photo(1, 1))
+    storage.write_bytes(f"{tmp_path}/00001.jpg", photo(1, 1))
+    scored = [True, False, True, False, True]
     added = {
-        "status": ["scored", "scored", "scored", "missing_image"],
-        "error": [None, None, None, "not found"],
-        "training_photo": [False] * 4,
-        "contrast": [9.0, 9.0, 9.0, None],
-        "probabilities": [[0.5, 0.5]] * 3 + [None],
+        "status": ["scored" if known else "missing_image" for known in scored],
+        "error": [None if known else "not found" for known in scored],
+        "training_photo": [False] * 5,
+        "contrast": [9.0 if known else None for known in scored],
+        "probabilities": [[0.5, 0.5] if known else None for known in scored],
     }
-    rows = manifest_table(str(tmp_path), [1] * 4).to_pydict() | added
+    rows = manifest_table(str(tmp_path), [1] * 5).to_pydict() | added
     write_table(staging.staged_uri(str(tmp_path), 0), pa.Table.from_pydict(rows, schema=staging.STAGED_SCHEMA))
     plan = FetchPlan(Preprocessing(image_size=32), (str(tmp_path),), False, None)
-    work = pa.table({"index": [0], "uri": ["not read"], "row_group": [0], "num_rows": [4]})
+    work = pa.table({"index": [0], "uri": ["not read"], "row_group": [0], "num_rows": [5]})
     (shard,) = staging._fetch_or_resume(work, str(tmp_path), plan)
     (report,) = staging._stage(with_probabilities(shard, np.array([[0.1, 0.9]], np.float32)), str(tmp_path))["report"]
     first = unpack(report.as_py())
-    assert (first.num_fresh, first.statuses) == (1, {"scored": 4})
-    found = read_table(staging.staged_uri(str(tmp_path), 0))["probabilities"].to_pylist()
-    assert found == [[0.5, 0.5]] * 3 + [[pytest.approx(0.1), pytest.approx(0.9)]]
+    assert (first.num_fresh, first.statuses) == (1, {"scored": 4, "missing_image": 1})
+    found = read_table(staging.staged_uri(str(tmp_path), 0))
+    assert found["bin_id"].to_pylist() == rows["bin_id"]
+    old, now = [0.5, 0.5], [pytest.approx(0.1), pytest.approx(0.9)]
+    assert found["probabilities"].to_pylist() == [old, now, old, None, old]
     (again,) = staging._fetch_or_resume(work, str(tmp_path), plan)
-    (report,) = staging._stage(again, str(tmp_path))["report"]
+    (report,) = staging._stage(again.select(SCORED_SCHEMA.names), str(tmp_path))["report"]
     second = unpack(report.as_py())
     assert second.num_fresh == 0
 
@@ -357,6 +360,8 @@ def test_files_that_a_power_cut_left_cut_short_are_written_again(
     assert stage() == 4
     assert f"{copy}: " in caplog.text
     assert f"{staged}: expected a Parquet file" in caplog.text
+    write_table(copy, manifest_table(str(tmp_path), [1] * 3))
+    assert stage() == read_table(copy).num_rows == 4
     storage.delete([source])
     assert stage() == 4, "a whole copy is kept"
 
@@ -437,6 +442,7 @@ GIB = 2**30
         ([16 * GIB], "bf16", 1024, 16),
         ([4 * GIB], "fp32", 1024, 4),
         ([None, None], "bf16", 1024, 8),
+        ([80 * GIB, None], "bf16", 1024, 8),
         ([2**20], "fp32", 1024, 1),
         ([], "bf16", 224, 256),
         ([], "fp32", 224, 128),

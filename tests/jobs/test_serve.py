@@ -18,21 +18,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from jobs import serve as serve_job
 from jobs.config.serve import EndpointSettings, ServeConfig
+from jobs.counting.belief import true_shares
 from jobs.platform.bundles import ScorerPlan
-from jobs.serving import uploads
+from jobs.serving import app, uploads
 from jobs.serving.access import is_authorized, read_token_digest
 from jobs.serving.app import APP_NAME, build_app, learn_current_belief
 from jobs.serving.batching import Batcher
 from jobs.serving.counter import Counter
-from jobs.serving.front import Front, FrontSettings
+from jobs.serving.front import TRIES, Front, FrontSettings
 from jobs.serving.gate import Room
 from jobs.serving.metrics import merge_pages
 from jobs.serving.pages import render_drop_page
 from jobs.serving.problems import Problem
+from jobs.stages.resources import Resources
 from model.bundle_files import read_bundle_info
 from schemas.errors import GateError, InputError
 from tests.conftest import free_port
@@ -202,6 +204,24 @@ def test_a_batch_holds_what_came_while_the_last_one_was_scored() -> None:
     asyncio.run(live())
 
 
+def test_more_photos_than_a_batch_holds_are_all_counted() -> None:
+    sizes: list[int] = []
+
+    def score(photos: np.ndarray) -> np.ndarray:
+        sizes.append(len(photos))
+        return photos * 2
+
+    async def live() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(score, 2, executor)
+            async with asyncio.timeout(10):
+                answers = await asyncio.gather(*(batcher.submit(np.array([number])) for number in range(7)))
+        assert [answer.tolist() for answer in answers] == [[2 * number] for number in range(7)]
+
+    asyncio.run(live())
+    assert sum(sizes) == 7 and max(sizes) == 2
+
+
 def test_a_network_that_failed_once_is_replaced(bundle: Path) -> None:
     counter = Counter(plan_of(bundle))
 
@@ -243,7 +263,10 @@ def test_serve_deploy_finds_the_builders_settings() -> None:
 
 def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOCK_AUDIT_TOKEN", "")
-    with pytest.raises(InputError, match="at least 16 characters"):
+    with pytest.raises(InputError, match="at least 16 characters, found 0"):
+        read_token_digest()
+    monkeypatch.setenv("STOCK_AUDIT_TOKEN", TOKEN[:15])
+    with pytest.raises(InputError, match="at least 16 characters, found 15"):
         read_token_digest()
     monkeypatch.setenv("STOCK_AUDIT_TOKEN", TOKEN)
     digest = read_token_digest()
@@ -262,6 +285,37 @@ def test_the_record_model_is_learned_from_the_audits_recounts(tmp_path: Path, bu
         learn_current_belief(str(tmp_path / "nothing"), info)
     assert learn_current_belief(str(audits), info).state == "learned"
     assert learn_current_belief(None, info).state == "assumed"
+    # east of Greenwich a night is counted on the day that is still to begin here
+    early = tmp_path / "early"
+    write_nights(early, [(today + timedelta(days=days)).isoformat() for days in (0, 1)], num_bins=300)
+    assert learn_current_belief(str(early), info).state == "learned"
+    for top_class in (4, 8):
+        with pytest.raises(InputError, match=f"with counts up to {top_class} as bundle .* found 6"):
+            learn_current_belief(str(audits), info.model_copy(update={"top_class": top_class}))
+
+
+def test_without_counts_classes_are_as_common_as_the_bundle_s_own_labels_say(bundle: Path) -> None:
+    info = read_bundle_info(bundle)
+    noisy = info.model_copy(update={"label_noise": info.label_noise.model_copy(update={"rate": 0.12})})
+    found = learn_current_belief(None, noisy).record_model.class_shares
+    assert found == pytest.approx(true_shares(info.label_histogram, 0.12))
+
+
+def test_a_batch_that_is_larger_than_a_front_s_room_finds_room_before_the_network(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed: dict[str, dict] = {}
+
+    def deployment(kind: type, **options: object) -> SimpleNamespace:
+        deployed[str(options.get("name", kind.__name__))] = options
+        return SimpleNamespace(bind=lambda *given: None)
+
+    on_two_cores = Resources("cpu", 1, 1.0, 0, 2, 2, 0.5, 0.1, 8, 1)
+    monkeypatch.setattr(app.serve, "deployment", deployment)
+    monkeypatch.setattr(app.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(app, "settle_resources", lambda *_: (on_two_cores, "fp32"))
+    build_app(EndpointSettings(bundle_uri=str(bundle), max_waiting=2))
+    assert deployed["Counter"]["max_queued_requests"] == uploads.MAX_PHOTOS
 
 
 @pytest.mark.ray
@@ -320,6 +374,59 @@ def test_a_front_answers_in_time_and_judges_by_no_other_bundle(bundle: Path) -> 
     asyncio.run(live())
     with pytest.raises(InputError, match="deployed with bundle another"):
         Front(never, FrontSettings(str(bundle), replace(belief, bundle_id="another"), None, 1, 1, 1.0))  # type: ignore[arg-type]
+
+
+def front_of(bundle: Path, counter: object) -> tuple[Front, list[str]]:
+    """A front before `counter`; the outcomes of the photos that it is given."""
+    belief, outcomes = learn_current_belief(None, read_bundle_info(bundle)), []
+    front = Front(counter, FrontSettings(str(bundle), belief, None, 1, 1, 30))  # type: ignore[arg-type]
+    front.photos = SimpleNamespace(inc=lambda tags: outcomes.append(tags["outcome"]))  # type: ignore[assignment]
+    return front, outcomes
+
+
+@pytest.mark.parametrize("error", [RayActorError(), ReplicaUnavailableError("a")], ids=["dead", "going"])
+@pytest.mark.parametrize(("num_deaths", "outcome"), [(TRIES - 1, "counted"), (TRIES, "unavailable")])
+def test_a_photo_whose_replica_died_is_given_to_another_one(
+    bundle: Path, error: Exception, num_deaths: int, outcome: str
+) -> None:
+    deaths = [error] * num_deaths
+
+    async def count(pixels: np.ndarray) -> np.ndarray:
+        if deaths:
+            raise deaths.pop()
+        return np.full(7, 1 / 7, np.float32)
+
+    front, outcomes = front_of(bundle, SimpleNamespace(count=SimpleNamespace(remote=count)))
+    with nullcontext() if outcome == "counted" else pytest.raises(Problem, match="3 replicas of the network died"):
+        asyncio.run(front.count(uploads.Upload(photo(3, 3), None, 3)))
+    assert outcomes == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("error", "draining", "cause"),
+    [
+        (None, False, None),
+        (BackPressureError(64, 64), False, None),  # it counts, and has much to do
+        (RayActorError(), False, "unavailable"),
+        (None, True, "shutting_down"),
+    ],
+    ids=["free", "full", "dead", "draining"],
+)
+def test_a_front_is_ready_while_the_network_answers_and_it_takes_photos(
+    bundle: Path, error: Exception | None, draining: bool, cause: str | None
+) -> None:
+    async def ping() -> None:
+        if error is not None:
+            raise error
+
+    front, _ = front_of(bundle, SimpleNamespace(ping=SimpleNamespace(remote=ping)))
+    front.room.draining = draining
+    found = None
+    try:
+        asyncio.run(front.check_ready())
+    except Problem as problem:
+        found = problem.cause
+    assert found == cause
 
 
 def test_the_page_asks_for_a_token_only_where_one_is_needed(bundle: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
@@ -379,13 +380,60 @@ def test_the_description_names_every_cause_and_the_token() -> None:
     assert "securitySchemes" not in build(Room(1)).openapi()["components"]
 
 
-def test_a_quantity_in_the_query_is_read_as_one_in_a_form_is() -> None:
+def record(quantity: str) -> bytes:
+    """One more field for a `form`, to stand before it."""
+    return f'--edge\r\nContent-Disposition: form-data; name="expected_qty"\r\n\r\n{quantity}\r\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "quantity"),
+    [
+        *(("12", 12), ("0", 0), ("2147483647", 2147483647), ("", None)),
+        *((text, "refused") for text in ("1.000", "1_000", "+3", "-1", "2147483648", "9" * 5000, "٣")),
+    ],
+)
+def test_a_quantity_in_the_query_is_read_as_one_in_a_form_is(text: str, quantity: int | str | None) -> None:
+    recorded: list[int | None] = []
+
+    async def count(upload: Upload) -> Answer:
+        recorded.append(upload.expected_qty)
+        return Answer.model_validate(EXAMPLE)
+
     async def live() -> None:
-        for text, status in (("12", 200), ("1.000", 422), ("1_000", 422), ("+3", 422), ("%D9%A3", 422)):
-            reply = await ask(build(Room(1)), f"/v1/count?expected_qty={text}", b"x", headers=JPEG)
-            assert reply.status == status, (text, reply.body)
+        app, body = build(Room(1), count, max_body_bytes=10_000), record(text) + form(b"a.jpg")[0]
+        replies = [
+            await ask(app, "/v1/count", body, headers=FORM),
+            await ask(app, "/v1/count/batch", body, headers=FORM),
+        ]
+        if text:  # without a record a caller leaves the query's away
+            replies.append(await ask(app, f"/v1/count?expected_qty={quote(text)}", b"x", headers=JPEG))
+        for reply in replies:
+            assert reply.status == (422 if quantity == "refused" else 200), reply.body
+        assert recorded == ([] if quantity == "refused" else [quantity] * len(replies))
 
     asyncio.run(live())
+
+
+def test_a_refused_setting_is_told_of_by_its_place_and_without_its_value() -> None:
+    reply = asyncio.run(ask(build(Room(1)), "/v1/count?expected_qty=many", b"x", headers=JPEG))
+    assert reply.json()["errors"] == [
+        {"place": "query.expected_qty", "message": "Value error, expected a whole number"}
+    ]
+
+
+def test_a_quantity_stands_in_the_query_or_in_the_form() -> None:
+    body = record("3") + form(b"a.jpg")[0]
+    for query in ("3", "0"):
+        reply = asyncio.run(ask(build(Room(1)), f"/v1/count?expected_qty={query}", body, headers=FORM))
+        assert "in the query or in the form, found in both" in problem(reply, 422, "invalid_request").json()["detail"]
+
+
+def test_who_is_to_come_again_is_told_of_about_as_long_as_photos_take() -> None:
+    room = Room(limit=1)
+    for seconds in [9.0] * 50 + [2.9] * 100:
+        room.enter()
+        room.leave(seconds)
+    assert room.overloaded("full").headers["Retry-After"] == "3"
 
 
 def test_the_bundle_is_shown_without_the_places_that_its_training_read() -> None:
@@ -412,8 +460,7 @@ def test_the_route_shows_the_bundle_without_places() -> None:
 @pytest.mark.parametrize("num_records", [1, 3])
 def test_a_batch_has_a_record_for_each_photo_or_none(num_records: int) -> None:
     body, headers = form(b"a.jpg", b"b.jpg")
-    record = b'--edge\r\nContent-Disposition: form-data; name="expected_qty"\r\n\r\n3\r\n'
-    reply = asyncio.run(ask(build(Room(10)), "/v1/count/batch", record * num_records + body, headers=headers))
+    reply = asyncio.run(ask(build(Room(10)), "/v1/count/batch", record("3") * num_records + body, headers=headers))
     assert (
         f"one per file (2; empty where there is no record), found {num_records}"
         in problem(reply, 422, "invalid_request").json()["detail"]

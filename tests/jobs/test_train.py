@@ -31,6 +31,7 @@ from jobs import tune as tune_job
 from jobs.config.train import TrainConfig
 from jobs.config.tune import TuneConfig
 from jobs.train import main
+from jobs.training import bundle as trained_bundle
 from jobs.training import trainer
 from jobs.training.bundle import TRACE_FILE
 from jobs.training.bundle import write_bundle as write_trained_bundle
@@ -42,6 +43,8 @@ from model.bundle import load_bundle
 from model.bundle_files import read_training_images
 from model.calibration import calibrate
 from model.images import decode_image
+from model.learner import TOO_LARGE
+from model.metrics import evaluate_counts
 from model.network import build_network
 from model.progress import NOT_FINITE, UNHEALTHY
 from model.scoring import Scorer
@@ -156,6 +159,8 @@ def test_a_stopped_training_continues_as_if_it_had_never_stopped_and_writes_a_bu
     assert (bundle.info.calibration, bundle.info.num_calibration) == (fitted.calibration, len(chosen))
     assert bundle.info.label_histogram == histogram.tolist()
     assert bundle.info.metrics["test"]["all"]["num_bins"] == (splits == "test").sum() > 0
+    of_others = evaluate_counts(fitted.held_out_probabilities, labels[chosen], groups[chosen])
+    assert bundle.info.metrics["selection"] == of_others, "by fits that have not seen the bin"
     assert bundle.info.training["epochs"] == 2
     assert bundle.info.training["best_epoch"] == resumed.outcome["best_epoch"] + 1 in (1, 2)
     assert bundle.info.training["left_out"] == {"unreadable_image": 1, "missing_image": 1}
@@ -268,27 +273,89 @@ def stopped(checked: LabelledBins, tmp_path: Path) -> str:
     return weights
 
 
-def test_an_unhealthy_training_ends_with_its_findings_and_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finding = {"rule": "poor_initialisation", "message": "The weights are all alike.", "evidence": {}, "epoch": 1}
-    outcome = {"stopped": f"{UNHEALTHY} in epoch 1: poor_initialisation", "findings": [finding]}
-    ended = SimpleNamespace(return_value=outcome, checkpoint=object())
-    monkeypatch.setattr(trainer, "plan_workers", lambda *given: (None, 1))
-    monkeypatch.setattr(trainer, "controller_environment", nullcontext)
+def stub_trainer(monkeypatch: pytest.MonkeyPatch, fit: Callable[[], Any]) -> list[str]:
+    """Puts one in place of Ray Train's; to be filled with what a training is told to do when it is unhealthy."""
     told: list[str] = []
 
     def make_trainer(loop: object, *, train_loop_config: dict[str, Any], **named: object) -> SimpleNamespace:
         told.append(train_loop_config["settings"].on_unhealthy)
-        return SimpleNamespace(fit=lambda: ended)
+        return SimpleNamespace(fit=fit)
 
+    monkeypatch.setattr(trainer, "plan_workers", lambda *given: (None, 1))
+    monkeypatch.setattr(trainer, "controller_environment", nullcontext)
     monkeypatch.setattr(trainer, "TorchTrainer", make_trainer)
+    return told
+
+
+@pytest.mark.parametrize("reason", [UNHEALTHY, NOT_FINITE])
+def test_an_unhealthy_training_ends_with_its_findings_and_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    finding = {"rule": "poor_initialisation", "message": "The weights are all alike.", "evidence": {}, "epoch": 1}
+    outcome = {"stopped": f"{reason} in epoch 1: poor_initialisation", "findings": [finding]}
+    told = stub_trainer(monkeypatch, lambda: SimpleNamespace(return_value=outcome, checkpoint=object()))
     made = training_config(on_unhealthy="stop")
-    with pytest.raises(TrainingStoppedError, match=r"unhealthy in epoch 1: .*poor_initialisation"):
+    with pytest.raises(TrainingStoppedError, match=rf"{reason} in epoch 1: .*poor_initialisation"):
         train_network(few_bins(), made, read_start(made), str(tmp_path))
     (findings,) = tmp_path.glob(f"*/{FINDINGS_FILE}")
     assert json.loads(findings.read_text()) == [finding]
     assert told == ["stop"]
+
+
+@pytest.mark.parametrize(("reason", "goes_on"), [(f"32 photos {TOO_LARGE}: lower --image-size", False), ("503", True)])
+def test_a_training_that_failed_names_the_same_command_where_that_would_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, goes_on: bool
+) -> None:
+    made = training_config()
+    start = read_start(made)
+    snapshot = tmp_path / run_name(few_bins(), made, start) / "checkpoint_manager_snapshot.json"
+    snapshot.parent.mkdir()
+    snapshot.touch()  # as a power cut leaves it: every later try would end by it
+
+    def fail() -> None:
+        assert not snapshot.exists()
+        raise WorkerGroupError("Ray's own words", {0: UserExceptionWithTraceback(RuntimeError(reason), "a traceback")})
+
+    stub_trainer(monkeypatch, fail)
+    with pytest.raises(GateError, match=f"training failed: {reason}") as failed:
+        train_network(few_bins(), made, start, str(tmp_path))
+    assert ("the same command continues from" in str(failed.value)) is goes_on
+
+
+def test_an_older_bundle_is_none_any_more_before_its_weights_are_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    (folder / TRACE_FILE).write_bytes(b"of the older one")
+
+    def die(*given: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    fitted = SimpleNamespace(
+        calibration=SimpleNamespace(model_dump=dict), prediction_set_threshold=0.9, num_calibration=10,
+        record_outside_set_share=0.1, num_independent=10, held_out_probabilities=None,
+    )  # fmt: skip
+    network = build_network("resnet18", 4)
+    for name, value in {
+        "calibrate": fitted,
+        "apply_calibration": None,
+        "evaluate_counts": {},
+        "save_bundle": None,
+    }.items():
+        monkeypatch.setattr(trained_bundle, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(trained_bundle, "resnet_state", lambda state: network.state_dict())
+    monkeypatch.setattr(trained_bundle, "render_training_report", lambda **_: "")
+    monkeypatch.setattr(trained_bundle, "all_photos", lambda *_: None)
+    monkeypatch.setattr(trained_bundle.storage, "upload_folder", die)
+    rows, logits = ({split: np.arange(3) for split in ("selection", "test")} for _ in range(2))
+    outcome: dict[str, Any] = {"rows": rows, "logits": logits, "best_epoch": 0, "history": [], "trace": None}
+    outcome |= {"stopped": None, "precision": "fp32", "activation_ranges": {}}
+    made = training_config().model_copy(update={"bundle_uri": str(folder)})
+    bins = few_bins().append_column("split", pa.array(["train"] * NUM_BINS))
+    start: Any = SimpleNamespace(weights="none", bundle_id=None, seen=None)
+    with pytest.raises(KeyboardInterrupt):
+        write_trained_bundle(LabelledBins(bins, ()), made, start, Trained(outcome, {}, "t"))
+    assert not (folder / "bundle.json").exists() and not (folder / TRACE_FILE).exists()
 
 
 def test_a_failed_training_says_what_its_worker_met() -> None:

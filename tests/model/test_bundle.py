@@ -214,6 +214,11 @@ def test_a_network_s_input_is_scaled_as_imagenet_s_networks_know_it() -> None:
     np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), atol=1e-5)
 
 
+def test_a_histogram_of_another_number_of_classes_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"label_histogram has 6 entries, expected top_class \+ 1 = 7"):
+        save(tmp_path, network, label_histogram=[1] * 6)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -223,6 +228,8 @@ def test_a_network_s_input_is_scaled_as_imagenet_s_networks_know_it() -> None:
         {"preprocessing": {"image_size": 64}},
         {"test_time_flip": True},
         {"record_outside_set_share": 0.2},
+        {"num_calibration": 600},
+        {"num_independent": 400},
     ],
     ids=lambda changes: next(iter(changes)),
 )

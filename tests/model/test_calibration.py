@@ -171,6 +171,29 @@ def test_a_fold_with_too_few_others_is_judged_by_the_threshold_of_all() -> None:
     assert threshold < 0.5 and outside.tolist() == [False] * 24 + [True]
 
 
+def test_a_bin_is_judged_by_the_threshold_of_the_other_folds() -> None:
+    right = np.r_[np.linspace(0.9, 0.8, 20), np.linspace(0.4, 0.3, 20)]
+    _, outside = set_threshold(np.stack([right, 1 - right], axis=1), np.zeros(40, int), np.repeat([0, 1], 20))
+    assert outside.tolist() == [False] * 20 + [True] * 20
+
+
+def test_a_calibration_says_how_many_independent_bins_it_rests_on() -> None:
+    logits, labels, groups = world(2000, 5, "vector")
+    odd = np.isin(groups, [f"g{number}" for number in range(4)])  # groups whose records are all wrong
+    labels[odd] = logits[odd].argmin(axis=1)
+    fitted = calibrate(logits, labels, groups, MIX)
+    assert fitted.num_calibration == 2000 and 20 < fitted.num_independent < 200
+
+
+def test_the_matrix_is_as_free_as_the_vector_to_scale_each_class() -> None:
+    logits, labels, _ = world(400, 1, "temperature")
+    scaled = logits * np.array([1.0, 1, 1, 2, 1, 1, 1])
+    vector, matrix = (
+        np.array(fit_calibration(scaled, labels, method, 0.0).weight).diagonal() for method in ("vector", "matrix")
+    )
+    assert matrix == pytest.approx(vector, rel=0.1)
+
+
 def test_bins_of_groups_that_differ_are_worth_fewer_by_the_variance_between_those() -> None:
     outside, groups = np.zeros(12), np.repeat(["a", "b", "c"], 4)
     outside[[0, 1, 8]] = 1

@@ -284,6 +284,14 @@ def test_predictions_that_are_far_off_in_a_few_bins_do_not_make_a_total_of_piece
     assert estimate.low < estimate.value < estimate.high < 1000
 
 
+def test_predictions_that_tell_nearly_as_much_as_none_are_not_dropped_by_chance() -> None:
+    outcome, ones = (np.arange(420) < 21) * 1.0, np.ones(420, dtype=bool)
+    prediction = outcome + np.where(np.arange(420) % 2, 0.25, -0.25)
+    nights = [NightSample(10_000, 500.0, outcome, prediction, ones, ~ones)]
+    assert estimate_total(nights).estimator == "stratified_difference"
+    assert outcome.var() < (outcome - prediction).var() < 2 * outcome.var()
+
+
 def test_a_priority_list_taken_as_a_sample_would_mislead_and_is_not() -> None:
     random = np.random.default_rng(2)
     outcome = np.r_[np.ones(500), np.zeros(9500)]

@@ -266,8 +266,11 @@ def test_an_animation_is_rejected_and_one_picture_of_its_kind_is_not(photo: Imag
     assert read_pixels(encode(photo, kind, save_all=True)).shape == (120, 160, 3)
 
 
-def test_a_jpeg_with_a_second_picture_behind_it_is_a_photo(photo: Image.Image) -> None:
-    data = encode(photo, "MPO", save_all=True, append_images=[photo.rotate(180)])
+@pytest.mark.parametrize("is_odd", [False, True])
+def test_a_jpeg_with_a_second_picture_behind_it_is_a_photo(photo: Image.Image, is_odd: bool) -> None:
+    written = bytearray(encode(photo, "MPO", save_all=True, append_images=[photo.rotate(180)]))
+    written[written.index(b"\xff\xda") + 12] -= is_odd  # a range of its scan that libjpeg warns of, and Pillow reads
+    data = bytes(written)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.abs(read_pixels(data).astype(int) - expected).max() <= 1
 

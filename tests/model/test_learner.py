@@ -47,6 +47,31 @@ def test_a_batch_s_gradient_is_the_mean_over_its_micro_batches(num_workers: int)
         torch.testing.assert_close(ours.grad, expected.grad * num_workers, rtol=1e-3, atol=1e-5)
 
 
+def test_what_the_workers_tell_of_a_step_adds_up_to_the_batch_s_loss_on_counts_and_gradient() -> None:
+    learning = make_learner(num_workers=2)
+    twin = copy.deepcopy(learning)
+    (batch,) = plan_epoch(BINS, learning.recipe, 0, worker=0, num_workers=2)[:1]
+    seen = Observations(num_classes=4, label_histogram=[7] * 4)
+    told = learning.step(0, iter([(batch, PreparedBatch(PHOTOS[batch.rows], {}))]), seen)
+    logits, _ = twin.network.train()(twin.worker.inputs(PHOTOS[batch.rows]))
+    counts = torch.from_numpy(count_targets(3, "ordinal")[BINS.expected_qty[batch.rows]])
+    twin.accumulate(batch, PHOTOS[batch.rows], synchronise=True)
+    norm = torch.stack([p.grad.norm() for p in twin.network.parameters() if p.grad is not None]).norm()
+    torch.testing.assert_close(told, torch.stack([F.cross_entropy(logits, counts).detach(), norm]) / 2)
+
+
+def test_a_training_that_goes_on_averages_its_weights_as_one_that_never_stopped() -> None:
+    learning, other = make_learner(), make_learner()
+    for _ in range(5):
+        learning.average.update()
+    other.load(copy.deepcopy(learning.state()))
+    for each in (learning, other):
+        with torch.no_grad():
+            next(each.network.parameters()).add_(1.0)
+        each.average.update()
+    torch.testing.assert_close(other.average.state, learning.average.state)
+
+
 def test_only_filters_decay() -> None:
     learning = make_learner()
     groups = learning.optimiser.param_groups

@@ -40,6 +40,8 @@ def test_predictions_are_restricted_to_the_scope() -> None:
     scope = evaluate_scope(probabilities, labels, groups, "1..5")
     assert scope is not None
     assert scope["exact"]["value"] == 1.0
+    assert scope["mae_median"]["value"] == 0.0
+    assert scope["nll"]["value"] == pytest.approx(-(np.log(0.2 / 0.3) + np.log(0.15 / 0.2)) / 2)
     everything = evaluate_scope(probabilities, labels, groups, "all")
     assert everything is not None
     assert everything["exact"]["value"] == 0.0
@@ -60,6 +62,7 @@ def test_scopes_take_their_bins_only() -> None:
     assert figures["0..5"]["num_bins"] == 3
     assert figures["all"]["num_bins"] == 5
     assert figures["all"]["exact"]["value"] == 0.8
+    assert figures["all"]["bias"]["value"] == pytest.approx(-6 / 5), "says too few"
     assert figures["all"]["majority"]["says"] == 6
     assert figures["all"]["majority"]["exact"] == 0.4
     assert figures["all"]["majority"]["bias"] == pytest.approx((6 + 5 + 1) / 5), "says too many"

@@ -184,3 +184,11 @@ def test_a_few_recounts_leave_the_noise_rate_where_it_was_assumed() -> None:
     few = one_hot(2, 3, 4), [2, 3, 4], [2, 3, 4], np.ones(3)
     learned = replace(ASSUMED, assumed=False)
     assert fit_noise_rate(*few, HISTOGRAM, learned, 0.02) == pytest.approx(0.02, abs=0.004)
+
+
+def test_counts_that_say_nothing_leave_the_noise_rate_as_it_was_assumed() -> None:
+    """The camera says of every bin what all labels together do."""
+    noise, shares = label_noise(HISTOGRAM, 0.02, ASSUMED)
+    counts = np.tile(shares @ noise, (50, 1)), np.full(50, 3), np.full(50, 3), np.ones(50)
+    learned = replace(ASSUMED, assumed=False)
+    assert fit_noise_rate(*counts, HISTOGRAM, learned, 0.02) == pytest.approx(0.02, abs=0.001)

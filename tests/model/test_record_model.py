@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from model.posterior import label_noise
-from model.record_errors import DEFAULT_SIZES, recorded_to_true, true_to_recorded
+from model.record_errors import DEFAULT_SIZES, assume_top_shares, recorded_to_true, true_to_recorded
 from model.record_model import (
     RecordModel,
     assume_record_model,
@@ -54,6 +54,23 @@ def test_an_error_of_the_record_is_weighed_by_how_common_the_true_quantity_is() 
     assert 1 - table[3, 3] > 0.5  # a record of 3, where 3 is never stocked, is mistaken
     moved = recorded_to_true(0.05, DEFAULT_SIZES, rare, (0.9, 0.05, 0.05))
     assert 1 - moved[3, 3] == pytest.approx(0.05)
+
+
+def test_stock_that_moved_far_has_left_half_of_the_bins_empty_and_ends_elsewhere_as_often_as_anywhere() -> None:
+    moved = recorded_to_true(0.1, DEFAULT_SIZES, SHARES, (0.3, 0.2, 0.5))
+    assert moved[3] == pytest.approx([0.01125, 0.012, 0.04, 0.9, 0.025, 0.008, 0.00375])
+
+
+def test_a_record_that_is_far_off_says_nothing_as_often_as_any_other_count() -> None:
+    alike = np.full(7, 1 / 7)
+    mistaken = true_to_recorded(0.1, DEFAULT_SIZES, alike, (0.3, 0.2, 0.5))
+    # of three nothing or K and more are far; of one, where two pieces fewer can't be, nothing is a piece off
+    assert mistaken[0, 3] / mistaken[0, 1] == pytest.approx((0.15 / 2) / (0.25 / 0.92))
+
+
+def test_where_hardly_any_bin_holds_so_much_hardly_any_error_leads_there() -> None:
+    small = np.array([0.1, 0.2, 0.2, 0.2, 0.2, 0.0999, 0.0001])
+    assert recorded_to_true(0.1, DEFAULT_SIZES, small, assume_top_shares(small))[5, 6] < 0.002
 
 
 @pytest.mark.parametrize("recorded_to_true_world", [True, False])
@@ -236,7 +253,7 @@ def test_a_zone_with_one_count_is_not_judged_by_it(large: tuple[int, int], small
 
 
 def test_bulk_stock_begins_two_above_the_top_class_and_is_wrong_below_it() -> None:
-    expected = np.array([3] * 900 + [7] * 100 + [50] * 1000)
+    expected = np.array([3] * 900 + [7] * 100 + [8] * 500 + [50] * 500)
     counted = np.array([3] * 900 + [5] * 100 + [6] * 1000)
     learned = fit(expected, counted)
     assert learned.error_rate == pytest.approx((50 * 0.05 + 100) / (50 + 1000))
@@ -254,3 +271,10 @@ def test_the_priority_list_does_not_shape_the_top_class() -> None:
     expected = np.array([6] * 10 + [9] * 10)
     learned = fit(expected, expected, is_random=expected == 6)
     assert learned.top_shares[2] == pytest.approx(assume_record_model(SHARES).top_shares[2] * 5 / 15)
+
+
+def test_one_count_that_only_moved_stock_explains_says_so_already() -> None:
+    """Two are never stocked: found where three are recorded, they are what is left."""
+    rare = np.array([0.2, 0.2, 1e-9, 0.2, 0.2, 0.1, 0.1])
+    learned = fit(np.array([3]), np.array([2]), assumed=assume_record_model(rare))
+    assert learned.recorded_to_true_weight == pytest.approx(0.75, abs=0.02)

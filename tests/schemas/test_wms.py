@@ -49,6 +49,15 @@ def test_an_empty_bin_has_the_value_that_its_line_gives() -> None:
     assert group_lines(parse_lines(found, 2))["unit_value"].to_pylist() == [3.5, None, 4.0, None, 3.0]
 
 
+def test_a_bin_s_lines_stand_in_the_order_of_the_export() -> None:
+    rows = [("a", "S", 1), ("b", "S", 1), ("a", "T", 2), ("a", "R", 3)]
+    bins, skus, quantities = map(list, zip(*rows, strict=True))
+    lines = parse_lines(pa.table({"bin_id": bins, "sku": skus, "quantity": quantities}), 2)
+    found = group_lines(lines.take(pa.array([3, 1, 2, 0])))  # as pieces of a range come in
+    assert [[line["sku"] for line in each] for each in found["skus"].to_pylist()] == [["S", "T", "R"], ["S"]]
+    assert found["first_place"].to_pylist() == ["row 2", "row 3"]
+
+
 def test_a_point_that_may_part_thousands_is_not_guessed_at() -> None:
     texts = ["1.000", "12.000", "1.0", "1.00", "1000.000", "5.", "0.000"]
     lines = {"bin_id": [f"b{i}" for i in range(len(texts))], "sku": ["S"] * len(texts)}

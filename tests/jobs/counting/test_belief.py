@@ -535,6 +535,14 @@ def test_with_many_counts_the_night_s_predictions_carry_accuracy_and_pieces(outp
     assert estimates.net_variance_units == pytest.approx(-42 - 290)
 
 
+def test_of_a_list_the_bins_that_were_resolved_are_said_to_be(output: str) -> None:
+    plan = [*random_plan(10), *(priority_row(f"p{place:02d}", place + 1) for place in range(20))]
+    commit_night(output, "2026-03-02", plan, num_assessed=400)
+    count(output, "2026-03-02", plan, {name: qty for name, qty in right(plan).items() if name != "p19"})
+    estimates = learn_belief(history_of(output), bundle_info(), SHARES).estimates
+    assert (estimates.list_precision_window, estimates.num_priority_window) == (0, 19)
+
+
 def test_a_list_that_is_counted_in_part_has_no_precision_yet(output: str) -> None:
     plan = [*random_plan(10), *(priority_row(f"p{place:02d}", place + 1, unit_value=2.0) for place in range(20))]
     commit_night(output, "2026-03-02", plan, num_assessed=400)

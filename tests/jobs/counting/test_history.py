@@ -14,6 +14,7 @@ import pytest
 from jobs.counting.counted import has_counts, read_counted
 from jobs.counting.history import read_history
 from jobs.counting.last_counts import freeze_last_counts
+from jobs.counting.records import lines_of
 from jobs.platform import storage
 from jobs.platform.layout import FROZEN, committed_run, list_nights, summary_uri
 from jobs.platform.parquet import parquet_bytes
@@ -215,6 +216,16 @@ def test_the_last_count_is_the_one_that_was_made_last_whichever_night_it_is_abou
     assert last[["night", "last_counted_qty"]].tolist() == ["2026-02-20", 3]
 
 
+def test_what_was_recorded_is_what_the_last_count_is_about_in_whatever_order_counts_came_in(output: str) -> None:
+    """Of two plans of a night, between which the record came to name another SKU."""
+    lines = {name: [{"sku": name, "name": None, "quantity": 3}] for name in "AB"}
+    for name in "AB":
+        hours = [5 * (number % 2 == (name == "B")) for number in range(4)]
+        take_in(output, *(counted(f"b{number}", 3, hours=hours[number], skus=lines[name]) for number in range(4)))
+    last = read_history(output, "2026-03-03").last_counts
+    assert last["lines"].tolist() == [lines_of(lines[name]) for name in "ABAB"]
+
+
 def test_a_bin_wrong_again_after_a_correction_is_a_repeat_offender(output: str) -> None:
     take_in(
         output,
@@ -261,6 +272,14 @@ def test_a_night_has_counts_once_one_has_come_in_against_any_of_its_plans(output
     take_in(output, counted("a", 3, run_id="2026-03-02-of-a-replaced-run"))
     assert has_counts(output, "2026-03-02")
     assert not has_counts(output, "2026-03-01")
+
+
+def test_what_lies_in_a_folder_among_the_counts_is_none_of_them(output: str) -> None:
+    take_in(output, counted("a", 2))
+    (uri,) = Path(output, "counted").glob("*.parquet")
+    (uri.parent / "before").mkdir()
+    shutil.copy(uri, uri.parent / "before" / "copy.parquet")
+    assert read_counted(output).num_rows == 1
 
 
 def test_adding_changes_nothing_that_is_there(output: str) -> None:

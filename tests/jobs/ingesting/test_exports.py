@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +108,35 @@ def test_lines_that_stand_there_twice_are_told_of(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(exchange.ray, "get", lambda reference: reference)
     chunks = exchange.collect("records", [iter([info, records]), iter([info, records])])
     assert (chunks.num_repeated, chunks.repeated) == (4, ["row 4", "row 6", "row 4"])
+    other = replace(info, num_others=1, others=["notes.txt"])
+    assert exchange.collect("images", [iter([other, records, info, records])]).others == ["notes.txt"]
+
+
+@pytest.mark.parametrize(("num_repeated", "is_told"), [(5, True), (4, False)])
+def test_an_export_that_stands_there_twice_is_told_of_and_a_few_pallets_that_are_alike_are_not(
+    num_repeated: int, is_told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {
+        "lines of the export": Chunks(num_rows=10),
+        "records": Chunks(num_rows=5, num_repeated=num_repeated, repeated=["row 7"]),
+    }
+    monkeypatch.setattr(inputs, "collect", lambda what, sources: found[what])
+    monkeypatch.setattr(inputs, "read_export", lambda *_, **__: ([], False))
+    for name in ("find_export", "_start_listing", "exchange"):
+        monkeypatch.setattr(inputs, name, lambda *_, **__: [])
+    monkeypatch.setattr(inputs, "_list_folder", lambda *_: Chunks())
+    config = IngestConfig(images_uri="s3://b/images", records_uri="s3://b/export.csv", manifest_uri="manifest")
+    assert inputs.list_inputs(config)[1].num_rows == 5
+    assert (
+        "5 of 10 lines are those of another one in every column that is read (such as row 7)" in caplog.text
+    ) is is_told
+
+
+def test_rows_of_one_key_stand_in_one_order_whatever_order_their_pieces_come_in() -> None:
+    rows = [("a", "x.jpg", 2), ("a", "y.jpg", 1), ("a", "y.jpg", 2), ("b", "x.jpg", 1)]
+    pieces = [pa.table({"key": [key], "uri": [uri], "row": [row]}) for key, uri, row in rows]
+    merged = exchange.merge([pieces[place] for place in (2, 3, 1, 0)])
+    assert [tuple(row.values()) for row in merged.to_pylist()] == rows
 
 
 @pytest.mark.s3

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from jobs.ingesting.readable import probe, unfetched_error
+from jobs.ingesting import readable
+from jobs.ingesting.readable import Probe, check_readable, probe, unfetched_error
 from jobs.ingesting.records import StorageOutage
-from schemas.errors import GateError
+from schemas.errors import GateError, InputError
 from tests.ingested import matched_bins, write_records
 
 
@@ -29,6 +32,18 @@ def test_a_probe_ends_at_the_first_record_that_can_be_read(folder: Path, monkeyp
 
 def _raise_outage(uris: list[str], *, anonymous: bool) -> None:
     raise StorageOutage("away")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_record_that_can_be_read_is_enough_wherever_it_stands(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        readable, "_probe", SimpleNamespace(remote=lambda part, anonymous: Probe(readable=part == place))
+    )
+    monkeypatch.setattr(readable.ray, "get", lambda probes: probes)
+    target: Any = SimpleNamespace(anonymous=False, images_uri="s3://b/images")
+    check_readable([0, 1, 2], target)
+    with pytest.raises(InputError, match="no image has a readable record"):
+        check_readable([3, 4, 5], target)
 
 
 def test_the_message_counts_the_records_that_did_not_come_and_names_the_first() -> None:

@@ -37,9 +37,10 @@ def test_a_record_that_is_denied_is_no_unreadable_one(folder: Path, monkeypatch:
         read_records([str(folder / "good.json")] * 16, anonymous=False)
 
 
-def test_failures_are_an_outage_only_in_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("between", ["good", "bad"])
+def test_failures_are_an_outage_only_in_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch, between: str) -> None:
     monkeypatch.setattr(records, "REQUESTS_IN_FLIGHT", 1)
-    uris = [str(folder / f"{name}.json") for name in ("loop", "good")]
+    uris = [str(folder / f"{name}.json") for name in ("loop", between)]
     found = read_records(uris * OUTAGE_FAILURES, anonymous=False)
     assert sum(isinstance(reason, NotFetched) for reason in found) == OUTAGE_FAILURES
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jobs.platform import s3
-from jobs.training.checkpoints import drop_damaged_checkpoints, ray_storage, remove_run
+from jobs.training.checkpoints import drop_damaged_checkpoints, list_runs, ray_storage, remove_run
 from model.training import STATE_FILE
 
 
@@ -18,6 +18,9 @@ def test_a_list_of_checkpoints_that_a_power_cut_left_damaged_begins_the_training
     snapshot, state = tmp_path / "checkpoint_manager_snapshot.json", tmp_path / "first" / STATE_FILE
     state.parent.mkdir()
     drop_damaged_checkpoints(str(tmp_path))
+    snapshot.write_text('{"checkpoint_results": []}')  # none yet
+    drop_damaged_checkpoints(str(tmp_path))
+    assert snapshot.exists()
     document = b'{"checkpoint_results": [{"checkpoint_dir_name": "first"}]}'
     torch.save({"epoch": 1}, state)
     whole = state.read_bytes()
@@ -74,6 +77,13 @@ def test_checkpoints_go_to_the_region_of_everything_else_and_carry_no_credential
     assert path == "bucket/bundle.training"
     assert filesystem.region == s3.region() == "eu-north-1"
     assert b"tester-secret" not in pickle.dumps(filesystem)
+
+
+def test_trainings_that_lie_there_are_those_that_hold_something(tmp_path: Path) -> None:
+    for name, content in (("a/inputs/bins.parquet", "bins"), ("b/inputs", ""), ("notes.txt", "no training")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert list_runs(str(tmp_path)) == {"a"}
 
 
 def test_a_finished_run_can_be_removed_twice(tmp_path: Path) -> None:

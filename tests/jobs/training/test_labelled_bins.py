@@ -61,6 +61,17 @@ def test_a_manifest_that_names_no_place_for_its_photos_needs_a_root(tmp_path: Pa
     assert read_labelled_bins(training_config(str(uri), allowed_root=("/photos",))).roots == ("/photos",)
 
 
+def test_files_that_disagree_on_the_place_of_their_photos_need_a_root(tmp_path: Path) -> None:
+    table = read_table(write_dump(tmp_path / "dump"))
+    for number, place in enumerate(("/first", "/second")):
+        part = table.slice(100 * number, 100).replace_schema_metadata({"images_uri": place})
+        write_table(str(tmp_path / "parts" / f"{number}.parquet"), part)
+    uri = str(tmp_path / "parts")
+    with pytest.raises(InputError, match="the files disagree on images_uri; say with --allowed-root"):
+        read_labelled_bins(training_config(uri))
+    assert read_labelled_bins(training_config(uri, allowed_root=("/photos",))).roots == ("/photos",)
+
+
 def test_what_else_a_manifest_holds_is_not_read(tmp_path: Path) -> None:
     """Two columns of one name, as a join leaves them, are none that audit or evaluation would refuse."""
     uri = Path(write_dump(tmp_path / "dump"))
@@ -146,10 +157,14 @@ def blocks_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_photo_s_hash_is_its_bin_s_in_whatever_order_blocks_end(blocks_in_any_order: None, tmp_path: Path) -> None:
-    made = training_config(write_dump(tmp_path / "dump"))
+    moves = [1, *[0] * (NUM_BINS - 1)]
+    # as many as may be missing of the rest
+    made = training_config(
+        write_dump(tmp_path / "dump", moves_since_photo=moves), max_unusable_share=1 / (NUM_BINS - 1)
+    )
     (tmp_path / "dump" / "bin-images" / "00003.jpg").unlink()
     found = check_photos(read_labelled_bins(made), made)
-    assert found.left_out == {"missing_image": 1} and found.table.num_rows == NUM_BINS - 1
+    assert found.left_out == {"moved": 1, "missing_image": 1} and found.table.num_rows == NUM_BINS - 2
     for row in found.table.to_pylist():
         assert row["image_sha256"] == hashlib.sha256(Path(row["image_uri"]).read_bytes()).hexdigest()
 

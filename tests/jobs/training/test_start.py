@@ -37,10 +37,17 @@ def test_what_a_bundles_weights_have_learned_from_is_not_asked_for_and_stays_kno
     assert found.left_out == {"photo_of_another_split": 1}
     gone = set(bins["bin_id"].to_pylist()) - set(found.table["bin_id"].to_pylist())
     assert gone == {bins["bin_id"][tested].as_py()}
-    images = {row["image_sha256"]: row["split"] for row in all_photos(found.table, start.seen).to_pylist()}
-    assert len(images) == NUM_BINS - 1 + 2
+    photos = all_photos(found.table, start.seen)
+    images = {row["image_sha256"]: row["split"] for row in photos.to_pylist()}
+    assert len(images) == photos.num_rows == NUM_BINS - 1 + 2
     expected = {trained: "train", selected: "selection", tested: "train", NUM_BINS: "selection"}
     assert {i: images.get(f"{i:064x}") for i in before} == expected | {NUM_BINS + 1: None}
+
+
+def test_weights_are_drawn_by_the_seed() -> None:
+    first, again, other = (read_start(training_config(weights="none", seed=seed)).state for seed in (1, 1, 2))
+    (name,) = (name for name in first if name.endswith("conv1.weight") and "layer" not in name)
+    assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
 
 
 @pytest.mark.parametrize("weights", ["missing.pth", "missing.safetensors"])
