@@ -6,9 +6,8 @@ r"""Measures a bundle on labelled bins: counts, calibration, and how well it dou
         --bundle-uri s3://stock/bundles/2026-11 --output-uri s3://stock/evaluations/2026-11
 
 Writes metrics.json (every figure, bundle, manifest, settings, versions) and index.html (a page with plots and the worst
-errors with their photos) below --output-uri. Exit codes: 0 written, 1 could not be
-completed, or written but more than 5 % of the photos have no score or fewer than 99 % of the counts in int8 are those
-without it, 2 bad arguments or inputs.
+errors with their photos) below --output-uri. Exit codes: 0 written, 1 could not be completed, or written but more than
+5 % of the photos have no score or fewer than 99 % of the counts in int8 are those without it, 2 bad arguments or inputs.
 """
 
 from __future__ import annotations

@@ -119,11 +119,15 @@ CONCLUSION_COLUMNS = [
         pa.float32(),
         "1 for priority, for random sample size over assessed bins: no weight by itself, as a random bin that scores above the list's lowest would have been counted in any case and stands for itself.",
     ),
-    column("certificate_p", pa.float32(), "Conformal p-value against the random recounts."),
+    column(
+        "certificate_p",
+        pa.float32(),
+        "Conformal p-value against the random recounts; also where they are too few (below 200) to certify any bin.",
+    ),
     column(
         "certified_at",
         pa.float32(),
-        "Smallest false-discovery rate at which the bin is certified; a rate holds for all bins up to it together. Ask for `<= 0.301`, not `<= 0.3`: in double precision (Spark) the stored 0.3 is a little more.",
+        "Smallest false-discovery rate at which the bin is certified, null below 200 random counts; a rate holds for all bins up to it together. Ask for `<= 0.301`, not `<= 0.3`: in double precision (Spark) the stored 0.3 is a little more.",
     ),
     column("last_counted_at", TIMESTAMP, "When a person last counted the bin."),
     column("last_counted_qty", pa.int32(), "What that person counted."),

@@ -29,8 +29,8 @@ class AuditConfig(JobConfig):
     """Share of the budget drawn at random (at least 10 bins); without it nothing can be claimed, only ranked."""
 
     alpha: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.1, 0.2, 0.3, 0.5), min_length=1)
-    """False-discovery rates at which bins are certified, given enough random recounts; several in a row, or the flag
-    again."""
+    """False-discovery rates at which bins are certified, given 200 random counts in the last 30 days; several in a row, or
+    the flag again."""
 
     objective: Literal["probability", "value"] = "probability"
     """What the priority list ranks by; `value` needs unit_value in every row and one currency."""

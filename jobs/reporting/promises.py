@@ -1,7 +1,8 @@
 """Promises kept: what past nights claimed about their lists, against what people found; and who is wrong repeatedly.
 
 Both come from `jobs.counting.history`, so that the page, the summary and the next audit's record model agree on what is
-resolved. Claims and finds are compared over the same bins, and only of lists that are 90 % resolved: matches come in at once and mismatches wait for their second count, so a list half counted finds too little.
+resolved. Claims and finds are compared over the same bins, and only of lists that are 90 % resolved: matches come in at
+once and mismatches wait for their second count, so a list half counted finds too little.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Fetches and decodes the photos of a shard on CPU workers: many requests in flight, each photo decoded as it comes.
 
-Ray's `download()` expression is not used: it turns every failure into a null and has lost existing files at random. Here every row keeps a status and an error.
+Ray's `download()` expression is not used: it turns every failure into a null and has lost existing files at random.
+Here every row keeps a status and an error.
 """
 
 from __future__ import annotations
